@@ -1,0 +1,73 @@
+"""Task vector: learn the forget set a second time, and subtract what changed.
+
+(Editing models with task arithmetic, arXiv 2212.04089; MUSE uses alpha = 5.)
+
+    theta_unlearned = theta - alpha * (theta_finetuned_on_forget - theta)
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..data import Examples
+from .base import Edit, Objective, require
+from .batch import PairedBatch
+from .loss import Loss, PerToken
+from .trainer import train_objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Remember(Objective):
+    """Ordinary fine-tuning on the forget set: the task whose vector is negated."""
+
+    def loss(self, batch: PairedBatch) -> Loss:
+        """batch.forget.token_nll: [label tokens]."""
+        return Loss(forget=PerToken(batch["forget"].token_nll, "forget"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskVector(Edit):
+    """Negated fine-tuning on the forget set.
+
+    Args:
+        alpha: how far to go against the fine-tuning direction, >= 0; 0 changes nothing, 5 in MUSE.
+    """
+
+    alpha: float = 5.0
+
+    def __post_init__(self) -> None:
+        require("alpha", self.alpha, at_least=0)
+
+    def _apply(
+        self,
+        model: Any,
+        forget: Examples,
+        retain: Examples | None,
+        *,
+        tokenizer: Any,
+        args: Any,
+        peft_config: Any,
+        callbacks: Sequence[Any],
+    ) -> Any:
+        """Fine-tunes a copy on forget rows with `args`, then edits `model`; retain rows are not needed."""
+        tuned = train_objective(
+            _Remember(),
+            copy.deepcopy(model),
+            forget,
+            None,
+            tokenizer=tokenizer,
+            args=args,
+            peft_config=peft_config,
+            callbacks=callbacks,
+        )
+        if peft_config is not None:
+            tuned = tuned.merge_and_unload()
+        with torch.no_grad():
+            for ours, theirs in zip(model.parameters(), tuned.parameters(), strict=True):
+                ours -= self.alpha * (theirs - ours)
+        return model

@@ -1,0 +1,319 @@
+"""One trainer for every objective: transformers' Trainer with paired rows, cached references and exact counts.
+
+transformers divides a loss by the number of label tokens only when a batch has one top-level `labels`. Here every
+term has its own count, so the counts of all parts are added up over the accumulated batch and all processes
+before the first forward pass of a step, and each term is divided by its own.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from ..data import Examples
+from ..data.encoding import Encoded, encode_all
+from ..errors import MethodError, NotFinite
+from ..models.layout import anatomy as anatomy_of
+from .base import Objective, Phase
+from .batch import make_parts, run
+from .reference import Reference, Wanted, compute
+from .stream import Collator, EpochSampler, UnlearnRows
+
+
+@dataclass
+class UnlearnArguments(TrainingArguments):
+    """transformers' TrainingArguments with the defaults of the field (open-unlearning's), and three of ours.
+
+    Args:
+        max_length: tokens a row may have; longer answers are cut.
+        cache_references: keep what the loss needs from the model before unlearning on disk.
+        warmup_epochs: epochs of linear warm-up, unless `warmup_steps` is given.
+    """
+
+    output_dir: str | None = field(default=None)
+    learning_rate: float = 1e-5
+    weight_decay: float = 0.01
+    num_train_epochs: float = 10.0
+    per_device_train_batch_size: int = 8
+    lr_scheduler_type: str = "linear"
+    logging_steps: float = 1
+    logging_nan_inf_filter: bool = False
+    save_strategy: str = "no"
+    report_to: str | list[str] | None = "none"
+    remove_unused_columns: bool = False
+    disable_tqdm: bool | None = None
+    max_length: int = 512
+    cache_references: bool = True
+    warmup_epochs: float = 1.0
+
+    def __post_init__(self) -> None:
+        import sys
+        import tempfile
+
+        if self.output_dir is None:
+            self.output_dir = tempfile.mkdtemp(prefix="unwrite-")
+        if self.disable_tqdm is None:
+            self.disable_tqdm = not sys.stderr.isatty()
+        super().__post_init__()
+
+
+def training_arguments(args: UnlearnArguments | dict[str, Any] | None) -> UnlearnArguments:
+    """Arguments from a dict of differences; on a machine without accelerator the CPU is used."""
+    if isinstance(args, UnlearnArguments):
+        return args
+    if isinstance(args, TrainingArguments):
+        raise MethodError("args is a plain TrainingArguments; pass UnlearnArguments, or a dict of settings.")
+    known = set(UnlearnArguments.__dataclass_fields__)
+    for name in args or {}:
+        if name not in known:
+            from ..errors import unknown
+
+            raise MethodError(unknown("training argument", name, known))
+    return UnlearnArguments(**(args or {}))
+
+
+class UnlearnTrainer(Trainer):
+    """Minimises the terms of one phase of an objective."""
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self, objective: Objective, phase: Phase, rows: UnlearnRows, reference: Reference, **options: Any
+    ) -> None:
+        self.objective, self.phase, self.rows, self.reference = objective, phase, rows, reference
+        self.sampler = EpochSampler(rows)
+        self.counts: dict[str, Tensor] = {}
+        self._sums: dict[str, list[float]] = {}
+        super().__init__(train_dataset=rows, **options)
+        self.add_callback(_TellEpoch(self.sampler))
+        needed = objective.needed()
+        self.layers = tuple(sorted({int(n.split(":")[1]) for n in needed if n.startswith("hidden:")}))
+        self.blocks = (
+            [block.module for block in anatomy_of(self.accelerator.unwrap_model(self.model)).blocks]
+            if self.layers
+            else []
+        )
+        self.logits = not self.layers or objective.retain_loss != "none" or bool(needed & {"nll", "logits"})
+        self.retain_mask = objective.kl_mask if objective.retain_loss == "kl" else None
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        return self.sampler
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The phase's own optimiser, or the arguments' (fused AdamW)."""
+        if self.optimizer is None and self.phase.optimiser is not None:
+            self.optimizer = self.phase.optimiser([p for p in self.model.parameters() if p.requires_grad])
+        return super().create_optimizer() if self.optimizer is None else self.optimizer
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """Collects one optimiser step's batches and counts rows, tokens and positions of every part."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        totals = {
+            f"{part}.{unit}": 0
+            for part in ("forget", "alternate", "retain")
+            for unit in ("rows", "tokens", "positions")
+        }
+        for batch in batches:
+            for name, part in make_parts(batch, self.retain_mask).present():
+                totals[f"{name}.rows"] += part.labels.shape[0]
+                totals[f"{name}.tokens"] += int((part.labels[:, 1:] != -100).sum())
+                totals[f"{name}.positions"] += int(part.where.sum())
+        # Across processes: one all-reduce of nine numbers a step.
+        counts = torch.tensor([float(v) for v in totals.values()], device=device)
+        if self.accelerator.num_processes > 1:
+            counts = self.accelerator.reduce(counts, reduction="sum")
+        self.counts = dict(zip(totals, counts, strict=True))
+        return batches, None
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """The sum of all terms, each over its own count.
+
+        Raises:
+            NotFinite: the loss is no number any more.
+        """
+        batch = make_parts(inputs, self.retain_mask)
+        self.reference.attach(batch)
+        run(model, batch, layers=self.layers, blocks=self.blocks, logits=self.logits)
+        loss = self.phase.loss(batch)
+        totals = {name: term.total(self.counts) for name, term in loss.terms.items()}
+        total = torch.stack(list(totals.values())).sum()
+        if not torch.isfinite(total):
+            parts = ", ".join(f"{name} {value.item():.3g}" for name, value in totals.items())
+            raise NotFinite(
+                f"the loss stopped being finite at step {self.state.global_step + 1} ({parts}). "
+                "Lower the learning rate, or stop earlier."
+            )
+        self._keep_logs(totals, loss.logs)
+        # Data parallelism averages gradients over processes; the counts are already global.
+        return total * self.accelerator.num_processes
+
+    def _keep_logs(self, totals: dict[str, Tensor], logs: dict[str, Tensor | float]) -> None:
+        for name, value in totals.items():
+            self._sums.setdefault(f"{name}_loss", []).append(
+                float(value.detach()) * self.current_gradient_accumulation_steps
+            )
+        for name, number in logs.items():
+            self._sums.setdefault(name, []).append(float(number.detach() if isinstance(number, Tensor) else number))
+        weight = self._sums.get("weight")
+        if weight and self.state.global_step < 3 and weight[-1] < 1e-3:
+            warnings.warn(
+                f"the mean gradient weight is {weight[-1]:.1e} at step {self.state.global_step + 1}: the loss is "
+                "saturated, as happens with a large beta on long answers. Lower beta.",
+                stacklevel=2,
+            )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the means of the terms and of what the objective logs since the last line."""
+        if self._sums and "loss" in logs:
+            logs |= {name: sum(values) / len(values) for name, values in self._sums.items()}
+            self._sums = {}
+        super().log(logs, start_time)
+
+
+class _TellEpoch(TrainerCallback):
+    """Sets the sampler's epoch before each epoch, also in the middle of a resumed one."""
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.sampler.set_epoch(int((state.epoch or 0.0) + 1e-6))
+
+
+def train_objective(
+    objective: Objective,
+    model: Any,
+    forget: Examples,
+    retain: Examples | None,
+    *,
+    tokenizer: Any,
+    args: UnlearnArguments | dict[str, Any] | None = None,
+    peft_config: Any = None,
+    callbacks: Sequence[Any] = (),
+) -> Any:
+    """Encodes the rows, computes references from the model as it is, and runs the phases one after the other."""
+    settings = training_arguments(args)
+    rows = {"forget": encode_all(forget, tokenizer, settings.max_length)}
+    alternates = objective.alternates(forget, settings.seed)
+    if alternates is not None:
+        rows["alternate"] = encode_all(alternates, tokenizer, settings.max_length)
+    if retain is not None:
+        rows["retain"] = encode_all(retain, tokenizer, settings.max_length)
+    if peft_config is not None:
+        from peft import get_peft_model
+
+        model = get_peft_model(model, peft_config)
+    before = _freeze(objective, model)
+    try:
+        for number, phase in enumerate(objective.phases()):
+            _train_phase(objective, phase, number, model, rows, tokenizer, settings, callbacks)
+    finally:
+        for parameter, flag in before:
+            parameter.requires_grad_(flag)
+    model.eval()
+    return model
+
+
+def _freeze(objective: Objective, model: Any) -> list[tuple[Tensor, bool]]:
+    """Leaves only the objective's own parameters trainable; returns what to restore."""
+    before = [(p, p.requires_grad) for p in model.parameters()]
+    chosen = objective.trainable(anatomy_of(model)) if not hasattr(model, "peft_config") else None
+    if chosen is not None:
+        wanted = {id(p) for p in chosen}
+        if not wanted:
+            raise MethodError(f"{type(objective).__name__} selects no parameter of this model to train.")
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) in wanted)
+    return before
+
+
+def _train_phase(
+    objective: Objective,
+    phase: Phase,
+    number: int,
+    model: Any,
+    rows: dict[str, list[Encoded]],
+    tokenizer: Any,
+    args: UnlearnArguments,
+    callbacks: Sequence[Any],
+) -> None:
+    uses_retain = phase.stream != "forget" and (
+        phase.stream in ("retain", "mixed")
+        or objective.retain_loss != "none"
+        or any(n == "retain nll" or "hidden:" in n for n in objective.needed())
+    )
+    data = UnlearnRows(
+        phase.stream,
+        rows["forget"],
+        rows.get("retain", ()) if uses_retain else (),
+        rows.get("alternate", ()),
+        args.seed,
+    )
+    if phase.epochs is not None:
+        args.num_train_epochs = phase.epochs
+    reference = _reference(objective, model, rows, data, tokenizer.pad_token_id, args)
+    trainer = UnlearnTrainer(
+        objective,
+        phase,
+        data,
+        reference,
+        model=model,
+        args=args,
+        data_collator=Collator(tokenizer.pad_token_id),
+        callbacks=list(callbacks),
+    )
+    if not args.warmup_steps and args.warmup_epochs:
+        per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        args.warmup_steps = int(args.warmup_epochs * -(-len(data) // per_step))
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+
+
+def _reference(
+    objective: Objective,
+    model: Any,
+    rows: dict[str, list[Encoded]],
+    data: UnlearnRows,
+    pad_id: int,
+    args: UnlearnArguments,
+) -> Reference:
+    needed = objective.needed()
+    nll = tuple(p for p, n in (("forget", "reference nll"), ("alternate", "reference alternate nll")) if n in needed)
+    logits = (("forget",) if "reference logits" in needed else ()) + (
+        ("retain",) if objective.retain_loss == "kl" else ()
+    )
+    layers = tuple(sorted(int(n.split(":")[1]) for n in needed if n.startswith("reference hidden:")))
+    if layers and "retain" not in rows:
+        layers = ()
+    wanted = Wanted(nll, logits, layers, objective.kl_mask if objective.retain_loss == "kl" else None)
+    if not (nll or logits or layers):
+        return Reference()
+    touched = dict(rows)
+    if "retain" in rows and data.stream == "paired" and data.retain:
+        touched["retain"] = [rows["retain"][i] for i in data.retain_rows(int(-(-args.num_train_epochs // 1)))]
+    blocks = [block.module for block in anatomy_of(model).blocks] if layers else []
+    with _adapter_off(model):
+        return compute(
+            model,
+            wanted,
+            touched,
+            blocks=blocks,
+            pad_id=pad_id,
+            batch_size=args.per_device_train_batch_size,
+            disk=args.cache_references,
+        )
+
+
+def _adapter_off(model: Any) -> Any:
+    import contextlib
+
+    return model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext()
