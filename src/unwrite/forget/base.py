@@ -28,7 +28,12 @@ RetainLoss = Literal["none", "nll", "kl"]
 
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
-    """Anything that takes a forget set out of a model."""
+    """Anything that takes a forget set out of a model.
+
+    `training` holds the training arguments that differ from `UnlearnArguments` for this method.
+    """
+
+    training: ClassVar[dict[str, Any]] = {}
 
     def apply(
         self,
@@ -150,6 +155,10 @@ class Objective(Method):
     @abstractmethod
     def loss(self, batch: PairedBatch) -> Loss:
         """The forget loss of one batch, without weights and retain term."""
+
+    def retain_positions(self) -> KLMask | None:
+        """Where retain logits are taken; None for the positions that predict a label."""
+        return self.kl_mask if self.retain_loss == "kl" else None
 
     def phases(self) -> list[Phase]:
         """What training consists of: by default one phase on paired rows."""

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ..data import Examples
 from ..data.encoding import Encoded, encode_all
 from ..errors import MethodError, NotFinite
-from ..models.layout import anatomy as anatomy_of
+from ..models import anatomy as anatomy_of
 from .base import Objective, Phase
 from .batch import make_parts, run
 from .reference import Reference, Wanted, compute
@@ -47,6 +47,7 @@ class UnlearnArguments(TrainingArguments):
     save_strategy: str = "no"
     report_to: str | list[str] | None = "none"
     remove_unused_columns: bool = False
+    dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
     disable_tqdm: bool | None = None
     max_length: int = 512
     cache_references: bool = True
@@ -63,8 +64,10 @@ class UnlearnArguments(TrainingArguments):
         super().__post_init__()
 
 
-def training_arguments(args: UnlearnArguments | dict[str, Any] | None) -> UnlearnArguments:
-    """Arguments from a dict of differences; on a machine without accelerator the CPU is used."""
+def training_arguments(
+    args: UnlearnArguments | dict[str, Any] | None, defaults: dict[str, Any] | None = None
+) -> UnlearnArguments:
+    """Arguments from a dict of differences, which go before a method's own defaults."""
     if isinstance(args, UnlearnArguments):
         return args
     if isinstance(args, TrainingArguments):
@@ -75,7 +78,7 @@ def training_arguments(args: UnlearnArguments | dict[str, Any] | None) -> Unlear
             from ..errors import unknown
 
             raise MethodError(unknown("training argument", name, known))
-    return UnlearnArguments(**(args or {}))
+    return UnlearnArguments(**{**(defaults or {}), **(args or {})})
 
 
 class UnlearnTrainer(Trainer):
@@ -92,6 +95,7 @@ class UnlearnTrainer(Trainer):
         self._sums: dict[str, list[float]] = {}
         super().__init__(train_dataset=rows, **options)
         self.add_callback(_TellEpoch(self.sampler))
+        self.remove_callback(PrinterCallback)
         needed = objective.needed()
         self.layers = tuple(sorted({int(n.split(":")[1]) for n in needed if n.startswith("hidden:")}))
         self.blocks = (
@@ -100,7 +104,7 @@ class UnlearnTrainer(Trainer):
             else []
         )
         self.logits = not self.layers or objective.retain_loss != "none" or bool(needed & {"nll", "logits"})
-        self.retain_mask = objective.kl_mask if objective.retain_loss == "kl" else None
+        self.retain_mask = objective.retain_positions()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         return self.sampler
@@ -202,7 +206,7 @@ def train_objective(
     callbacks: Sequence[Any] = (),
 ) -> Any:
     """Encodes the rows, computes references from the model as it is, and runs the phases one after the other."""
-    settings = training_arguments(args)
+    settings = training_arguments(args, objective.training)
     rows = {"forget": encode_all(forget, tokenizer, settings.max_length)}
     alternates = objective.alternates(forget, settings.seed)
     if alternates is not None:
@@ -294,13 +298,13 @@ def _reference(
     layers = tuple(sorted(int(n.split(":")[1]) for n in needed if n.startswith("reference hidden:")))
     if layers and "retain" not in rows:
         layers = ()
-    wanted = Wanted(nll, logits, layers, objective.kl_mask if objective.retain_loss == "kl" else None)
+    wanted = Wanted(nll, logits, layers, objective.retain_positions())
     if not (nll or logits or layers):
         return Reference()
     touched = dict(rows)
     if "retain" in rows and data.stream == "paired" and data.retain:
         touched["retain"] = [rows["retain"][i] for i in data.retain_rows(int(-(-args.num_train_epochs // 1)))]
-    blocks = [block.module for block in anatomy_of(model).blocks] if layers else []
+    blocks = _blocks(model) if layers else []
     with _adapter_off(model):
         return compute(
             model,
@@ -317,3 +321,7 @@ def _adapter_off(model: Any) -> Any:
     import contextlib
 
     return model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext()
+
+
+def _blocks(model: Any) -> list[Any]:
+    return [block.module for block in anatomy_of(model).blocks]

@@ -9,7 +9,7 @@ the rest keeps its mutual ratios, so the loss is bounded and needs no retain set
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -36,6 +36,7 @@ class UNDIAL(Objective):
 
     strength: float = 10.0
     reads: ClassVar[frozenset[str]] = frozenset({"logits", "reference logits"})
+    training: ClassVar[dict[str, Any]] = {"learning_rate": 1e-4}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,0 +1,167 @@
+"""The catalogue: every system and every method, read from `catalog.toml`.
+
+The command line, the documentation, the web page and the tests list from here, never by hand. Verdicts are not
+in it: they are read from the stored results.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import tomllib
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any, Literal, get_args
+
+from .errors import MethodError, UnwriteError, unknown
+
+Family = Literal["forget", "audit", "shield", "decode", "diffusion", "cache", "nets", "recipes", "papers"]
+Kind = Literal["objective", "edit", "guard"]
+Intent = Literal["removal", "suppression"]
+NEEDS = (
+    "forget set",
+    "retain set",
+    "paraphrases",
+    "wrong answers",
+    "classifier",
+    "gradient access",
+    "logits only",
+    "text only",
+    "retrain reference",
+    "labels",
+    "original training data",
+)
+
+
+@dataclass(frozen=True)
+class System:
+    """One published system.
+
+    Args:
+        slug, title, paper, year: its short name here, and where it was published.
+        family: the part of the library it lives in.
+        status: "done" once its four places exist, else "planned".
+        claim: what the paper says, in one line.
+    """
+
+    slug: str
+    title: str
+    paper: str
+    year: int
+    family: Family
+    status: Literal["planned", "done"]
+    claim: str
+
+    def __post_init__(self) -> None:
+        _one_of(self.slug, "family", self.family, get_args(Family))
+        _one_of(self.slug, "status", self.status, ("planned", "done"))
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The stored result of `unwrite reproduce`, or None."""
+        path = files("unwrite").joinpath("results", f"{self.slug}.json")
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    @property
+    def verdict(self) -> str | None:
+        """What was measured here: "reproduced", "partly", "not reproduced", "needs GPU", or None yet."""
+        return self.result["verdict"] if self.result else None
+
+
+@dataclass(frozen=True)
+class MethodRecord:
+    """One forgetting method and what helps a person choose it.
+
+    Args:
+        slug: its name on the command line.
+        entry: "module:Class".
+        kind: objective, edit or guard.
+        intent: what its authors claim: removal from the weights, or suppression of the output.
+        needs: what it takes; a subset of `NEEDS`.
+        guarantee: "exact", "(epsilon, delta)", "empirical" or "none".
+        cost: training and inference, in words.
+        weights_changed, reversible: whether the model given is altered, and whether that can be undone.
+        system: the slug of the system it is, or None for a baseline.
+        loader: the name under which models saved by a guard say they are to be loaded.
+    """
+
+    slug: str
+    title: str
+    paper: str
+    year: int
+    entry: str
+    kind: Kind
+    intent: Intent
+    needs: tuple[str, ...]
+    guarantee: Literal["exact", "(epsilon, delta)", "empirical", "none"]
+    cost: str
+    weights_changed: bool
+    reversible: bool
+    system: str | None = None
+    loader: str | None = None
+
+    def __post_init__(self) -> None:
+        _one_of(self.slug, "kind", self.kind, get_args(Kind))
+        _one_of(self.slug, "intent", self.intent, get_args(Intent))
+        _one_of(self.slug, "guarantee", self.guarantee, ("exact", "(epsilon, delta)", "empirical", "none"))
+        for need in self.needs:
+            _one_of(self.slug, "needs", need, NEEDS)
+        if self.intent == "suppression" and not self.weights_changed and not self.reversible:
+            raise UnwriteError(f"catalog.toml: {self.slug} suppresses without changing weights, so it is reversible.")
+
+    def load(self) -> Any:
+        """The method's class."""
+        return load_entry(self.entry)
+
+
+def _one_of(slug: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UnwriteError(f"catalog.toml: {slug}: {name} is {value!r}; use one of {', '.join(allowed)}.")
+
+
+def load_entry(entry: str) -> Any:
+    """What "module:name" names."""
+    module, name = entry.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+@lru_cache(maxsize=1)
+def _read() -> tuple[dict[str, System], dict[str, MethodRecord]]:
+    data = tomllib.loads(files("unwrite").joinpath("catalog.toml").read_text(encoding="utf-8"))
+    systems = {row["slug"]: System(**row) for row in data["system"]}
+    methods = {row["slug"]: MethodRecord(**{**row, "needs": tuple(row["needs"])}) for row in data["method"]}
+    return systems, methods
+
+
+def systems() -> dict[str, System]:
+    """All systems by slug, in the catalogue's order."""
+    return _read()[0]
+
+
+def methods() -> dict[str, MethodRecord]:
+    """All forgetting methods by slug, in the catalogue's order."""
+    return _read()[1]
+
+
+def system(slug: str) -> System:
+    """One system; an unknown slug is refused with the nearest one."""
+    if slug not in systems():
+        raise MethodError(unknown("system", slug, systems()))
+    return systems()[slug]
+
+
+def method(slug: str) -> MethodRecord:
+    """One method; an unknown slug is refused with the nearest one."""
+    if slug not in methods():
+        raise MethodError(unknown("method", slug, methods()))
+    return methods()[slug]
+
+
+def record_of(cls: type) -> MethodRecord:
+    """The record of a method's class."""
+    entry = f"{cls.__module__}:{cls.__name__}"
+    for record in methods().values():
+        if record.entry == entry:
+            return record
+    raise MethodError(f"{cls.__name__} has no record in catalog.toml.")
