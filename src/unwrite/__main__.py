@@ -1,0 +1,5 @@
+"""python -m unwrite"""
+
+from .cli import main
+
+main()

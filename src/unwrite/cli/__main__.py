@@ -1,0 +1,5 @@
+"""python -m unwrite.cli"""
+
+from . import main
+
+main()

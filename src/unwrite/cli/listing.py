@@ -1,0 +1,59 @@
+"""unwrite systems, unwrite methods: what there is, and what helps a person choose."""
+
+from __future__ import annotations
+
+from .. import catalog
+from .output import console, print_json
+
+VERDICT_COLOURS = {"reproduced": "green", "partly": "yellow", "not reproduced": "red", "needs GPU": "blue"}
+
+
+def systems(*, json: bool = False) -> None:
+    """List all systems: family, status, and the verdict measured here.
+
+    Args:
+        json: print JSON instead of a table.
+    """
+    rows = [
+        {
+            "slug": s.slug,
+            "family": s.family,
+            "status": s.status,
+            "verdict": s.verdict,
+            "title": s.title,
+            "paper": s.paper,
+        }
+        for s in catalog.systems().values()
+    ]
+    if json:
+        print_json(rows)
+        return
+    from rich.table import Table
+
+    table = Table("slug", "family", "status", "verdict", "title", box=None, header_style="bold")
+    for row in rows:
+        verdict = row["verdict"] or ""
+        colour = VERDICT_COLOURS.get(verdict, "dim")
+        table.add_row(row["slug"], row["family"], row["status"], f"[{colour}]{verdict}[/]", row["title"])
+    console().print(table)
+
+
+def methods(*, json: bool = False) -> None:
+    """List the forgetting methods: what each intends, needs, guarantees and costs.
+
+    Args:
+        json: print JSON instead of a table.
+    """
+    if json:
+        print_json([vars(record) | {"needs": list(record.needs)} for record in catalog.methods().values()])
+        return
+    from rich.table import Table
+
+    table = Table(
+        "method", "kind", "intent", "needs", "guarantee", "cost", "undo", header_style="bold", show_lines=False
+    )
+    for record in catalog.methods().values():
+        needs = ", ".join(need for need in record.needs if need != "forget set")
+        undo = "yes" if record.reversible else "no"
+        table.add_row(record.slug, record.kind, record.intent, needs, record.guarantee, record.cost, undo)
+    console().print(table)

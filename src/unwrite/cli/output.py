@@ -1,0 +1,36 @@
+"""What every command prints with: a console for people, JSON for programs, quiet libraries."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import logging
+import warnings
+from functools import lru_cache
+from typing import Any
+
+
+@lru_cache(maxsize=1)
+def console() -> Any:
+    """The terminal, by rich."""
+    from rich.console import Console
+
+    return Console()
+
+
+def print_json(value: Any) -> None:
+    """JSON on standard output, for `--json`."""
+    print(jsonlib.dumps(value, indent=2, ensure_ascii=False, sort_keys=False))
+
+
+def quiet_libraries() -> None:
+    """Keeps transformers' and torch's own bars and notices out of a command's output."""
+    import os
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category)
+    from transformers.utils import logging as hf
+
+    hf.set_verbosity_error()
+    hf.disable_progress_bar()
