@@ -1,0 +1,161 @@
+"""One optimiser step of NPO, ours against the same method as open-unlearning computes it.
+
+The peer keeps a second live model for the reference, runs the vocabulary head at every position, runs forget and retain
+rows apart, and for its KL term runs the policy on the retain rows twice. Both sides use the same weights, the
+same rows, the same fused AdamW, and are timed in turns; a pair is one step of each.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pydoc_data.topics
+import time
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..data import Example, Examples
+from ..data.encoding import Encoded, encode_all, pad
+from ..forget import NPO
+from ..forget.batch import make_parts, run
+from ..forget.reference import Wanted, compute
+from ..scoring import prediction_mask
+
+Step = Callable[[], float]
+
+
+def text_rows(count: int, words: int, skip: int = 0) -> Examples:
+    """Plain text of the Python manual that comes with Python, `words` words a row."""
+    all_words = " ".join(pydoc_data.topics.topics.values()).split()
+    picks = (all_words[(skip + i) * words : (skip + i + 1) * words] for i in range(count))
+    return Examples([Example(answer=" ".join(pick)) for pick in picks], "manual")
+
+
+def peer_step(
+    model: Any, reference: Any, forget: dict[str, Tensor], retain: dict[str, Tensor], retain_loss: str
+) -> Step:
+    """NPO + retain term with a live reference and full logits."""
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+
+    def logits(of: Any, rows: dict[str, Tensor]) -> Tensor:
+        return of(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).logits
+
+    def answer_nll(of: Any, rows: dict[str, Tensor]) -> Tensor:
+        scores, labels = logits(of, rows)[:, :-1].contiguous(), rows["labels"][:, 1:].contiguous()
+        return F.cross_entropy(scores.transpose(-1, -2), labels, reduction="none").sum(-1)
+
+    def step() -> float:
+        with torch.no_grad():
+            before = answer_nll(reference, forget)
+        loss = -(2 / 0.1) * F.logsigmoid(0.1 * (answer_nll(model, forget) - before)).mean()
+        if retain_loss == "nll":
+            loss = loss + model(**{k: retain[k] for k in ("input_ids", "attention_mask", "labels")}).loss
+        else:
+            with torch.no_grad():
+                target = logits(reference, retain).log_softmax(-1).flatten(0, 1)
+                model(**{k: retain[k] for k in ("input_ids", "attention_mask", "labels")})  # the pass it discards
+            now = logits(model, retain).log_softmax(-1).flatten(0, 1)
+            loss = loss + F.kl_div(now, target, reduction="batchmean", log_target=True)
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def our_step(
+    model: Any, rows: dict[str, list[Encoded]], tensors: dict[str, dict[str, Tensor]], pad_id: int, retain_loss: str
+) -> tuple[Step, float]:
+    """The same, as `UnlearnTrainer` computes it; the second value is the one-time reference pass, in seconds."""
+    objective = NPO(retain_loss=retain_loss)  # type: ignore[arg-type]
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    mask = objective.retain_positions()
+    wanted = Wanted(("forget",), ("retain",) if retain_loss == "kl" else (), (), mask)
+    start = time.perf_counter()
+    reference = compute(model, wanted, rows, blocks=[], pad_id=pad_id, batch_size=len(rows["forget"]), disk=False)
+    once = time.perf_counter() - start
+
+    def step() -> float:
+        batch = make_parts(tensors, mask)
+        counts = {
+            f"{name}.{unit}": torch.tensor(float(value))
+            for name, part in batch.present()
+            for unit, value in (
+                ("rows", len(part.index)),
+                ("tokens", int(prediction_mask(part.labels).sum())),
+                ("positions", int(part.where.sum())),
+            )
+        }
+        reference.attach(batch)
+        run(model, batch, logits=True)
+        loss = torch.stack([term.total(counts) for term in objective.total_loss(batch).terms.values()]).sum()
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        return loss.item()
+
+    return step, once
+
+
+def compare(
+    model: Any, forget: list[Encoded], retain: list[Encoded], pad_id: int, retain_loss: str, pairs: int
+) -> dict[str, Any]:
+    """Medians of paired steps on fixed rows, and their ratio with its middle half."""
+    rows = {"forget": forget, "retain": retain}
+    tensors = {name: pad(part, pad_id) for name, part in rows.items()}
+    model.train()
+    theirs = peer_step(
+        copy.deepcopy(model), copy.deepcopy(model).eval(), tensors["forget"], tensors["retain"], retain_loss
+    )
+    ours, once = our_step(copy.deepcopy(model), rows, tensors, pad_id, retain_loss)
+    theirs()
+    ours()
+    times: list[tuple[float, float]] = []
+    for _ in range(pairs):
+        pair = []
+        for step in (ours, theirs):
+            start = time.perf_counter()
+            step()
+            pair.append(time.perf_counter() - start)
+        times.append((pair[0], pair[1]))
+    ratios = sorted(a / b for a, b in times)
+    del theirs, ours
+    gc.collect()
+    return {
+        "ours_s": median(a for a, _ in times),
+        "peer_s": median(b for _, b in times),
+        "ratio": median(ratios),
+        "middle_half": (ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]),
+        "reference_once_s": once,
+    }
+
+
+def cases(tokenizer: Any, batch: int) -> Iterator[tuple[str, str, list[Encoded], list[Encoded]]]:
+    """(rows, retain term, forget rows, retain rows)."""
+    from ..data import authors
+
+    split = authors()
+    assert split.retain is not None
+    questions = encode_all(split.forget[:batch], tokenizer), encode_all(split.retain[:batch], tokenizer)
+    texts = encode_all(text_rows(batch, 120), tokenizer, 256), encode_all(text_rows(batch, 120, batch), tokenizer, 256)
+    for rows, (forget, retain) in (("questions and answers", questions), ("raw text", texts)):
+        for retain_loss in ("nll", "kl"):
+            yield rows, retain_loss, forget, retain
+
+
+def run_bench(model_name: str = "smollm2-135m", batch: int = 4, pairs: int = 9) -> list[dict[str, Any]]:
+    """All cases; one dict each."""
+    from ..models import load
+
+    loaded = load(model_name)
+    found = []
+    for rows, retain_loss, forget, retain in cases(loaded.tokenizer, batch):
+        case = compare(loaded.model, forget, retain, loaded.tokenizer.pad_token_id, retain_loss, pairs)
+        found.append({"rows": rows, "method": f"NPO + {retain_loss}", "batch": batch, "pairs": pairs, **case})
+    return found

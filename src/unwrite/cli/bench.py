@@ -1,0 +1,49 @@
+"""unwrite bench: speed, as ratios against a named peer in one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from .output import console, print_json, quiet_libraries
+
+
+def bench(
+    what: Literal["unlearn-step"],
+    *,
+    model: str = "smollm2-135m",
+    batch: int = 4,
+    pairs: int = 9,
+    out: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Time one optimiser step against the same method as open-unlearning computes it.
+
+    Args:
+        what: the benchmark.
+        model: what to time it on.
+        batch: forget rows a step.
+        pairs: paired repeats.
+        out: also write the figures there, as JSON.
+        json: print JSON.
+    """
+    from ..bench.unlearn_step import run_bench
+    from ..runs import write_json
+
+    quiet_libraries()
+    rows = run_bench(model, batch, pairs)
+    if out is not None:
+        write_json(out, rows)
+    if json:
+        print_json(rows)
+        return
+    from rich.table import Table
+
+    table = Table(
+        "method", "rows", "ours, s", "peer, s", "ratio", "middle half", "reference once, s", header_style="bold"
+    )
+    for row in rows:
+        low, high = row["middle_half"]
+        figures = (f"{row['ours_s']:.2f}", f"{row['peer_s']:.2f}", f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}")
+        table.add_row(row["method"], row["rows"], *figures, f"{row['reference_once_s']:.2f}")
+    console().print(table)

@@ -1,0 +1,43 @@
+"""unwrite reproduce: measure a paper's claim again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from .output import console, print_json, quiet_libraries
+
+
+def reproduce(
+    slug: str,
+    *,
+    budget: Literal["tiny", "small", "medium", "full"] = "small",
+    seeds: int = 3,
+    out: Path | None = None,
+    dry: bool = False,
+    json: bool = False,
+) -> None:
+    """Run a system's smallest honest experiment, print what came out, and store it.
+
+    Args:
+        slug: the system (unwrite systems).
+        budget: tiny (seconds), small (minutes), medium (hours), full (GPU).
+        seeds: how many seeds.
+        out: store the JSON there instead of in the package's results.
+        dry: don't store anything.
+        json: print JSON.
+    """
+    from ..reproduce.claims import Budget, run, store, table
+
+    quiet_libraries()
+    claim, record = run(slug, Budget(budget, tuple(range(seeds))))
+    if not dry and (budget != "tiny" or out is not None):
+        store(record, out)
+    if json:
+        print_json(record)
+        return
+    console().print(f"[bold]claim[/]    {claim.claim}")
+    console().print(table(claim))
+    for name, held in claim.checks.items():
+        console().print(f"{'[green]holds[/]' if held else '[red]fails[/]'}    {name}")
+    console().print(f"[bold]verdict[/]  {claim.verdict}: {claim.reason}  ({record['seconds']} s)")

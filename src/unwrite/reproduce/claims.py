@@ -1,0 +1,138 @@
+"""What a reproduction returns and how it is kept: claim, what was measured, baselines, controls, verdict."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from .. import catalog
+from ..errors import MethodError, unknown
+from ..runs import versions, write_json
+
+Verdict = Literal["reproduced", "partly", "not reproduced", "needs GPU"]
+Size = Literal["tiny", "small", "medium", "full"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much may be spent: tiny (seconds), small (minutes, small models), medium (hours), full (GPU)."""
+
+    size: Size = "small"
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One measured claim.
+
+    Args:
+        slug: the system's.
+        claim: what the paper says, with its setting.
+        setting: what was run here, in one line.
+        columns: names of the measured figures.
+        rows: {name: figures}, the method and its baselines and controls in the same run, "mean +- sd" already
+            formatted or numbers.
+        verdict, reason: what follows, and why; the reason names the figures it rests on.
+        checks: the single statements the verdict rests on, each true or false.
+        seeds: all seeds used.
+    """
+
+    slug: str
+    claim: str
+    setting: str
+    columns: tuple[str, ...]
+    rows: Mapping[str, tuple[Any, ...]]
+    verdict: Verdict
+    reason: str
+    checks: Mapping[str, bool]
+    seeds: tuple[int, ...]
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def verdict_of(checks: Mapping[str, bool]) -> Verdict:
+    """reproduced if every check holds, partly if some do."""
+    held = sum(checks.values())
+    return "reproduced" if held == len(checks) else "partly" if held else "not reproduced"
+
+
+def spread(values: list[float], digits: int = 3) -> str:
+    """Mean and standard deviation as text."""
+    from statistics import fmean, pstdev
+
+    return f"{fmean(values):.{digits}g} +- {pstdev(values):.2g}" if len(values) > 1 else f"{values[0]:.{digits}g}"
+
+
+def run(slug: str, budget: Budget) -> tuple[Claim, dict[str, Any]]:
+    """Runs a system's experiment; the second value is what is stored: the claim with how it was got."""
+    catalog.system(slug)
+    if budget.size not in get_args(Size):
+        raise MethodError(unknown("budget", budget.size, get_args(Size)))
+    try:
+        module = import_module(f"unwrite.reproduce.{slug.replace('-', '_')}")
+    except ModuleNotFoundError as error:
+        if slug.replace("-", "_") not in str(error):
+            raise
+        raise MethodError(f"{slug} is planned: it has no experiment yet. See: unwrite systems") from None
+    start = time.time()
+    claim = module.run(budget)
+    record = asdict(claim) | {
+        "budget": budget.size,
+        "seconds": round(time.time() - start, 1),
+        "versions": versions(),
+        "machine": machine(),
+        "commit": commit(),
+    }
+    return claim, record
+
+
+def store(record: Mapping[str, Any], folder: Path | None = None) -> Path:
+    """Writes results/<slug>.json in the package, or in another folder."""
+    home = folder or Path(str(files("unwrite").joinpath("results")))
+    path = home / f"{record['slug']}.json"
+    write_json(path, record)
+    return path
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, and GPU if one was there."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        name = models[0] if models else name
+    return {"cpu": name, "cores": os.cpu_count(), "system": platform.system()}
+
+
+def commit() -> str | None:
+    """The commit the code was at, "-dirty" if it had changes; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--", "src"],
+            cwd=here.parents[2],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
+
+
+def table(claim: Claim) -> Any:
+    """The claim as a rich table."""
+    from rich.table import Table
+
+    shown = Table("", *claim.columns, title=claim.setting, title_justify="left", box=None, header_style="bold")
+    for name, figures in claim.rows.items():
+        shown.add_row(name, *[f"{v:.3g}" if isinstance(v, float) else str(v) for v in figures])
+    return shown
