@@ -1,0 +1,114 @@
+"""What a model folder holds, checked before anything in it is trusted.
+
+A pickled file runs code when it is read, remote code when it is imported, and a cut-off download fails deep inside a
+library. All three are found here first, from names and headers alone, and named.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+from ..errors import ModelError
+
+__all__ = ["check_weights", "first_line", "needs_remote_code", "read_json"]
+
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_LFS = b"version https://git-lfs"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of a model folder.
+
+    Raises:
+        ModelError: unreadable, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as JSON ({error}). Download or save it again.") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds a JSON {type(value).__name__}, not an object. Download or save it again.")
+    return value
+
+
+def check_weights(folder: Path, stem: str, *, allow_pickle: bool) -> None:
+    """Makes sure the weights of `folder` are complete safetensors, or pickled and allowed.
+
+    Args:
+        stem: the file name without its ending: `model`, or `adapter_model`.
+
+    Raises:
+        ModelError: no weights, pickled ones that are not allowed, a missing or a truncated file.
+    """
+    index = folder / f"{stem}.safetensors.index.json"
+    single = folder / f"{stem}.safetensors"
+    if single.exists():
+        return _check_file(single)
+    if index.exists():
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise ModelError(f"{index} has no weight_map. Download or save the model again.")
+        for shard in sorted({str(shard) for shard in shards.values()}):
+            if Path(shard).name != shard:
+                raise ModelError(f"{index} names a shard outside its folder: {shard!r}. Don't load this model.")
+            if not (folder / shard).exists():
+                raise ModelError(
+                    f"{folder / shard} is missing: {index.name} names it. Download or copy the model again."
+                )
+            _check_file(folder / shard)
+        return None
+    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED)
+    if not pickled:
+        raise ModelError(f"{folder} holds no {stem}.safetensors. Is it a model folder, and was it copied whole?")
+    if not allow_pickle:
+        raise ModelError(
+            f"{folder / pickled[0]} is pickled, and reading it can run any code. Get the model as safetensors, or pass "
+            "allow_pickle=True if you trust where it is from."
+        )
+    return None
+
+
+def _check_file(path: Path) -> None:
+    """A safetensors file is 8 bytes of header length, a JSON header, and the bytes its last offset ends at."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        start = file.read(len(_LFS))
+        if start == _LFS:
+            raise ModelError(f"{path} is a Git LFS pointer, not the weights. Fetch them with: git lfs pull")
+        if size < 8:
+            raise ModelError(f"{path} is truncated: {size} bytes. Download or copy it again.")
+        length = struct.unpack("<Q", start[:8])[0]
+        if length > size - 8:
+            raise ModelError(
+                f"{path} is truncated or not safetensors: its header should be {length} bytes, the file has {size}. "
+                "Download or copy it again."
+            )
+        file.seek(8)
+        try:
+            header = json.loads(file.read(length))
+            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+            wanted = 8 + length + max(ends, default=0)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ModelError(f"{path} has a broken safetensors header. Download or copy it again.") from error
+    if size != wanted:
+        raise ModelError(f"{path} is truncated: {size} bytes of {wanted}. Download or copy it again.")
+
+
+def needs_remote_code(config: dict[str, Any]) -> str | None:
+    """The code a configuration wants imported from its own folder where transformers has no class for it, or None."""
+    from transformers import CONFIG_MAPPING
+
+    wanted = config.get("auto_map")
+    if not wanted or config.get("model_type") in CONFIG_MAPPING:
+        return None
+    values = wanted.values() if isinstance(wanted, dict) else wanted
+    return ", ".join(sorted({str(value) for value in values}))
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says first; some go on for a page."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

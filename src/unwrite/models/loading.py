@@ -1,0 +1,317 @@
+"""`load(name)`: one call for a bundled model, a local folder, a GGUF file, an adapter, a guard, or a Hub id.
+
+Whatever it is becomes a local folder first; that folder is checked (`checkpoints.py`) and read by transformers
+without a network. So all sources are held to the same rules, and only a Hub id ever reaches out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ModelError, unknown
+from .bundled import BUNDLED, bundled_folder
+from .checkpoints import check_weights, first_line, needs_remote_code, read_json
+from .gguf import converted
+from .quiet import quiet
+
+__all__ = ["Loaded", "load", "load_model", "model_folder", "register_loader"]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready for use.
+
+    Args:
+        model: in evaluation mode, on the device asked for.
+        tokenizer: with a pad token.
+        source: where it is from: `name`, `kind` (bundled, folder, gguf, hub), `folder`, and where there is one
+            `revision` (the Hub's commit), `base` (the same for an adapter's base) and `loader` (a guard's).
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    source: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Options:
+    dtype: torch.dtype | str
+    device: torch.device
+    revision: str | None
+    allow_pickle: bool
+    trust_remote_code: bool
+    offline: bool | None
+
+
+LOADERS: dict[str, Callable[..., Loaded]] = {}
+
+
+def register_loader(name: str, loader: Callable[..., Loaded]) -> None:
+    """Makes folders whose `unwrite.json` says `{"loader": name}` load through `loader(folder, **options)`.
+
+    This is how what is more than one model (a guard) comes back from its `save_pretrained`. The options are those of
+    `load`: dtype, device, revision, allow_pickle, trust_remote_code, offline. The file only names a loader; it can't
+    bring one.
+    """
+    LOADERS[name] = loader
+
+
+def load(
+    name: str | Path,
+    *,
+    dtype: torch.dtype | str = torch.float32,
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    offline: bool | None = None,
+) -> Loaded:
+    """Loads a model and its tokenizer.
+
+    Args:
+        name: a bundled name (`smollm2-135m`; these come first, `./name` is the folder), a local folder, a `.gguf`
+            file, or a Hub id (`org/name`).
+        dtype: of the weights; "auto" takes the checkpoint's.
+        revision: a branch, tag or commit, for a Hub id.
+        allow_pickle: read pickled weights where there are no safetensors; they can run code.
+        trust_remote_code: run the model's own Python, where transformers has no class for it.
+        offline: True never touches the network (a Hub id must be in the local Hub cache). None decides by the source.
+
+    Raises:
+        ModelError: the one line that says what is wrong with which file or name, and what to do.
+    """
+    options = _Options(dtype, _device(device), revision, allow_pickle, trust_remote_code, offline)
+    folder, source = _resolve(str(name), options)
+    guard = _guard(folder)
+    if guard is not None:
+        loaded = guard(folder, **vars(options))
+        return replace(loaded, source={**source, **loaded.source})
+    model, base = _model(folder, source, options)
+    return Loaded(model, _tokenizer(folder, source, options), {**source, **base})
+
+
+def load_model(
+    name: str | Path,
+    *,
+    dtype: torch.dtype | str = torch.float32,
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    offline: bool | None = None,
+) -> nn.Module:
+    """As `load`, for a folder that has no tokenizer (what `trained` writes) or whose tokenizer isn't needed."""
+    options = _Options(dtype, _device(device), revision, allow_pickle, trust_remote_code, offline)
+    folder, source = _resolve(str(name), options)
+    guard = _guard(folder)
+    return guard(folder, **vars(options)).model if guard is not None else _model(folder, source, options)[0]
+
+
+def model_folder(name: str | Path, *, revision: str | None = None, offline: bool | None = None) -> Path:
+    """The local folder that any name `load` takes stands for, downloaded or converted if it must be."""
+    options = _Options(torch.float32, torch.device("cpu"), revision, False, False, offline)
+    return _resolve(str(name), options)[0]
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ModelError(
+            f"device {str(name)!r} cannot be used here ({first_line(error)}). Try device='cpu'."
+        ) from error
+    return torch.device(name)
+
+
+def _resolve(name: str, options: _Options) -> tuple[Path, dict[str, Any]]:
+    """The local folder of any name, and where it is from."""
+    path = Path(name).expanduser()
+    if name in BUNDLED:
+        folder, kind = bundled_folder(name), "bundled"
+    elif path.is_dir():
+        folder, kind = path, "folder"
+    elif path.suffix == ".gguf":
+        folder, kind = converted(path), "gguf"
+    elif path.is_file():
+        raise ModelError(f"{path} is a file. Pass the folder it is in, a .gguf file, or a Hub id.")
+    elif name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ModelError(
+            f"{unknown('model', name, BUNDLED)} There is no such folder or .gguf file either; a Hub id is org/name."
+        )
+    else:
+        folder, kind = _snapshot(name, options), "hub"
+        return folder, {"name": name, "kind": kind, "folder": str(folder), "revision": folder.name}
+    if options.revision is not None:
+        raise ModelError(f"revision {options.revision!r} is for a Hub id; {name} is a {kind}. Leave it out.")
+    return folder, {"name": name, "kind": kind, "folder": str(folder)}
+
+
+def _snapshot(name: str, options: _Options) -> Path:
+    """Downloads what a model needs from the Hub, or finds it in the Hub's cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        IncompleteSnapshotError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
+    wanted += ["*.bin", "*.pt"] if options.allow_pickle else []
+    wanted += ["*.py"] if options.trust_remote_code else []
+    at = f"{name}@{options.revision}" if options.revision else name
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                revision=options.revision,
+                local_files_only=bool(options.offline),
+                allow_patterns=wanted,
+                ignore_patterns=["*/*", "consolidated*"],
+            )
+        )
+    except GatedRepoError as error:
+        raise ModelError(f"{at} is gated on the Hub. Accept its terms there, then run: hf auth login") from error
+    except RevisionNotFoundError as error:
+        raise ModelError(f"{name} has no revision {options.revision!r} on the Hub.") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ModelError(
+            f"{at} is neither a local folder, nor bundled ({', '.join(BUNDLED)}), nor on the Hub."
+        ) from error
+    except IncompleteSnapshotError as error:
+        raise ModelError(f"{at} is only partly in the Hub cache. Load it once with a network.") from error
+    except (OSError, ConnectionError) as error:
+        why = "offline=True" if options.offline else f"the Hub cannot be reached ({type(error).__name__})"
+        raise ModelError(
+            f"{at} is not in the Hub cache, and {why}. Check the connection, or use a local folder or a bundled "
+            f"model ({', '.join(BUNDLED)})."
+        ) from error
+
+
+def _guard(folder: Path) -> Callable[..., Loaded] | None:
+    note = folder / "unwrite.json"
+    name = read_json(note).get("loader") if note.exists() else None
+    if name is None:
+        return None
+    if name not in LOADERS:
+        raise ModelError(
+            f"{note}: {unknown('loader', str(name), LOADERS)} Import the module that registers it, then load again."
+        )
+    return LOADERS[name]
+
+
+def _model(folder: Path, source: Mapping[str, Any], options: _Options) -> tuple[nn.Module, dict[str, Any]]:
+    if (folder / "adapter_config.json").exists():
+        return _adapted(folder, options)
+    model = _read(folder, options)
+    if source["kind"] == "hub":
+        model.config._name_or_path = source["name"]  # what an adapter saved on it will name as its base
+    return model.to(options.device), {}
+
+
+def _adapted(folder: Path, options: _Options) -> tuple[nn.Module, dict[str, Any]]:
+    from peft import PeftModel
+
+    named = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    if not named:
+        raise ModelError(f"{folder / 'adapter_config.json'} names no base model. Set base_model_name_or_path in it.")
+    check_weights(folder, "adapter_model", allow_pickle=options.allow_pickle)
+    base = folder / named if (folder / named).is_dir() else named
+    base_folder, base_source = _resolve(str(base), replace(options, revision=None))
+    if (base_folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"{folder} is an adapter on an adapter ({named}). Merge that one first: models.save(..., merge=True)."
+        )
+    model, _ = _model(base_folder, base_source, options)
+    with quiet():
+        adapted = PeftModel.from_pretrained(model, str(folder), local_files_only=True)
+    return adapted.eval().to(options.device), {"base": base_source}
+
+
+def _read(folder: Path, options: _Options) -> Any:
+    """A whole model from a checked folder; weights that are missing from it are an error, never random."""
+    config = folder / "config.json"
+    if not config.exists():
+        raise ModelError(f"{folder} has no config.json. Is it a model folder?")
+    described = read_json(config)
+    code = needs_remote_code(described)
+    if code is not None and not options.trust_remote_code:
+        raise ModelError(
+            f"{config} asks to run its own code ({code}), and transformers has no class for it. Read that code, "
+            "then pass trust_remote_code=True."
+        )
+    check_weights(folder, "model", allow_pickle=options.allow_pickle)
+    with quiet():
+        try:
+            model, info = _auto_class(described).from_pretrained(
+                folder,
+                dtype=options.dtype,
+                local_files_only=True,
+                use_safetensors=None if options.allow_pickle else True,
+                trust_remote_code=options.trust_remote_code,
+                output_loading_info=True,
+            )
+        except Exception as error:  # whatever a library meets in a foreign checkpoint
+            raise ModelError(f"{folder} could not be loaded: {first_line(error)}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{folder} lacks {len(missing)} of its model's weights (first: {missing[0]}). "
+            "Was it saved for another class, or cut?"
+        )
+    return model.eval()
+
+
+def _auto_class(config: Mapping[str, Any]) -> Any:
+    """The Auto class that brings back the model with the head it was saved with."""
+    import transformers
+
+    architecture = str((config.get("architectures") or ["ForCausalLM"])[0])
+    by_ending = {
+        "ForMaskedLM": transformers.AutoModelForMaskedLM,
+        "ForSequenceClassification": transformers.AutoModelForSequenceClassification,
+        "ForImageClassification": transformers.AutoModelForImageClassification,
+        "ForConditionalGeneration": transformers.AutoModelForImageTextToText,
+        "Model": transformers.AutoModel,
+    }
+    if architecture.endswith("LMHeadModel"):
+        return transformers.AutoModelForCausalLM
+    return next(
+        (auto for ending, auto in by_ending.items() if architecture.endswith(ending)),
+        transformers.AutoModelForCausalLM,
+    )
+
+
+def _tokenizer(folder: Path, source: Mapping[str, Any], options: _Options) -> Any:
+    """The folder's tokenizer; an adapter without one takes its base's."""
+    from transformers import AutoTokenizer
+
+    if not (folder / "tokenizer_config.json").exists() and not (folder / "tokenizer.json").exists():
+        if (folder / "adapter_config.json").exists():
+            base = read_json(folder / "adapter_config.json")["base_model_name_or_path"]
+            base = folder / base if (folder / base).is_dir() else base
+            return _tokenizer(*_resolve(str(base), replace(options, revision=None)), options)
+        raise ModelError(
+            f"{folder} has no tokenizer (tokenizer.json or tokenizer_config.json). Save one into it, "
+            "or use models.load_model."
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=options.trust_remote_code
+        )
+    except Exception as error:  # as above
+        raise ModelError(f"the tokenizer of {folder} could not be loaded: {first_line(error)}") from error
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise ModelError(
+                f"the tokenizer of {source['name']} has neither a pad nor an eos token. Give it one and save it again."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

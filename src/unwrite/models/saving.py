@@ -1,0 +1,142 @@
+"""Writing a model: a folder that is whole or absent, safetensors only, and says where it is from.
+
+Beside the weights lies `unwrite.json`: what kind of thing was saved, with which versions, the hash of its weights,
+and the provenance the caller gives. What brings its own `save_pretrained` (a guard) is written by that.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..errors import ModelError, RunError
+from ..runs import hash_file, hash_json, hash_model, hash_tensors, new_folder, write_json
+from .checkpoints import check_weights, read_json
+from .quiet import quiet
+
+__all__ = ["NOTE", "WEIGHTS", "load_state", "save"]
+
+NOTE = "unwrite.json"
+WEIGHTS = "model.safetensors"
+
+
+def save(
+    model: Any,
+    folder: str | Path,
+    *,
+    tokenizer: Any = None,
+    provenance: Mapping[str, Any] | None = None,
+    merge: bool = False,
+) -> Path:
+    """Writes a model, and its tokenizer if given, into a folder that `load` reads.
+
+    Args:
+        model: a transformers model, a PeftModel, anything with a `save_pretrained`, or a plain module.
+        folder: new, empty, or written by this function before (then it is replaced).
+        provenance: goes into `unwrite.json` as it is; JSON values only.
+        merge: fold a PeftModel's adapter into a copy of its base, and write that. The model itself stays as it is.
+
+    Raises:
+        ModelError: a folder with other files, `merge` without an adapter, a provenance that isn't JSON, a full disk.
+    """
+    folder = Path(folder)
+    _check_target(folder)
+    if merge:
+        if not hasattr(model, "merge_and_unload"):
+            raise ModelError(
+                f"merge=True needs an adapter to merge, and this {type(model).__name__} has none. Leave it out."
+            )
+        model = copy.deepcopy(model).merge_and_unload()
+    try:
+        json.dumps(dict(provenance or {}), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"provenance is not plain JSON ({error}). Use text, numbers, lists and mappings.") from error
+    try:
+        with new_folder(folder) as fresh, quiet():
+            _write(model, fresh)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(fresh)
+            written = read_json(fresh / NOTE) if (fresh / NOTE).exists() else {}
+            write_json(fresh / NOTE, {**_note(model, fresh), **written, "provenance": dict(provenance or {})})
+    except OSError as error:
+        raise ModelError(f"{folder} could not be written: {error}.") from error
+    return folder
+
+
+def load_state(model: nn.Module, folder: str | Path) -> nn.Module:
+    """Loads the weights `save` wrote for a plain module into one of the same shape, in place, and returns it.
+
+    Raises:
+        ModelError: weights that are missing, cut off, or of another model.
+    """
+    from safetensors.torch import load_model
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise RunError(f"{folder} does not exist.")
+    check_weights(folder, "model", allow_pickle=False)
+    try:
+        load_model(model, folder / WEIGHTS)
+    except RuntimeError as error:
+        first = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        raise ModelError(f"{folder / WEIGHTS} is not of this {type(model).__name__}: {first}") from error
+    return model
+
+
+def _check_target(folder: Path) -> None:
+    if folder.is_file():
+        raise ModelError(f"{folder} is a file. Give a folder to save into.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / NOTE).exists():
+        raise ModelError(
+            f"{folder} holds files that unwrite did not write, and would be replaced. Choose another folder."
+        )
+
+
+def _write(model: Any, folder: Path) -> None:
+    if not hasattr(model, "save_pretrained"):
+        from safetensors.torch import save_model
+
+        return save_model(model, str(folder / WEIGHTS))
+    model.save_pretrained(folder)
+    adapter = folder / "adapter_config.json"
+    if adapter.exists():
+        config = read_json(adapter)
+        base = _bundled_name(config.get("base_model_name_or_path"))
+        if base:  # the cache's path is this machine's; the name means the same everywhere
+            write_json(adapter, {**config, "base_model_name_or_path": base})
+    return None
+
+
+def _bundled_name(base: str | None) -> str | None:
+    note = Path(base) / NOTE if base else None
+    return read_json(note).get("bundled") if note and note.is_file() else None
+
+
+def _note(model: Any, folder: Path) -> dict[str, Any]:
+    adapter = folder / "adapter_config.json"
+    base = read_json(adapter).get("base_model_name_or_path") if adapter.exists() else None
+    origin = base or getattr(getattr(model, "config", None), "_name_or_path", None) or None
+    return {
+        "kind": "adapter" if adapter.exists() else "model",
+        "class": type(model).__name__,
+        "base": _bundled_name(origin) or origin,
+        "weights": _weights_hash(model, folder),
+        "versions": {name: metadata.version(name) for name in ("unwrite", "torch", "transformers", "peft")},
+    }
+
+
+def _weights_hash(model: Any, folder: Path) -> str:
+    """The hash of what was written: an adapter's own tensors, a module's state, otherwise the files."""
+    if hasattr(model, "get_base_model"):
+        from peft import get_peft_model_state_dict
+
+        return hash_tensors(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if isinstance(model, nn.Module):
+        return hash_model(model)
+    return hash_json({path.name: hash_file(path) for path in sorted(folder.rglob("*.safetensors"))})

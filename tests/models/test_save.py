@@ -1,0 +1,137 @@
+"""What is saved comes back, is whole, and says where it is from."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import peft
+import pytest
+import torch
+from tiny import tiny_model, tiny_tokenizer, tokens
+from torch import nn
+
+from unwrite.errors import ModelError, RunError
+from unwrite.models import load, load_model, load_state, save
+from unwrite.runs import hash_model
+
+
+def adapted(model):
+    config = peft.LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    return peft.get_peft_model(model, config).eval()
+
+
+def note(folder):
+    return json.loads((folder / "unwrite.json").read_text())
+
+
+def test_a_model_and_its_tokenizer_come_back(tmp_path):
+    model = tiny_model("gpt2")
+    folder = save(model, tmp_path / "m", tokenizer=tiny_tokenizer())
+    loaded = load(folder)
+    torch.testing.assert_close(loaded.model(tokens()).logits, model(tokens()).logits)
+    assert not list(folder.glob("*.bin"))
+
+
+def test_the_note_says_what_was_saved_and_with_which_versions(tmp_path):
+    model = tiny_model("llama")
+    written = note(save(model, tmp_path / "m", provenance={"method": "npo", "seed": 3}))
+    assert written["kind"] == "model"
+    assert written["class"] == "LlamaForCausalLM"
+    assert written["weights"] == hash_model(model)
+    assert written["provenance"] == {"method": "npo", "seed": 3}
+    assert set(written["versions"]) == {"unwrite", "torch", "transformers", "peft"}
+
+
+def test_an_adapter_is_saved_alone_and_names_its_base(tmp_path):
+    base = save(tiny_model("llama"), tmp_path / "base", tokenizer=tiny_tokenizer())
+    model = adapted(load_model(base))
+    folder = save(model, tmp_path / "adapter")
+    assert not (folder / "model.safetensors").exists()
+    assert (note(folder)["kind"], note(folder)["base"]) == ("adapter", str(base))
+    torch.testing.assert_close(load(folder).model(tokens()).logits, model(tokens()).logits)
+
+
+def test_an_adapter_on_a_bundled_model_names_it_not_this_machines_cache(tmp_path):
+    base = save(tiny_model("llama"), tmp_path / "cache")
+    (base / "unwrite.json").write_text('{"bundled": "smollm2-135m"}')
+    folder = save(adapted(load_model(base)), tmp_path / "adapter")
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "smollm2-135m"
+    assert note(folder)["base"] == "smollm2-135m"
+
+
+def test_merging_gives_one_model_with_the_same_answers_and_leaves_the_adapter_alone(tmp_path):
+    model = adapted(tiny_model("llama"))
+    before = hash_model(model)
+    merged = load_model(save(model, tmp_path / "m", merge=True))
+    torch.testing.assert_close(merged(tokens()).logits, model(tokens()).logits, rtol=1e-4, atol=1e-4)
+    assert type(merged).__name__ == "LlamaForCausalLM"
+    assert hash_model(model) == before
+
+
+def test_a_plain_module_with_shared_weights_comes_back(tmp_path):
+    def build():
+        net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+        net[2].weight = net[0].weight
+        return net
+
+    model = build()
+    restored = load_state(build(), save(model, tmp_path / "m"))
+    assert torch.equal(restored(torch.ones(1, 4)), model(torch.ones(1, 4)))
+
+
+def test_what_saves_itself_is_asked_to_and_keeps_its_own_note(tmp_path):
+    class Guard:
+        def save_pretrained(self, folder):
+            (folder / "unwrite.json").write_text('{"loader": "uld", "kind": "guard"}')
+
+    written = note(save(Guard(), tmp_path / "g", provenance={"a": 1}))
+    assert (written["loader"], written["kind"], written["provenance"]) == ("uld", "guard", {"a": 1})
+
+
+def test_a_second_save_replaces_the_first(tmp_path):
+    save(tiny_model("llama", layers=4), tmp_path / "m", tokenizer=tiny_tokenizer())
+    save(tiny_model("llama", layers=1), tmp_path / "m")
+    assert load_model(tmp_path / "m").config.num_hidden_layers == 1
+    assert not (tmp_path / "m" / "tokenizer.json").exists()
+
+
+def test_a_save_that_fails_leaves_the_old_folder_and_nothing_else(tmp_path):
+    class Broken:
+        def save_pretrained(self, folder):
+            (folder / "half").write_text("half")
+            raise OSError("no space left on device")
+
+    model = tiny_model("llama")
+    save(model, tmp_path / "m")
+    with pytest.raises(ModelError, match="could not be written: no space left"):
+        save(Broken(), tmp_path / "m")
+    assert hash_model(load_model(tmp_path / "m")) == hash_model(model)
+    assert os.listdir(tmp_path) == ["m"]
+
+
+def test_refuses_to_replace_a_folder_it_did_not_write(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ModelError, match="did not write"):
+        save(tiny_model("llama"), tmp_path)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_refuses_to_merge_what_has_no_adapter(tmp_path):
+    with pytest.raises(ModelError, match=r"merge=True needs an adapter.*LlamaForCausalLM"):
+        save(tiny_model("llama"), tmp_path / "m", merge=True)
+
+
+def test_refuses_a_provenance_that_is_not_json(tmp_path):
+    with pytest.raises(ModelError, match="provenance is not plain JSON"):
+        save(tiny_model("llama"), tmp_path / "m", provenance={"x": object()})
+    with pytest.raises(ModelError, match="provenance is not plain JSON"):
+        save(tiny_model("llama"), tmp_path / "m", provenance={"x": float("nan")})
+
+
+def test_refuses_weights_of_another_module_and_of_none(tmp_path):
+    folder = save(nn.Linear(2, 2), tmp_path / "m")
+    with pytest.raises(ModelError, match="is not of this Linear"):
+        load_state(nn.Linear(3, 2), folder)
+    with pytest.raises(RunError, match="does not exist"):
+        load_state(nn.Linear(2, 2), tmp_path / "none")
