@@ -83,7 +83,6 @@ class MethodRecord:
         cost: training and inference, in words.
         weights_changed, reversible: whether the model given is altered, and whether that can be undone.
         system: the slug of the system it is, or None for a baseline.
-        loader: the name under which models saved by a guard say they are to be loaded.
     """
 
     slug: str
@@ -99,7 +98,6 @@ class MethodRecord:
     weights_changed: bool
     reversible: bool
     system: str | None = None
-    loader: str | None = None
 
     def __post_init__(self) -> None:
         _one_of(self.slug, "kind", self.kind, get_args(Kind))
@@ -127,11 +125,11 @@ def load_entry(entry: str) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _read() -> tuple[dict[str, System], dict[str, MethodRecord]]:
+def _read() -> tuple[dict[str, System], dict[str, MethodRecord], dict[str, str]]:
     data = tomllib.loads(files("unwrite").joinpath("catalog.toml").read_text(encoding="utf-8"))
     systems = {row["slug"]: System(**row) for row in data["system"]}
     methods = {row["slug"]: MethodRecord(**{**row, "needs": tuple(row["needs"])}) for row in data["method"]}
-    return systems, methods
+    return systems, methods, data.get("loader", {})
 
 
 def systems() -> dict[str, System]:
@@ -156,6 +154,12 @@ def method(slug: str) -> MethodRecord:
     if slug not in methods():
         raise MethodError(unknown("method", slug, methods()))
     return methods()[slug]
+
+
+def loader(name: str) -> Any | None:
+    """The function that reads back a folder saved by a guard, or None if the catalogue names none."""
+    entry = _read()[2].get(name)
+    return load_entry(entry) if entry else None
 
 
 def record_of(cls: type) -> MethodRecord:

@@ -138,7 +138,7 @@ def compare(
 
 def cases(tokenizer: Any, batch: int) -> Iterator[tuple[str, str, list[Encoded], list[Encoded]]]:
     """(rows, retain term, forget rows, retain rows)."""
-    from ..data import authors
+    from ..data.authors import authors
 
     split = authors()
     assert split.retain is not None

@@ -9,18 +9,19 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# name: (where it is, one line of help), so that --help imports none of them
 COMMANDS = {
-    "forget": "forget:forget",
-    "audit": "audit:audit",
-    "chat": "chat:chat",
-    "demo": "demo:demo",
-    "systems": "listing:systems",
-    "methods": "listing:methods",
-    "models": "models:app",
-    "reproduce": "reproduce:reproduce",
-    "bench": "bench:bench",
-    "doctor": "doctor:doctor",
-    "docs": "docs:docs",
+    "demo": ("demo:demo", "A real model forgets a landmark and is audited, in a few minutes."),
+    "forget": ("forget:forget", "Make a model forget, save it, and audit it."),
+    "audit": ("audit:audit", "Measure forgetting, utility and leakage."),
+    "chat": ("chat:chat", "Ask the model before and after the same question."),
+    "methods": ("listing:methods", "The forgetting methods: what each intends, needs, guarantees and costs."),
+    "systems": ("listing:systems", "All systems: family, status, and the verdict measured here."),
+    "models": ("models:app", "Bundled models: list them, add their package."),
+    "reproduce": ("reproduce:reproduce", "Measure a paper's claim again."),
+    "bench": ("bench:bench", "Speed, as ratios against a named peer."),
+    "doctor": ("doctor:doctor", "What is installed, what is missing, and for what."),
+    "docs": ("docs:docs", "Write the generated tables into README and docs."),
 }
 
 
@@ -37,8 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
         help="Take knowledge out of a trained model, prove that it is gone, and let what remains write fast.",
         result_action="return_value",
     )
-    for name, home in COMMANDS.items():
-        app.command(f"unwrite.cli.{home}", name=name)
+    for name, (home, line) in COMMANDS.items():
+        app.command(f"unwrite.cli.{home}", name=name, help=line)
     try:
         app(arguments)
     except UnwriteError as error:

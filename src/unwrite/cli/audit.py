@@ -40,10 +40,15 @@ def audit(
         device: cpu, cuda, or auto.
         json: print the report as JSON.
     """
-    from ..audit import evaluate
+    from ..audit import Quantise, Relearn, evaluate
+    from ..errors import MethodError, unknown
     from ..models import load
     from .forget import pick_device, read_split
 
+    known = {"relearn": Relearn, "quantise": Quantise}
+    for name in attacks:
+        if name not in known:
+            raise MethodError(unknown("attack", name, known))
     quiet_libraries()
     split = read_split({"forget": forget, "retain": retain, "holdout": holdout, "allow_overlap": allow_overlap})
     place = pick_device(device)
@@ -54,7 +59,7 @@ def audit(
         split,
         tokenizer=loaded.tokenizer,
         suite=suite,
-        attacks=attacks,
+        attacks=[known[name]() for name in attacks],
         batch_size=batch_size,
         **others,
     )

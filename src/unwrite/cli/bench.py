@@ -28,12 +28,13 @@ def bench(
         json: print JSON.
     """
     from ..bench.unlearn_step import run_bench
-    from ..runs import write_json
+    from ..reproduce.claims import commit, machine
+    from ..runs import versions, write_json
 
     quiet_libraries()
     rows = run_bench(model, batch, pairs)
     if out is not None:
-        write_json(out, rows)
+        write_json(out, {"cases": rows, "versions": versions(), "machine": machine(), "commit": commit()})
     if json:
         print_json(rows)
         return

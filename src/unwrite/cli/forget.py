@@ -146,7 +146,7 @@ def _carry_out(run: Run, chosen: Any, settings: dict[str, Any]) -> Any:
     )
     before, tokenizer = loaded.model, loaded.tokenizer
     run.update(source=dict(loaded.source), data=split.hash)
-    callbacks: list[Any] = [_logger(run)]
+    callbacks: list[Any] = [log_to(run)]
     if settings["stop_at"] is not None:
         guard = {"retain": split.retain} if split.retain is not None else {}
         callbacks.append(StopWhenForgotten(tokenizer, {"forget": split.forget}, guard, target=settings["stop_at"]))
@@ -180,7 +180,8 @@ def _lora(rank: int | None) -> Any:
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
-def _logger(run: Run) -> Any:
+def log_to(run: Run) -> Any:
+    """A trainer callback that writes every logged line to the run's metrics.jsonl."""
     from transformers import TrainerCallback
 
     class LogToRun(TrainerCallback):

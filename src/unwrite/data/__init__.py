@@ -1,5 +1,57 @@
-"""Forget, retain and holdout rows: reading, checking, encoding, and the sets that ship."""
+"""Forget, retain and holdout rows: reading, checking, encoding, and the sets that ship.
 
+Nothing here imports torch or datasets until a name that needs them is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+# Not lazy: importing a module later would put it in the place of the function of the same name.
+from .authors import authors
 from .examples import Example, Examples, ForgetSplit
+from .landmarks import landmarks
 
-__all__ = ["Example", "Examples", "ForgetSplit"]
+if TYPE_CHECKING:
+    from .benchmarks import MultipleChoice, Muse, muse, tofu, wmdp
+    from .encoding import Encoded, encode, encode_all, pad
+    from .reading import read, split_from
+
+_HOMES = {
+    "benchmarks": ("MultipleChoice", "Muse", "muse", "tofu", "wmdp"),
+    "encoding": ("Encoded", "encode", "encode_all", "pad"),
+    "reading": ("read", "split_from"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Encoded",
+    "Example",
+    "Examples",
+    "ForgetSplit",
+    "MultipleChoice",
+    "Muse",
+    "authors",
+    "encode",
+    "encode_all",
+    "landmarks",
+    "muse",
+    "pad",
+    "read",
+    "split_from",
+    "tofu",
+    "wmdp",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -191,11 +191,15 @@ class Objective(Method):
         return None
 
     def check(self, forget: Examples, retain: Examples | None) -> None:
-        if retain is None and (self.retain_loss != "none" or "retain nll" in self.needed()):
+        if retain is not None:
+            return
+        if self.retain_loss != "none":
             raise DataError(
                 f"{type(self).__name__} has retain_loss={self.retain_loss!r} but there is no retain set. Give one, or "
                 "use retain_loss='none'."
             )
+        if "retain nll" in self.needed():
+            raise DataError(f"{type(self).__name__} trains on retain rows too, but there is no retain set. Give one.")
 
     def _apply(self, model: Any, forget: Examples, retain: Examples | None, **options: Any) -> Any:
         from .trainer import train_objective

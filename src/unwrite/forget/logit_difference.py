@@ -14,13 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import AutoTokenizer, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..errors import ModelError
-from ..models import Loaded, load
+from ..models import Loaded, load_model
 from ..runs import hash_json, hash_model, write_json
 from .base import require
+
+LOADER = "logit-difference"  # what unwrite.json beside a saved pair says
+
+LOADER = "logit-difference"
 
 
 class PairCache(DynamicCache):
@@ -177,23 +181,20 @@ class LogitDifferenceModel(PreTrainedModel, GenerationMixin):
         self.target.save_pretrained(folder / "target", **kwargs)
         self.assistant.save_pretrained(folder / "assistant", **kwargs)
         settings = {"alpha": self.alpha, "top_filter": self.top_filter, "raw": self.raw}
-        write_json(folder / "logit_difference.json", settings)
+        write_json(folder / "unwrite.json", {"loader": LOADER, "settings": settings})
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> LogitDifferenceModel:
-        """Reads what `save_pretrained` wrote; `kwargs` go to both models' loading."""
+    def from_pretrained(cls, folder: str | Path, **options: Any) -> LogitDifferenceModel:
+        """Reads what `save_pretrained` wrote; `options` are those of `unwrite.models.load`."""
         folder = Path(folder)
-        settings = json.loads((folder / "logit_difference.json").read_text())
-        target, assistant = (
-            AutoModelForCausalLM.from_pretrained(folder / p, **kwargs) for p in ("target", "assistant")
-        )
-        return cls(target, assistant, **settings)
+        settings = json.loads((folder / "unwrite.json").read_text(encoding="utf-8"))["settings"]
+        return cls(load_model(folder / "target", **options), load_model(folder / "assistant", **options), **settings)
 
 
-def load_folder(folder: str | Path, *, device: Any = "cpu", **options: Any) -> Loaded:
+def load_folder(folder: str | Path, **options: Any) -> Loaded:
     """What `unwrite.models.load` calls for a folder whose `unwrite.json` names this loader."""
     folder = Path(folder)
-    parts = [load(folder / part, device=device, **options) for part in ("target", "assistant")]
-    settings = json.loads((folder / "logit_difference.json").read_text())
-    model = LogitDifferenceModel(parts[0].model, parts[1].model, **settings)
-    return Loaded(model, parts[0].tokenizer, {"name": str(folder), "kind": "folder", "loader": "logit-difference"})
+    model = LogitDifferenceModel.from_pretrained(folder, **options)
+    has_tokenizer = (folder / "tokenizer_config.json").exists()
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True) if has_tokenizer else None
+    return Loaded(model, tokenizer, {"loader": LOADER})

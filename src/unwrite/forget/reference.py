@@ -6,6 +6,7 @@ is kept instead (a few hundred) and the logits are rebuilt from it with a frozen
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,9 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..data.encoding import Encoded, pad
+from ..data.encoding import IGNORE, Encoded, pad
 from ..errors import MethodError
-from ..runs import cache_dir, hash_json, hash_model, new_folder
+from ..runs import cache_dir, hash_json, hash_model, lock, new_folder
 from ..scoring.batches import by_length, progress
 from .batch import KLMask, PairedBatch, Part, make_parts, run
 
@@ -68,8 +69,10 @@ class Reference:
             if name in self.nll:
                 part.reference = self.nll[name].to(part.index.device)[part.index]
             if name in self.hidden and self.head is not None:
-                hidden = torch.cat([self.hidden[name][row] for row in rows]).to(part.index.device)
-                part.reference_logits = self.head(hidden)
+                # With kl_mask="all" a row is kept at the longest width and cut to this batch's.
+                counts = part.where.sum(1).tolist()
+                kept = [self.hidden[name][row][:n] for row, n in zip(rows, counts, strict=True)]
+                part.reference_logits = self.head(torch.cat(kept).to(part.index.device))
             if name == "retain":
                 part.reference_hidden = {
                     layer: _stack([values[row] for row in rows], part) for layer, values in self.layers.items()
@@ -114,13 +117,15 @@ def compute(
         [hash_model(model), wanted, {n: [(r.input_ids, r.labels, r.index) for r in v] for n, v in rows.items()}]
     )
     folder = cache_dir("references") / key
-    if disk and (folder / "reference.safetensors").exists():
-        reference = _read(folder / "reference.safetensors", model.device)
-    else:
-        reference = _run(model, wanted, rows, blocks, pad_id, batch_size)
-        if disk:
-            with new_folder(folder) as new:
-                _write(reference, new / "reference.safetensors")
+    # Of several processes the first computes, the others wait and read.
+    with lock(folder.with_suffix(".lock")) if disk else contextlib.nullcontext():
+        if disk and (folder / "reference.safetensors").exists():
+            reference = _read(folder / "reference.safetensors")
+        else:
+            reference = _run(model, wanted, rows, blocks, pad_id, batch_size)
+            if disk:
+                with new_folder(folder) as new:
+                    _write(reference, new / "reference.safetensors")
     if wanted.logits:
         reference.head = FrozenHead(model)
         _check_head(model, reference, wanted, rows, pad_id)
@@ -139,8 +144,10 @@ def _run(
         need_logits = name in wanted.nll or name in wanted.logits
         mask = wanted.retain_mask if name == "retain" else None
         for picked in progress(by_length([len(r.input_ids) for r in part_rows], batch_size), f"reference on {name}"):
-            tensors = {k: v.to(model.device) for k, v in pad([part_rows[i] for i in picked], pad_id).items()}
-            batch = make_parts({name: tensors}, mask)
+            tensors = pad([part_rows[i] for i in picked], pad_id)
+            if mask == "all":
+                tensors = _padded_to(max(len(r.input_ids) for r in part_rows), tensors, pad_id)
+            batch = make_parts({name: {k: v.to(model.device) for k, v in tensors.items()}}, mask)
             part = batch[name]
             run(model, batch, layers=layers, blocks=blocks, logits=need_logits)
             if name in wanted.nll:
@@ -156,6 +163,14 @@ def _run(
                 reference.layers.setdefault(layer, {}).update(zip(part.index.tolist(), kept, strict=True))
     model.train(was_training)
     return reference
+
+
+def _padded_to(length: int, tensors: dict[str, Tensor], pad_id: int) -> dict[str, Tensor]:
+    fill = {"input_ids": pad_id, "attention_mask": 0, "labels": IGNORE}
+    return {
+        name: nn.functional.pad(value, (0, length - value.shape[1]), value=fill[name]) if name in fill else value
+        for name, value in tensors.items()
+    }
 
 
 def _check_head(
@@ -189,7 +204,7 @@ def _write(reference: Reference, path: Path) -> None:
     save_file(flat, path)
 
 
-def _read(path: Path, device: torch.device) -> Reference:
+def _read(path: Path) -> Reference:
     reference = Reference()
     for key, value in load_file(path).items():
         kind, name, *row = key.split("|")

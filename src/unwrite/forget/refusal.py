@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from ..data import Examples
-from ..errors import DataError
+from ..errors import DataError, MethodError
 from .base import Objective, RetainLoss, require
 from .batch import PairedBatch
 from .loss import Loss, PerRow, PerToken
@@ -62,6 +62,11 @@ class IDK(_Refusing):
     """Trains on refusals to the forget questions, and on retain answers, as one mean over all their tokens."""
 
     reads: ClassVar[frozenset[str]] = frozenset({"alternate nll", "retain nll"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.retain_loss != "none":
+            raise MethodError("IDK trains on retain answers as it is; leave retain_loss at 'none'.")
 
     def loss(self, batch: PairedBatch) -> Loss:
         """batch.alternate, batch.retain: token_nll [label tokens]."""

@@ -16,8 +16,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..data import Examples
 from ..data.encoding import IGNORE
-from ..errors import MethodError
+from ..errors import DataError, MethodError
 from .base import Objective, require
 from .batch import PairedBatch, Part
 from .loss import Loss, PerRow, Term
@@ -30,7 +31,8 @@ class RMU(Objective):
     Args:
         layer: block whose output is steered, counted from 0; 7 for a 32-block model.
         steering: length of the control vector, > 0 (the paper tunes it per model: 6.5 for Zephyr-7B).
-        hold_weight: factor of the retain representation term (1,200 for Zephyr-7B with steering 6.5).
+        hold_weight: factor of the retain representation term (1,200 for Zephyr-7B with steering 6.5); 0 needs no
+            retain set.
         mask: which positions count: "labels" for questions and answers, "attention" for raw text.
         control_seed: seed of the control vector.
     """
@@ -50,7 +52,16 @@ class RMU(Objective):
             raise MethodError(f"mask is {self.mask!r}; use 'labels' or 'attention'.")
 
     def needed(self) -> frozenset[str]:
-        return frozenset({f"hidden:{self.layer}", f"reference hidden:{self.layer}"})
+        here = f"hidden:{self.layer}"
+        return frozenset({here, f"reference {here}"} if self.hold_weight else {here})
+
+    def check(self, forget: Examples, retain: Examples | None) -> None:
+        super().check(forget, retain)
+        if retain is None and self.hold_weight:
+            raise DataError(
+                f"RMU holds the retain rows' activations in place (hold_weight={self.hold_weight:g}) but there is no "
+                "retain set. Give one, or use hold_weight=0."
+            )
 
     def trainable(self, anatomy: Any) -> Sequence[Tensor]:
         """The MLP output weights of blocks layer - 2 to layer."""

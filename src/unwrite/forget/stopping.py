@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import exp
 from statistics import fmean
 from typing import Any
 
@@ -19,8 +20,6 @@ def answer_probability(model: Any, tokenizer: Any, rows: Examples, batch_size: i
     """Mean over rows of exp(-mean token nll): TOFU's probability, in [0, 1]."""
     encoded = encode_all(rows, tokenizer)
     scores = score_answers(model, encoded, pad_id=tokenizer.pad_token_id, batch_size=batch_size)
-    from math import exp
-
     return fmean(exp(-score.mean_nll) for score in scores)
 
 
@@ -58,8 +57,8 @@ class StopWhenForgotten(TrainerCallback):
         self.history.append(row)
         return row
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """Measures the start values, from which shares are taken."""
+    def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Measures the start values, from which shares are taken: here, before a checkpoint is loaded on resume."""
         if not self.history:
             self._measure(model, 0)
 

@@ -7,6 +7,8 @@ before the first forward pass of a step, and each term is divided by its own.
 
 from __future__ import annotations
 
+import copy
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -111,9 +113,10 @@ class UnlearnTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The phase's own optimiser, or the arguments' (fused AdamW)."""
-        if self.optimizer is None and self.phase.optimiser is not None:
-            self.optimizer = self.phase.optimiser([p for p in self.model.parameters() if p.requires_grad])
-        return super().create_optimizer() if self.optimizer is None else self.optimizer
+        if self.phase.optimiser is None:
+            return super().create_optimizer(model)
+        self.optimizer = self.phase.optimiser([p for p in self.model.parameters() if p.requires_grad])
+        return self.optimizer
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -206,7 +209,7 @@ def train_objective(
     callbacks: Sequence[Any] = (),
 ) -> Any:
     """Encodes the rows, computes references from the model as it is, and runs the phases one after the other."""
-    settings = training_arguments(args, objective.training)
+    settings = copy.copy(training_arguments(args, objective.training))
     rows = {"forget": encode_all(forget, tokenizer, settings.max_length)}
     alternates = objective.alternates(forget, settings.seed)
     if alternates is not None:
@@ -219,8 +222,10 @@ def train_objective(
         model = get_peft_model(model, peft_config)
     before = _freeze(objective, model)
     try:
-        for number, phase in enumerate(objective.phases()):
-            _train_phase(objective, phase, number, model, rows, tokenizer, settings, callbacks)
+        # All references are taken before the first phase moves a weight.
+        plans = [_plan(objective, phase, model, rows, tokenizer.pad_token_id, settings) for phase in objective.phases()]
+        for plan in plans:
+            _train_phase(objective, plan, model, tokenizer.pad_token_id, callbacks)
     finally:
         for parameter, flag in before:
             parameter.requires_grad_(flag)
@@ -231,8 +236,10 @@ def train_objective(
 def _freeze(objective: Objective, model: Any) -> list[tuple[Tensor, bool]]:
     """Leaves only the objective's own parameters trainable; returns what to restore."""
     before = [(p, p.requires_grad) for p in model.parameters()]
-    chosen = objective.trainable(anatomy_of(model)) if not hasattr(model, "peft_config") else None
-    if chosen is not None:
+    # An architecture whose parts are not known here can still train as a whole.
+    chooses = type(objective).trainable is not Objective.trainable
+    chosen = objective.trainable(anatomy_of(model)) if chooses else None
+    if chosen is not None and not hasattr(model, "peft_config"):
         wanted = {id(p) for p in chosen}
         if not wanted:
             raise MethodError(f"{type(objective).__name__} selects no parameter of this model to train.")
@@ -241,16 +248,24 @@ def _freeze(objective: Objective, model: Any) -> list[tuple[Tensor, bool]]:
     return before
 
 
-def _train_phase(
+@dataclass(frozen=True)
+class _Plan:
+    """A phase with its rows, what it needs from the model before, and its own copy of the arguments."""
+
+    phase: Phase
+    rows: UnlearnRows
+    reference: Reference
+    args: UnlearnArguments
+
+
+def _plan(
     objective: Objective,
     phase: Phase,
-    number: int,
     model: Any,
     rows: dict[str, list[Encoded]],
-    tokenizer: Any,
+    pad_id: int,
     args: UnlearnArguments,
-    callbacks: Sequence[Any],
-) -> None:
+) -> _Plan:
     uses_retain = phase.stream != "forget" and (
         phase.stream in ("retain", "mixed")
         or objective.retain_loss != "none"
@@ -263,23 +278,37 @@ def _train_phase(
         rows.get("alternate", ()),
         args.seed,
     )
+    args = copy.copy(args)
     if phase.epochs is not None:
         args.num_train_epochs = phase.epochs
-    reference = _reference(objective, model, rows, data, tokenizer.pad_token_id, args)
+    if not args.warmup_steps and args.warmup_epochs:
+        args.warmup_steps = int(args.warmup_epochs * _steps_per_epoch(args, data))
+    return _Plan(phase, data, _reference(objective, model, rows, data, pad_id, args), args)
+
+
+def _steps_per_epoch(args: UnlearnArguments, data: UnlearnRows) -> int:
+    return math.ceil(len(data) / (args.train_batch_size * args.gradient_accumulation_steps * args.world_size))
+
+
+def _epochs(args: UnlearnArguments, data: UnlearnRows) -> int:
+    """Passes over the rows that training begins; `max_steps` goes before `num_train_epochs`."""
+    if args.max_steps > 0:
+        return math.ceil(args.max_steps / _steps_per_epoch(args, data))
+    return math.ceil(args.num_train_epochs)
+
+
+def _train_phase(objective: Objective, plan: _Plan, model: Any, pad_id: int, callbacks: Sequence[Any]) -> None:
     trainer = UnlearnTrainer(
         objective,
-        phase,
-        data,
-        reference,
+        plan.phase,
+        plan.rows,
+        plan.reference,
         model=model,
-        args=args,
-        data_collator=Collator(tokenizer.pad_token_id),
+        args=plan.args,
+        data_collator=Collator(pad_id),
         callbacks=list(callbacks),
     )
-    if not args.warmup_steps and args.warmup_epochs:
-        per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        args.warmup_steps = int(args.warmup_epochs * -(-len(data) // per_step))
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=plan.args.resume_from_checkpoint)
 
 
 def _reference(
@@ -303,7 +332,7 @@ def _reference(
         return Reference()
     touched = dict(rows)
     if "retain" in rows and data.stream == "paired" and data.retain:
-        touched["retain"] = [rows["retain"][i] for i in data.retain_rows(int(-(-args.num_train_epochs // 1)))]
+        touched["retain"] = [rows["retain"][i] for i in data.retain_rows(_epochs(args, data))]
     blocks = _blocks(model) if layers else []
     with _adapter_off(model):
         return compute(

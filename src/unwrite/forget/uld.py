@@ -53,7 +53,7 @@ class _ReversedObjective(Objective):
         if batch.retain is not None:
             assert batch.retain.logits is not None
             terms["uniform"] = PerPosition(self.retain_weight * uniform_divergence(batch.retain.logits), "retain")
-        return Loss(**terms)
+        return Loss({}, **terms)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,8 @@ class ULD(Guard):
         paraphrases: extra paraphrased rows per forget row, where the data has them.
         wrong_answers: wrong answers per forget question on which the assistant must be uniform.
         rank: of the assistant's LoRA adapters (scaled by 2, dropout 0.05).
-        positions: positions of the uniform term: "attention" (all but padding) or "labels".
+        positions: positions of the uniform term: "attention" (all but padding), "labels", or "all" (with padding, as
+            the official code averages).
         raw: subtract raw assistant logits, as the official code does; they carry an arbitrary offset.
     """
 
@@ -89,6 +90,10 @@ class ULD(Guard):
         require("retain_weight", self.retain_weight, at_least=0)
         require("layers", self.layers, at_least=1)
         require("rank", self.rank, at_least=1)
+        require("paraphrases", self.paraphrases, at_least=0)
+        require("wrong_answers", self.wrong_answers, at_least=0)
+        if self.positions not in ("attention", "labels", "all"):
+            raise MethodError(f"positions is {self.positions!r}; use 'attention', 'labels' or 'all'.")
 
     def check(self, forget: Examples, retain: Examples | None) -> None:
         if retain is None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import catalog
 from ..errors import ModelError, unknown
 from .bundled import BUNDLED, bundled_folder
 from .checkpoints import check_weights, first_line, needs_remote_code, read_json
@@ -200,11 +201,12 @@ def _guard(folder: Path) -> Callable[..., Loaded] | None:
     name = read_json(note).get("loader") if note.exists() else None
     if name is None:
         return None
-    if name not in LOADERS:
+    loader = LOADERS.get(str(name)) or catalog.loader(str(name))
+    if loader is None:
         raise ModelError(
             f"{note}: {unknown('loader', str(name), LOADERS)} Import the module that registers it, then load again."
         )
-    return LOADERS[name]
+    return loader
 
 
 def _model(folder: Path, source: Mapping[str, Any], options: _Options) -> tuple[nn.Module, dict[str, Any]]:

@@ -60,9 +60,7 @@ def prediction_mask(labels: Tensor) -> Tensor:
     return mask
 
 
-def logits_at(
-    model: Any, input_ids: Tensor, attention_mask: Tensor, where: Tensor
-) -> tuple[Tensor, Tensor | None]:
+def logits_at(model: Any, input_ids: Tensor, attention_mask: Tensor, where: Tensor) -> tuple[Tensor, Tensor | None]:
     """Logits [positions, vocab] at the true positions of `where` [rows, length], and the head's input there.
 
     The second value is None for models whose logits don't come out of one head.
@@ -145,14 +143,15 @@ def score_answers(
         labels = tensors["labels"].to(device)
         where = prediction_mask(labels)
         logits, _ = logits_at(model, ids, mask, where)
-        if not torch.isfinite(logits).any(dim=-1).all():
+        # -inf is a token a guard has ruled out; a row of nothing else, or a NaN, is damage.
+        if logits.isnan().any() or not torch.isfinite(logits).any(dim=-1).all():
             raise DataError("the model's logits are not finite; its weights may be damaged.")
         parts = _position_scores(logits.float(), labels[:, 1:][where[:, :-1]], moments)
         counts = where.sum(1).tolist()
         split = [part.split(counts) if len(part) else None for part in parts]
         for j, i in enumerate(batch):
-            columns = [s[j].tolist() if s is not None else [] for s in split]
-            scores[i] = AnswerScore(*columns, index=rows[i].index)
+            nll, correct, mean, std = (s[j].tolist() if s is not None else [] for s in split)
+            scores[i] = AnswerScore(nll, correct, mean, std, index=rows[i].index)
     model.train(was_training)
     return [score for score in scores if score is not None]
 

@@ -1,0 +1,145 @@
+"""One model under audit: its answer scores and generations, each computed once and kept on disk.
+
+A pass is keyed by the content of the weights, the token ids and the settings, so a second audit of the same model
+reads files. A model with `fingerprint()` (a guard: same weights, other inference) is keyed by that; a model with
+forward hooks and no fingerprint is never cached, because its weights don't say what it does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any
+
+from ..data.encoding import Encoded, encode, encode_prompt
+from ..data.examples import Example
+from ..errors import ModelError
+from ..runs import cache_dir, canonical_json, hash_json, hash_model, write_text
+from ..scoring import AnswerScore, generate_answers, score_answers
+
+FORMAT = 1  # raise it when a cached value changes its meaning
+
+
+class Context:
+    """Shared passes of one model.
+
+    Args:
+        before, oracle: contexts of the model before unlearning and of the retrained one, where known.
+        max_new_tokens: the longest generation; None picks twice the longest reference, 32 to 200.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        batch_size: int = 16,
+        max_length: int = 512,
+        max_new_tokens: int | None = None,
+        before: Context | None = None,
+        oracle: Context | None = None,
+    ) -> None:
+        if tokenizer.pad_token_id is None:
+            raise ModelError("the tokenizer has no pad token. Set tokenizer.pad_token = tokenizer.eos_token.")
+        self.model, self.tokenizer = model, tokenizer
+        self.batch_size, self.max_length, self.max_new_tokens = batch_size, max_length, max_new_tokens
+        self.before, self.oracle = before, oracle
+        self._memory: dict[str, Any] = {}
+        self._said: dict[tuple[int, ...], str] = {}
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """What this model does, as a hash; None when its weights alone don't say."""
+        own = getattr(self.model, "fingerprint", None)
+        if callable(own):
+            return str(own())
+        if not hasattr(self.model, "state_dict") or any(
+            module._forward_hooks or module._forward_pre_hooks for module in self.model.modules()
+        ):
+            return None
+        config: Any = getattr(self.model, "config", None)
+        settings = config.to_dict() if hasattr(config, "to_dict") else {}
+        told = {k: str(v) for k, v in settings.items() if k not in ("_name_or_path", "transformers_version")}
+        return hash_json([type(self.model).__qualname__, told, hash_model(self.model)])
+
+    def remember(self, kind: str, key: Any, compute: Callable[[], Any]) -> Any:
+        """A JSON value by key: from memory, from the disk, or computed and kept in both."""
+        name = hash_json([FORMAT, kind, key])
+        if name in self._memory:
+            return self._memory[name]
+        path = cache_dir("scores", self.fingerprint) / f"{kind}-{name}.json" if self.fingerprint else None
+        if path is not None and path.exists():
+            try:
+                self._memory[name] = json.loads(path.read_text(encoding="utf-8"))
+                return self._memory[name]
+            except (OSError, ValueError):
+                path.unlink(missing_ok=True)  # a damaged file is only a lost pass
+        value = self._memory[name] = compute()
+        if path is not None:
+            write_text(path, canonical_json(value))
+        return value
+
+    def encoded(self, rows: Sequence[Example]) -> list[Encoded]:
+        """Rows as token ids under this context's maximum length."""
+        return [encode(row, self.tokenizer, self.max_length) for row in rows]
+
+    def scores(self, rows: Sequence[Example], *, moments: bool = False) -> list[AnswerScore]:
+        """Token log-likelihoods of every row's answer, in row order."""
+        return self.score_encoded(self.encoded(rows), moments=moments)
+
+    def score_encoded(self, rows: Sequence[Encoded], *, moments: bool = False) -> list[AnswerScore]:
+        """As `scores`, for rows already encoded. With `moments`, also what Min-K%++ reads."""
+        ids = [[row.input_ids, row.prompt_length] for row in rows]
+        if not moments and hash_json([FORMAT, "score", [ids, True]]) in self._memory:
+            moments = True
+
+        def compute() -> list[dict[str, Any]]:
+            passed = score_answers(
+                self.model,
+                rows,
+                pad_id=self.tokenizer.pad_token_id,
+                batch_size=self.batch_size,
+                moments=moments,
+            )
+            return [asdict(score) for score in passed]
+
+        kept = self.remember("score", [ids, moments], compute)
+        return [AnswerScore(**{**score, "index": row.index}) for score, row in zip(kept, rows, strict=True)]
+
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
+        """Greedy continuations of token-id prompts."""
+        tok = self.tokenizer
+        prompts = [list(prompt) for prompt in prompts]
+        names = [(max_new_tokens, *prompt) for prompt in prompts]
+
+        def compute() -> list[str]:
+            return generate_answers(self.model, tok, prompts, max_new_tokens=max_new_tokens, batch_size=self.batch_size)
+
+        if not all(name in self._said for name in names):
+            key = [prompts, max_new_tokens, tok.eos_token_id, tok.pad_token_id]
+            self._said |= zip(names, self.remember("text", key, compute), strict=True)
+        return [self._said[name] for name in names]
+
+    def answers(self, rows: Sequence[Example]) -> list[tuple[str, str]]:
+        """(reference, what the model says) for every row.
+
+        A question is asked through the chat template; a plain text is cut in half, and the model continues it.
+        """
+        prompts, references = [], []
+        for row in rows:
+            if row.is_text:
+                ids = encode(row, self.tokenizer, self.max_length).input_ids
+                half = max(1, len(ids) // 2)
+                prompts.append(ids[:half])
+                references.append(self.tokenizer.decode(ids[half:], skip_special_tokens=True))
+            else:
+                prompts.append(encode_prompt(row, self.tokenizer))
+                references.append(row.answer)
+        texts = self.generate(prompts, self.max_new_tokens or self._room(references))
+        return [(ref, text.strip()) for ref, text in zip(references, texts, strict=True)]
+
+    def _room(self, references: Sequence[str]) -> int:
+        longest = max((len(self.tokenizer(r, add_special_tokens=False)["input_ids"]) for r in references), default=0)
+        return min(200, max(32, 2 * longest))

@@ -1,0 +1,186 @@
+"""The report of an audit: a terminal table, JSON, and one self-contained HTML page.
+
+Three sentences come first, for a reader who runs no models: what was removed, what was kept, how sure we are.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import RunError
+from ..runs import write_json, write_text
+from .base import Score
+from .summary import Summary, summarise
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question, its reference answer and what each model says (by role)."""
+
+    part: str
+    asked: str
+    reference: str
+    answers: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """One attack on every model alike: a curve a role. `x` is the key of the x axis in a point, `label` its words."""
+
+    name: str
+    about: str
+    x: str
+    label: str
+    curves: Mapping[str, list[dict[str, float]]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one audit found.
+
+    Args:
+        columns: per model ("before", "after", "oracle", or the steps of a driver) every metric's score.
+        metrics: per metric its name, better, about and panel, in report order.
+        axes: what should go and what should stay, on the trade-off plot.
+        answers: the same for the headline, as metrics with a value per row.
+        scale: 1 where those are fractions, 100 where they are percentages.
+    """
+
+    suite: str
+    split: str
+    rows: Mapping[str, int]
+    metrics: list[dict[str, Any]]
+    columns: Mapping[str, Mapping[str, Score]]
+    samples: list[Sample] = field(default_factory=list)
+    attacks: list[AttackResult] = field(default_factory=list)
+    axes: tuple[str, str] = ("forget_rouge", "utility")
+    answers: tuple[str, str] = ("forget_rouge", "retain_rouge")
+    scale: float = 1.0
+    provenance: Mapping[str, str | float] = field(default_factory=dict)
+
+    @property
+    def main(self) -> str:
+        """The column the report is about: "after", or a driver's last step."""
+        return "after" if "after" in self.columns else list(self.columns)[-1]
+
+    @property
+    def roles(self) -> list[str]:
+        """Columns in reading order."""
+        return list(self.columns)
+
+    def value(self, metric: str, role: str | None = None) -> float | None:
+        """One number; None where it wasn't or couldn't be measured."""
+        score = self.columns.get(role or self.main, {}).get(metric)
+        return None if score is None else score.value
+
+    def summary(self) -> Summary:
+        """Three plain sentences: removed, kept, sure."""
+        return summarise(self)
+
+    def table(self) -> Table:
+        """Before, after and oracle side by side, for a terminal."""
+        from rich.table import Table
+
+        table = Table(title=f"Audit of {self.split} · suite {self.suite}", title_justify="left")
+        table.add_column("metric")
+        table.add_column("good", style="dim")
+        for role in self.roles:
+            table.add_column(role, justify="right", style="bold" if role == self.main else "")
+        panel = None
+        for metric in self.metrics:
+            if panel is not None and metric["panel"] != panel:
+                table.add_section()
+            panel = metric["panel"]
+            cells = [self._cell(metric["name"], role) for role in self.roles]
+            table.add_row(metric["name"].replace("_", " "), GOOD[metric["better"]], *cells)
+        return table
+
+    def _cell(self, name: str, role: str) -> str:
+        score = self.columns[role].get(name)
+        if score is None:
+            return "–"
+        interval = score.interval()
+        spread = f" ±{(interval[1] - interval[0]) / 2:.2g}" if interval and interval[1] > interval[0] else ""
+        return f"{short(score.value)}{spread}"
+
+    def json(self) -> dict[str, Any]:
+        """Everything, as plain JSON values; no NaN."""
+        summary = self.summary()
+        return {"format": FORMAT, **asdict(self), "roles": self.roles, "summary": asdict(summary)}
+
+    def csv(self) -> str:
+        """One row a model, one column a metric, in report order; empty where there is no value."""
+        lines = io.StringIO()
+        writer = csv.writer(lines, lineterminator="\n")
+        names = [metric["name"] for metric in self.metrics]
+        writer.writerow(["name", *names])
+        for role in self.roles:
+            writer.writerow([role, *(self.value(name, role) for name in names)])
+        return lines.getvalue()
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Report:
+        """The report a `json()` came from.
+
+        Raises:
+            RunError: it is not a report of this version.
+        """
+        if value.get("format") != FORMAT:
+            raise RunError(f"not an audit report of format {FORMAT} (format: {value.get('format')!r}). Audit again.")
+        plain = {k: v for k, v in value.items() if k not in ("format", "summary", "roles")}
+        try:
+            columns = plain["columns"]  # JSON's keys are sorted; `roles` has their order
+            plain["columns"] = {r: {n: Score(**s) for n, s in columns[r].items()} for r in value["roles"]}
+            plain["samples"] = [Sample(**sample) for sample in plain["samples"]]
+            plain["attacks"] = [AttackResult(**attack) for attack in plain["attacks"]]
+            plain["axes"], plain["answers"] = tuple(plain["axes"]), tuple(plain["answers"])
+            return cls(**plain)
+        except (KeyError, TypeError) as error:
+            raise RunError(f"the audit report is damaged ({error}). Audit again.") from None
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes report.json and report.html into `folder` and returns the page's path."""
+        folder = Path(folder)
+        write_json(folder / "report.json", self.json())
+        write_text(folder / "report.html", self.html())
+        return folder / "report.html"
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Report:
+        """Reads back what `save` wrote."""
+        path = Path(folder) / "report.json"
+        try:
+            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except OSError:
+            raise RunError(f"{path} can't be read. Give the folder of a finished audit.") from None
+        except ValueError:
+            raise RunError(f"{path} is not JSON. Audit again.") from None
+
+    def html(self) -> str:
+        """One page with everything in it: no script, no network, light or dark as the reader's system is."""
+        from .page import render
+
+        return render(self)
+
+
+GOOD = {"higher": "↑", "lower": "↓", "toward_reference": "→ oracle"}
+
+
+def short(value: float | None) -> str:
+    """Three significant digits, for people."""
+    if value is None:
+        return "–"
+    if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e5):
+        return f"{value:.1e}"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) >= 10 else f"{value:.3f}"

@@ -1,0 +1,110 @@
+"""MUSE's two drivers: does unlearning scale with the size of the request (C5), and survive a series of them (C6)?
+
+    scalability:     theta_k = unlearn(theta_0, fold_k)       folds of growing size, each from the target model
+    sustainability:  theta_k = unlearn(theta_{k-1}, fold_k)   one request after another
+
+The unlearner is a callable `(model, forget, retain) -> model`. (arXiv 2407.06460)
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..data.examples import Examples, ForgetSplit
+from ..errors import MethodError
+from .base import Score, Suite
+from .evaluation import contexts_of, measure, provenance, row_counts
+from .report import Report
+from .suites import suite_named
+
+Unlearn = Callable[[Any, Examples, Examples | None], Any]
+
+
+def scalability(unlearn_fn: Unlearn, model: Any, folds: Sequence[ForgetSplit], **settings: Any) -> Report:
+    """Unlearns every fold from the same model.
+
+    Args:
+        unlearn_fn: `(model, forget, retain) -> model`; it may train in place, as it gets a copy.
+        model: the model before; it stays as it is.
+        folds: splits of growing forget sets.
+        settings: `tokenizer`, and optionally `on` (the split every step is measured on, by default the first
+            fold), `suite` ("muse"), `oracle` and `batch_size`.
+
+    Returns:
+        A report with a column per fold; `provenance` holds, per axis, the slope per forget row and last/first.
+    """
+    return _drive(unlearn_fn, model, folds, chained=False, **settings)
+
+
+def sustainability(unlearn_fn: Unlearn, model: Any, folds: Sequence[ForgetSplit], **settings: Any) -> Report:
+    """Unlearns the folds one after another, each from the model the last one left. Arguments as `scalability`."""
+    return _drive(unlearn_fn, model, folds, chained=True, **settings)
+
+
+def _drive(
+    unlearn_fn: Unlearn,
+    model: Any,
+    folds: Sequence[ForgetSplit],
+    *,
+    chained: bool,
+    tokenizer: Any,
+    on: ForgetSplit | None = None,
+    suite: str | Suite = "muse",
+    oracle: Any = None,
+    batch_size: int = 16,
+) -> Report:
+    if not folds:
+        raise MethodError("no folds to unlearn. Give at least one split.")
+    suite, on = suite_named(suite), on or folds[0]
+    metrics = suite.for_split(on)
+    if not metrics:
+        raise MethodError(f"no metric of suite {suite.name!r} applies to {on.name}; it has none of the sets needed.")
+    fixed = contexts_of({"before": model, "oracle": oracle}, suite, tokenizer, batch_size)
+    columns = {role: measure(context, metrics, on) for role, context in fixed.items()}
+    hashes = {f"{role} model": context.fingerprint or "not hashed" for role, context in fixed.items()}
+    current = model
+    for k, fold in enumerate(folds, 1):
+        # Always a copy: unlearning trains in place, and the start must stay what it was.
+        current = unlearn_fn(copy.deepcopy(current if chained else model), fold.forget, fold.retain)
+        step = contexts_of({"after": current}, suite, tokenizer, batch_size)["after"]
+        step.before, step.oracle = fixed["before"], fixed.get("oracle")
+        label = f"{'request' if chained else 'fold'} {k} ({len(fold.forget)} rows)"
+        columns[label] = measure(step, metrics, on)
+        hashes[f"{label} model"] = step.fingerprint or "not hashed"
+    steps = [role for role in columns if role not in ("before", "oracle")]
+    sizes = np.arange(1, len(folds) + 1) if chained else np.array([len(fold.forget) for fold in folds])
+    return Report(
+        suite=suite.name,
+        split=on.name,
+        rows=row_counts(on),
+        metrics=[metric.described() for metric in metrics],
+        columns=columns,
+        axes=suite.axes,
+        answers=suite.answers,
+        scale=suite.scale,
+        provenance={
+            **provenance(on, suite),
+            **hashes,
+            **_trends([columns[s] for s in steps], sizes, suite.axes, "request" if chained else "row"),
+        },
+    )
+
+
+def _trends(
+    columns: Sequence[dict[str, Score]], sizes: np.ndarray, names: Sequence[str], unit: str
+) -> dict[str, str | float]:
+    """Least-squares slope and last/first ratio of each named metric."""
+    found: dict[str, str | float] = {}
+    for name in names:
+        values = [column[name].value if name in column else None for column in columns]
+        if len(values) < 2 or any(v is None for v in values) or len(set(sizes.tolist())) < 2:
+            continue
+        y = np.array(values, dtype=float)
+        found[f"{name} slope per {unit}"] = float(np.polyfit(sizes, y, 1)[0])
+        if y[0] != 0:
+            found[f"{name} last/first"] = float(y[-1] / y[0])
+    return found

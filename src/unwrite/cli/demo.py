@@ -1,0 +1,103 @@
+"""unwrite demo: the main job on a real model, on any machine, in a few minutes.
+
+SmolLM2-135M-Instruct forgets one landmark, keeps its neighbours and general knowledge, and is audited on questions
+it was never trained on, with an attack that tries to bring the knowledge back.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from ..runs import Run
+from .output import console, quiet_libraries
+
+LEARNING_RATE = 3e-5
+TARGET = 0.1
+
+
+def demo(*, out: Path = Path("runs/demo"), model: str = "smollm2-135m", seed: int = 0) -> None:
+    """Make a real model forget a landmark, and prove it.
+
+    Args:
+        out: the run folder; an earlier demo there is replaced.
+        model: the model.
+        seed: of everything random.
+    """
+    if (out / "run.json").exists():
+        shutil.rmtree(out)
+    settings = {"model": model, "data": "landmarks", "method": "npo", "learning_rate": LEARNING_RATE, "seed": seed}
+    run = Run.start(out, settings)
+    try:
+        report, stopped, seconds = _unlearn_and_audit(run, model, seed)
+    except BaseException as error:
+        run.update(status="failed", error=f"{type(error).__name__}: {error}")
+        raise
+    console().print(report.table())
+    console().print(
+        f"training ended: {stopped}; {seconds['unlearning']:.0f} s of unlearning, {seconds['audit']:.0f} s of audit"
+    )
+    console().print(f"report  {(out / 'report.html').resolve()}\nchat    {_program()} chat {out}")
+
+
+def _program() -> str:
+    import sys
+
+    return "unwrite" if shutil.which("unwrite") else f"{Path(sys.executable).parent / 'unwrite'}"
+
+
+def _unlearn_and_audit(run: Run, name: str, seed: int) -> tuple[Any, str, dict[str, float]]:
+    from ..audit import Relearn, evaluate
+    from ..data import landmarks
+    from ..forget import NPO, StopWhenForgotten
+    from ..models import load, save
+    from .forget import log_to
+
+    quiet_libraries()
+    split = landmarks()
+    assert split.retain is not None
+    console().print(f"loading {name} ...")
+    loaded = load(name)
+    tokenizer = loaded.tokenizer
+    run.update(source=dict(loaded.source), data=split.hash)
+    stop = StopWhenForgotten(
+        tokenizer,
+        {"forget": split.forget, "paraphrases": split.evaluation["forget_paraphrases"]},
+        {"retain": split.retain[: 3 * len(split.forget)]},
+        target=TARGET,
+        every=5,
+    )
+    console().print(
+        f"forgetting {len(split.forget)} questions about {split.name} (npo, stops at {TARGET:g} of before) ..."
+    )
+    start = time.monotonic()
+    unlearned = NPO().apply(
+        copy.deepcopy(loaded.model),
+        split.forget,
+        split.retain,
+        processing_class=tokenizer,
+        args={
+            "learning_rate": LEARNING_RATE,
+            "num_train_epochs": 30,
+            "warmup_epochs": 0,
+            "lr_scheduler_type": "constant",
+            "seed": seed,
+            "use_cpu": True,
+            "output_dir": str(run.folder / "checkpoints"),
+        },
+        callbacks=[stop, log_to(run)],
+    )
+    seconds = {"unlearning": time.monotonic() - start}
+    save(unlearned, run.folder / "model", tokenizer=tokenizer, provenance={"method": "NPO()", "history": stop.history})
+    console().print("auditing before and after, and trying to bring it back ...")
+    start = time.monotonic()
+    attack = Relearn(rows=len(split.forget) // 2, steps=8, every=2)
+    report = evaluate(unlearned, split, tokenizer=tokenizer, before=loaded.model, attacks=[attack])
+    report.save(run.folder)
+    seconds["audit"] = time.monotonic() - start
+    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+    run.update(status="done", stopped=stop.reason, seconds=seconds)
+    return report, stop.reason, seconds

@@ -1,0 +1,117 @@
+"""unwrite docs: writes the tables that come from the catalogue and the results into README.md and docs/."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from .. import catalog
+from ..errors import RunError
+from ..runs import write_text
+from .output import console
+
+
+def docs(*, root: Path = Path(), check: bool = False) -> None:
+    """Write the generated tables.
+
+    Args:
+        root: the repository.
+        check: only check that they are up to date.
+    """
+    stale = []
+    for path in (root / "README.md", root / "docs" / "systems.md"):
+        if not path.exists():
+            continue
+        old = path.read_text(encoding="utf-8")
+        new = fill(old)
+        if new != old:
+            stale.append(str(path))
+            if not check:
+                write_text(path, new)
+    if check and stale:
+        raise RunError(f"out of date: {', '.join(stale)}. Run: unwrite docs")
+    console().print("up to date" if not stale else f"written: {', '.join(stale)}")
+
+
+def fill(text: str) -> str:
+    """The text with every `<!-- table: name -->` ... `<!-- end -->` block written anew."""
+    for name, make in TABLES.items():
+        start, end = f"<!-- table: {name} -->", "<!-- end -->"
+        if start in text:
+            before, after = text.split(start, 1)
+            text = f"{before}{start}\n{make()}\n{end}{after.split(end, 1)[1]}"
+    return text
+
+
+def measured() -> str:
+    """Systems that are done, with what was measured."""
+    lines = ["| system | paper's claim | verdict here | why |", "|---|---|---|---|"]
+    for system in catalog.systems().values():
+        if system.status == "done" and (result := system.result):
+            cells = (f"`{system.slug}` {system.title}", system.claim, f"**{result['verdict']}**", result["reason"])
+            lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def planned() -> str:
+    """Systems still to come, by family."""
+    families: dict[str, list[str]] = {}
+    for system in catalog.systems().values():
+        if system.status == "planned":
+            families.setdefault(system.family, []).append(f"`{system.slug}`")
+    return "\n".join(f"- {family}: {', '.join(slugs)}" for family, slugs in families.items())
+
+
+def methods() -> str:
+    """The table that helps choose a method."""
+    lines = ["| method | kind | intent | needs | guarantee | cost |", "|---|---|---|---|---|---|"]
+    for m in catalog.methods().values():
+        cells = (f"`{m.slug}` {m.title}", m.kind, m.intent, ", ".join(m.needs), m.guarantee, m.cost)
+        lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def bench() -> str:
+    """The stored step benchmark."""
+    rows = _stored("bench-unlearn-step")
+    if rows is None:
+        return "not measured yet"
+    lines = ["| method | rows | ours, s | peer, s | ratio | middle half |", "|---|---|---|---|---|---|"]
+    for row in rows["cases"]:
+        low, high = row["middle_half"]
+        figures = f"{row['ours_s']:.2f} | {row['peer_s']:.2f} | **{row['ratio']:.2f}** | {low:.2f} to {high:.2f}"
+        lines.append(f"| {row['method']} | {row['rows']} | {figures} |")
+    lines.append("")
+    lines.append(f"Batch {rows['cases'][0]['batch']}, {rows['cases'][0]['pairs']} pairs, {rows['machine']['cpu']}.")
+    return "\n".join(lines)
+
+
+def demo() -> str:
+    """The stored demo."""
+    stored = _stored("demo")
+    if stored is None:
+        return "not measured yet"
+    lines = ["| | before | after |", "|---|---|---|"]
+    lines += [
+        f"| {name} | {values['before']:.3f} | {values['after']:.3f} |" for name, values in stored["figures"].items()
+    ]
+    seconds = stored["seconds"]
+    lines.append("")
+    lines.append(
+        f"{stored['stopped']}; {seconds['unlearning']:.0f} s of unlearning, {seconds['audit']:.0f} s of audit."
+    )
+    return "\n".join(lines)
+
+
+def _stored(name: str) -> Any:
+    path = files("unwrite").joinpath("results", f"{name}.json")
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+TABLES = {"bench": bench, "demo": demo, "measured": measured, "planned": planned, "methods": methods}

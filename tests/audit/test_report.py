@@ -1,0 +1,213 @@
+"""The report: plain sentences, clean JSON, one page that holds everything and trusts nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from unwrite.audit import Report, Score, charts
+from unwrite.audit.report import AttackResult, Sample, short
+from unwrite.audit.summary import wilson
+from unwrite.errors import RunError
+
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
+METRICS = [
+    {"name": "forget_rouge", "better": "lower", "about": "", "panel": "forgotten"},
+    {"name": "retain_rouge", "better": "higher", "about": "", "panel": "kept"},
+    {"name": "utility", "better": "higher", "about": "", "panel": "kept"},
+]
+
+
+def column(forget: list[float], retain: list[float]) -> dict[str, Score]:
+    return {
+        "forget_rouge": Score.mean("forget_rouge", forget, "lower"),
+        "retain_rouge": Score.mean("retain_rouge", retain, "higher"),
+        "utility": Score("utility", sum(retain) / len(retain)),
+    }
+
+
+def curve(*unseen: float) -> list[dict[str, float]]:
+    return [{"step": float(4 * i), "shown": 0.9, "unseen": p} for i, p in enumerate(unseen)]
+
+
+def made(oracle: bool = True, text: str = "hello", **changes: Any) -> Report:
+    columns = {
+        "before": column([1, 1, 1, 0], [1, 1, 1, 1]),
+        "after": column([0, 0, 1, 0], [1, 1, 1, 0]),
+        "oracle": column([0, 0, 0, 0], [1, 1, 1, 1]),
+    }
+    curves = {"before": curve(0.9, 0.9), "after": curve(0.1, 0.5), "oracle": curve(0.1, 0.15)}
+    if not oracle:
+        del columns["oracle"], curves["oracle"]
+    settings: dict[str, Any] = {
+        "suite": "basic",
+        "split": text,
+        "rows": {"forget": 4, "retain": 4},
+        "metrics": METRICS,
+        "columns": columns,
+        "samples": [Sample("forget", text, text, dict.fromkeys(columns, text))] * 14
+        + [Sample("retain", text, text, dict.fromkeys(columns, ""))],
+        "attacks": [AttackResult("relearning", text, "step", "steps", curves)],
+        "provenance": {"data": text},
+    }
+    return Report(**{**settings, **changes})
+
+
+def test_the_first_line_says_what_was_removed_and_kept() -> None:
+    summary = made().summary()
+    assert summary.removed == "Removed: 2 of the 3 forget answers it could reproduce before are gone."
+    assert summary.kept == "Kept: 3 of the 4 retained answers it knew are still there."
+    assert (summary.removed_mark, summary.kept_mark) == ("mixed", "mixed")
+
+
+def test_more_recovery_than_the_oracles_reads_as_traces() -> None:
+    summary = made().summary()
+    assert "traces remain" in summary.sure
+    assert summary.sure_mark == "bad"
+
+
+def test_recovery_like_the_oracles_reads_as_gone() -> None:
+    curves = {"after": curve(0.1, 0.2), "oracle": curve(0.1, 0.15)}
+    summary = made(attacks=[AttackResult("relearning", "", "step", "steps", curves)]).summary()
+    assert "as a retrained model would" in summary.sure
+    assert summary.sure_mark == "good"
+
+
+def test_without_an_oracle_the_way_back_is_measured_and_the_lack_is_said() -> None:
+    sure = made(oracle=False).summary().sure
+    assert "50% of the way back" in sure
+    assert "no retrained model to compare with" in sure
+
+
+def test_without_a_relearning_attack_the_report_says_so() -> None:
+    assert "no relearning attack was run" in made(attacks=[]).summary().sure
+
+
+def test_a_model_that_never_knew_is_not_praised() -> None:
+    columns = {"before": column([0, 0], [1, 1]), "after": column([0, 0], [1, 1])}
+    summary = made(columns=columns).summary()
+    assert "nothing to remove" in summary.removed
+    assert summary.removed_mark == "unknown"
+
+
+def test_no_leak_seen_is_not_no_leak_possible() -> None:
+    low, high = wilson(0, 20)
+    assert low == 0
+    assert 0.15 < high < 0.17
+
+
+def test_the_table_holds_every_metric_and_model() -> None:
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(made().table())
+    text = console.export_text()
+    assert all(word in text for word in ("forget rouge", "utility", "before", "after", "oracle"))
+
+
+def test_json_round_trips(tmp_path: Any) -> None:
+    report = made()
+    report.save(tmp_path / "audit")
+    read = Report.load(tmp_path / "audit")
+    assert read == report
+    assert read.roles == ["before", "after", "oracle"]
+
+
+def test_a_report_read_back_draws_the_same_curves(tmp_path: Any) -> None:
+    report = made()
+    drawn = re.compile(r"p\d+-")
+    report.save(tmp_path)
+    assert drawn.sub("", charts.attack_curve(Report.load(tmp_path).attacks[0], report.roles)) == drawn.sub(
+        "", charts.attack_curve(report.attacks[0], report.roles)
+    )
+
+
+def test_csv_has_one_row_a_model() -> None:
+    lines = made().csv().splitlines()
+    assert lines[0] == "name,forget_rouge,retain_rouge,utility"
+    assert lines[2] == "after,0.25,0.75,0.75"
+
+
+def test_json_has_no_nan() -> None:
+    broken = {"after": {"utility": Score("utility", float("nan"), [float("inf"), 1.0])}}
+    text = json.dumps(made(columns=broken).json(), allow_nan=False)
+    assert "NaN" not in text
+
+
+class Page(HTMLParser):
+    """Collects tags and everything that would load something."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [v for k, v in attrs if v and (k in ("src", "href", "xlink:href") or k.startswith("on"))]
+
+
+def test_the_page_loads_nothing_and_runs_nothing() -> None:
+    page = Page(made().html())
+    assert page.loads == []
+    assert not {"script", "link", "img", "iframe"} & set(page.tags)
+    assert page.tags.count("svg") == 2
+    assert "url(http" not in made().html()
+
+
+def test_hostile_text_is_shown_and_not_run() -> None:
+    html = made(text=HOSTILE).html()
+    page = Page(html)
+    assert not {"script", "img"} & set(page.tags)
+    assert "&lt;script&gt;alert(1)" in html
+
+
+def test_hostile_model_names_do_not_reach_the_drawings_as_markup() -> None:
+    columns = {HOSTILE: column([0, 1], [1, 1]), "x</svg><script>": column([0, 1], [1, 0])}
+    page = Page(made(columns=columns, attacks=[]).html())
+    assert "script" not in page.tags
+    assert "img" not in page.tags
+
+
+def test_the_page_shows_all_models_and_generations() -> None:
+    html = made(text="a b c").html()
+    assert all(f">{role}</" in html for role in ("before", "after", "oracle"))
+    assert "2 more" in html
+    assert "(nothing)" in html
+
+
+def test_the_page_follows_the_readers_light_or_dark_setting() -> None:
+    assert "prefers-color-scheme: dark" in made().html()
+
+
+def test_drawings_on_one_page_share_no_ids() -> None:
+    ids = re.findall(r'\bid="([^"]+)"', made().html())
+    assert len(ids) == len(set(ids))
+
+
+def test_refuses_a_folder_without_a_report(tmp_path: Any) -> None:
+    with pytest.raises(RunError, match=r"report\.json can't be read"):
+        Report.load(tmp_path)
+
+
+def test_refuses_a_report_of_another_format() -> None:
+    with pytest.raises(RunError, match="format: 99"):
+        Report.from_json({"format": 99})
+
+
+def test_refuses_a_damaged_report() -> None:
+    with pytest.raises(RunError, match="damaged"):
+        Report.from_json({"format": 1, "suite": "basic"})
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (0.0, "0.000"), (0.1234, "0.123"), (1e-23, "1.0e-23"), (56.78, "56.8"), (5215, "5215")],
+)
+def test_numbers_are_written_for_people(value: float | None, text: str) -> None:
+    assert short(value) == text

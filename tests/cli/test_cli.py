@@ -1,0 +1,101 @@
+"""The command line: one clear line for every refusal, flags from the dataclass, lists from the catalogue."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from unwrite import catalog
+from unwrite.cli import COMMANDS, main
+from unwrite.cli.docs import fill
+from unwrite.cli.fields import build
+from unwrite.errors import MethodError
+
+
+def refused(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as error:
+        main(list(arguments))
+    assert error.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_an_unknown_method_is_refused_with_the_nearest_name(capsys, tmp_path):
+    line = refused(capsys, "forget", "--model", "m", "--forget", "f", "--out", str(tmp_path / "r"), "--method", "npoo")
+    assert "'npo'" in line
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_unknown_field_is_refused_with_the_nearest_name(capsys, tmp_path):
+    line = refused(capsys, "forget", "--model", "m", "--forget", "f", "--out", str(tmp_path / "r"), "--beeta", "1")
+    assert "beta" in line
+
+
+def test_a_beta_of_zero_is_refused_before_anything_is_written(capsys, tmp_path):
+    line = refused(capsys, "forget", "--model", "m", "--forget", "f", "--out", str(tmp_path / "r"), "--beta", "0")
+    assert "beta is 0" in line
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_unknown_attack_is_refused(capsys):
+    assert "relearn" in refused(capsys, "audit", "m", "--forget", "f", "--attacks", "relern")
+
+
+def test_a_planned_system_has_no_experiment_yet(capsys):
+    assert "planned" in refused(capsys, "reproduce", "clover")
+
+
+def test_chat_refuses_a_folder_without_a_run(capsys, tmp_path):
+    assert "no run.json" in refused(capsys, "chat", str(tmp_path))
+
+
+@pytest.mark.parametrize("slug", list(catalog.methods()))
+def test_every_method_round_trips_through_its_flags(slug):
+    import dataclasses
+
+    plain = build(slug, {})
+    flags = {
+        field.name.replace("_", "-"): str(getattr(plain, field.name)).lower()
+        if isinstance(getattr(plain, field.name), bool)
+        else str(getattr(plain, field.name))
+        for field in dataclasses.fields(plain)
+        if not isinstance(getattr(plain, field.name), tuple)
+    }
+    assert build(slug, flags) == plain
+
+
+def test_a_value_of_another_type_is_refused():
+    with pytest.raises(MethodError, match="must be float"):
+        build("npo", {"beta": "much"})
+    with pytest.raises(MethodError, match="use one of"):
+        build("npo", {"retain-loss": "sometimes"})
+
+
+def test_systems_lists_all_76_as_json(capsys):
+    main(["systems", "--json"])
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == 76
+    assert all(row["verdict"] is not None for row in rows if row["status"] == "done")
+
+
+def test_methods_lists_what_helps_to_choose(capsys):
+    main(["methods", "--json"])
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) >= 11
+    assert {"intent", "needs", "guarantee", "cost"} <= set(rows[0])
+
+
+def test_help_names_every_command_without_importing_torch():
+    code = "import sys; from unwrite.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(name in result.stdout for name in COMMANDS)
+
+
+def test_readme_tables_are_up_to_date():
+    from pathlib import Path
+
+    readme = Path(__file__).parents[2] / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    assert fill(text) == text

@@ -1,0 +1,55 @@
+"""The harness: verdicts follow from checks, records carry how they were got, done systems have results."""
+
+import json
+
+import pytest
+
+from unwrite import catalog
+from unwrite.errors import UnwriteError
+from unwrite.reproduce.claims import Budget, run, spread, store, verdict_of
+from unwrite.reproduce.synthetic import distance, fit, make
+
+
+def test_the_verdict_follows_from_the_checks():
+    assert verdict_of({"a": True, "b": True}) == "reproduced"
+    assert verdict_of({"a": True, "b": False}) == "partly"
+    assert verdict_of({"a": False}) == "not reproduced"
+
+
+def test_a_spread_is_mean_and_deviation():
+    assert spread([1.0, 3.0]) == "2 +- 1"
+
+
+def test_npo_runs_tiny_and_is_stored_with_how_it_was_got(tmp_path):
+    claim, record = run("npo", Budget("tiny"))
+    assert claim.rows
+    path = store(record, tmp_path)
+    kept = json.loads(path.read_text())
+    assert {"slug", "verdict", "claim", "rows", "checks", "seeds", "versions", "machine", "commit", "seconds"} <= set(
+        kept
+    )
+
+
+def test_an_unknown_system_is_refused():
+    with pytest.raises(UnwriteError, match="npo"):
+        run("npoo", Budget("tiny"))
+
+
+@pytest.mark.parametrize("slug", [s.slug for s in catalog.systems().values() if s.status == "done"])
+def test_a_stored_result_is_of_a_real_budget(slug):
+    result = catalog.system(slug).result
+    assert result is not None
+    assert result["budget"] != "tiny"
+    assert result["verdict"] == (verdict_of(result["checks"]) if result["checks"] else result["verdict"])
+
+
+def test_a_model_is_at_distance_zero_from_itself():
+    kinds = make(0, 1.0)
+    weight = fit([kinds["retain"]], 50)
+    assert distance(kinds["retain"].fresh, weight, weight) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_synthetic_labels_favour_their_kind():
+    kinds = make(0, 1.0)
+    assert (kinds["retain"].labels == 0).double().mean() > 0.6
+    assert (kinds["forget"].labels == 1).double().mean() > 0.6
