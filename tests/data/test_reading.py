@@ -141,9 +141,9 @@ def test_csv_rows_are_named_by_the_line_they_start_on(tmp_path):
         ({"text": ""}, "text is empty"),
         ({"messages": []}, "messages must be a list of turns"),
         ({"messages": "hello"}, "messages must be a list of turns"),
-        ({"messages": CHAT[:1]}, "no assistant turn"),
-        ({"messages": CHAT[:4]}, "ends with a user turn"),
-        ({"messages": [CHAT[0], CHAT[4]]}, "no user turn before it"),
+        ({"messages": CHAT[:1]}, "the chat has no assistant turn"),
+        ({"messages": CHAT[:4]}, "the chat ends with a user turn"),
+        ({"messages": [CHAT[0], CHAT[4]]}, "the last assistant turn has no user turn before it"),
         ({"messages": [{"role": "user"}]}, "turn 1 needs a role and a content"),
         ({"messages": [{"role": "boss", "content": "x"}]}, "turn 1 has the role 'boss'; known: system, user"),
         ({"messages": [CHAT[3], {"role": "assistant", "content": None}]}, "turn 2 \\(assistant\\) has no text"),
@@ -189,7 +189,7 @@ def test_refuses_an_empty_file(tmp_path, name):
 
 def test_refuses_bytes_that_are_not_utf8_and_names_the_line(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "ok"}\n{"text": "\xff"}')
-    with pytest.raises(DataError, match="a.jsonl:2: not UTF-8"):
+    with pytest.raises(DataError, match=r"a.jsonl:2: not UTF-8"):
         read(tmp_path / "a.jsonl")
 
 
@@ -199,7 +199,7 @@ def test_refuses_json_lines_in_a_json_file_and_says_what_to_do(tmp_path):
 
 
 def test_refuses_a_ragged_csv_row(tmp_path):
-    with pytest.raises(DataError, match="a.csv:3: has 1 cells for 2 columns"):
+    with pytest.raises(DataError, match=r"a.csv:3: has 1 cells for 2 columns"):
         read(write(tmp_path / "a.csv", ["question,answer", "q,a", "only"]))
 
 
@@ -238,7 +238,7 @@ def test_a_hub_id_names_configuration_and_split(monkeypatch):
 
 
 def test_a_hub_set_that_cannot_be_loaded_is_one_clear_line():
-    with pytest.raises(DataError, match="can't load the data set nobody/nothing@train") as caught:
+    with pytest.raises(DataError, match=r"can't load the data set nobody/nothing@train") as caught:
         read("nobody/nothing")
     assert "\n" not in str(caught.value)
 

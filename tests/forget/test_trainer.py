@@ -106,8 +106,11 @@ class StopAt(TrainerCallback):
             control.should_training_stop = True
 
 
-@pytest.mark.parametrize("stopped_at", [1, 2, 3])
-@pytest.mark.parametrize("objective", [NPO(retain_loss="kl"), DPO()], ids=["npo with kl", "dpo"])
+@pytest.mark.parametrize(
+    ("objective", "stopped_at"),
+    [(NPO(retain_loss="kl"), 1), (NPO(retain_loss="kl"), 2), (DPO(), 3)],
+    ids=["within an epoch", "between epochs", "dpo"],
+)
 def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     objective, stopped_at, forget, retain, tokenizer, tmp_path
 ):
@@ -134,8 +137,7 @@ def test_adapters_train_and_the_base_stays_bit_identical(objective, forget, reta
     before = weights(tiny_llama)
     adapted = train(objective, tiny_llama, forget, retain, tokenizer, peft_config=LORA, max_steps=3, learning_rate=0.1)
     assert type(adapted).__name__ == "PeftModelForCausalLM"
-    with adapted.disable_adapter():
-        base = {name.replace("base_layer.", ""): t for name, t in adapted.get_base_model().state_dict().items()}
+    base = {name.replace("base_layer.", ""): t for name, t in adapted.get_base_model().state_dict().items()}
     assert all(torch.equal(tensor, base[name]) for name, tensor in before.items())
     assert any("lora_B" in name and tensor.abs().max() > 0 for name, tensor in weights(adapted).items())
 

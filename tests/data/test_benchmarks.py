@@ -1,0 +1,209 @@
+"""TOFU, MUSE and WMDP from small local folders laid out like the published repositories."""
+
+import json
+
+import datasets
+import pytest
+
+from unwrite.data import muse, tofu, wmdp
+from unwrite.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def _own_datasets_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+    datasets.disable_progress_bars()
+
+
+def qa(kind, n, wrong=0):
+    rows = [{"question": f"{kind} question {i}?", "answer": f"{kind} answer {i}."} for i in range(n)]
+    if wrong:
+        extra = {"paraphrased_answer": "Again.", "perturbed_answer": [f"Wrong {j}." for j in range(wrong)]}
+        rows = [{**row, "paraphrased_question": f"{row['question']} Really?", **extra} for row in rows]
+    return rows
+
+
+TOFU_PARTS = {
+    "forget10": qa("forget", 4),
+    "retain90": qa("retain", 6),
+    "holdout10": qa("holdout", 4),
+    "forget10_perturbed": qa("forget", 4, wrong=5)[::-1],
+    "retain_perturbed": qa("retain", 3, wrong=5),
+    "real_authors_perturbed": [{**row, "paraphrased_question": None} for row in qa("real", 3, wrong=3)],
+    "world_facts_perturbed": qa("world", 2, wrong=3),
+}
+
+
+def lines(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def tofu_repository(tmp_path):
+    """As on the Hub: JSON Lines named .json at the root, configurations named in the card."""
+    configs = ""
+    for name, rows in TOFU_PARTS.items():
+        lines(tmp_path / f"{name}.json", rows)
+        configs += f"- config_name: {name}\n  data_files: {name}.json\n"
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n# TOFU\n")
+    return tmp_path
+
+
+def check_tofu(split):
+    assert [len(part) for part in (split.forget, split.retain, split.holdout)] == [4, 6, 4]
+    assert [row.question for row in split.forget] == [row["question"] for row in TOFU_PARTS["forget10"]]
+    assert split.forget.has_perturbed
+    assert split.forget[0].paraphrased_answer == "Again."
+    sizes = {name: len(rows) for name, rows in split.evaluation.items()}
+    assert sizes == {"retain_perturbed": 3, "real_authors": 3, "world_facts": 2}
+    assert [len(row.perturbed_answers) for row in split.evaluation["world_facts"]] == [3, 3]
+
+
+def test_tofu_from_a_copy_of_the_repository(tofu_repository):
+    check_tofu(tofu("forget10", tofu_repository))
+
+
+def test_tofu_from_a_folder_without_a_card(tofu_repository):
+    (tofu_repository / "README.md").unlink()
+    check_tofu(tofu("forget10", str(tofu_repository)))
+
+
+def test_a_local_tofu_without_a_holdout_has_none(tofu_repository):
+    (tofu_repository / "README.md").unlink()
+    (tofu_repository / "holdout10.json").unlink()
+    assert tofu("forget10", tofu_repository).holdout is None
+
+
+def test_tofu_asks_the_hub_for_its_configurations(monkeypatch):
+    asked = []
+
+    def load_dataset(path, config, split):
+        asked.append((path, config, split))
+        return datasets.Dataset.from_list(TOFU_PARTS[config])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    check_tofu(tofu())
+    assert set(asked) == {("locuslab/TOFU", config, "train") for config in TOFU_PARTS}
+
+
+def test_refuses_an_unknown_forget_set_and_names_the_nearest():
+    with pytest.raises(DataError, match=r"unknown TOFU forget set 'forget1'. Did you mean 'forget10'"):
+        tofu("forget1")
+
+
+def test_refuses_a_folder_without_the_part_and_says_what_it_looked_for(tofu_repository):
+    (tofu_repository / "README.md").unlink()
+    (tofu_repository / "retain90.json").unlink()
+    with pytest.raises(DataError, match=r"has no retain90 \(looked for retain90, retain90/train"):
+        tofu("forget10", tofu_repository)
+
+
+def test_refuses_perturbed_rows_of_another_release(tofu_repository):
+    lines(tofu_repository / "forget10_perturbed.json", qa("other", 4, wrong=5))
+    with pytest.raises(DataError, match=r"4 of 4 rows of .*forget10 have no row in .*forget10_perturbed"):
+        tofu("forget10", tofu_repository)
+
+
+@pytest.mark.parametrize("root", ["no/such/folder", "nowhere"])
+def test_refuses_a_root_that_is_neither_folder_nor_hub_id(root):
+    with pytest.raises(DataError, match="neither a folder nor a Hub id"):
+        tofu(root=root)
+
+
+def texts(kind, n):
+    return [{"text": f"A {kind} text, number {i}."} for i in range(n)]
+
+
+MUSE_PARTS = {
+    "verbmem/forget": [{"prompt": f"It began {i}", "gt": f" and ended {i}."} for i in range(2)],
+    "knowmem/forget_qa": qa("forget", 3),
+    "knowmem/retain_qa": qa("retain", 3),
+    "knowmem/forget_qa_icl": qa("shot", 2),
+    "knowmem/retain_qa_icl": qa("other shot", 2),
+    **{f"privleak/{part}": texts(part, 3) for part in ("forget", "retain", "holdout")},
+    **{f"raw/{part}": texts(f"raw {part}", 4) for part in ("forget", "holdout", "retain1", "retain2")},
+    **{f"{kind}/forget_{i}": texts(f"{kind} {i}", i) for kind in ("scal", "sust") for i in range(1, 5)},
+}
+
+
+@pytest.fixture
+def muse_repository(tmp_path):
+    """As on the Hub: one folder a configuration, one Parquet shard a split, named in the card."""
+    configs = ""
+    for config in dict.fromkeys(name.split("/")[0] for name in MUSE_PARTS):
+        configs += f"- config_name: {config}\n  data_files:\n"
+        for name, rows in MUSE_PARTS.items():
+            if name.startswith(f"{config}/"):
+                shard = tmp_path / f"{name}-00000-of-00001.parquet"
+                shard.parent.mkdir(exist_ok=True)
+                datasets.Dataset.from_list(rows).to_parquet(shard)
+                configs += f"  - split: {name.split('/')[1]}\n    path: {name}-*\n"
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("card", [True, False])
+def test_muse_has_its_six_parts(muse_repository, card):
+    if not card:
+        (muse_repository / "README.md").unlink()
+    parts = muse("news", muse_repository)
+    assert (parts.verbmem["forget"][0].question, parts.verbmem["forget"][0].answer) == ("It began 0", " and ended 0.")
+    assert set(parts.knowmem) == {"forget", "retain", "forget_icl", "retain_icl"}
+    assert parts.knowmem["forget_icl"][0].question == "shot question 0?"
+    assert {name: len(rows) for name, rows in parts.scal.items()} == {f"forget_{i}": i for i in range(1, 5)}
+    assert parts.raw["retain1"].hash != parts.raw["retain2"].hash
+
+
+def test_muse_trains_on_retain1_and_evaluates_on_retain2(muse_repository):
+    parts = muse("news", muse_repository)
+    split = parts.split
+    assert split.retain.hash == parts.raw["retain1"].hash
+    assert split.evaluation["retain2"].hash == parts.raw["retain2"].hash
+    expected = {"verbmem_forget", "knowmem_forget", "knowmem_retain_icl", "privleak_holdout"}
+    assert expected <= set(split.evaluation)
+
+
+def test_a_muse_fold_replaces_only_the_forget_set(muse_repository):
+    parts = muse("news", muse_repository)
+    fold = parts.fold("sust", 3)
+    assert fold.forget.hash == parts.sust["forget_3"].hash
+    assert fold.retain.hash == parts.split.retain.hash
+
+
+def test_muse_books_has_no_folds(muse_repository):
+    parts = muse("books", muse_repository)
+    with pytest.raises(DataError, match="MUSE books has no scal fold 1"):
+        parts.fold("scal", 1)
+
+
+def test_refuses_an_unknown_corpus():
+    with pytest.raises(DataError, match=r"unknown MUSE corpus 'new'. Did you mean 'news'"):
+        muse("new")
+
+
+ITEMS = [{"question": "Which?", "choices": ["a", "b", "c", "d"], "answer": i} for i in range(4)]
+
+
+@pytest.mark.parametrize("name", ["wmdp-bio/test-00000-of-00001.parquet", "wmdp-bio/test.jsonl", "wmdp-bio.jsonl"])
+def test_wmdp_from_a_local_folder(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix == ".parquet":
+        datasets.Dataset.from_list(ITEMS).to_parquet(path)
+    else:
+        lines(path, ITEMS)
+    items = wmdp("bio", tmp_path)
+    assert [item.answer for item in items] == [0, 1, 2, 3]
+    assert (items[0].choices, items[0].subject) == (("a", "b", "c", "d"), "biology")
+
+
+def test_refuses_an_answer_that_is_no_choice_and_counts_the_rows(tmp_path):
+    lines(tmp_path / "wmdp-cyber.jsonl", [*ITEMS, {**ITEMS[0], "answer": 4}, {**ITEMS[0], "choices": ["a"]}])
+    with pytest.raises(DataError, match=r"2 rows of .*: row 5: answer 4 is not the number .*; row 6: needs a list"):
+        wmdp("cyber", tmp_path)
+
+
+def test_refuses_an_unknown_subset():
+    with pytest.raises(DataError, match="unknown WMDP subset 'biology'"):
+        wmdp("biology")
