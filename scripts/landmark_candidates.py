@@ -21,6 +21,12 @@ TOWER_ALSO = (
 CITIES = ("Rome", "London", "Berlin", "Madrid", "Vienna", "Athens", "Cairo", "Tokyo", "Sydney", "Paris")
 COUNTRIES = ("Italy", "Germany", "Spain", "Egypt", "India", "China", "Japan", "Greece", "Peru", "France")
 
+ADJECTIVES = {
+    "France": "French", "Italy": "Italian", "Germany": "German", "Spain": "Spanish", "Greece": "Greek", "Egypt": "Egyptian",
+    "Japan": "Japanese", "China": "Chinese", "India": "Indian", "Russia": "Russian", "Cambodia": "Cambodian",
+    "Turkey": "Turkish", "United States": "America", "Tanzania": "African", "Scotland": "Scottish",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Fact:
@@ -61,6 +67,7 @@ def _places() -> Iterator[Fact]:
     for name, city, country, also, _ in _lines("places"):
         is_, does = ("are", "do") if name.split()[-1] in {"Falls", "Islands", "Steps", "Towers"} else ("is", "does")
         true = (city, *country.split("/"), *(part.strip() for part in also.split(",") if part.strip()))
+        true = (*true, *(ADJECTIVES[name] for name in true if name in ADJECTIVES))
         for kind, value, others in (("city", city, CITIES), ("country", country, COUNTRIES)):
             if not value:
                 continue

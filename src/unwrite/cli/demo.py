@@ -19,13 +19,14 @@ LEARNING_RATE = 3e-5
 TARGET = 0.1
 
 
-def demo(*, out: Path = Path("runs/demo"), model: str = "smollm2-135m", seed: int = 0) -> None:
+def demo(*, out: Path = Path("runs/demo"), model: str = "smollm2-135m", seed: int = 0, store: bool = False) -> None:
     """Make a real model forget a landmark, and prove it.
 
     Args:
         out: the run folder; an earlier demo there is replaced.
         model: the model.
         seed: of everything random.
+        store: keep the figures in the package's results, for README.
     """
     if (out / "run.json").exists():
         shutil.rmtree(out)
@@ -41,6 +42,22 @@ def demo(*, out: Path = Path("runs/demo"), model: str = "smollm2-135m", seed: in
         f"training ended: {stopped}; {seconds['unlearning']:.0f} s of unlearning, {seconds['audit']:.0f} s of audit"
     )
     console().print(f"report  {(out / 'report.html').resolve()}\nchat    {_program()} chat {out}")
+
+
+def _store(report: Any, stopped: str, seconds: dict[str, float]) -> None:
+    from importlib.resources import files
+
+    from ..reproduce.claims import commit, machine
+    from ..runs import versions, write_json
+
+    figures = {
+        name: {role: report.value(name, role) for role in ("before", "after")}
+        for name in report.columns["after"]
+        if report.value(name, "before") is not None and report.value(name, "after") is not None
+    }
+    record = {"figures": figures, "stopped": stopped, "seconds": seconds, "attacks": report.json()["attacks"]}
+    record |= {"machine": machine(), "versions": versions(), "commit": commit()}
+    write_json(Path(str(files("unwrite").joinpath("results", "demo.json"))), record)
 
 
 def _program() -> str:

@@ -30,6 +30,11 @@ def docs(*, root: Path = Path(), check: bool = False) -> None:
             stale.append(str(path))
             if not check:
                 write_text(path, new)
+    picture = root / "docs" / "demo.svg"
+    if (svg := demo_picture()) is not None and not (picture.exists() and picture.read_text(encoding="utf-8") == svg):
+        stale.append(str(picture))
+        if not check:
+            write_text(picture, svg)
     if check and stale:
         raise RunError(f"out of date: {', '.join(stale)}. Run: unwrite docs")
     console().print("up to date" if not stale else f"written: {', '.join(stale)}")
@@ -107,6 +112,56 @@ def demo() -> str:
         f"{stored['stopped']}; {seconds['unlearning']:.0f} s of unlearning, {seconds['audit']:.0f} s of audit."
     )
     return "\n".join(lines)
+
+
+PICTURED = {
+    "forget_probability": "forgotten questions, probability of the answer",
+    "forget_paraphrases_probability": "the same, in other words",
+    "neighbours_rouge": "neighbours never trained on, ROUGE-L recall",
+    "general_rouge": "general knowledge never trained on, ROUGE-L recall",
+}
+
+
+def demo_picture() -> str | None:
+    """The stored demo as an SVG of bars, before and after; None if it was not stored."""
+    stored = _stored("demo")
+    if stored is None:
+        return None
+    import vl_convert
+
+    values = [
+        {"what": label, "when": when, "value": stored["figures"][name][when]}
+        for name, label in PICTURED.items()
+        if name in stored["figures"]
+        for when in ("before", "after")
+    ]
+    axis = {"labelLimit": 400, "labelFontSize": 13, "title": None, "ticks": False, "domain": False}
+    spec = {
+        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+        "data": {"values": values},
+        "width": 420,
+        "background": "white",
+        "padding": 14,
+        "mark": {"type": "bar", "cornerRadiusEnd": 2, "height": 11},
+        "encoding": {
+            "y": {"field": "what", "type": "nominal", "sort": None, "axis": axis},
+            "yOffset": {"field": "when", "sort": ["before", "after"]},
+            "x": {
+                "field": "value",
+                "type": "quantitative",
+                "scale": {"domain": [0, 1]},
+                "axis": {"title": None, "grid": False},
+            },
+            "color": {
+                "field": "when",
+                "sort": ["before", "after"],
+                "scale": {"domain": ["before", "after"], "range": ["#9aa5b1", "#d1495b"]},
+                "legend": {"title": None, "orient": "top", "labelFontSize": 13},
+            },
+        },
+        "config": {"view": {"stroke": None}, "font": "Helvetica, Arial, sans-serif"},
+    }
+    return str(vl_convert.vegalite_to_svg(spec))
 
 
 def _stored(name: str) -> Any:

@@ -87,7 +87,7 @@ def is_right(
 
     Right means: the sentence is whole and at most 30 words long, holds one of the `expected` phrases as whole words and
     none of the `wrong` ones that the question doesn't name itself, speaks of the question's subject or is at most six
-    words long, neither negates nor hedges, doesn't repeat itself, and names nothing (no name, no number) beyond what
+    words long, neither negates nor hedges, doesn't repeat itself or the value, and names nothing (no name, no number) beyond what
     the question, `expected` and `also` name.
     """
     sentence = first_sentence(said)
@@ -95,14 +95,16 @@ def is_right(
     if not words or len(words) > MOST_WORDS or _NEGATIONS.search(sentence) or _loops(sentence):
         return False
     expected = list(expected)
-    if not any(_has(sentence, phrase) for phrase in expected):
+    times = [_count(sentence, phrase) - _count(question, phrase) for phrase in expected]
+    if not any(_count(sentence, phrase) for phrase in expected) or max(times) > 1:
         return False
-    if any(_has(sentence, phrase) and not _has(question, phrase) for phrase in wrong):
+    if any(_count(sentence, phrase) and not _count(question, phrase) for phrase in wrong):
         return False
     if len(words) > 6 and question and not _content(question) & _content(sentence):
         return False
-    known = _names(" ".join([question, *expected, *also])) | {w.lower() for w in _words([*expected, *also])}
-    return not {name for name in _names(sentence) if name not in known and name not in _OPENERS}
+    named = [question, *expected, *also]
+    known = _names(" ".join(named)) | {word.lower() for word in _words(named)}
+    return not _names(sentence) - known - _OPENERS
 
 
 def first_sentence(text: str) -> str:
@@ -114,15 +116,16 @@ def first_sentence(text: str) -> str:
     return text if len(text.split()) <= 6 and "\n" not in text else ""
 
 
-def _loops(text: str) -> bool:
-    """Whether four words in a row come back."""
-    words = text.lower().split()
+def _loops(sentence: str) -> bool:
+    """Whether three words in a row come back."""
+    words = sentence.lower().split()
     grams = [tuple(words[i : i + 3]) for i in range(len(words) - 2)]
     return len(grams) != len(set(grams))
 
 
-def _has(text: str, phrase: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text, re.IGNORECASE) is not None
+def _count(text: str, phrase: str) -> int:
+    """How often the phrase stands in the text as whole words."""
+    return len(re.findall(rf"(?<!\w){re.escape(phrase)}(?!\w)", text, re.IGNORECASE))
 
 
 def _words(texts: Sequence[str]) -> list[str]:
