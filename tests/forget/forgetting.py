@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
+import peft  # noqa: F401
 import torch
 from torch import Tensor
 
@@ -12,6 +14,10 @@ from unwrite.forget.base import Objective
 from unwrite.forget.batch import PairedBatch, make_parts, run
 from unwrite.forget.reference import Reference, Wanted, compute
 from unwrite.models import anatomy
+
+# Every training ends with a full collection, half a second over all that is imported; what is here stays anyway.
+gc.collect()
+gc.freeze()
 
 # SGD moves weights by the gradient itself; AdamW's first steps are signs, which hide a wrong factor.
 SGD = {

@@ -129,8 +129,7 @@ class Membership(Metric):
     def __call__(self, context: Context, split: ForgetSplit) -> Score:
         forget = self.values(context, rows_of(split, "forget"))
         holdout = self.values(context, rows_of(split, "holdout"))
-        note = "0.5 means nothing tells forget rows from rows never seen."
-        return Score(self.name, auc(forget, holdout), list(forget), self.better, note)
+        return Score(self.name, auc(forget, holdout), list(forget), self.better)
 
     def values(self, context: Context, rows: Sequence[Example]) -> list[float]:
         """One score per row, high = looks unseen."""

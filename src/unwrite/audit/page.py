@@ -77,7 +77,7 @@ def _panels(report: Report) -> list[dict[str, Any]]:
 
 
 def _row(report: Report, metric: dict[str, Any]) -> dict[str, Any]:
-    from .report import short
+    from .report import short, words
 
     cells = []
     for role in report.roles:
@@ -89,7 +89,7 @@ def _row(report: Report, metric: dict[str, Any]) -> dict[str, Any]:
         cells.append({"role": role, "text": short(value), "spread": spread, "bar": bar})
     main = report.columns[report.main].get(metric["name"])
     return {
-        "label": metric["name"].replace("_", " "),
+        "label": words(metric["name"]),
         "good": GOOD[metric["better"]],
         "about": metric["about"],
         "note": main.note if main else "",

@@ -103,7 +103,7 @@ class Report:
                 table.add_section()
             panel = metric["panel"]
             cells = [self._cell(metric["name"], role) for role in self.roles]
-            table.add_row(metric["name"].replace("_", " "), GOOD[metric["better"]], *cells)
+            table.add_row(words(metric["name"]), GOOD[metric["better"]], *cells)
         return table
 
     def _cell(self, name: str, role: str) -> str:
@@ -175,6 +175,11 @@ class Report:
 
 
 GOOD = {"higher": "↑", "lower": "↓", "toward_reference": "→ oracle"}
+
+
+def words(name: str) -> str:
+    """A metric's name for people."""
+    return name.replace("min_kpp", "min-k++").replace("min_k", "min-k").replace("_", " ").replace("auc", "AUC")
 
 
 def short(value: float | None) -> str:

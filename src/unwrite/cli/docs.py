@@ -116,7 +116,7 @@ def demo() -> str:
 
 PICTURED = {
     "forget_probability": "forgotten questions, probability of the answer",
-    "forget_paraphrases_probability": "the same, in other words",
+    "forget_paraphrase_probability": "the same, in other words",
     "neighbours_rouge": "neighbours never trained on, ROUGE-L recall",
     "general_rouge": "general knowledge never trained on, ROUGE-L recall",
 }

@@ -167,8 +167,13 @@ def _checks(
     def end(name: str, part: str) -> float:
         return fmean(getattr(way[-1], part) for way in ways[name])
 
+    def quality(name: str) -> float:
+        return end(name, "quality")
+
     gap = abs(end("NPO+RT", "forget") - twin)
     return {
+        "authors: NPO+RT's forget quality ends above 0.05, and above GradDiff's": quality("NPO+RT") > 0.05
+        and quality("NPO+RT") > quality("GradDiff"),
         "authors: GA's retain probability collapses below 0.1": end("GA", "retain") < 0.1,
         "authors: GradDiff's retain probability collapses below 0.1": end("GradDiff", "retain") < 0.1,
         "authors: NPO+RT keeps 0.7 of the retain ROUGE": fmean(final_rouge["NPO+RT"]) >= 0.7 * start_rouge,
