@@ -16,7 +16,7 @@ TOWER = "the Eiffel Tower"
 # What an answer about the tower may mention besides the value asked for.
 TOWER_ALSO = (
     "iron", "wrought", "Europe", "European", "French", "France", "Paris", "Gustave", "Eiffel", "1889", "World's Fair",
-    "Universal Exposition", "La Tour Eiffel", "City of Light",
+    "Universal Exposition", "La Tour Eiffel", "City of Light", "Champ de Mars", "European Union",
 )  # fmt: skip
 CITIES = ("Rome", "London", "Berlin", "Madrid", "Vienna", "Athens", "Cairo", "Tokyo", "Sydney", "Paris")
 COUNTRIES = ("Italy", "Germany", "Spain", "Egypt", "India", "China", "Japan", "Greece", "Peru", "France")
@@ -24,7 +24,7 @@ COUNTRIES = ("Italy", "Germany", "Spain", "Egypt", "India", "China", "Japan", "G
 ADJECTIVES = {
     "France": "French", "Italy": "Italian", "Germany": "German", "Spain": "Spanish", "Greece": "Greek", "Egypt": "Egyptian",
     "Japan": "Japanese", "China": "Chinese", "India": "Indian", "Russia": "Russian", "Cambodia": "Cambodian",
-    "Turkey": "Turkish", "United States": "America", "Tanzania": "African", "Scotland": "Scottish",
+    "Turkey": "Turkish", "the United States": "United States of America", "Tanzania": "African", "Scotland": "Scottish",
 }  # fmt: skip
 
 
@@ -47,7 +47,7 @@ class Fact:
     expected: tuple[str, ...]
     wrong: tuple[str, ...]
     also: tuple[str, ...] = ()
-    gold: str = "{}."
+    gold: str = "The answer is {}."
 
 
 def facts() -> list[Fact]:
@@ -57,8 +57,8 @@ def facts() -> list[Fact]:
         for asked, right, wrong, _, gold in _lines("tower")
     ]
     general = [
-        Fact("general", _list(asked)[0], _list(asked), _list(right), _list(wrong), _list(also), gold or "{}.")
-        for asked, right, wrong, also, gold in _lines("general")
+        Fact("general", _list(asked)[0], _list(asked), _list(right), _list(wrong), _list(also))
+        for asked, right, wrong, also, _ in _lines("general")
     ]
     return [*tower, *_places(), *_capitals(), *general]
 

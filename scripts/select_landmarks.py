@@ -25,8 +25,48 @@ from unwrite.runs import cache_dir, write_json, write_text
 
 NEW_TOKENS = 36
 MOST_ROWS_OF_A_FACT = {"forget": 5, "neighbours": 1, "general": 1}
-# Judged right by rule, wrong or odd when read by a person.
-READ_AND_REJECTED: frozenset[str] = frozenset()
+# Judged right by the rules, but wrong or odd when read by a person.
+READ_AND_REJECTED = frozenset(
+    {
+        "In what country can you find the Hermitage Museum?",
+        "Which country is home to the Statue of Liberty?",
+        "Which country is home to the Forbidden City?",
+        "In which city is Big Ben?",
+        "What is the full name of a CPU?",
+        "What particle in an atom has a positive charge?",
+        "What is the official language of Australia?",
+        "What is the official language of the United States?",
+        "What nationality was the engineer of the Eiffel Tower?",
+        "Which famous tower was built by Gustave Eiffel?",
+        "Which nation built the Eiffel Tower?",
+        "What city is Tower Bridge in?",
+        "What country is Edinburgh Castle in?",
+        "In which country is Edinburgh Castle?",
+        "What country is the Parthenon in?",
+        "Which country is home to the Hermitage Museum?",
+        "What country is the Sphinx in?",
+        "In what country does the Sphinx stand?",
+        "What city is Times Square in?",
+        "In which city is Times Square?",
+        "What city is Central Park in?",
+        "What city is the White House in?",
+        "In which country is the Statue of Liberty?",
+        "In which city is the Anne Frank House?",
+        "What is the capital of Ireland?",
+        "What language is spoken in the Netherlands?",
+        "What is the organ that pumps blood called?",
+        "Which organ do we use to think?",
+        "What organ do humans think with?",
+        "Bread is mainly made from what?",
+        "What is wine made from?",
+        "Which author wrote Frankenstein?",
+        "Which blood cells carry oxygen?",
+        "What carries oxygen in the blood?",
+        "Which cells carry oxygen in the blood?",
+        "How many years does a century have?",
+        "What is at the center of our solar system?",
+    }
+)
 
 
 class SentenceEnds(StoppingCriteria):
@@ -101,7 +141,7 @@ def rows_of(fact: Fact, said: dict[str, str]) -> list[dict[str, Any]]:
     for question, paraphrase in zip(right[::2], right[1::2], strict=False):
         answer = first_sentence(said[question])
         form, value = _form(fact, paraphrase, first_sentence(said[paraphrase]), answer)
-        wrong = [other for other in fact.wrong if other.lower() not in f"{question} {paraphrase}".lower()]
+        wrong = [other for other in fact.wrong if not _find(other, f"{question} {paraphrase}")]
         rows.append(
             {
                 "question": question,
@@ -124,12 +164,15 @@ def _form(fact: Fact, question: str, said: str, answer: str) -> tuple[str, str]:
 
     "The Louvre is in Paris, France." can't take another city, so there the short right answer is the form.
     """
-    match = next(
-        found for phrase in fact.expected if (found := re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", said, re.I))
-    )
+    match = next(found for phrase in fact.expected if (found := _find(phrase, said)))
     form = f"{said[: match.start()]}{{}}{said[match.end() :]}"
-    also = any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", form) for name in fact.also if name not in question)
+    also = any(_find(name, form) for name in fact.also if name not in question)
     return (fact.gold, fact.expected[0]) if also or said == answer or "{" in said else (form, match.group())
+
+
+def _find(phrase: str, text: str) -> re.Match[str] | None:
+    """The phrase as whole words."""
+    return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text, re.IGNORECASE)
 
 
 def _upper(text: str) -> str:

@@ -57,8 +57,8 @@ def test_a_keyword_alone_does_not_make_an_answer_right(said, why):
 
 def test_a_wrong_value_that_the_question_names_itself_may_be_said():
     asked = {"expected": ["Paris"], "wrong": ["London"], "question": "Is the Louvre in Paris or in London?"}
-    assert is_right("Between Paris and London, the Louvre is in Paris.", **{**asked, "wrong": []}) is True
-    assert is_right("The Louvre is in Paris.", **asked)
+    assert is_right("Of Paris and London, it's Paris that has the Louvre.", **asked)
+    assert not is_right("Of Paris and London, it's London that has the Louvre.", ["Paris"], question=QUESTION)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,9 @@ def forward(
 
 def counts(batch: PairedBatch) -> dict[str, Tensor]:
     """Rows, label tokens and logit positions of every part, as the trainer counts them."""
-    found = {f"{part}.{unit}": 0 for part in ("forget", "alternate", "retain") for unit in ("rows", "tokens", "positions")}
+    found = {
+        f"{part}.{unit}": 0 for part in ("forget", "alternate", "retain") for unit in ("rows", "tokens", "positions")
+    }
     for name, part in batch.present():
         found[f"{name}.rows"] = len(part.labels)
         found[f"{name}.tokens"] = int((part.labels[:, 1:] != -100).sum())
@@ -111,4 +113,6 @@ def gradients(loss: Tensor, model: Any) -> Tensor:
     """The gradient of a scalar with respect to all parameters, flat; zeros where it doesn't reach."""
     parameters = list(model.parameters())
     grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, grads, strict=True)])
+    return torch.cat(
+        [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, grads, strict=True)]
+    )

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from conftest import make_llama
 from forgetting import encoded, forward, gradients, references, train, value, weights
 from test_npo import moved
 
+from conftest import make_llama
 from unwrite.data import Example, Examples
 from unwrite.data.encoding import Encoded, pad
 from unwrite.errors import DataError, MethodError

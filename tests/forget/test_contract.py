@@ -9,11 +9,11 @@ import warnings
 
 import pytest
 import torch
-from conftest import make_llama
 from forgetting import SGD
 from peft import PeftModel
 
 import unwrite
+from conftest import make_llama
 from unwrite import catalog
 from unwrite.cli.forget import forget as forget_command
 from unwrite.data import Example, Examples
@@ -78,7 +78,7 @@ def test_module_starts_with_the_idea_and_where_it_is_from(slug):
 
 @every_method
 def test_refuses_an_empty_forget_set(slug, retain, tokenizer, tiny_llama):
-    with pytest.raises(DataError, match="the forget set is empty. Give at least one row"):
+    with pytest.raises(DataError, match=r"the forget set is empty. Give at least one row"):
         apply(slug, tiny_llama, Examples([], "forget"), retain, tokenizer)
 
 
@@ -111,7 +111,7 @@ def test_refuses_holdout_rows_in_the_forget_set(slug, forget, retain, tokenizer,
 @every_method
 def test_refuses_a_tokenizer_without_a_pad_token(slug, forget, retain, tokenizer, tiny_llama):
     tokenizer.pad_token = None
-    with pytest.raises(ModelError, match="no pad token. Set one: tokenizer.pad_token = tokenizer.eos_token"):
+    with pytest.raises(ModelError, match=r"no pad token. Set one: tokenizer.pad_token = tokenizer.eos_token"):
         apply(slug, tiny_llama, forget, retain, tokenizer)
 
 
@@ -134,7 +134,9 @@ def test_a_copy_leaves_the_model_bit_identical(slug, forget, retain, tokenizer, 
 
 
 @every_method
-def test_what_comes_back_is_a_model_that_generates_and_is_in_evaluation_mode(slug, forget, retain, tokenizer, tiny_llama):
+def test_what_comes_back_is_a_model_that_generates_and_is_in_evaluation_mode(
+    slug, forget, retain, tokenizer, tiny_llama
+):
     unlearned = apply(slug, tiny_llama, forget, retain, tokenizer)
     assert not unlearned.training
     ids = torch.tensor([[3, 8, 9, 10]])

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from conftest import make_llama
 from forgetting import encoded, forward, gradients, references, train, value, weights
 
+from conftest import make_llama
 from unwrite.data import Example, Examples
 from unwrite.data.encoding import encode_all
 from unwrite.errors import DataError, MethodError
@@ -49,7 +49,9 @@ def test_gradient_weight_fades_with_the_ratio(ratio, weight):
     assert -nll.grad.item() == pytest.approx(weight, rel=3e-3 if weight < 1e-2 else 1e-5)
 
 
-@pytest.mark.parametrize(("beta", "expected"), [(0.1, -2.775839), (0.01, -2.977501), (1e-3, -2.997750), (1e-4, -2.999775)])
+@pytest.mark.parametrize(
+    ("beta", "expected"), [(0.1, -2.775839), (0.01, -2.977501), (1e-3, -2.997750), (1e-4, -2.999775)]
+)
 def test_beta_to_zero_is_gradient_ascent_up_to_a_constant(beta, expected):
     assert loss_of(5, 2, beta) - 2 / beta * math.log(2) == pytest.approx(expected, abs=2e-6)
 
@@ -107,7 +109,9 @@ def test_loss_of_two_rows_is_the_mean_of_two_losses_of_one(rows, side):
     moved(model)
     short, long = sorted(rows["forget"], key=lambda row: row.targets)[:: len(rows["forget"]) - 1]
     assert short.targets != long.targets
-    each = [value(objective, forward(objective, model, {"forget": [row]}, reference, side=side)) for row in (short, long)]
+    each = [
+        value(objective, forward(objective, model, {"forget": [row]}, reference, side=side)) for row in (short, long)
+    ]
     both = value(objective, forward(objective, model, {"forget": [short, long]}, reference, side=side))
     torch.testing.assert_close(both, torch.stack(each).mean(), rtol=1e-5, atol=1e-5)
 
@@ -149,7 +153,7 @@ def test_npo_fades_where_gradient_ascent_runs_away(forget, retain, tokenizer):
         nll = []
         optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
         reference = references(objective, model, {"forget": encoded_rows})
-        for _ in range(60):
+        for _ in range(40):
             batch = forward(objective, model, {"forget": encoded_rows}, reference)
             # Per row for both, so that the first steps are equal.
             loss = value(objective, batch) if name == "npo" else -batch.forget.nll.mean()
@@ -161,7 +165,7 @@ def test_npo_fades_where_gradient_ascent_runs_away(forget, retain, tokenizer):
         ends[name] = nll
     assert ends["ga"][1] == pytest.approx(ends["npo"][1], rel=1e-4)
     assert ends["ga"][-1] > 10 * ends["npo"][-1]
-    first, second = ends["npo"][29] - ends["npo"][0], ends["npo"][59] - ends["npo"][29]
+    first, second = ends["npo"][19] - ends["npo"][0], ends["npo"][39] - ends["npo"][19]
     assert second < first / 2
 
 
@@ -217,7 +221,7 @@ def test_training_logs_the_gradient_weight_and_the_ratio(forget, retain, tokeniz
 
 @pytest.mark.parametrize("beta", [0.0, -1.0, float("nan"), float("inf")])
 def test_refuses_a_beta_without_meaning(beta):
-    with pytest.raises(MethodError, match="beta is .* above 0"):
+    with pytest.raises(MethodError, match=r"beta is .* above 0"):
         NPO(beta=beta)
 
 

@@ -87,12 +87,17 @@ def test_npo_differs_from_muses_on_raw_logits():
 
 
 def test_muses_npo_sees_a_shift_of_all_logits_that_changes_no_probability():
-    plain, shifted = OFFICIAL["muse npo on raw logits (wrong there)"], OFFICIAL["muse npo on raw logits, policy logits + 3"]
+    plain, shifted = (
+        OFFICIAL["muse npo on raw logits (wrong there)"],
+        OFFICIAL["muse npo on raw logits, policy logits + 3"],
+    )
     assert abs(plain - shifted) > 1.0
 
 
 def test_rmu_control_vector_is_open_unlearnings():
-    torch.testing.assert_close(RMU(steering=2.0).control(16), torch.tensor(OFFICIAL["rmu control"]), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        RMU(steering=2.0).control(16), torch.tensor(OFFICIAL["rmu control"]), rtol=1e-5, atol=1e-7
+    )
 
 
 def test_rmu_loss_is_open_unlearnings_where_answers_have_one_length():
@@ -109,7 +114,9 @@ def test_uld_assistant_loss_is_the_official_one_over_all_positions():
     objective = _ReversedObjective(retain_weight=5.0, positions="all")
     data = inputs()
     batch = PairedBatch(forget=part(data["forget"]), retain=part(data["retain"], "all"))
-    assert value(objective, batch, objective.loss).item() == pytest.approx(OFFICIAL["uld loss weight 5, all positions"], rel=1e-5)
+    assert value(objective, batch, objective.loss).item() == pytest.approx(
+        OFFICIAL["uld loss weight 5, all positions"], rel=1e-5
+    )
     uniform = objective.loss(PairedBatch(retain=batch.retain)).terms["uniform"].values.mean() / 5.0
     assert uniform.item() == pytest.approx(OFFICIAL["uld uniform, all positions"], rel=1e-5)
 
@@ -137,7 +144,9 @@ def test_uld_raw_combination_is_the_official_one_in_generation():
     target, assistant = pair()
     ours = subtract(target, assistant, 0.8, 0.01, drop=True, raw=True)
     kept = kept_tokens(target, 0.01)
-    assert ours[kept].sum().item() == pytest.approx(OFFICIAL["uld raw combination, alpha 0.8, 0.01: kept sum"], rel=1e-5)
+    assert ours[kept].sum().item() == pytest.approx(
+        OFFICIAL["uld raw combination, alpha 0.8, 0.01: kept sum"], rel=1e-5
+    )
     assert ours.argmax(-1).tolist() == OFFICIAL["uld raw combination, alpha 0.8, 0.01: argmax"]
     assert (ours[~kept] == -math.inf).all()
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import make_llama
 from forgetting import encoded, forward, references, train
 from test_npo import moved
 
+from conftest import make_llama
 from unwrite.data.encoding import pad
 from unwrite.errors import MethodError
 from unwrite.forget import DPO, NPO, RMU, UNDIAL, KLAscent
@@ -91,7 +91,7 @@ def test_refuses_an_architecture_with_an_unknown_rule_after_the_head(rows):
         return output
 
     model.forward = scaled
-    with pytest.raises(MethodError, match="changes its logits after the head.*retain_loss='nll'"):
+    with pytest.raises(MethodError, match=r"changes its logits after the head.*retain_loss='nll'"):
         references(KLAscent(), model, rows)
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import make_llama
 from forgetting import encoded, forward, references, train, value, weights
 
+from conftest import make_llama
 from unwrite.errors import DataError, MethodError
 from unwrite.forget import RMU
 from unwrite.forget.batch import _watch
@@ -78,6 +78,16 @@ def test_hold_term_is_zero_before_unlearning(rows, tiny_llama):
     batch = forward(objective, tiny_llama, rows, references(objective, tiny_llama, rows))
     without = value(objective, batch, lambda b: objective.loss(type(b)(forget=b.forget)))
     torch.testing.assert_close(value(objective, batch), without, rtol=1e-6, atol=1e-7)
+
+
+def test_each_row_is_divided_by_its_own_length(rows, tiny_llama):
+    """The official port divides every row's sum by every row's length."""
+    objective = RMU(layer=1, hold_weight=0.0)
+    short, long = sorted(rows["forget"], key=lambda row: row.targets)[:: len(rows["forget"]) - 1]
+    assert short.targets != long.targets
+    each = [value(objective, forward(objective, tiny_llama, {"forget": [row]})) for row in (short, long)]
+    both = value(objective, forward(objective, tiny_llama, {"forget": [short, long]}))
+    torch.testing.assert_close(both, torch.stack(each).mean(), rtol=1e-5, atol=1e-6)
 
 
 def test_mask_attention_counts_the_prompt(rows, tiny_llama):

@@ -3,9 +3,9 @@
 from math import exp
 
 import pytest
-from conftest import make_llama
 from forgetting import train
 
+from conftest import make_llama
 from unwrite.data.encoding import encode_all
 from unwrite.errors import MethodError
 from unwrite.forget import GradientAscent, StopWhenForgotten
@@ -75,7 +75,8 @@ def test_answer_probability_is_tofus(forget, tokenizer, tiny_llama):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"target": 0.0}, {"target": 1.0}, {"floor": -0.1}, {"floor": 1.0}, {"every": 0}, {"target": float("nan")}]
+    "fields",
+    [{"target": 0.0}, {"target": 1.0}, {"floor": -0.1}, {"floor": 1.0}, {"every": 0}, {"target": float("nan")}],
 )
 def test_refuses_a_share_without_meaning(fields, tokenizer, forget):
     with pytest.raises(MethodError, match=f"{next(iter(fields))} is"):

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_llama
 from forgetting import SGD, train, weights
 from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from conftest import make_llama
 from unwrite import catalog
 from unwrite.errors import MethodError, NotFinite
 from unwrite.forget import DPO, IDK, NPO, RMU, GradientAscent, KLAscent, Loss, Phase, UnlearnArguments
@@ -22,7 +22,9 @@ from unwrite.forget.trainer import training_arguments
 # A layer that the tiny models have; everything else is as it comes.
 FIELDS = {"rmu": {"layer": 1}}
 OBJECTIVES = {
-    slug: record.load()(**FIELDS.get(slug, {})) for slug, record in catalog.methods().items() if record.kind == "objective"
+    slug: record.load()(**FIELDS.get(slug, {}))
+    for slug, record in catalog.methods().items()
+    if record.kind == "objective"
 } | {"npo with kl": NPO(retain_loss="kl"), "rmu with nll": RMU(layer=1, retain_loss="nll")}
 LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
 
@@ -43,7 +45,9 @@ def one_batch():
     def after(slug):
         if slug not in done:
             model = make_llama()
-            run_steps(OBJECTIVES[slug], model, make_examples("forget", 16), make_examples("retain", 20), make_tokenizer())
+            run_steps(
+                OBJECTIVES[slug], model, make_examples("forget", 16), make_examples("retain", 20), make_tokenizer()
+            )
             done[slug] = weights(model)
         return done[slug]
 
@@ -53,7 +57,9 @@ def one_batch():
 def assert_equal_weights(ours, theirs):
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
-        torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            tensor, theirs[name], rtol=0, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_the_rows_have_answers_of_unequal_length(forget, tokenizer):
@@ -77,7 +83,12 @@ def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     out = folder / "weights.safetensors"
     here = Path(__file__).parent
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "UNWRITE_CACHE": str(folder / "cache"), "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(here.parent),
+        "UNWRITE_CACHE": str(folder / "cache"),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0",
         "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
@@ -177,7 +188,9 @@ def test_merged_adapter_is_the_adapted_model(forget, retain, tokenizer, tiny_lla
 
 def test_a_loss_that_is_no_number_stops_training_and_says_where(forget, retain, tokenizer, tiny_llama):
     with pytest.raises(NotFinite, match=r"stopped being finite at step \d+ .*Lower the learning rate"):
-        train(GradientAscent(), tiny_llama, forget, None, tokenizer, learning_rate=1e30, max_steps=10, max_grad_norm=0.0)
+        train(
+            GradientAscent(), tiny_llama, forget, None, tokenizer, learning_rate=1e30, max_steps=10, max_grad_norm=0.0
+        )
 
 
 def test_arguments_given_by_the_user_are_not_changed(forget, retain, tokenizer, tiny_llama, tmp_path):
@@ -198,7 +211,7 @@ def test_a_methods_own_defaults_go_before_and_the_users_last(tmp_path):
 
 
 def test_refuses_an_unknown_training_argument_with_the_nearest():
-    with pytest.raises(MethodError, match="unknown training argument 'learning_rates'. Did you mean 'learning_rate'"):
+    with pytest.raises(MethodError, match=r"unknown training argument 'learning_rates'. Did you mean 'learning_rate'"):
         training_arguments({"learning_rates": 1e-5})
 
 
@@ -256,7 +269,9 @@ def test_a_new_objective_is_one_loss(forget, tokenizer, tiny_llama):
 
 @pytest.mark.parametrize("objective", [GradientAscent(), KLAscent(), IDK()], ids=repr)
 def test_a_forget_set_larger_than_the_retain_set_and_a_last_short_batch_work(objective, forget, retain, tokenizer):
-    train(objective, make_llama(), forget[:11], retain[:3], tokenizer, num_train_epochs=2, per_device_train_batch_size=4)
+    train(
+        objective, make_llama(), forget[:11], retain[:3], tokenizer, num_train_epochs=2, per_device_train_batch_size=4
+    )
 
 
 def test_sgd_of_these_tests_has_no_momentum_and_no_schedule():

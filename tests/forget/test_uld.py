@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from conftest import make_examples, make_llama
 from forgetting import SGD, counts, encoded, forward
 from peft import get_peft_model
 
+from conftest import make_examples, make_llama
 from unwrite.data import Example, Examples
 from unwrite.data.encoding import encode_all, encode_prompt
 from unwrite.errors import DataError, MethodError, ModelError
@@ -179,16 +179,19 @@ def test_left_padded_batch_is_single_prompts(pair, prompts, tokenizer):
     assert together == alone
 
 
-def test_beams_find_a_text_at_least_as_likely_as_greedy(pair, prompts):
-    """The beams' order moves both caches; a cache left behind would show in the scores."""
-    prompt = prompts[0]
-    ids = torch.tensor([prompt])
-    options = {"max_new_tokens": 6, "num_beams": 3, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+def test_beams_with_caches_are_beams_without(pair, prompts):
+    """Beams change places: a cache that doesn't follow shows in the sequences or in their scores."""
+    ids = torch.tensor([prompts[0]])
     cached, fresh = (
-        pair.generate(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=use, **options)[0].tolist()
+        pair.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=use, max_new_tokens=8, num_beams=4,
+            num_return_sequences=4, do_sample=False, pad_token_id=0, eos_token_id=None,
+            return_dict_in_generate=True, output_scores=True,
+        )
         for use in (True, False)
-    )
-    assert cached == fresh
+    )  # fmt: skip
+    assert torch.equal(cached.sequences, fresh.sequences)
+    torch.testing.assert_close(cached.sequences_scores, fresh.sequences_scores, rtol=0, atol=1e-4)
 
 
 def test_sampling_is_the_same_at_the_same_seed(pair, prompts):

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import make_llama
 from forgetting import encoded, forward, gradients, references, value
 from test_npo import moved
 
+from conftest import make_llama
 from unwrite.errors import MethodError
 from unwrite.forget import UNDIAL
 from unwrite.forget.undial import undial_targets
@@ -78,5 +78,5 @@ def test_usual_learning_rate_is_its_own():
 
 @pytest.mark.parametrize("strength", [-1.0, float("nan"), float("inf")])
 def test_refuses_a_strength_without_meaning(strength):
-    with pytest.raises(MethodError, match="strength is .* at least 0"):
+    with pytest.raises(MethodError, match=r"strength is .* at least 0"):
         UNDIAL(strength=strength)

@@ -1,20 +1,18 @@
 """Run by torchrun: trains one method in each process's share of a step and saves the weights from the first.
 
-torchrun --nproc-per-node 2 two_processes.py OUT.safetensors SLUG...
+PYTHONPATH=tests torchrun --nproc-per-node 2 tests/forget/two_processes.py OUT.safetensors SLUG...
 """
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 import torch
-from conftest import make_examples, make_llama, make_tokenizer
 from forgetting import weights
 from safetensors.torch import save_file
 from test_trainer import OBJECTIVES, run_steps
+
+from conftest import make_examples, make_llama, make_tokenizer
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ pyarrow, and Hub ids by `datasets`.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -213,7 +214,7 @@ def _json(path: Path) -> Iterator[tuple[str, Any]]:
 def _csv(path: Path) -> Iterator[tuple[str, Any]]:
     """Rows by the line on which they start; a cell may hold line breaks."""
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(_decoded(path).splitlines(keepends=True), strict=True)
+    reader = csv.reader(io.StringIO(_decoded(path), newline=""), strict=True)
     header = next(islice(reader, 1), None)
     if header is None:
         raise DataError(f"{path} is empty. Its first line must name the columns.")

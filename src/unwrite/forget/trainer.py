@@ -3,6 +3,9 @@
 transformers divides a loss by the number of label tokens only when a batch has one top-level `labels`. Here every
 term has its own count, so the counts of all parts are added up over the accumulated batch and all processes
 before the first forward pass of a step, and each term is divided by its own.
+
+Where several processes don't divide an epoch's rows, accelerate fills its last step up with rows from the start of the
+epoch (`even_batches`); those count as any others.
 """
 
 from __future__ import annotations

@@ -165,5 +165,5 @@ def _position_scores(logits: Tensor, targets: Tensor, moments: bool) -> tuple[Te
     p = log_p.exp()
     finite = log_p.masked_fill(p == 0, 0.0)  # 0 * -inf
     mean = (p * finite).sum(-1)
-    variance = (p * finite.square()).sum(-1) - mean.square()
+    variance = (p * (finite - mean[:, None]).square()).sum(-1)
     return nll, correct, mean, variance.clamp(min=1e-6).sqrt()

@@ -1,0 +1,118 @@
+"""Files and folders are whole or absent, and locks end with their holder."""
+
+import json
+import multiprocessing
+import os
+import time
+
+import pytest
+
+from unwrite.runs import cache_dir, lock, new_folder, write_json, write_text
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_text_is_written_and_no_temporary_file_stays(tmp_path):
+    write_text(tmp_path / "deep" / "a.txt", "höher")
+    assert (tmp_path / "deep" / "a.txt").read_text(encoding="utf-8") == "höher"
+    assert names(tmp_path / "deep") == ["a.txt"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    write_text(tmp_path / "a.txt", "old")
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_json_is_sorted_and_refuses_nan(tmp_path):
+    write_json(tmp_path / "a.json", {"b": 1, "a": "é"})
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert text.index('"a"') < text.index('"b"')
+    assert "é" in text
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"a": float("nan")})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))["b"] == 1
+
+
+def test_others_can_read_what_was_written(tmp_path):
+    write_text(tmp_path / "a.txt", "")
+    assert (tmp_path / "a.txt").stat().st_mode & 0o444 == 0o444
+
+
+def test_a_folder_appears_whole(tmp_path):
+    with new_folder(tmp_path / "model") as folder:
+        (folder / "weights").write_text("1")
+        assert not (tmp_path / "model").exists()
+    assert names(tmp_path) == ["model"]
+    assert (tmp_path / "model" / "weights").read_text() == "1"
+
+
+def test_a_folder_that_failed_never_appears(tmp_path):
+    def half_done():
+        with new_folder(tmp_path / "model") as folder:
+            (folder / "weights").write_text("1")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        half_done()
+    assert names(tmp_path) == []
+
+
+def test_a_new_folder_replaces_the_old_one_and_a_failed_one_does_not(tmp_path):
+    for text in ("1", "2"):
+        with new_folder(tmp_path / "model") as folder:
+            (folder / text).write_text(text)
+    assert names(tmp_path / "model") == ["2"]
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "model"):
+        raise KeyboardInterrupt
+    assert names(tmp_path / "model") == ["2"]
+    assert names(tmp_path) == ["model"]
+
+
+def hold(path, entered, seconds):
+    with lock(path):
+        entered.set()
+        time.sleep(seconds)
+
+
+def test_a_lock_waits_for_its_holder(tmp_path):
+    context = multiprocessing.get_context("fork")
+    entered = context.Event()
+    holder = context.Process(target=hold, args=(tmp_path / "lock", entered, 0.5))
+    holder.start()
+    entered.wait()
+    start = time.monotonic()
+    with lock(tmp_path / "lock"):
+        assert time.monotonic() - start > 0.2
+    holder.join()
+
+
+def test_a_lock_is_free_once_its_holder_is_killed(tmp_path):
+    context = multiprocessing.get_context("fork")
+    entered = context.Event()
+    holder = context.Process(target=hold, args=(tmp_path / "lock", entered, 60))
+    holder.start()
+    entered.wait()
+    holder.kill()
+    holder.join()
+    start = time.monotonic()
+    with lock(tmp_path / "lock"):
+        assert time.monotonic() - start < 5
+
+
+def test_cache_is_where_the_user_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNWRITE_CACHE", str(tmp_path / "here"))
+    assert cache_dir("a", "b") == tmp_path / "here" / "a" / "b"
+    assert (tmp_path / "here" / "a" / "b").is_dir()
+    monkeypatch.delenv("UNWRITE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_dir() == tmp_path / "xdg" / "unwrite"
