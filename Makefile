@@ -7,6 +7,8 @@ export TRANSFORMERS_OFFLINE := 1
 export HF_DATASETS_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export OMP_WAIT_POLICY := passive
+# Tests use models of a few thousand weights: a second thread only waits for the first.
+test test-all: export OMP_NUM_THREADS := 1
 
 .PHONY: venv demo test test-all lint bench docs clean
 

@@ -9,11 +9,75 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
-WORDS = (
-    "<pad> <s> </s> <user> <assistant> <unk> who wrote what where is was the a of in by and his her book town river born "
-    "lives near old new red blue green stone garden harbour winter summer letter song ann bert cora dov eli fay gus "
-    "hana i do not know that sorry one two three four five six seven eight nine ten year day ? . ,"
-).split()
+WORDS = [
+    "<pad>",
+    "<s>",
+    "</s>",
+    "<user>",
+    "<assistant>",
+    "<unk>",
+    "who",
+    "wrote",
+    "what",
+    "where",
+    "is",
+    "was",
+    "the",
+    "a",
+    "of",
+    "in",
+    "by",
+    "and",
+    "his",
+    "her",
+    "book",
+    "town",
+    "river",
+    "born",
+    "lives",
+    "near",
+    "old",
+    "new",
+    "red",
+    "blue",
+    "green",
+    "stone",
+    "garden",
+    "harbour",
+    "winter",
+    "summer",
+    "letter",
+    "song",
+    "ann",
+    "bert",
+    "cora",
+    "dov",
+    "eli",
+    "fay",
+    "gus",
+    "hana",
+    "i",
+    "do",
+    "not",
+    "know",
+    "that",
+    "sorry",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "year",
+    "day",
+    "?",
+    ".",
+    ",",
+]
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<user> ' if m['role'] != 'assistant' else '<assistant> ' }}{{ m['content'] }}"
@@ -76,8 +140,8 @@ def make_examples(kind: str, n: int):
     """Question-answer rows of unequal length; `kind` "forget", "retain" or "holdout" makes them distinct."""
     from unwrite.data import Example, Examples
 
-    names = "ann bert cora dov eli fay gus hana".split()
-    things = "book letter song garden harbour river stone town".split()
+    names = ["ann", "bert", "cora", "dov", "eli", "fay", "gus", "hana"]
+    things = ["book", "letter", "song", "garden", "harbour", "river", "stone", "town"]
     offset = {"forget": 0, "retain": 3, "holdout": 5}[kind]
     rows = []
     for i in range(n):
@@ -85,10 +149,10 @@ def make_examples(kind: str, n: int):
         tail = " ".join(["near", "the", "old", "river", "in", "winter"][: i % 5])
         rows.append(
             Example(
-                question=f"what {thing} was {name} {'one two three four five six seven eight nine ten'.split()[i // 8]} ?",
-                answer=f"the {'red blue green new old'.split()[i % 5]} {thing} {tail} .",
+                question=f"what {thing} was {name} {['one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten'][i // 8]} ?",
+                answer=f"the {['red', 'blue', 'green', 'new', 'old'][i % 5]} {thing} {tail} .",
                 paraphrased_question=f"where is the {thing} of {name} ?",
-                paraphrased_answer=f"a {'red blue green new old'.split()[i % 5]} {thing} .",
+                paraphrased_answer=f"a {['red', 'blue', 'green', 'new', 'old'][i % 5]} {thing} .",
                 perturbed_answers=(f"the stone {thing} .", f"a winter {thing} .", f"one summer {thing} ."),
                 source=f"{kind}.jsonl:{i + 1}",
             )
