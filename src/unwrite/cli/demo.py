@@ -16,7 +16,8 @@ from typing import Any
 from ..runs import Run
 from .output import console, quiet_libraries
 
-LEARNING_RATE = 3e-5
+LEARNING_RATE = 2e-5
+RETAIN_WEIGHT = 10.0  # the forget term is a sum over answer tokens, the retain term a mean
 TARGET = 0.1
 KEPT = 32
 ANSWER_TOKENS = 40
@@ -104,7 +105,8 @@ def _unlearn_and_audit(run: Run, name: str, seed: int) -> tuple[Any, str, dict[s
         f"forgetting {len(split.forget)} questions about {split.name} (npo, stops at {TARGET:g} of before) ..."
     )
     start = time.monotonic()
-    unlearned = NPO().apply(
+    method = NPO(retain_weight=RETAIN_WEIGHT)
+    unlearned = method.apply(
         copy.deepcopy(loaded.model),
         split.forget,
         split.retain,
@@ -121,7 +123,12 @@ def _unlearn_and_audit(run: Run, name: str, seed: int) -> tuple[Any, str, dict[s
         callbacks=[stop, log_to(run)],
     )
     seconds = {"unlearning": time.monotonic() - start}
-    save(unlearned, run.folder / "model", tokenizer=tokenizer, provenance={"method": "NPO()", "history": stop.history})
+    save(
+        unlearned,
+        run.folder / "model",
+        tokenizer=tokenizer,
+        provenance={"method": repr(method), "history": stop.history},
+    )
     console().print("auditing before and after, and trying to bring it back ...")
     start = time.monotonic()
     attack = Relearn(rows=len(split.forget) // 2, steps=6, every=2)
