@@ -41,6 +41,8 @@ def demo(*, out: Path = Path("runs/demo"), model: str = "smollm2-135m", seed: in
     except BaseException as error:
         run.update(status="failed", error=f"{type(error).__name__}: {error}")
         raise
+    if store:
+        _store(report, stopped, seconds)
     console().print(report.table())
     console().print(
         f"training ended: {stopped}; {seconds['unlearning']:.0f} s of unlearning, {seconds['audit']:.0f} s of audit"
