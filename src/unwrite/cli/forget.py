@@ -94,14 +94,10 @@ def pick_device(device: str) -> str:
 
 def read_split(settings: dict[str, Any]) -> Any:
     """The split that --forget, --retain and --holdout name; a shipped set brings its own parts."""
-    from ..data import authors, landmarks, split_from
+    from ..data import split_from
 
-    shipped = {"landmarks": landmarks, "authors": authors}
-    if settings["forget"] in shipped:
-        return shipped[settings["forget"]]()
-    return split_from(
-        settings["forget"], settings["retain"], settings["holdout"], allow_overlap=settings["allow_overlap"]
-    )
+    parts = (settings["forget"], settings["retain"], settings["holdout"])
+    return split_from(*parts, allow_overlap=settings["allow_overlap"])
 
 
 def training(settings: dict[str, Any], run: Run) -> dict[str, Any]:
