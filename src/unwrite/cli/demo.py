@@ -30,7 +30,7 @@ def demo(*, out: Path = Path("runs/demo"), model: str = "smollm2-135m", seed: in
         out: the run folder; an earlier demo there is replaced.
         model: the model.
         seed: of everything random.
-        store: keep the figures in the package's results, for README.
+        store: keep the figures in the package, for README.
     """
     if (out / "run.json").exists():
         shutil.rmtree(out)
@@ -73,7 +73,7 @@ def _store(report: Any, stopped: str, seconds: dict[str, float]) -> None:
     }
     record = {"figures": figures, "stopped": stopped, "seconds": seconds, "attacks": report.json()["attacks"]}
     record |= {"machine": machine(), "versions": versions(), "commit": commit()}
-    write_json(Path(str(files("unwrite").joinpath("results", "demo.json"))), record)
+    write_json(Path(str(files("unwrite").joinpath("bench", "results", "demo.json"))), record)
 
 
 def _program() -> str:

@@ -84,7 +84,7 @@ def _cell(text: str) -> str:
 
 def bench() -> str:
     """The stored step benchmark."""
-    rows = _stored("bench-unlearn-step")
+    rows = _stored("unlearn-step")
     if rows is None:
         return "not measured yet"
     lines = ["| method | rows | ours, s | peer, s | ratio | middle half |", "|---|---|---|---|---|---|"]
@@ -168,7 +168,7 @@ def demo_picture() -> str | None:
 
 
 def _stored(name: str) -> Any:
-    path = files("unwrite").joinpath("results", f"{name}.json")
+    path = files("unwrite").joinpath("bench", "results", f"{name}.json")
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
