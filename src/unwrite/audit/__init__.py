@@ -9,8 +9,9 @@ in `relearning` and `quantisation`. Names are imported when first used, so `impo
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .._lazy import lazily
 
 if TYPE_CHECKING:
     from .base import Metric, Score, Suite
@@ -25,24 +26,18 @@ if TYPE_CHECKING:
     from .suites import SUITES
     from .tofu import tofu_suite
 
-_HOME = {
-    "Context": "context",
-    "Metric": "base",
-    "MultipleChoice": "multiple_choice",
-    "Quantise": "quantisation",
-    "Relearn": "relearning",
-    "Report": "report",
-    "SUITES": "suites",
-    "Score": "base",
-    "Suite": "base",
-    "answer_choices": "multiple_choice",
-    "evaluate": "evaluation",
-    "muse_suite": "muse",
-    "quantise": "quantisation",
-    "relearn": "relearning",
-    "scalability": "requests",
-    "sustainability": "requests",
-    "tofu_suite": "tofu",
+_HOMES = {
+    "base": ("Metric", "Score", "Suite"),
+    "context": ("Context",),
+    "evaluation": ("evaluate",),
+    "multiple_choice": ("MultipleChoice", "answer_choices"),
+    "muse": ("muse_suite",),
+    "quantisation": ("Quantise", "quantise"),
+    "relearning": ("Relearn", "relearn"),
+    "report": ("Report",),
+    "requests": ("scalability", "sustainability"),
+    "suites": ("SUITES",),
+    "tofu": ("tofu_suite",),
 }
 
 __all__ = [
@@ -66,13 +61,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazily(__name__, _HOMES)

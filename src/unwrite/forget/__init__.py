@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 from .. import catalog
+from .._lazy import lazily
 
 if TYPE_CHECKING:
     from .base import Edit, Guard, Method, Objective, Phase
@@ -21,7 +21,6 @@ _HOMES = {
     "stopping": ("StopWhenForgotten",),
     "trainer": ("UnlearnArguments", "UnlearnTrainer"),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Edit",
@@ -40,18 +39,14 @@ __all__ = [
 ]
 
 
+_find, _names = lazily(__name__, _HOMES)
+
+
 def __getattr__(name: str) -> Any:
     """A name of the list above, or a method's class by the catalogue."""
-    if name in _HOME_OF:
-        value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
-    else:
-        entries = {record.entry.split(":")[1]: record for record in catalog.methods().values()}
-        if name not in entries:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = entries[name].load()
-    globals()[name] = value
-    return value
+    entries = {record.entry.split(":")[1]: record for record in catalog.methods().values()}
+    return entries[name].load() if name in entries else _find(name)
 
 
 def __dir__() -> list[str]:
-    return [*__all__, *(record.entry.split(":")[1] for record in catalog.methods().values())]
+    return [*_names(), *(record.entry.split(":")[1] for record in catalog.methods().values())]
