@@ -149,13 +149,47 @@ def cases(tokenizer: Any, batch: int) -> Iterator[tuple[str, str, list[Encoded],
             yield rows, retain_loss, forget, retain
 
 
+def peak_memory(model_name: str, side: str, case: int, batch: int) -> float:
+    """MiB at the most while one side takes two steps of a case; to be called in a process of its own."""
+    import resource
+
+    from ..models import load
+
+    loaded = load(model_name)
+    pad_id = loaded.tokenizer.pad_token_id
+    _, retain_loss, forget, retain = list(cases(loaded.tokenizer, batch))[case]
+    rows = {"forget": forget, "retain": retain}
+    tensors = {name: pad(part, pad_id) for name, part in rows.items()}
+    model = loaded.model.train()
+    if side == "ours":
+        step, _ = our_step(model, rows, tensors, pad_id, retain_loss)
+    else:
+        step = peer_step(model, copy.deepcopy(model).eval(), tensors["forget"], tensors["retain"], retain_loss)
+    for _ in range(2):
+        step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _peaks(model_name: str, case: int, batch: int) -> dict[str, float]:
+    """Both sides' peak memory, each in a fresh process."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    found = {}
+    for side in ("ours", "peer"):
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            found[f"{side}_mib"] = pool.submit(peak_memory, model_name, side, case, batch).result()
+    return found
+
+
 def run_bench(model_name: str = "smollm2-135m", batch: int = 4, pairs: int = 9) -> list[dict[str, Any]]:
     """All cases; one dict each."""
     from ..models import load
 
     loaded = load(model_name)
     found = []
-    for rows, retain_loss, forget, retain in cases(loaded.tokenizer, batch):
+    for number, (rows, retain_loss, forget, retain) in enumerate(cases(loaded.tokenizer, batch)):
         case = compare(loaded.model, forget, retain, loaded.tokenizer.pad_token_id, retain_loss, pairs)
+        case |= _peaks(model_name, number, batch)
         found.append({"rows": rows, "method": f"NPO + {retain_loss}", "batch": batch, "pairs": pairs, **case})
     return found

@@ -45,6 +45,7 @@ def bench(
     )
     for row in rows:
         low, high = row["middle_half"]
+        memory = f"{row['ours_mib']:.0f} / {row['peer_mib']:.0f}"
         figures = (f"{row['ours_s']:.2f}", f"{row['peer_s']:.2f}", f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}")
-        table.add_row(row["method"], row["rows"], *figures, f"{row['reference_once_s']:.2f}")
+        table.add_row(row["method"], row["rows"], *figures, memory, f"{row['reference_once_s']:.2f}")
     console().print(table)

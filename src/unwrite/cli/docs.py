@@ -87,11 +87,15 @@ def bench() -> str:
     rows = _stored("unlearn-step")
     if rows is None:
         return "not measured yet"
-    lines = ["| method | rows | ours, s | peer, s | ratio | middle half |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| method | rows | ours, s | peer, s | ratio | middle half | peak memory, MiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in rows["cases"]:
         low, high = row["middle_half"]
         figures = f"{row['ours_s']:.2f} | {row['peer_s']:.2f} | **{row['ratio']:.2f}** | {low:.2f} to {high:.2f}"
-        lines.append(f"| {row['method']} | {row['rows']} | {figures} |")
+        memory = f"{row['ours_mib']:.0f} against {row['peer_mib']:.0f}" if "ours_mib" in row else "not measured"
+        lines.append(f"| {row['method']} | {row['rows']} | {figures} | {memory} |")
     lines.append("")
     lines.append(f"Batch {rows['cases'][0]['batch']}, {rows['cases'][0]['pairs']} pairs, {rows['machine']['cpu']}.")
     return "\n".join(lines)
