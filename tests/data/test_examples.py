@@ -30,7 +30,8 @@ def test_a_question_is_the_same_row_whatever_its_answer():
 
 
 def test_the_same_question_in_another_chat_is_another_row():
-    ForgetSplit(rows("a"), Examples([Example("The answer.", "a", history=(("user", "hello"),))]))
+    other = Examples([Example("The answer.", "a", history=(("user", "hello"),))])
+    assert ForgetSplit(rows("a"), other).retain is other
 
 
 def test_refuses_an_empty_forget_set():

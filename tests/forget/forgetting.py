@@ -8,6 +8,7 @@ from typing import Any
 import peft  # noqa: F401
 import torch
 from torch import Tensor
+from transformers import TrainerCallback
 
 from unwrite.data.encoding import Encoded, encode_all, pad
 from unwrite.forget.base import Objective
@@ -102,6 +103,15 @@ def train(objective: Any, model: Any, forget: Any, retain: Any, tokenizer: Any, 
     """`apply` with SGD and the given differences in the training arguments."""
     outer = {name: options.pop(name) for name in ("peft_config", "callbacks", "copy", "holdout") if name in options}
     return objective.apply(model, forget, retain, processing_class=tokenizer, args={**SGD, **options}, **outer)
+
+
+class StepCounter(TrainerCallback):
+    """Counts optimiser steps."""
+
+    taken = 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.taken += 1
 
 
 def weights(model: Any) -> dict[str, Tensor]:

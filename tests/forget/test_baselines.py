@@ -1,5 +1,6 @@
 """The baselines every other method is judged against: GA, GradDiff, KL, IDK, DPO, SimNPO."""
 
+import copy
 import math
 
 import pytest
@@ -113,7 +114,13 @@ def test_kl_over_all_positions_counts_padding_as_the_official_code_does(rows, ti
 
 
 def test_kl_over_all_positions_trains(forget, retain, tokenizer, tiny_llama):
-    train(KLAscent(kl_mask="all"), tiny_llama, forget, retain, tokenizer, max_steps=3)
+    after = {}
+    for mask in ("all", "labels"):
+        model = copy.deepcopy(tiny_llama)
+        train(KLAscent(kl_mask=mask), model, forget, retain, tokenizer, max_steps=3)
+        after[mask] = weights(model)["lm_head.weight"]
+    assert not torch.equal(after["all"], weights(tiny_llama)["lm_head.weight"])
+    assert not torch.equal(after["all"], after["labels"])
 
 
 # Refusals.

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from forgetting import encoded, forward, references, train
+from forgetting import StepCounter, encoded, forward, references, train
 from test_npo import moved
 
 from conftest import make_llama
@@ -153,4 +153,6 @@ def test_reference_hidden_states_follow_their_rows_in_any_batch(rows, tiny_llama
 def test_retain_rows_beyond_the_first_epochs_are_there_when_max_steps_asks_for_them(forget, retain, tokenizer):
     """Sixteen forget rows pair with twenty retain rows; max_steps goes past num_train_epochs."""
     model = make_llama()
-    train(KLAscent(), model, forget, retain, tokenizer, num_train_epochs=1, max_steps=5)
+    steps = StepCounter()
+    train(KLAscent(), model, forget, retain, tokenizer, num_train_epochs=1, max_steps=5, callbacks=[steps])
+    assert steps.taken == 5

@@ -124,7 +124,11 @@ def test_refuses_to_hold_without_retain_rows(forget, tokenizer, tiny_llama):
 
 
 def test_trains_without_retain_rows_when_nothing_is_held(forget, tokenizer, tiny_llama):
+    before = weights(tiny_llama)
     train(RMU(layer=1, hold_weight=0.0), tiny_llama, forget, None, tokenizer, max_steps=1)
+    changed = {name for name, tensor in weights(tiny_llama).items() if not torch.equal(tensor, before[name])}
+    assert changed
+    assert all(".mlp.down_proj." in name for name in changed)
 
 
 @pytest.mark.parametrize(

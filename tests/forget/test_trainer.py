@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from forgetting import SGD, train, weights
+from forgetting import SGD, StepCounter, train, weights
 from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import TrainerCallback
@@ -250,7 +250,10 @@ def test_phases_run_in_order_on_their_own_optimisers_and_references_come_from_be
 
 def test_an_objective_without_a_layout_record_still_trains(forget, retain, tokenizer, tiny_llama):
     tiny_llama.config.model_type = "of-no-known-family"
-    train(NPO(), tiny_llama, forget, retain, tokenizer, max_steps=1)
+    known = make_llama()
+    for model in (known, tiny_llama):
+        train(NPO(), model, forget, retain, tokenizer, max_steps=1)
+    assert_equal_weights(weights(tiny_llama), weights(known))
 
 
 def test_a_new_objective_is_one_loss(forget, tokenizer, tiny_llama):
@@ -269,9 +272,10 @@ def test_a_new_objective_is_one_loss(forget, tokenizer, tiny_llama):
 
 @pytest.mark.parametrize("objective", [GradientAscent(), KLAscent(), IDK()], ids=repr)
 def test_a_forget_set_larger_than_the_retain_set_and_a_last_short_batch_work(objective, forget, retain, tokenizer):
-    train(
-        objective, make_llama(), forget[:11], retain[:3], tokenizer, num_train_epochs=2, per_device_train_batch_size=4
-    )
+    steps = StepCounter()
+    options = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "callbacks": [steps]}
+    train(objective, make_llama(), forget[:11], retain[:3], tokenizer, **options)
+    assert steps.taken == 2 * 3  # of four, four and three rows
 
 
 def test_sgd_of_these_tests_has_no_momentum_and_no_schedule():

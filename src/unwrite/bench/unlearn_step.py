@@ -11,7 +11,7 @@ import copy
 import gc
 import pydoc_data.topics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
@@ -182,14 +182,28 @@ def _peaks(model_name: str, case: int, batch: int) -> dict[str, float]:
     return found
 
 
-def run_bench(model_name: str = "smollm2-135m", batch: int = 4, pairs: int = 9) -> list[dict[str, Any]]:
-    """All cases; one dict each."""
+def run_bench(
+    model_name: str = "smollm2-135m",
+    batch: int = 4,
+    pairs: int = 9,
+    done: Sequence[dict[str, Any]] = (),
+    after: Callable[[list[dict[str, Any]]], None] = lambda found: None,
+) -> list[dict[str, Any]]:
+    """All cases; one dict each.
+
+    Args:
+        done: cases an earlier, stopped run measured already.
+        after: gets all cases so far after each.
+    """
     from ..models import load
 
     loaded = load(model_name)
-    found = []
+    found = list(done)
     for number, (rows, retain_loss, forget, retain) in enumerate(cases(loaded.tokenizer, batch)):
+        if number < len(found):
+            continue
         case = compare(loaded.model, forget, retain, loaded.tokenizer.pad_token_id, retain_loss, pairs)
         case |= _peaks(model_name, number, batch)
         found.append({"rows": rows, "method": f"NPO + {retain_loss}", "batch": batch, "pairs": pairs, **case})
+        after(found)
     return found

@@ -24,8 +24,6 @@ from .base import require
 
 LOADER = "logit-difference"  # what unwrite.json beside a saved pair says
 
-LOADER = "logit-difference"
-
 
 class PairCache(DynamicCache):
     """The target's cache, with the assistant's inside; whatever reorders or cuts one does it to both."""
