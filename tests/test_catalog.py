@@ -12,7 +12,7 @@ from unwrite import catalog
 from unwrite.errors import MethodError, UnwriteError
 
 ROOT = Path(__file__).parent.parent
-SYSTEMS, METHODS = catalog.systems(), catalog.methods()
+SYSTEMS, METHODS, STRATEGIES = catalog.systems(), catalog.methods(), catalog.strategies()
 VERDICTS = {"reproduced", "partly", "not reproduced", "needs GPU"}
 
 
@@ -24,6 +24,7 @@ def test_every_slug_stands_once_in_the_file():
     text = files("unwrite").joinpath("catalog.toml").read_text(encoding="utf-8")
     assert text.count("[[system]]") == len(SYSTEMS)
     assert text.count("[[method]]") == len(METHODS)
+    assert text.count("[[strategy]]") == len(STRATEGIES)
 
 
 @pytest.mark.parametrize("slug", SYSTEMS)
@@ -66,6 +67,20 @@ def test_method_has_a_class_and_a_known_system(slug):
     assert record.weights_changed == (record.kind != "guard")
 
 
+@pytest.mark.parametrize("slug", STRATEGIES)
+def test_strategy_has_a_class_and_a_known_system(slug):
+    record = STRATEGIES[slug]
+    assert dataclasses.is_dataclass(record.load())
+    assert record.system is None or SYSTEMS[record.system].family == "decode"
+
+
+@pytest.mark.parametrize(("field", "value"), [("exact", "roughly"), ("runtimes", ("abacus",))])
+def test_a_strategy_with_an_unknown_word_is_refused(field, value):
+    word = value[0] if isinstance(value, tuple) else value
+    with pytest.raises(UnwriteError, match=f"catalog.toml: rsd: {field} is '{word}'; use one of"):
+        dataclasses.replace(catalog.strategy("rsd"), **{field: value})
+
+
 def test_a_record_is_found_by_its_class():
     assert catalog.record_of(catalog.method("npo").load()).slug == "npo"
     with pytest.raises(MethodError, match="int has no record"):
@@ -77,6 +92,8 @@ def test_an_unknown_name_is_refused_with_the_nearest():
         catalog.method("npoo")
     with pytest.raises(MethodError, match=r"unknown system 'uldd'. Did you mean 'uld'"):
         catalog.system("uldd")
+    with pytest.raises(MethodError, match=r"unknown strategy 'token-recyling'. Did you mean 'token-recycling'"):
+        catalog.strategy("token-recyling")
     with pytest.raises(MethodError, match=r"unknown method 'zzzz'. Known: "):
         catalog.method("zzzz")
 

@@ -113,6 +113,40 @@ class MethodRecord:
         return load_entry(self.entry)
 
 
+@dataclass(frozen=True)
+class StrategyRecord:
+    """One way to decode.
+
+    Args:
+        slug: its name on the command line.
+        entry: "module:Class".
+        exact: what sampled text is: "identical" to plain decoding at the same seed, or equal in "distribution"; greedy
+            text is identical for both.
+        needs: what it takes beside the target.
+        runtimes: where it runs: "transformers", "llama.cpp".
+        system: the slug of the system it is, or None for a baseline.
+    """
+
+    slug: str
+    title: str
+    paper: str
+    year: int
+    entry: str
+    exact: Literal["identical", "distribution"]
+    needs: tuple[str, ...]
+    runtimes: tuple[str, ...]
+    system: str | None = None
+
+    def __post_init__(self) -> None:
+        _one_of(self.slug, "exact", self.exact, ("identical", "distribution"))
+        for runtime in self.runtimes:
+            _one_of(self.slug, "runtimes", runtime, ("transformers", "llama.cpp"))
+
+    def load(self) -> Any:
+        """The strategy's class."""
+        return load_entry(self.entry)
+
+
 def _one_of(slug: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise UnwriteError(f"catalog.toml: {slug}: {name} is {value!r}; use one of {', '.join(allowed)}.")
@@ -125,11 +159,16 @@ def load_entry(entry: str) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _read() -> tuple[dict[str, System], dict[str, MethodRecord], dict[str, str]]:
+def _read() -> tuple[dict[str, System], dict[str, MethodRecord], dict[str, str], dict[str, StrategyRecord]]:
     data = tomllib.loads(files("unwrite").joinpath("catalog.toml").read_text(encoding="utf-8"))
     systems = {row["slug"]: System(**row) for row in data["system"]}
     methods = {row["slug"]: MethodRecord(**{**row, "needs": tuple(row["needs"])}) for row in data["method"]}
-    return systems, methods, data.get("loader", {})
+    strategies = {row["slug"]: StrategyRecord(**_tuples(row)) for row in data.get("strategy", ())}
+    return systems, methods, data.get("loader", {}), strategies
+
+
+def _tuples(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
 
 
 def systems() -> dict[str, System]:
@@ -154,6 +193,18 @@ def method(slug: str) -> MethodRecord:
     if slug not in methods():
         raise MethodError(unknown("method", slug, methods()))
     return methods()[slug]
+
+
+def strategies() -> dict[str, StrategyRecord]:
+    """All decoding strategies by slug, in the catalogue's order."""
+    return _read()[3]
+
+
+def strategy(slug: str) -> StrategyRecord:
+    """One strategy; an unknown slug is refused with the nearest one."""
+    if slug not in strategies():
+        raise MethodError(unknown("strategy", slug, strategies()))
+    return strategies()[slug]
 
 
 def loader(name: str) -> Any | None:

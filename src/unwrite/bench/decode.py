@@ -110,17 +110,12 @@ class Cell:
 def ratio_of(ours: list[list[float]], peer: list[list[float]], seed: int = 0) -> tuple[float, float, float]:
     """Sum of the peer's seconds over ours, with a paired bootstrap over prompts and repeats. [prompt][repeat] each."""
     generator = np.random.default_rng(seed)
-    point = sum(map(sum, peer)) / sum(map(sum, ours))
-    found = []
-    for _ in range(RESAMPLES):
-        above = below = 0.0
-        for prompt in generator.integers(len(ours), size=len(ours)):
-            picks = generator.integers(len(ours[prompt]), size=len(ours[prompt]))
-            above += sum(peer[prompt][i] for i in picks)
-            below += sum(ours[prompt][i] for i in picks)
-        found.append(above / below)
+    mine, theirs = np.array(ours), np.array(peer)  # [prompts, repeats]
+    chosen = generator.integers(mine.shape[0], size=(RESAMPLES, mine.shape[0], 1))
+    picks = generator.integers(mine.shape[1], size=(RESAMPLES, *mine.shape))
+    found = theirs[chosen, picks].sum((1, 2)) / mine[chosen, picks].sum((1, 2))
     low, high = np.quantile(found, [0.025, 0.975])
-    return point, float(low), float(high)
+    return float(theirs.sum() / mine.sum()), float(low), float(high)
 
 
 def copy_rate(prompt: Sequence[int], answer: Sequence[int], size: int = 4) -> float:

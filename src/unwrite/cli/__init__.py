@@ -15,6 +15,7 @@ COMMANDS = {
     "forget": ("forget:forget", "Make a model forget, save it, and audit it."),
     "audit": ("audit:audit", "Measure forgetting, utility and leakage."),
     "chat": ("chat:chat", "Ask the model before and after the same question."),
+    "generate": ("generate:generate", "Write text by any decoding strategy, and say what it took."),
     "methods": ("listing:methods", "The forgetting methods: what each intends, needs, guarantees and costs."),
     "systems": ("listing:systems", "All systems: family, status, and the verdict measured here."),
     "models": ("models:app", "Bundled models: list them, add their package."),

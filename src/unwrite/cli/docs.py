@@ -78,6 +78,16 @@ def methods() -> str:
     return "\n".join(lines)
 
 
+def strategies() -> str:
+    """The ways to decode."""
+    lines = ["| strategy | sampled text | needs | runs on |", "|---|---|---|---|"]
+    exact = {"identical": "identical at the same seed", "distribution": "equal in distribution"}
+    for s in catalog.strategies().values():
+        cells = (f"`{s.slug}` {s.title}", exact[s.exact], ", ".join(s.needs) or "nothing", ", ".join(s.runtimes))
+        lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+    return "\n".join(lines)
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
@@ -176,4 +186,11 @@ def _stored(name: str) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-TABLES = {"bench": bench, "demo": demo, "measured": measured, "planned": planned, "methods": methods}
+TABLES = {
+    "bench": bench,
+    "demo": demo,
+    "measured": measured,
+    "planned": planned,
+    "methods": methods,
+    "strategies": strategies,
+}

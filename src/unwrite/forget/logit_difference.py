@@ -127,7 +127,7 @@ class LogitDifferenceModel(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Combined logits [batch, length, vocab]; `generate` asks for the filtered tokens to be dropped."""
         if use_cache and past_key_values is None:
-            past_key_values = PairCache(self.target.config, self.assistant.config)
+            past_key_values = self.empty_cache()
         if past_key_values is not None and not isinstance(past_key_values, PairCache):
             raise ModelError(f"a {type(past_key_values).__name__} holds one model's keys; pass a PairCache, or none.")
         shared = {
@@ -153,11 +153,15 @@ class LogitDifferenceModel(PreTrainedModel, GenerationMixin):
         """As transformers prepares them, with the filter made strict."""
         return super().prepare_inputs_for_generation(*args, **kwargs) | {"drop_filtered": self.alpha > 0}
 
+    def empty_cache(self) -> PairCache:
+        """A cache for both models; what the decoding engine asks for."""
+        return PairCache(self.target.config, self.assistant.config)
+
     @torch.no_grad()
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' `generate` with a cache for both models."""
         if kwargs.get("use_cache", True) and kwargs.get("past_key_values") is None:
-            kwargs["past_key_values"] = PairCache(self.target.config, self.assistant.config)
+            kwargs["past_key_values"] = self.empty_cache()
         return super().generate(*args, **kwargs)
 
     def get_input_embeddings(self) -> Any:

@@ -1,0 +1,223 @@
+"""unwrite generate: write text by any decoding strategy, and say what it took."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from ..errors import MethodError
+from .fields import build_strategy
+from .output import console, print_json, quiet_libraries
+
+PLAIN = "plain"
+
+
+def generate(
+    prompt: str,
+    *,
+    strategy: str = "token-recycling",
+    compare: str | None = None,
+    model: str = "smollm2-135m",
+    draft_model: str | None = None,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    seed: int = 0,
+    raw: bool = False,
+    json: bool = False,
+    **fields: Annotated[str, Parameter(help="The strategy's own fields, such as --budget 16.")],
+) -> None:
+    """Write an answer, streaming, and end with one line of statistics.
+
+    Args:
+        prompt: the question.
+        strategy: how to decode: plain, or a drafting strategy.
+        compare: several strategies separated by commas; a table of all of them in place of the stream.
+        model: bundled name, local folder, .gguf file or Hub id. A .gguf file runs on llama.cpp.
+        draft_model: a smaller model of the same vocabulary, for strategies that need one.
+        max_new_tokens: tokens at most.
+        temperature: 0 for the most likely token.
+        seed: of sampling.
+        raw: take the prompt as it is, without the chat template.
+        json: print JSON.
+    """
+    names = [name.strip() for name in (compare or strategy).split(",")]
+    chosen = {name: None if name == PLAIN else build_strategy(name, fields) for name in names}
+    quiet_libraries()
+    writer = _writer(model, draft_model, raw)
+    results = {}
+    for name, way in chosen.items():
+        show = None if compare or json else lambda piece: console().print(piece, end="", markup=False, highlight=False)
+        results[name] = writer(prompt, way, max_new_tokens, temperature, seed, show)
+    if json:
+        print_json({name: {"text": text, **stats.json()} for name, (text, stats) in results.items()})
+    elif compare:
+        _table(results)
+    else:
+        console().print(f"\n[dim]{names[0]}: {results[names[0]][1].line()}[/]")
+
+
+Writer = Callable[..., tuple[str, Any]]
+
+
+def _writer(model: str, draft: str | None, raw: bool) -> Writer:
+    return _LlamaCpp(model, draft, raw) if model.endswith(".gguf") else _Transformers(model, draft, raw)
+
+
+@dataclass
+class _Show:
+    """A streamer that decodes as transformers' TextStreamer does, into a callback."""
+
+    decode: Callable[[list[int]], str]
+    show: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        self._ids: list[int] = []
+        self._shown = 0
+
+    def put(self, value: Any) -> None:
+        self._ids.extend(int(token) for token in value.flatten().tolist())
+        text = self.decode(self._ids)
+        # A character may span tokens; what is not yet complete ends in the replacement sign.
+        if not text.endswith("\ufffd"):
+            self.show(text[self._shown :])
+            self._shown = len(text)
+
+    def end(self) -> None:
+        text = self.decode(self._ids)
+        self.show(text[self._shown :])
+
+
+class _Transformers:
+    """Writes with a transformers model."""
+
+    def __init__(self, name: str, draft: str | None, raw: bool) -> None:
+        from ..models import load
+
+        self.loaded, self.raw = load(name), raw
+        self.draft = load(draft).model if draft else None
+
+    def __call__(
+        self, prompt: str, way: Any, count: int, temperature: float, seed: int, show: Callable[[str], None] | None
+    ) -> tuple[str, Any]:
+        import time
+
+        import torch
+
+        from ..decode.engine.stats import Stats
+
+        tokenizer, model = self.loaded.tokenizer, self.loaded.model
+        inputs = encoded(tokenizer, prompt, self.raw).to(model.device)
+        streamer = _Show(lambda ids: tokenizer.decode(ids, skip_special_tokens=True), show) if show else None
+        options: dict[str, Any] = {
+            "max_new_tokens": count,
+            "pad_token_id": tokenizer.pad_token_id,
+            "do_sample": temperature > 0,
+        }
+        if temperature > 0:
+            options["temperature"] = temperature
+        torch.manual_seed(seed)
+        if way is None:
+            sink = _SkipPrompt(streamer) if streamer else None
+            start = time.perf_counter()
+            ids = model.generate(inputs, attention_mask=torch.ones_like(inputs), streamer=sink, **options)
+            new = ids[0, inputs.shape[1] :]
+            stats = Stats(forwards=len(new), tokens=len(new))
+            stats.seconds["forward"] = time.perf_counter() - start
+        else:
+            way = _with(way, streamer=streamer, draft_model=self.draft)
+            out = model.generate(
+                inputs,
+                attention_mask=torch.ones_like(inputs),
+                custom_generate=way,
+                return_dict_in_generate=True,
+                **options,
+            )
+            new, stats = out.sequences[0, inputs.shape[1] :], out.stats
+        return tokenizer.decode(new, skip_special_tokens=True), stats
+
+
+@dataclass
+class _SkipPrompt:
+    """transformers streams the prompt first."""
+
+    inner: Any
+    seen: bool = False
+
+    def put(self, value: Any) -> None:
+        if self.seen:
+            self.inner.put(value)
+        self.seen = True
+
+    def end(self) -> None:
+        self.inner.end()
+
+
+class _LlamaCpp:
+    """Writes with a GGUF file on llama.cpp."""
+
+    def __init__(self, path: str, draft: str | None, raw: bool) -> None:
+        from ..decode import LlamaCppRuntime
+
+        if not Path(path).is_file():
+            raise MethodError(f"{path}: no such file.")
+        self.runtime, self.raw = LlamaCppRuntime(path), raw
+        self.draft = LlamaCppRuntime(draft) if draft else None
+
+    def __call__(
+        self, prompt: str, way: Any, count: int, temperature: float, seed: int, show: Callable[[str], None] | None
+    ) -> tuple[str, Any]:
+        import torch
+        from transformers import GenerationConfig
+
+        from ..decode import PromptLookup
+        from ..decode import generate as decode
+
+        runtime = self.runtime
+        ids = runtime.encode(prompt) if self.raw else runtime.chat([{"role": "user", "content": prompt}])
+        config = GenerationConfig(
+            max_new_tokens=count,
+            do_sample=temperature > 0,
+            temperature=temperature or 1.0,
+            eos_token_id=list(runtime.eos_token_ids),
+        )
+        torch.manual_seed(seed)
+        streamer = _Show(runtime.decode, show) if show else None
+        way = _with(way, draft_model=self.draft) if way is not None else PromptLookup(budget=1, count=1)
+        found = decode(runtime, ids, way, config, streamer=streamer)
+        return runtime.decode(found.sequences[0]), found.stats
+
+
+def _with(way: Any, **given: Any) -> Any:
+    """The strategy with what a command line can't spell; a draft model that is needed and missing is refused."""
+    import dataclasses
+
+    names = {field.name for field in dataclasses.fields(way)}
+    values = {name: value for name, value in given.items() if name in names and value is not None}
+    return dataclasses.replace(way, **values)
+
+
+def encoded(tokenizer: Any, prompt: str, raw: bool) -> Any:
+    """[1, length] ids of a question in the model's chat form, or of the text as it is."""
+    if raw or tokenizer.chat_template is None:
+        return tokenizer(prompt, return_tensors="pt").input_ids
+    messages = [{"role": "user", "content": prompt}]
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)[
+        "input_ids"
+    ]
+
+
+def _table(results: dict[str, tuple[str, Any]]) -> None:
+    from rich.table import Table
+
+    table = Table("strategy", "tokens/s", "tokens/forward", "forwards", "same text", header_style="bold")
+    first = next(iter(results.values()))[0]
+    for name, (text, stats) in results.items():
+        rate = f"{stats.tokens / max(1e-9, stats.total_seconds):.1f}"
+        same = "yes" if text == first else "no"
+        table.add_row(name, rate, f"{stats.tokens_per_forward:.2f}", str(stats.forwards), same)
+    console().print(first, markup=False)
+    console().print(table)

@@ -1,0 +1,1 @@
+"""The engine below every drafting strategy: trees, runtimes, acceptance, costs, and the loop."""

@@ -1,0 +1,196 @@
+"""Between transformers' `generate` and the loop: what `custom_generate` is called with, checked and translated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from ...errors import MethodError
+from ..base import Strategy
+from .loop import Decoded, Decoding, check
+from .runtime import Runtime
+from .sampling import Sampling, from_processors
+from .stats import Stats
+from .stopping import Stopping, from_criteria
+from .tree import Ints
+
+
+@dataclass
+class DecodeOutput(GenerateDecoderOnlyOutput):  # type: ignore[misc]
+    """transformers' output with the call's statistics."""
+
+    stats: Stats | None = None
+
+
+def custom_generate(
+    strategy: Strategy,
+    model: Any,
+    input_ids: Tensor,
+    logits_processor: Any = None,
+    stopping_criteria: Any = None,
+    generation_config: Any = None,
+    attention_mask: Tensor | None = None,
+    past_key_values: Any = None,
+    use_cache: bool = True,
+    inputs_embeds: Tensor | None = None,
+    **_: Any,
+) -> Any:
+    """Decodes as `model.generate` asks, with the strategy's drafts. Returns ids [batch, length], or a `DecodeOutput`.
+
+    Raises:
+        MethodError, ModelError: what can't be decoded so, before the first token.
+    """
+    from .transformers_runtime import TransformersRuntime
+
+    _refuse(strategy, input_ids, generation_config, use_cache, inputs_embeds)
+    runtime = TransformersRuntime(model, cache=past_key_values)
+    check(runtime, strategy, len(input_ids))
+    decoding = Decoding(
+        runtime,
+        strategy,
+        from_processors(logits_processor, bool(generation_config.do_sample)),
+        from_criteria(stopping_criteria, generation_config.max_length, _ends(generation_config)),
+        streamer=_streamer(strategy.streamer, len(input_ids)),
+        keep_scores=generation_config.return_dict_in_generate and generation_config.output_scores,
+        device=model.device,
+    )
+    decoded = decoding.run(prompts_of(input_ids, attention_mask), input_ids.shape[1])
+    if past_key_values is not None and not generation_config.return_dict_in_generate:
+        runtime.hand_back()
+    return _result(decoded, input_ids, generation_config, runtime)
+
+
+def generate(
+    runtime: Runtime,
+    input_ids: Any,
+    strategy: Strategy,
+    generation_config: Any = None,
+    *,
+    streamer: Any = None,
+    sampling: Sampling | None = None,
+    stopping: Stopping | None = None,
+) -> Decoded:
+    """Decodes on any runtime.
+
+    Args:
+        runtime: the target with its cache.
+        input_ids: [length] or [batch, length] ids without padding, or a list of such rows.
+        strategy: how to draft.
+        generation_config: transformers' GenerationConfig: lengths, end tokens, do_sample, temperature, top_k, top_p;
+            None for greedy decoding of 20 tokens.
+        streamer: gets every token; its `put` and `end` are called as `generate` calls them.
+        sampling, stopping: in place of what generation_config says.
+
+    Raises:
+        MethodError: what can't be decoded so, before the first token.
+    """
+    from transformers import GenerationConfig
+
+    config = generation_config or GenerationConfig(max_new_tokens=20)
+    prompts = _rows(input_ids)
+    check(runtime, strategy, len(prompts))
+    longest = max(len(prompt) for prompt in prompts)
+    limit = longest + config.max_new_tokens if config.max_new_tokens else config.max_length
+    decoding = Decoding(
+        runtime,
+        strategy,
+        sampling or from_processors(_warpers(config), bool(config.do_sample)),
+        stopping or Stopping(limit, _ends(config)),
+        streamer=_streamer(streamer or strategy.streamer, len(prompts)),
+    )
+    return decoding.run(prompts)
+
+
+def prompts_of(input_ids: Tensor, attention_mask: Tensor | None) -> list[Ints]:
+    """Rows without their left padding. input_ids, attention_mask: [batch, length]."""
+    rows = input_ids.cpu().numpy().astype(np.int64)
+    if attention_mask is None:
+        return list(rows)
+    mask = attention_mask.cpu().numpy().astype(bool)
+    if not (np.diff(mask.astype(int), axis=1) >= 0).all() or not mask[:, -1].all():
+        raise MethodError(
+            "attention_mask has holes or padding on the right; pad on the left: tokenizer.padding_side = 'left'."
+        )
+    return [row[keep] for row, keep in zip(rows, mask, strict=True)]
+
+
+def _rows(input_ids: Any) -> list[Ints]:
+    if isinstance(input_ids, Tensor):
+        input_ids = input_ids.cpu().numpy()
+    if isinstance(input_ids, Sequence) and input_ids and not np.isscalar(input_ids[0]):
+        found = [np.asarray(row, dtype=np.int64) for row in input_ids]
+    else:
+        array = np.asarray(input_ids, dtype=np.int64)
+        found = [array] if array.ndim == 1 else list(array)
+    if not found or any(len(row) == 0 for row in found):
+        raise MethodError("a prompt has no token. Give at least one, such as the tokenizer's bos_token_id.")
+    return found
+
+
+def _refuse(strategy: Strategy, input_ids: Tensor, config: Any, use_cache: bool, inputs_embeds: Tensor | None) -> None:
+    name = type(strategy).__name__
+    if inputs_embeds is not None or input_ids.shape[1] == 0:
+        raise MethodError(f"{name} drafts token ids, and inputs_embeds has none. Pass input_ids.")
+    if (config.num_beams or 1) > 1:
+        raise MethodError(
+            f"{name} has no beams, and num_beams is {config.num_beams}. Use num_beams=1, or leave custom_generate out."
+        )
+    if (config.num_return_sequences or 1) > 1:
+        raise MethodError(
+            f"{name} returns one text a prompt, and num_return_sequences is {config.num_return_sequences}. Repeat the prompt in the batch."
+        )
+    if not use_cache:
+        raise MethodError(f"{name} rolls a key-value cache back, and use_cache is False. Leave it at True.")
+    for wanted in ("output_attentions", "output_hidden_states", "output_logits"):
+        if getattr(config, wanted, None):
+            raise MethodError(f"{wanted} is not kept while drafting. Run the finished text through the model once.")
+    if config.output_scores and len(input_ids) > 1:
+        raise MethodError("output_scores is kept for one text at a time. Call it row by row.")
+
+
+def _ends(config: Any) -> frozenset[int]:
+    ends = config.eos_token_id
+    if ends is None:
+        return frozenset()
+    return frozenset(
+        int(end) for end in (ends if isinstance(ends, list | tuple) else torch.as_tensor(ends).flatten().tolist())
+    )
+
+
+def _streamer(streamer: Any, batch: int) -> Any:
+    if streamer is not None and batch > 1:
+        raise MethodError(f"a streamer shows one text, and the batch has {batch}.")
+    return streamer
+
+
+def _warpers(config: Any) -> list[Any]:
+    """transformers' own warpers for a configuration without a model."""
+    from transformers.generation import logits_process as warp
+
+    if not config.do_sample:
+        return []
+    found: list[Any] = []
+    if config.temperature not in (None, 1.0):
+        found.append(warp.TemperatureLogitsWarper(config.temperature))
+    if config.top_k:
+        found.append(warp.TopKLogitsWarper(config.top_k))
+    if config.top_p is not None and config.top_p < 1.0:
+        found.append(warp.TopPLogitsWarper(config.top_p))
+    return found
+
+
+def _result(decoded: Decoded, input_ids: Tensor, config: Any, runtime: Any) -> Any:
+    width = max(len(new) for new in decoded.sequences)
+    fill = config.pad_token_id if config.pad_token_id is not None else 0
+    rows = [new + [fill] * (width - len(new)) for new in decoded.sequences]
+    sequences = torch.cat([input_ids, torch.tensor(rows, dtype=input_ids.dtype, device=input_ids.device)], dim=1)
+    if not config.return_dict_in_generate:
+        return sequences
+    scores = None if decoded.scores is None else tuple(row[None] for row in decoded.scores)
+    return DecodeOutput(sequences=sequences, scores=scores, past_key_values=runtime.hand_back(), stats=decoded.stats)

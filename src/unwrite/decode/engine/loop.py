@@ -1,0 +1,281 @@
+"""The loop: propose, forward, walk, roll back, learn; until every row has ended.
+
+The walk is the acceptance rule. At each node it asks the target for the next token (the arg max, or one draw, as plain
+decoding would) and steps to the child that carries it; where no child does, the token is committed and the step ends. One
+draw per committed token, whatever was drafted: greedy text is identical to `generate`'s, and so is sampled text at the
+same seed. Drafters whose trees hold samples bring a rule of their own (`Drafter.accept`), equal in distribution.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...errors import MethodError
+from ..base import Drafter, Strategy
+from .costs import Acceptance
+from .planning import Knowledge, Planner, knowledge_of
+from .runtime import Output, Runtime
+from .sampling import Sampling
+from .stats import Stats, remember
+from .stopping import Stopping
+from .tree import DraftTree, Ints, Path
+
+Clock = Callable[[], float]
+
+
+@dataclass
+class Decoded:
+    """What `generate` returns.
+
+    Args:
+        sequences: [batch] lists of new token ids, the end token included.
+        stats: of the call.
+        scores: processed scores of every new token, [new tokens] of [vocab], for one row and if asked for.
+    """
+
+    sequences: list[list[int]]
+    stats: Stats
+    scores: list[Tensor] | None = None
+
+
+class Text:
+    """One row's committed ids, in a buffer that drafters, processors and criteria read without copying."""
+
+    def __init__(self, prompt: Ints, room: int, device: Any = "cpu", padding: int = 0) -> None:
+        self._ids = np.empty(len(prompt) + room, dtype=np.int64)
+        self._ids[: len(prompt)] = prompt
+        self._tensor = torch.from_numpy(self._ids)[None]
+        self.device = torch.device(device)
+        self.prompt, self.length, self.padding = len(prompt), len(prompt), padding
+
+    def append(self, token: int) -> None:
+        self._ids[self.length] = token
+        self.length += 1
+
+    @property
+    def padded_length(self) -> int:
+        """The length as `generate` counts it, with the padding that was left out."""
+        return self.length + self.padding
+
+    @property
+    def ids(self) -> Ints:
+        """[length], a view."""
+        return self._ids[: self.length]
+
+    @property
+    def tensor(self) -> Tensor:
+        """[1, length], a view where the model is on the CPU."""
+        view = self._tensor[:, : self.length]
+        return view if self.device.type == "cpu" else view.to(self.device)
+
+    @property
+    def new(self) -> list[int]:
+        """The tokens after the prompt."""
+        ids: list[int] = self._ids[self.prompt : self.length].tolist()
+        return ids
+
+
+@dataclass
+class Row:
+    """One text being written."""
+
+    text: Text
+    drafter: Drafter
+    planner: Planner
+    done: bool = False
+
+
+class Decoding:
+    """One call: rows, runtime and what they share."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        strategy: Strategy,
+        sampling: Sampling,
+        stopping: Stopping,
+        *,
+        streamer: Any = None,
+        keep_scores: bool = False,
+        clock: Clock = time.perf_counter,
+        device: Any = "cpu",
+    ) -> None:
+        self.runtime, self.strategy, self.sampling, self.stopping = runtime, strategy, sampling, stopping
+        self.streamer, self.clock, self.device = streamer, clock, device
+        self.scores: list[Tensor] | None = [] if keep_scores else None
+        self.stats = Stats()
+        self.knowledge: Knowledge
+        self.budget = min(strategy.budget, (runtime.max_nodes or strategy.budget + 1) - 1)
+
+    def run(self, prompts: Sequence[Ints], width: int | None = None) -> Decoded:
+        """Decodes all rows to their ends.
+
+        Args:
+            prompts: one array of ids a row, without padding.
+            width: of the padded prompts, from which the maximal length counts; the longest prompt's if None.
+        """
+        start = self.clock()
+        width = width or max(len(prompt) for prompt in prompts)
+        new = self.stopping.max_length - width
+        logits = self.runtime.prefill(prompts, new + self.budget + 1)
+        # Which ways a forward can run is known once the prompt is cached.
+        self.knowledge = knowledge_of(self.runtime.fingerprint, self.runtime.paths)
+        rows = [self._row(Text(prompt, new, self.device, width - len(prompt))) for prompt in prompts]
+        self.stats.batch = len(rows)
+        self.stats.forwards += 1
+        for index, row in enumerate(rows):
+            row.drafter.reset(row.text.ids, logits[index])
+            self._first(row, logits[index])
+        self.stats.seconds["prefill"] += self.clock() - start
+        while not all(row.done for row in rows):
+            self._step(rows)
+        if self.streamer is not None:
+            self.streamer.end()
+        return Decoded([row.text.new for row in rows], remember(self.stats), self.scores)
+
+    def _row(self, text: Text) -> Row:
+        drafter = self.strategy.drafter(self.runtime, self.sampling)
+        known = self.knowledge.acceptance.setdefault(self.strategy.key, Acceptance())
+        planner = Planner(self.knowledge.paths, drafter.prior, known, self.strategy.cost_model)
+        return Row(text, drafter, planner)
+
+    def _first(self, row: Row, logits: Tensor) -> None:
+        scores = self._scores(row, logits)
+        self._commit_token(row, self.sampling.pick(scores), scores)
+
+    def _step(self, rows: list[Row]) -> None:
+        began = self.clock()
+        trees, drafting = [], []
+        for row in rows:
+            before = self.clock()
+            trees.append(self._draft(row) if not row.done else _root(row))
+            drafting.append(self.clock() - before)
+        stacked = DraftTree.stack(trees)
+        length = int(self.runtime.lengths.max())
+        way = self.knowledge.paths.next()
+        self.runtime.use(way)
+        ready = self.clock()
+        output = self.runtime.forward(stacked, self.strategy.needs)
+        forwarded = self.clock()
+        self.knowledge.paths.observe(way, stacked.nodes * len(rows), length, forwarded - ready)
+        paths = [
+            self._walk(row, tree, output.row(index, tree.nodes)) if not row.done else Path(nodes=[])
+            for index, (row, tree) in enumerate(zip(rows, trees, strict=True))
+        ]
+        self.runtime.commit([path.nodes for path in paths])
+        for index, (row, tree, path) in enumerate(zip(rows, trees, paths, strict=True)):
+            if path.nodes:
+                row.planner.learn(tree, path)
+                row.drafter.observe(tree, output.row(index, tree.nodes), path)
+                row.drafter.commit(path)
+                self.stats.drafted += tree.nodes - 1
+                self.stats.accepted += len(path.nodes) - 1
+        ended = self.clock()
+        own = (ended - began) - (forwarded - ready)
+        for row, tree, seconds in zip(rows, trees, drafting, strict=True):
+            row.planner.spent(own / len(rows), seconds, tree.nodes > 1)
+        self._count(way, stacked.nodes, sum(drafting), ready - began, forwarded - ready, ended - forwarded)
+
+    def _count(self, way: str, nodes: int, drafting: float, before: float, forward: float, after: float) -> None:
+        self.stats.forwards += 1
+        self.stats.rows[nodes] += 1
+        self.stats.paths[way] += 1
+        seconds = self.stats.seconds
+        seconds["draft"] += drafting
+        seconds["other"] += before - drafting
+        seconds["forward"] += forward
+        seconds["verify"] += after
+
+    def _draft(self, row: Row) -> DraftTree:
+        text, planner = row.text, row.planner
+        # A node deeper than the text may still grow can't be committed; one beyond the positions can't be encoded.
+        deepest = self.stopping.max_length - text.padded_length - 1
+        if self.runtime.max_positions is not None:
+            deepest = min(deepest, self.runtime.max_positions - text.length)
+        if deepest < 1 or self.budget < 1:
+            return _root(row)
+        plans = row.drafter.plans
+        budget = self.budget
+        if plans:
+            budget = planner.choose_plan(plans, text.length, budget)
+            if budget == 0:
+                return _root(row)
+        elif not planner.should_look():
+            return _root(row)
+        tree = row.drafter.propose(text.ids, budget)
+        if tree.draft is not None:
+            return tree
+        tree = _shallower(tree, deepest)
+        planner.propose(tree)
+        return tree if plans else planner.prune(tree, text.length)
+
+    def _walk(self, row: Row, tree: DraftTree, output: Output) -> Path:
+        """The acceptance rule: from the root down as far as the target agrees."""
+        path, children = Path(), tree.children() if tree.draft is None else None
+        node = 0
+        while True:
+            scores = self._scores(row, output.logits[node])
+            child: int | None
+            if children is None:
+                token, child = row.drafter.accept(tree, node, scores, self.sampling)
+            else:
+                token = self.sampling.pick(scores)
+                child = children[node].get(token)
+            path.tokens.append(token)
+            self._commit_token(row, token, scores)
+            if child is None or row.done:
+                return path
+            path.nodes.append(child)
+            node = child
+
+    def _scores(self, row: Row, logits: Tensor) -> Tensor:
+        if self.sampling.plain and self.scores is None:
+            return logits
+        return self.sampling.scores(logits, row.text.tensor)
+
+    def _commit_token(self, row: Row, token: int, scores: Tensor) -> None:
+        row.text.append(token)
+        self.stats.tokens += 1
+        if self.scores is not None:
+            self.scores.append(scores)
+        if self.streamer is not None:
+            self.streamer.put(torch.tensor([token]))
+        row.done = self.stopping(row.text, scores)
+
+
+def _root(row: Row) -> DraftTree:
+    return DraftTree.of([int(row.text.ids[-1])], [-1])
+
+
+def _shallower(tree: DraftTree, deepest: int) -> DraftTree:
+    """Without nodes below a depth."""
+    depths = tree.depths[0]
+    return tree if depths.max() <= deepest else tree.keep(np.flatnonzero(depths <= deepest))
+
+
+def check(runtime: Runtime, strategy: Strategy, batch: int) -> None:
+    """What can't be decoded so is refused before the first token.
+
+    Raises:
+        MethodError: the strategy needs what the runtime lacks, has no batch, or may draft nothing.
+    """
+    missing = sorted(n for n in strategy.needs if ("layers" if n.startswith("layer:") else n) not in runtime.provides)
+    name = type(strategy).__name__
+    if missing:
+        raise MethodError(
+            f"{name} needs {', '.join(missing)} of the target, which {type(runtime).__name__} does not give. "
+            "Use TransformersRuntime, or a strategy that needs logits only, such as TokenRecycling."
+        )
+    if batch > 1 and not strategy.batched:
+        raise MethodError(f"{name} decodes one text at a time, but the batch has {batch}. Call it row by row.")
+    if strategy.budget < 1:
+        raise MethodError(
+            f"budget is {strategy.budget}: a draft needs at least 1 node. Use plain generate, or leave budget out."
+        )

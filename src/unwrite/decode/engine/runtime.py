@@ -1,0 +1,109 @@
+"""What carries a target model: one forward over a tree, and a cache that keeps just the accepted rows.
+
+Invariant between steps: the cache holds every committed token but the last, which is the root of the next tree.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .tree import DraftTree, Ints
+
+
+@dataclass
+class Output:
+    """What a forward returned.
+
+    Args:
+        logits: [batch, nodes, vocab], raw, of the next token after every node, in the model's dtype.
+        final_hidden: [batch, nodes, width] before the head, if wanted.
+        layers: {index: [batch, nodes, width]} outputs of the blocks that were wanted.
+    """
+
+    logits: Tensor
+    final_hidden: Tensor | None = None
+    layers: dict[int, Tensor] | None = None
+
+    def row(self, index: int, size: int) -> Output:
+        """One row of the batch, without padding: [nodes, ...]."""
+        cut = lambda value: None if value is None else value[index, :size]  # noqa: E731
+        layers = None if self.layers is None else {k: v[index, :size] for k, v in self.layers.items()}
+        return Output(self.logits[index, :size], cut(self.final_hidden), layers)
+
+
+class Runtime(ABC):
+    """A target model with its cache.
+
+    Attributes:
+        vocab: width of the logits.
+        provides: what `Output` can hold, of "logits", "final_hidden", "layers".
+        lengths: [batch] cached tokens of every row.
+        max_nodes: rows one forward may have; None for no limit.
+        max_positions: positions the model can encode; None for no limit.
+        paths: names of the ways a forward can run, the default first; the loop times them and picks (see `use`).
+    """
+
+    vocab: int
+    provides: frozenset[str] = frozenset({"logits"})
+    lengths: Ints
+    max_nodes: int | None = None
+    max_positions: int | None = None
+    paths: tuple[str, ...] = ("stock",)
+
+    @abstractmethod
+    def prefill(self, rows: Sequence[Ints], room: int) -> Tensor:
+        """Starts anew: caches whole prompts, one array of ids a row, and returns [batch, vocab] logits after each.
+
+        Args:
+            rows: token ids without padding, one array a row.
+            room: tokens that may follow at most, drafts included; the cache is made that large at once.
+        """
+
+    @abstractmethod
+    def forward(self, trees: DraftTree, want: frozenset[str] = frozenset({"logits"}), graft: Any = None) -> Output:
+        """One forward over all nodes; their keys lie behind the cached ones until `commit`.
+
+        Args:
+            want: what to return; layers as "layer:<index>".
+            graft: rows added above a layer that no real row sees (hidden transfer); refused where there is none.
+        """
+
+    @abstractmethod
+    def commit(self, paths: Sequence[Sequence[int]]) -> None:
+        """Keeps the named nodes of every row (root first, in path order) and drops the other rows of the step."""
+
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes the cache's storage takes."""
+
+    def use(self, path: str) -> None:  # noqa: B027
+        """Runs the next forwards the named way."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Names model, machine and threads for the stored forward-cost curve."""
+        return type(self).__name__
+
+
+def positions(trees: DraftTree, lengths: Ints) -> Ints:
+    """[batch, nodes] position ids: siblings share one."""
+    return lengths[:, None] + trees.depths
+
+
+def visible(trees: DraftTree, lengths: Ints) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """[batch, nodes, columns]: what each node may see of the cache with the step's rows behind each row's own length.
+
+    columns = max(lengths) + nodes; row b's node j lies in column lengths[b] + j.
+    """
+    batch, nodes = trees.tokens.shape
+    seen = np.zeros((batch, nodes, int(lengths.max()) + nodes), dtype=bool)
+    for row, length in enumerate(lengths.tolist()):
+        seen[row, :, :length] = True
+        seen[row, :, length : length + nodes] = trees.ancestors[row]
+    return seen

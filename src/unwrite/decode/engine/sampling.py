@@ -1,0 +1,57 @@
+"""How the target's logits become a token: the logits processors of `generate`, then the arg max or one draw.
+
+Processors run only at the nodes the acceptance walk visits, each with that node's own text before it, in the order plain
+decoding would call them: so one that keeps a state from call to call sees just what it would see without drafting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Sampling:
+    """Args:
+    processors: called as processor(ids [1, length], scores [1, vocab]) -> scores, in order.
+    do_sample: draw, or take the arg max.
+    generator: of the draws; None for torch's own, which plain `generate` uses.
+    """
+
+    processors: Sequence[Callable[[Tensor, Tensor], Tensor]] = ()
+    do_sample: bool = False
+    generator: torch.Generator | None = None
+
+    def scores(self, logits: Tensor, ids: Tensor) -> Tensor:
+        """Processed logits in float32. logits: [vocab], raw; ids: [1, length], the text before. Returns [vocab]."""
+        scores = logits[None].to(copy=True, dtype=torch.float32)
+        for processor in self.processors:
+            scores = processor(ids, scores)
+        return scores[0]
+
+    def probabilities(self, logits: Tensor, ids: Tensor) -> Tensor:
+        """What a token is drawn from, [vocab] float32; all on the arg max where nothing is drawn."""
+        scores = self.scores(logits, ids)
+        if self.do_sample:
+            return scores.softmax(-1)
+        return torch.zeros_like(scores).index_fill_(0, scores.argmax(), 1.0)
+
+    def pick(self, scores: Tensor) -> int:
+        """The token: one draw, as `generate` makes it, or the arg max. scores: [vocab], processed."""
+        if not self.do_sample:
+            return int(scores.argmax())
+        return int(torch.multinomial(scores[None].softmax(-1), 1, generator=self.generator))
+
+    @property
+    def plain(self) -> bool:
+        """Whether the arg max of the raw logits is the token."""
+        return not self.processors and not self.do_sample
+
+
+def from_processors(processors: Any, do_sample: bool) -> Sampling:
+    """The sampling that a `LogitsProcessorList` describes."""
+    return Sampling(tuple(processors or ()), do_sample)

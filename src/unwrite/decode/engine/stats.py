@@ -1,0 +1,81 @@
+"""What a call did: forwards, tokens, drafts, and where the seconds went."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+PHASES = ("prefill", "draft", "forward", "verify", "other")
+
+
+@dataclass
+class Stats:
+    """Args:
+    forwards: of the target, the prefill among them.
+    tokens: new ones, over all rows.
+    drafted, accepted: nodes beside the root that ran, and those that were kept.
+    rows: {nodes a forward had: how often}: what the cost model chose.
+    paths: {the way a forward ran: how often}.
+    seconds: by phase: prefill, draft, forward, verify (walk, rollback, learning), other.
+    batch: rows of the batch.
+    """
+
+    forwards: int = 0
+    tokens: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    rows: Counter[int] = field(default_factory=Counter)
+    paths: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    batch: int = 1
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Mean tokens a decoding forward commits in a row of the batch; the prefill and its token apart. 1 without drafts."""
+        steps = self.forwards - 1
+        return (self.tokens / self.batch - 1) / steps if steps > 0 else 1.0
+
+    @property
+    def total_seconds(self) -> float:
+        return sum(self.seconds.values())
+
+    @property
+    def seconds_per_token(self) -> float:
+        return self.total_seconds / max(1, self.tokens)
+
+    def json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "forwards": self.forwards,
+            "tokens": self.tokens,
+            "tokens_per_forward": self.tokens_per_forward,
+            "drafted": self.drafted,
+            "accepted": self.accepted,
+            "rows": {str(rows): count for rows, count in sorted(self.rows.items())},
+            "paths": dict(self.paths),
+            "seconds": dict(self.seconds),
+        }
+
+    def line(self) -> str:
+        """One line for a terminal."""
+        share = {name: value / max(1e-9, self.total_seconds) for name, value in self.seconds.items()}
+        return (
+            f"{self.tokens} tokens in {self.total_seconds:.2f} s, {self.tokens / max(1e-9, self.total_seconds):.1f} a "
+            f"second; {self.forwards} forwards, {self.tokens_per_forward:.2f} tokens each; {self.accepted} of "
+            f"{self.drafted} drafted tokens kept; forward {share['forward']:.0%}, draft {share['draft']:.0%}"
+        )
+
+
+_last: list[Stats] = []
+
+
+def last_stats() -> Stats | None:
+    """Of the last call in this process."""
+    return _last[0] if _last else None
+
+
+def remember(stats: Stats) -> Stats:
+    """Makes it what `last_stats` returns."""
+    _last[:] = [stats]
+    return stats

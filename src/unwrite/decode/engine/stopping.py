@@ -1,0 +1,41 @@
+"""When a row ends: at an end token, at the maximal length, or where a stopping criterion of `generate` says so.
+
+Asked after every committed token, in order, as plain decoding asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Stopping:
+    """Args:
+    max_length: tokens of prompt, its padding and answer together.
+    ends: token ids that end a row; they are kept.
+    criteria: transformers StoppingCriteria beside those two.
+    """
+
+    max_length: int
+    ends: frozenset[int] = frozenset()
+    criteria: Sequence[Any] = ()
+
+    def __call__(self, text: Any, scores: Any) -> bool:
+        """Whether the row ends after its last token. text: `Text`; scores: [vocab] of that token."""
+        if text.padded_length >= self.max_length or int(text.ids[-1]) in self.ends:
+            return True
+        return any(bool(criterion(text.tensor, (scores[None],)).any()) for criterion in self.criteria)
+
+
+def from_criteria(criteria: Any, max_length: int, ends: frozenset[int]) -> Stopping:
+    """From a `StoppingCriteriaList`; what `Stopping` does itself is left out of it."""
+    from transformers import EosTokenCriteria, MaxLengthCriteria
+
+    own = [c for c in criteria or () if not isinstance(c, EosTokenCriteria | MaxLengthCriteria)]
+    lengths = [int(c.max_length) for c in criteria or () if isinstance(c, MaxLengthCriteria)]
+    for criterion in criteria or ():
+        if isinstance(criterion, EosTokenCriteria):
+            ends = ends | frozenset(criterion.eos_token_id.flatten().tolist())
+    return Stopping(min([max_length, *lengths]), ends, own)

@@ -1,0 +1,393 @@
+"""Any causal model of transformers with full attention as a target: trees in, logits out, accepted rows kept.
+
+The model's own forward runs on an arena cache; a tree is a float mask added to the scores and a position id for every
+node. Where that gives the same sums for less, small forwards run on packed copies of the linear layers or, for a stock
+Llama-family model, in a fused loop. The model itself is never changed.
+
+    node i sees column j  iff  j < length  or  node j - length is i or above it;   position(i) = length + depth(i)
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
+
+from ...errors import MethodError, ModelError
+from ...models import anatomy, unwrap
+from .arena import Arena, empty_cache, fill, filled_length
+from .fused import FusedLoop, is_stock
+from .packed import fits_memory, packable, packed_copy, structural_copy
+from .runtime import Output, Runtime, positions, visible
+from .tree import DraftTree, Ints
+
+__all__ = ["TransformersRuntime", "check_model"]
+
+# what the runtime passes itself; whatever else `prepare_inputs_for_generation` adds is the model's own wish
+OURS = {
+    "input_ids", "attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "inputs_embeds",
+    "cache_position", "return_dict",
+}  # fmt: skip
+LOGITS = frozenset({"logits"})
+
+
+class TransformersRuntime(Runtime):
+    """A transformers model with an arena cache.
+
+    Args:
+        model: any causal model with full attention and eager or sdpa attention; a PeftModel or compiled model stands
+            for the model inside.
+        pack: "auto" lays out the linear layers once for small forwards where the packs take at most
+            `packed.MEMORY_SHARE` of the free memory; "always" whatever they take; "never" not. Only float32 weights in
+            main memory are packed.
+        cache: the cache that `generate` was given, empty or filled with a beginning of every prompt; its class is
+            kept. None for what the model's `empty_cache()` returns, or a DynamicCache.
+
+    Raises:
+        ModelError: see `check_model`.
+    """
+
+    def __init__(self, model: Any, *, pack: Literal["auto", "never", "always"] = "auto", cache: Cache | None = None):
+        if pack not in ("auto", "never", "always"):
+            raise MethodError(f"pack is {pack!r}; use 'auto', 'never' or 'always'.")
+        self.model = unwrap(model)
+        check_model(self.model, cache)
+        config = self.model.config.get_text_config(decoder=True)
+        self.vocab = int(getattr(self.model, "vocab_size", 0) or config.vocab_size)
+        self.max_positions = _last_position(config)
+        self._pack = pack
+        self._given = empty_cache(self.model) if cache is None else cache
+        self._unread = True  # what it holds counts for the first prompts only
+        self._arena = Arena()
+        self._cache = self._arena.cache(self._given, config.num_hidden_layers)
+        self._accepts = set(inspect.signature(self.model.forward).parameters)
+        self._observed = _observed_modules(self.model)
+        hidden = {name if name == "final_hidden" else "layers" for name in self._observed}
+        self.provides = LOGITS | hidden
+        self._extras: dict[str, Any] = {}
+        self._bodies: dict[str, Callable[..., Output]] = {}
+        self._twin: tuple[Any, dict[int, nn.Module]] | None = None
+        self._placed: tuple[Any, ...] = ()
+        self._path = ""
+        self._paths: tuple[str, ...] | None = None
+
+    @property
+    def lengths(self) -> Ints:  # type: ignore[override]
+        """[batch] cached tokens of every row."""
+        return self._arena.lengths
+
+    @property
+    def paths(self) -> tuple[str, ...]:  # type: ignore[override]
+        """How this model can run in this call: adapters and hooks may have come or gone since the last."""
+        if self._paths is None:
+            self._paths = self._find_paths()
+        return self._paths
+
+    def hand_back(self) -> Cache | None:
+        """The cache given, filled: now holding all committed tokens but the last, as `generate` leaves it.
+
+        None where the rows differ in length: a plain cache can't say so.
+        """
+        if (self.lengths != self._arena.longest).any():
+            return None
+        fill(self._given, self._cache, self._arena.longest)
+        return self._given
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's inputs belong."""
+        return self.model.get_input_embeddings().weight.device
+
+    @torch.no_grad()
+    def prefill(self, rows: Sequence[Ints], room: int) -> Tensor:
+        """See `Runtime.prefill`. Where the cache given is filled, its part of the prompts is not computed again.
+
+        That the cache holds the beginning of just these prompts can't be seen from it: the caller vouches for that.
+
+        Raises:
+            ModelError: the cache given holds another number of rows, or as much as the shortest prompt.
+        """
+        sizes = np.array([len(row) for row in rows], dtype=np.int64)
+        skip = _fitting_length(self._given, sizes) if self._unread else 0
+        self._unread = False
+        columns = int(sizes.max()) + room
+        placed = self.model.dtype, self.device, torch.is_autocast_enabled(self.device.type)
+        if placed != self._placed:
+            self._arena.drop()
+            self._placed = placed
+        self._arena.begin(len(rows), columns)
+        if skip:
+            self._arena.adopt(self._given, columns)
+        ids = np.zeros((len(rows), int(sizes.max()) - skip), dtype=np.int64)
+        for row, text in enumerate(rows):
+            ids[row, : len(text) - skip] = text[skip:]
+        tokens = torch.from_numpy(ids).to(self.device)
+        self._extras = _extra_inputs(self.model, tokens, self._cache)
+        logits = self._prompt_logits(tokens, sizes - skip, skip)
+        self._arena.settle(columns)
+        self._arena.kept(sizes)
+        self._bodies, self._twin, self._paths = {}, None, None
+        self._body_of(self._path if self._path in self.paths else self.paths[0])  # here, so that no step pays for it
+        return logits
+
+    @torch.no_grad()
+    def forward(self, trees: DraftTree, want: frozenset[str] = LOGITS, graft: Any = None) -> Output:
+        """See `Runtime.forward`.
+
+        Raises:
+            MethodError: something wanted that this model does not provide, or a graft.
+        """
+        if graft is not None:
+            raise MethodError("this runtime has no graft: use a strategy that reads logits or hidden states only.")
+        unknown = [name for name in want if name != "logits" and name not in self._observed]
+        if unknown:
+            raise MethodError(f"{type(self.model).__name__} gives no {unknown[0]!r}; it gives {sorted(self.provides)}.")
+        path = self._path if self._path in self.paths else self.paths[0]
+        body = self._body_of(path)
+        self._arena.expect(trees.nodes)
+        tokens = torch.from_numpy(trees.tokens).to(self.device)
+        places = torch.from_numpy(positions(trees, self.lengths)).to(self.device)
+        return body(tokens, places, self._mask(trees), want)
+
+    def commit(self, paths: Sequence[Sequence[int]]) -> None:
+        """See `Runtime.commit`."""
+        self._arena.keep(paths)
+
+    def nbytes(self) -> int:
+        """Bytes of the arena's storage."""
+        return self._arena.nbytes()
+
+    def use(self, path: str) -> None:
+        """Runs the next forwards as one of `paths`: "fused", "packed" or "stock".
+
+        Raises:
+            MethodError: this model has no such path.
+        """
+        if path not in self.paths:
+            raise MethodError(f"{type(self.model).__name__} runs as {', '.join(self.paths)}, not as {path!r}.")
+        self._path = path
+
+    @property
+    def fingerprint(self) -> str:
+        """Model shape, class, precision, threads and processor."""
+        config = self.model.config.get_text_config(decoder=True)
+        shape = [getattr(config, name, "") for name in ("num_hidden_layers", "hidden_size", "intermediate_size")]
+        parts = [type(self.model).__name__, *shape, self.vocab, self.model.dtype, config._attn_implementation]
+        return "/".join(str(part) for part in [*parts, self.device, torch.get_num_threads(), _processor()])
+
+    def _find_paths(self) -> tuple[str, ...]:
+        if torch.is_autocast_enabled(self.device.type):
+            return ("stock",)
+        some = any(packable(module) for module in self.model.modules())
+        self._packs = some and (self._pack == "always" or (self._pack == "auto" and fits_memory(self.model)))
+        if not self._extras and is_stock(self.model):
+            return ("fused", "stock")
+        return ("packed", "stock") if self._packs else ("stock",)
+
+    def _body_of(self, path: str) -> Callable[..., Output]:
+        """A forward: (tokens, positions, mask, want) -> Output. Packs are compared with the weights once a call, here."""
+        if path not in self._bodies:
+            if path == "fused":
+                self._bodies[path] = functools.partial(_fused, FusedLoop(self.model, self._packs), self._arena)
+            else:
+                twin = packed_copy(self.model) if path == "packed" else None
+                self._bodies[path] = functools.partial(self._run, twin)
+        return self._bodies[path]
+
+    def _run(self, twin: Any, tokens: Tensor, places: Tensor, mask: Tensor | None, want: frozenset[str]) -> Output:
+        """The model's own forward, or that of a structural copy: (copy, {id of an original: its copy})."""
+        wanted = {name: self._observed[name] for name in want if name != "logits"}
+        if wanted and twin is None:
+            twin = self._twin = self._twin or structural_copy(self.model)  # the user's model never carries our hooks
+        body = self.model if twin is None else twin[0]
+        heard = {name: (twin[1][id(module)], kind) for name, (module, kind) in wanted.items()}
+        with _listening(heard) as found:
+            result = body(
+                input_ids=tokens,
+                attention_mask=mask,
+                position_ids=places,
+                past_key_values=self._cache,
+                use_cache=True,
+                **self._extras,
+            )
+        layers = {int(name.split(":")[1]): states for name, states in found.items() if name.startswith("layer:")}
+        return Output(result.logits, found.get("final_hidden"), layers or None)
+
+    def _prompt_logits(self, tokens: Tensor, sizes: Ints, skip: int) -> Tensor:
+        """The stock forward over prompts padded on the right, where no real token sees it. Returns [batch, vocab]."""
+        last = torch.from_numpy(sizes - 1).to(tokens.device)
+        even = bool((sizes == sizes[0]).all())
+        keep = {"logits_to_keep": 1 if even else last} if "logits_to_keep" in self._accepts else {}
+        self._arena.expect(tokens.shape[1])
+        places = torch.arange(skip, skip + tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
+        logits = self.model(
+            input_ids=tokens,
+            position_ids=places,
+            past_key_values=self._cache,
+            use_cache=True,
+            **keep,
+            **self._extras,
+        ).logits
+        if not keep:
+            return logits[torch.arange(len(tokens)), last]
+        return logits[:, -1] if even else logits[torch.arange(len(tokens)), torch.arange(len(tokens))]
+
+    def _mask(self, trees: DraftTree) -> Tensor | None:
+        """[batch, 1, nodes, columns] to add to the scores; None where every node sees every column."""
+        batch, nodes = trees.tokens.shape
+        longest = self._arena.longest
+        dtype = self.model.dtype
+        if nodes == 1 and (batch == 1 or (self.lengths == longest).all()):
+            return None
+        if batch == 1:
+            mask = torch.zeros(nodes, longest + nodes, dtype=dtype)
+            mask[:, longest:].masked_fill_(torch.from_numpy(~trees.ancestors[0]), torch.finfo(dtype).min)
+            return mask[None, None].to(self.device)
+        hidden = torch.from_numpy(~visible(trees, self.lengths))
+        mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)
+        return mask[:, None].to(self.device)
+
+
+def _last_position(config: Any) -> int | None:
+    """Positions a model can encode; of longrope the shorter range, because its factors change for all beyond it."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        original = rope.get("original_max_position_embeddings")
+        return int(original or config.original_max_position_embeddings)
+    return getattr(config, "max_position_embeddings", None)
+
+
+def check_model(model: Any, cache: Any = None) -> None:
+    """Refuses, before the first token, what cannot be drafted for without changing its text.
+
+    Raises:
+        ModelError: an encoder-decoder; layers with a sliding window, a recurrent state or shared keys; an attention
+            implementation that takes no mask; no position ids; learned prompts; a cache that cannot roll back.
+    """
+    name, config = type(model).__name__, getattr(model, "config", None)
+    if config is None or not hasattr(model, "prepare_inputs_for_generation"):
+        raise ModelError(f"{name} is not a transformers model that generates. Load one with AutoModelForCausalLM.")
+    if config.is_encoder_decoder or getattr(config, "add_cross_attention", False):
+        raise ModelError(f"{name} is an encoder-decoder; drafts need a decoder alone. Use its own `generate`.")
+    if getattr(model, "_is_stateful", False):
+        raise ModelError(f"{name} keeps a recurrent state, which cannot be rolled back. Use its own `generate`.")
+    attention = getattr(config, "_attn_implementation", None)
+    if attention not in (None, "eager", "sdpa"):
+        raise ModelError(
+            f"attention {attention!r} cannot take a tree's mask. Call model.set_attn_implementation('sdpa') first."
+        )
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise ModelError(f"{name} takes no position ids, and the nodes of a tree share some. Use its own `generate`.")
+    owner = getattr(model.prepare_inputs_for_generation, "__self__", model)
+    if getattr(getattr(owner, "active_peft_config", None), "is_prompt_learning", False):
+        raise ModelError("learned prompts lie in the cache before the text. Use the adapter's own `generate`, or LoRA.")
+    for given in (empty_cache(model), cache):
+        if given is not None:
+            _check_cache(given, name)
+
+
+def _check_cache(cache: Any, model: str) -> None:
+    if not isinstance(cache, Cache):
+        raise ModelError(f"the cache is a {type(cache).__name__}; pass an empty DynamicCache, or none.")
+    if cache.offloading:
+        raise ModelError("an offloaded cache cannot be rolled back in place. Pass an empty DynamicCache, or none.")
+    for layer in cache.layers:
+        if isinstance(layer, DynamicSlidingWindowLayer):
+            raise ModelError(
+                f"{model} has layers that see only the last {layer.sliding_window} tokens, and a tree's mask would "
+                "undo that. Use a model with full attention, or its own `generate`; where all layers are alike and "
+                "texts stay shorter than the window, config.sliding_window = None says the same thing."
+            )
+        if isinstance(layer, StaticLayer):
+            raise ModelError("a static cache cannot hold a tree. Pass an empty DynamicCache, or none.")
+        if type(layer) is not DynamicLayer:
+            raise ModelError(
+                f"{model} keeps a {type(layer).__name__}, which cannot be rolled back to an earlier token. Use a model "
+                "with full attention in every layer and a DynamicCache, or its own `generate`."
+            )
+    for held in vars(cache).values():
+        if isinstance(held, Cache):
+            _check_cache(held, model)
+
+
+def _fitting_length(cache: Cache, sizes: Ints) -> int:
+    """Tokens of every prompt that a given cache holds."""
+    length = filled_length(cache)
+    if length == 0:
+        return 0
+    rows = cache.layers[0].keys.shape[0]
+    if rows != len(sizes):
+        raise ModelError(f"the cache holds {rows} rows and the batch {len(sizes)}. Pass an empty cache, or none.")
+    if length > int(sizes.min()) - 1:
+        raise ModelError(
+            f"the cache holds {length} tokens and the shortest prompt {int(sizes.min())}; at least the prompt's last "
+            "token must be new. Pass the whole text with its cache, or no cache."
+        )
+    return length
+
+
+def _extra_inputs(model: Any, tokens: Tensor, cache: Cache) -> dict[str, Any]:
+    """What a model asks for at generation beyond what every model takes."""
+    prepared = model.prepare_inputs_for_generation(tokens, past_key_values=cache, attention_mask=None, use_cache=True)
+    return {key: value for key, value in prepared.items() if key not in OURS and value is not None}
+
+
+def _observed_modules(model: Any) -> dict[str, tuple[nn.Module, str]]:
+    """{"final_hidden" or "layer:<index>": (module, whether its "input" or "output" is meant)}."""
+    head = model.get_output_embeddings()
+    if head is None:
+        return {}
+    found: dict[str, tuple[nn.Module, str]] = {"final_hidden": (head, "input")}
+    try:
+        blocks = anatomy(model).blocks
+    except ModelError:
+        return found
+    return found | {f"layer:{block.index}": (block.module, "output") for block in blocks}
+
+
+@contextmanager
+def _listening(modules: dict[str, tuple[nn.Module, str]]) -> Iterator[dict[str, Tensor]]:
+    """Collects what passes through some modules of a copy. Yields {name: states}, filled by the forward."""
+    found: dict[str, Tensor] = {}
+
+    def before(name: str, module: nn.Module, args: Any) -> None:
+        found[name] = args[0]
+
+    def after(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        found[name] = output[0] if isinstance(output, tuple) else output
+
+    handles = [
+        module.register_forward_pre_hook(functools.partial(before, name))
+        if kind == "input"
+        else module.register_forward_hook(functools.partial(after, name))
+        for name, (module, kind) in modules.items()
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _fused(
+    loop: FusedLoop, arena: Arena, tokens: Tensor, places: Tensor, mask: Tensor | None, want: frozenset[str]
+) -> Output:
+    return loop(tokens, places, mask, arena, want)
+
+
+@functools.cache
+def _processor() -> str:
+    """The processor's name."""
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text(encoding="utf-8").splitlines() if listing.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

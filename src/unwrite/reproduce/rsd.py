@@ -1,0 +1,373 @@
+"""RSD at equal numbers of drafted nodes against a chain and against siblings drawn independently.
+
+Claim looked at (arXiv 2402.14160): drawn without replacement, the same number of drafted tokens gives more accepted ones
+than drawn with replacement (SpecInfer's and SpecTr's way), and a tree more than a single chain. Counted in tokens per
+target forward (block efficiency); the memory-bound speed-up divides it by the cost of drafting, 1 + r L with r the ratio
+of the two models' weights and L the draft's levels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..decode.base import Strategy
+from ..decode.draft_model import DraftModel
+from ..decode.engine.drafting import Drawn, Growing, draft_runtime, uniform
+from ..decode.rsd import RSD, ConstantDrafter
+from ..errors import MethodError
+from .claims import Budget, Claim, spread, verdict_of
+
+if TYPE_CHECKING:
+    from ..decode.engine.runtime import Runtime
+    from ..decode.engine.sampling import Sampling
+    from ..decode.engine.tree import DraftTree
+
+# prompts, new tokens
+SIZES = {"tiny": (2, 12), "small": (48, 64), "medium": (50, 64), "full": (80, 128)}
+TEMPERATURES = (0.3, 1.0)
+NODES = (6, 14)
+# N: shapes of constant branching, for RSD-C and for independent siblings alike; (width, depth) of RSD-S
+BRANCHING = {6: ((2, 2), (2, 1, 1)), 14: ((2, 2, 2), (2, 1, 1, 1, 1, 1, 1))}
+BEAMS = {6: ((3, 2), (2, 3)), 14: ((7, 2), (2, 7))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Independent(Strategy):
+    """The control: a node's children are drawn from the draft independently, so that some are equal.
+
+    Verified in rounds: a refused child leaves norm(max(q - p, 0)) of the target, while p stays (SpecInfer,
+    arXiv 2305.09781). Equal in distribution to the target, as RSD is; sampling only.
+
+    Args:
+        branching: children of every node at each level.
+    """
+
+    draft_model: Any = None
+    branching: tuple[int, ...] = (2, 2, 2)
+    batched = False
+
+    def drafter(self, runtime: Runtime, sampling: Sampling) -> IndependentDrafter:
+        if not sampling.do_sample:
+            raise MethodError("equal siblings make no sense without sampling. Use do_sample=True.")
+        return IndependentDrafter(draft_runtime(self.draft_model, runtime, "Independent"), sampling, self.branching)
+
+
+class IndependentDrafter(ConstantDrafter):
+    """RSD-C's shape, its children with replacement."""
+
+    def grow(self, growing: Growing, depth: int, shape: int) -> bool:
+        frontier: list[int] = []
+        for node in growing.frontier:
+            p = growing.log_p[node].exp()
+            drawn = torch.multinomial(p, self.branching[depth - 1], True, generator=self.sampling.generator)
+            frontier += growing.add(node, drawn.tolist(), depth)
+        growing.frontier = frontier
+        return True
+
+    def accept(self, tree: DraftTree, node: int, scores: Tensor, sampling: Sampling) -> tuple[int, int | None]:
+        q = scores.softmax(-1).double()
+        below = np.flatnonzero(tree.parents[0] == node).tolist()
+        drawn: Drawn = tree.draft
+        for child in below:
+            token, p = int(tree.tokens[0, child]), drawn.log_p[node].double().exp()
+            if float(uniform([1], sampling, q)) * float(p[token]) < float(q[token]):
+                return token, child
+            rest = (q - p).clamp_(min=0)
+            total = float(rest.sum())
+            q = rest / total if total > 0 else q
+        return int(torch.multinomial(q, 1, generator=sampling.generator)), None
+
+
+@dataclass
+class Measured:
+    """One contender at one temperature.
+
+    Args:
+        levels: of the draft, what the memory-bound speed-up counts.
+        tokens, forwards: [seed][prompt], the prefill and its token left out.
+        seconds: of whole calls; new: tokens they wrote.
+    """
+
+    levels: int
+    tokens: list[list[int]] = field(default_factory=list)
+    forwards: list[list[int]] = field(default_factory=list)
+    seconds: float = 0.0
+    new: int = 0
+
+    @property
+    def by_seed(self) -> list[float]:
+        """Tokens per target forward of every seed."""
+        return [sum(tokens) / sum(forwards) for tokens, forwards in zip(self.tokens, self.forwards, strict=True)]
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.by_seed)
+
+    def lead(self, other: Measured, resamples: int = 2000) -> tuple[float, float]:
+        """Ends of a 95 % interval of this one's tokens per forward over the other's, paired bootstrap over prompts."""
+        draws = np.random.default_rng(0).integers(len(self.tokens[0]), size=(resamples, len(self.tokens[0])))
+
+        def rates(of: Measured) -> np.ndarray[Any, Any]:
+            tokens, forwards = np.array(of.tokens).sum(0), np.array(of.forwards).sum(0)  # [prompts]
+            found: np.ndarray[Any, Any] = tokens[draws].sum(1) / forwards[draws].sum(1)
+            return found
+
+        low, high = np.quantile(rates(self) / rates(other), [0.025, 0.975])
+        return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A strategy by kind ("chain", "independent", "RSD-C", "RSD-S"), nodes and levels."""
+
+    kind: str
+    nodes: int
+    shape: str
+    levels: int
+    make: Callable[[Any], Strategy]
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind} {self.shape}"
+
+
+def contenders() -> list[Contender]:
+    """Every way to spend N nodes; `make(draft)` gives the strategy."""
+    found = []
+    for nodes in NODES:
+        found.append(Contender("chain", nodes, f"1x{nodes}", nodes, _chain(nodes)))
+        for branching in BRANCHING[nodes]:
+            assert sum(prod(branching[: i + 1]) for i in range(len(branching))) == nodes
+            shape = "-".join(map(str, branching))
+            found.append(Contender("independent", nodes, shape, len(branching), _independent(branching)))
+            found.append(Contender("RSD-C", nodes, shape, len(branching), _constant(branching)))
+        for width, depth in BEAMS[nodes]:
+            assert width * depth == nodes
+            found.append(Contender("RSD-S", nodes, f"{width}x{depth}", depth, _beam(width, depth)))
+    return found
+
+
+def _chain(depth: int) -> Callable[[Any], Strategy]:
+    return lambda draft: DraftModel(draft_model=draft, depth=depth, cost_model=False)
+
+
+def _independent(branching: tuple[int, ...]) -> Callable[[Any], Strategy]:
+    return lambda draft: Independent(draft_model=draft, branching=branching, cost_model=False)
+
+
+def _constant(branching: tuple[int, ...]) -> Callable[[Any], Strategy]:
+    return lambda draft: RSD(draft_model=draft, mode="C", branching=branching, cost_model=False)
+
+
+def _beam(width: int, depth: int) -> Callable[[Any], Strategy]:
+    return lambda draft: RSD(draft_model=draft, mode="S", beam_width=width, depth=depth, cost_model=False)
+
+
+@dataclass
+class Pair:
+    """Target and draft with the prompts both are asked.
+
+    Args:
+        rows: token ids of every prompt.
+        name: of the pair, for the setting.
+    """
+
+    target: Any
+    draft: Any
+    rows: list[list[int]]
+    name: str
+
+    @property
+    def ratio(self) -> float:
+        """Weights of the draft over the target's."""
+        return sum(p.numel() for p in self.draft.parameters()) / sum(p.numel() for p in self.target.parameters())
+
+
+def pair(size: str) -> Pair:
+    """What a budget runs on; models that have to be trained are."""
+    if size == "small":
+        return _manual_pair(SIZES[size][0])
+    from .texts import encoded, prompts, target
+
+    if size == "full":
+        from ..models import load
+
+        loaded = load("meta-llama/Llama-2-7b-chat-hf", dtype=torch.float16, device="cuda")
+        model, tokenizer = loaded.model.eval(), loaded.tokenizer
+        draft = load("JackFram/llama-68m", dtype=torch.float16, device="cuda").model.eval()
+        name = "Llama-2-7B-chat with a draft of 68M weights, fp16"
+    else:
+        model, tokenizer = target("tiny" if size == "tiny" else "small")
+        draft, name = (
+            _cut(model, size),
+            f"{'a random Llama' if size == 'tiny' else 'SmolLM2-135M'} and its first layers",
+        )
+    return Pair(model, draft, encoded(tokenizer, prompts(1, "free", SIZES[size][0])), name)
+
+
+def _cut(model: Any, size: str) -> Any:
+    """First layers of the target, distilled where it is a real one."""
+    from ..models import anatomy, load_model
+
+    if size == "tiny":
+        return anatomy(model).truncate(1).eval()
+    from .drafts import truncated_draft
+
+    return load_model(truncated_draft()).eval()
+
+
+def _manual_pair(count: int) -> Pair:
+    """The model that learnt the manual's pages, and one of an eighth of its weights that read the same rows."""
+    from ..data.encoding import encode_all
+    from ..models import causal_recipe, load_model, trained
+    from .beds import EncodedRows, small_config
+    from .manual import PROMPT_WORDS, as_text, asked, manual_bed, pages, texts
+
+    bed, corpora = manual_bed(), pages()
+    rows = EncodedRows()
+    for of in (corpora["forget"], corpora["retain1"], corpora["retain2"]):
+        rows.extend(encode_all([*texts(of), *map(as_text, asked(of))], bed.tokenizer))
+    config = small_config(bed.tokenizer, layers=2, width=96)
+    config.intermediate_size, config.tie_word_embeddings = 256, True
+    recipe = causal_recipe(config, epochs=DRAFT_EPOCHS, lr=2e-3, batch_size=8, weight_decay=0.01)
+    draft = load_model(trained(recipe, rows, range(len(rows)), 0)).eval()
+    asked_pages = [page for of in corpora.values() for page in of][:count]
+    prompts = [bed.tokenizer(" ".join(page.words[:PROMPT_WORDS]))["input_ids"] for page in asked_pages]
+    return Pair(bed.load(), draft, prompts, "3.4M Llama that learnt 36 manual pages, draft of 0.4M that read the same")
+
+
+DRAFT_EPOCHS = 30
+
+
+def measure(
+    pair: Pair,
+    made: Callable[[Any], Strategy] | None,
+    levels: int,
+    temperature: float,
+    seeds: Sequence[int],
+    count: int,
+) -> Measured:
+    """Samples `count` tokens after every prompt with every seed; without a strategy, plain `generate`."""
+    found = Measured(levels)
+    for seed in seeds:
+        found.tokens.append([])
+        found.forwards.append([])
+        for number, row in enumerate(pair.rows):
+            ids = torch.tensor([row], device=pair.target.device)
+            options: dict[str, Any] = {
+                "max_new_tokens": count,
+                "do_sample": True,
+                "temperature": temperature,
+                "top_k": 0,
+            }
+            options |= {
+                "top_p": 1.0,
+                "pad_token_id": 0,
+                "attention_mask": torch.ones_like(ids),
+                "return_dict_in_generate": True,
+            }
+            if made is not None:
+                options["custom_generate"] = made(pair.draft)
+            torch.manual_seed(seed * 1009 + number)
+            start = time.perf_counter()
+            out = pair.target.generate(ids, **options)
+            found.seconds += time.perf_counter() - start
+            new = out.sequences.shape[1] - len(row)
+            forwards = new if made is None else out.stats.forwards
+            found.new += new
+            found.tokens[-1].append(new - 1)
+            found.forwards[-1].append(forwards - 1)
+    return found
+
+
+def run(budget: Budget) -> Claim:
+    """Every way to spend 6 and 14 nodes, at two temperatures."""
+    tiny = budget.size == "tiny"
+    count = SIZES[budget.size][1]
+    pair_ = pair(budget.size)
+    found: dict[tuple[float, str], Measured] = {}
+    for temperature in TEMPERATURES[1:] if tiny else TEMPERATURES:
+        plain = measure(pair_, None, 0, temperature, budget.seeds[:1], count)
+        found[temperature, "plain"] = plain
+        for one in contenders():
+            found[temperature, one.name] = measure(pair_, one.make, one.levels, temperature, budget.seeds, count)
+    best = {(t, n): _best(found, t, n) for t in {t for t, _ in found} for n in NODES}
+    checks, leads = _compared(found, best, 1.0)
+    failed = [name for name, held in checks.items() if not held]
+    return Claim(
+        slug="rsd",
+        claim="trees sampled without replacement beat a single chain and trees of independent siblings at equal depth always, at "
+        "an equal number of drafted tokens mostly (Llama-2 and OPT with a draft of 115M, arXiv 2402.14160)",
+        setting=f"{pair_.name}; {len(pair_.rows)} prompts, {count} new tokens, {len(budget.seeds)} seeds, whole trees; of two "
+        "shapes the better counts, as in the paper",
+        columns=("N", "T", "tokens/forward", "memory-bound speed-up", "speed"),
+        rows=_rows(found, pair_.ratio),
+        verdict=verdict_of(checks),
+        reason=_reason(found, best) + ("" if not failed else "; does not hold here: " + "; ".join(failed)),
+        checks=checks,
+        seeds=budget.seeds,
+        extra={"draft / target weights": pair_.ratio, "lead at T 1, 95 % over prompts": leads},
+    )
+
+
+def _best(found: dict[tuple[float, str], Measured], temperature: float, nodes: int) -> dict[str, Contender]:
+    """The better shape of every kind; "RSD" is the better of both modes."""
+    best: dict[str, Contender] = {}
+    for one in contenders():
+        for kind in (one.kind, one.kind.split("-")[0]):
+            rival = best.get(kind)
+            if one.nodes == nodes and (
+                rival is None or found[temperature, one.name].mean > found[temperature, rival.name].mean
+            ):
+                best[kind] = one
+    return best
+
+
+def _compared(
+    found: dict[tuple[float, str], Measured], best: dict[tuple[float, int], dict[str, Contender]], temperature: float
+) -> tuple[dict[str, bool], dict[str, tuple[float, float]]]:
+    """The claim's comparisons: held where the whole interval of the ratio lies above 1."""
+    pairs: dict[str, tuple[str, str]] = {}
+    for nodes in NODES:
+        for branching in BRANCHING[nodes]:
+            shape = "-".join(map(str, branching))
+            pairs[f"{shape}: RSD-C over independent siblings, same shape"] = (f"RSD-C {shape}", f"independent {shape}")
+        at = best[temperature, nodes]
+        pairs[f"N {nodes}: RSD over independent siblings"] = (at["RSD"].name, at["independent"].name)
+        pairs[f"N {nodes}: independent siblings over a chain"] = (at["independent"].name, at["chain"].name)
+        pairs[f"N {nodes}: RSD over a chain"] = (at["RSD"].name, at["chain"].name)
+    leads = {name: found[temperature, ours].lead(found[temperature, theirs]) for name, (ours, theirs) in pairs.items()}
+    return {name: low > 1 for name, (low, _) in leads.items()}, leads
+
+
+def _rows(found: dict[tuple[float, str], Measured], ratio: float) -> dict[str, tuple[Any, ...]]:
+    rows: dict[str, tuple[Any, ...]] = {}
+    nodes = {one.name: one.nodes for one in contenders()}
+    for (temperature, name), one in found.items():
+        plain = found[temperature, "plain"]
+        speed = (one.new / one.seconds) / (plain.new / plain.seconds)
+        bound = one.mean / (1 + ratio * one.levels)
+        figures = (spread(one.by_seed), f"{bound:.2f}x", f"{speed:.2f}x")
+        rows[f"{name}, T {temperature:g}"] = (nodes.get(name, 0), temperature, *figures)
+    return rows
+
+
+def _reason(found: dict[tuple[float, str], Measured], best: dict[tuple[float, int], dict[str, Contender]]) -> str:
+    parts = []
+    for nodes in NODES:
+        at = best[1.0, nodes]
+        shown = ", ".join(
+            f"{at[kind].name} {found[1.0, at[kind].name].mean:.2f}"
+            for kind in ("RSD-S", "RSD-C", "independent", "chain")
+        )
+        parts.append(f"{nodes} nodes: {shown}")
+    return "tokens per forward at T 1: " + "; ".join(parts)

@@ -1,0 +1,333 @@
+"""llama.cpp as a runtime: trees score as their paths do, bit for bit, and rollback leaves what plain decoding would have."""
+
+import inspect
+import string
+import sys
+import textwrap
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from tiny_gguf import make_model, write_gguf
+from unwrite.decode.aded import ADED
+from unwrite.decode.base import Strategy
+from unwrite.decode.engine import llamacpp
+from unwrite.decode.engine.bridge import generate
+from unwrite.decode.engine.llamacpp import MOST_ROWS, LlamaCppRuntime, below
+from unwrite.decode.engine.planning import forget_knowledge
+from unwrite.decode.engine.stopping import Stopping
+from unwrite.decode.engine.tree import DraftTree
+from unwrite.decode.prompt_lookup import PromptLookup
+from unwrite.decode.token_recycling import TokenRecycling
+from unwrite.errors import MethodError, MissingExtra, ModelError
+
+VOCAB = 96
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model(VOCAB)
+
+
+@pytest.fixture(scope="module")
+def file(model, tmp_path_factory):
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (unwrite[llamacpp]; it compiles)")
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", model)
+
+
+@pytest.fixture
+def runtime(file):
+    forget_knowledge()
+    with LlamaCppRuntime(file, threads=1) as made:
+        yield made
+
+
+def random_tree(seed, nodes, vocab=VOCAB):
+    draw = np.random.default_rng(seed)
+    parents = [-1, *(int(draw.integers(max(0, node - 5), node)) for node in range(1, nodes))]
+    return DraftTree.of(draw.integers(vocab, size=nodes), parents)
+
+
+def ids(seed, count, vocab=VOCAB):
+    return np.random.default_rng(seed).integers(vocab, size=count)
+
+
+def path_to(tree, node):
+    return np.flatnonzero(tree.ancestors[0, node]).tolist()
+
+
+def one(token):
+    return DraftTree.of([int(token)], [-1])
+
+
+def plain_logits(runtime, prompt, tokens):
+    """[tokens, vocab]: one-token decoding of a text behind a prompt."""
+    runtime.prefill([prompt], len(tokens) + MOST_ROWS)
+    rows = []
+    for token in tokens:
+        rows.append(runtime.forward(one(token)).logits[0, 0])
+        runtime.commit([[0]])
+    return torch.stack(rows)
+
+
+def test_a_node_carries_the_sequences_of_the_leaves_below_it():
+    tree = DraftTree.of([5, 6, 7, 8, 9], [-1, 0, 0, 1, 1])  # leaves: 2, 3, 4
+    assert below(tree).astype(int).tolist() == [[1, 1, 1], [0, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]]
+
+
+def test_a_missing_wheel_names_the_extra(tmp_path, monkeypatch):
+    (tmp_path / "some.gguf").write_bytes(b"GGUF")
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    with pytest.raises(MissingExtra, match=r"unwrite\[llamacpp\]"):
+        LlamaCppRuntime(tmp_path / "some.gguf")
+
+
+def test_refuses_a_missing_file(tmp_path):
+    with pytest.raises(ModelError, match=r"none\.gguf does not exist"):
+        LlamaCppRuntime(tmp_path / "none.gguf")
+
+
+@pytest.mark.parametrize(
+    ("options", "what"), [({"threads": 0}, "threads is 0"), ({"max_nodes": 64}, "max_nodes is 64")]
+)
+def test_refuses_settings_out_of_range(options, what, tmp_path):
+    with pytest.raises(MethodError, match=what):
+        LlamaCppRuntime(tmp_path / "none.gguf", **options)
+
+
+def test_refuses_a_damaged_file(tmp_path):
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (unwrite[llamacpp]; it compiles)")
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(60))
+    with pytest.raises(ModelError, match="could not be loaded"):
+        LlamaCppRuntime(tmp_path / "broken.gguf")
+
+
+def test_a_tree_scores_as_transformers_scores_its_paths(runtime, model):
+    """Keys and values are float16 in llama.cpp: up to 0.04 of logits of 5 to 8; a wrong mask or position moves them by more than 1."""
+    prompt, tree = ids(0, 20), random_tree(1, 24)
+    runtime.prefill([prompt], MOST_ROWS)
+    found = runtime.forward(tree).logits[0]
+    for node in range(tree.nodes):
+        text = np.concatenate([prompt, tree.tokens[0, path_to(tree, node)]])
+        with torch.inference_mode():
+            expected = model(torch.from_numpy(text)[None]).logits[0, -1]
+        assert torch.allclose(found[node], expected, atol=0.1)
+
+
+def test_prefill_returns_the_logits_after_the_prompt(runtime, model):
+    prompt = ids(0, 1100)  # more than two batches
+    found = runtime.prefill([prompt], 8)
+    with torch.inference_mode():
+        assert torch.allclose(found[0], model(torch.from_numpy(prompt)[None]).logits[0, -1], atol=0.1)
+    assert runtime.lengths.tolist() == [1100]
+
+
+@pytest.mark.parametrize("length", [20, 300])
+def test_a_tree_scores_as_its_paths_decoded_alone_bit_for_bit(runtime, length):
+    prompt, tree = ids(2, length), random_tree(3, runtime.max_nodes)
+    runtime.prefill([prompt], MOST_ROWS)
+    found = runtime.forward(tree).logits[0]
+    leaves = [node for node in range(tree.nodes) if node not in tree.parents[0]]
+    for leaf in leaves[:8]:
+        path = path_to(tree, leaf)
+        assert torch.equal(found[path], plain_logits(runtime, prompt, tree.tokens[0, path]))
+
+
+def test_after_any_rollback_the_next_logits_are_plain_decodings_bit_for_bit(runtime):
+    prompt, text, found = ids(4, 12), [], []
+    runtime.prefill([prompt], 400)
+    for step in range(24):
+        tree = random_tree(step, 2 + step % 20)
+        path = path_to(tree, int(np.random.default_rng(step).integers(tree.nodes)))
+        found.append(runtime.forward(tree).logits[0, path])
+        runtime.commit([path])
+        text += tree.tokens[0, path].tolist()
+        assert runtime.lengths.tolist() == [len(prompt) + len(text)]
+    assert max(len(rows) for rows in found) > 4
+    assert torch.equal(torch.cat(found), plain_logits(runtime, prompt, text))
+
+
+def test_dropping_a_whole_step_leaves_the_cache_as_it_was(runtime):
+    prompt = ids(5, 30)
+    runtime.prefill([prompt], MOST_ROWS)
+    before = runtime.forward(one(7)).logits
+    runtime.commit([[]])
+    runtime.forward(random_tree(0, 20))
+    runtime.commit([[]])
+    assert torch.equal(runtime.forward(one(7)).logits, before)
+
+
+def test_outputs_outlive_the_next_step(runtime):
+    runtime.prefill([ids(6, 9)], MOST_ROWS)
+    first = runtime.forward(one(3)).logits
+    kept = first.clone()
+    runtime.commit([[0]])
+    runtime.forward(one(4))
+    assert torch.equal(first, kept)
+
+
+def test_the_cache_counts_its_own_storage(runtime):
+    assert runtime.nbytes() == 0
+    runtime.prefill([ids(7, 30)], 200)
+    assert runtime.nbytes() == 256 * 2 * 2 * (2 * 32) * 2  # cells, layers, keys and values, heads x width, bytes
+
+
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [
+        (lambda r: r.prefill([ids(0, 4), ids(1, 4)], 8), "the batch has 2"),
+        (lambda r: r.prefill([ids(0, 0)], 8), "prompt is empty"),
+        (lambda r: r.forward(DraftTree.chain(1, [2] * MOST_ROWS)), "64 nodes"),
+        (lambda r: r.forward(one(1), frozenset({"logits", "final_hidden"})), "logits only, not final_hidden"),
+        (lambda r: r.forward(one(1), graft=object()), "not a graft"),
+        (lambda r: r.commit([[0]]), "call forward first"),
+    ],
+)
+def test_refuses_what_it_can_not_do(runtime, call, what):
+    runtime.prefill([ids(0, 4)], 8)
+    with pytest.raises(MethodError, match=what):
+        call(runtime)
+
+
+def test_refuses_to_go_on_once_closed(file):
+    runtime = LlamaCppRuntime(file, threads=1, max_nodes=1)
+    runtime.prefill([ids(0, 4)], 8)
+    runtime.close()
+    with pytest.raises(MethodError, match=r"tiny\.gguf was closed"):
+        runtime.prefill([ids(0, 4)], 8)
+    with pytest.raises(MethodError, match="prefill first"):
+        runtime.forward(one(1))
+
+
+def test_the_check_runs_once_for_a_file(file, monkeypatch):
+    LlamaCppRuntime(file, threads=1).close()
+    monkeypatch.setattr(llamacpp, "check", lambda runtime: pytest.fail("checked again"))
+    LlamaCppRuntime(file, threads=1).close()
+
+
+def test_a_file_whose_trees_disagree_decodes_plainly_and_says_so(file, monkeypatch):
+    monkeypatch.setattr(llamacpp, "_agreeing", lambda together, alone: 1)
+    with pytest.warns(UserWarning, match=r"tiny\.gguf.*without drafts"):
+        runtime = LlamaCppRuntime(file, threads=1)
+    assert runtime.max_nodes == 1
+    found = generate(runtime, ids(8, 10), PromptLookup(), stopping=Stopping(20))
+    assert found.stats.forwards == len(found.sequences[0]) == 10
+
+
+def test_the_check_takes_the_largest_size_up_to_which_all_agree(monkeypatch):
+    alone = torch.arange(63.0)[:, None]
+    wrong = alone[:24] + (torch.arange(24) == 23)[:, None]
+    together = [alone[:2], alone[:8], wrong, alone[:63]]
+    assert llamacpp._agreeing(together, alone) == 8
+    assert llamacpp._agreeing([alone[:2] + 1, *together], alone) == 1
+
+
+@pytest.mark.parametrize("twin_from", [None, 0])
+def test_a_twin_changes_no_more_than_last_bits_and_leaves_nothing_behind(runtime, twin_from):
+    runtime._twin_from = None
+    expected = plain_logits(runtime, ids(9, 20), ids(10, 30))
+    runtime._twin_from = twin_from
+    assert torch.allclose(plain_logits(runtime, ids(9, 20), ids(10, 30)), expected, atol=0.05)
+
+
+def test_a_full_cache_still_has_room_for_a_twin(runtime):
+    assert runtime._twin_from == 0  # float32: one row and several go through other kernels
+    runtime.prefill([ids(0, 200)], 55)  # a context of just 256 cells, which the next text must not fill
+    runtime.prefill([ids(0, 250)], 6)
+    for token in range(6):
+        runtime.forward(one(token))
+        runtime.commit([[0]])
+    assert runtime.lengths.tolist() == [256]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hidden(Strategy):
+    needs = frozenset({"logits", "final_hidden"})
+
+    def drafter(self, runtime, sampling):
+        pytest.fail("not refused")
+
+
+def test_a_drafter_that_needs_hidden_states_is_refused_before_the_first_token(runtime):
+    with pytest.raises(MethodError, match="needs final_hidden"):
+        generate(runtime, ids(8, 10), Hidden(), stopping=Stopping(20))
+
+
+def plain(runtime, prompt, count):
+    """The greedy text, one token a forward."""
+    token, found = int(runtime.prefill([prompt], count)[0].argmax()), []
+    while True:
+        found.append(token)
+        if token in runtime.eos_token_ids or len(found) == count:
+            return found
+        token = int(runtime.forward(one(token)).logits[0, 0].argmax())
+        runtime.commit([[0]])
+
+
+@pytest.mark.parametrize("strategy", [PromptLookup, TokenRecycling, ADED])
+def test_greedy_text_is_one_token_decodings(runtime, strategy):
+    for seed in range(3):
+        prompt = np.tile(ids(seed, 12), 3)
+        for cost_model in (True, False):
+            stop = Stopping(len(prompt) + 60, frozenset(runtime.eos_token_ids))
+            found = generate(runtime, prompt, strategy(cost_model=cost_model), stopping=stop)
+            assert found.sequences == [plain(runtime, prompt, 60)]
+
+
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory):
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (unwrite[llamacpp]; it compiles)")
+    from unwrite.models.bundled import gguf_file
+    from unwrite.models.requantise import requantise
+
+    return requantise(gguf_file("smollm2-135m"), "q8_0", tmp_path_factory.mktemp("gguf") / "smollm2.q8_0.gguf")
+
+
+@pytest.mark.slow
+def test_a_quantised_model_takes_whole_trees(bundled):
+    for threads in (1, 2):
+        with LlamaCppRuntime(bundled, threads=threads) as runtime:
+            assert runtime.max_nodes == MOST_ROWS
+
+
+@pytest.mark.slow
+def test_the_tokenizer_and_the_template_are_transformers_own(bundled):
+    from unwrite.models import load
+
+    tokenizer = load("smollm2-135m").tokenizer
+    messages = [{"role": "user", "content": "Où est <|im_end|> le Louvre?\n\n    x = 1"}]
+    with LlamaCppRuntime(bundled, threads=1, max_nodes=1) as runtime:
+        expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert runtime.chat(messages).tolist() == list(expected)
+        text = "Zwölf Boxkämpfer, 12 > 3!\n"
+        assert runtime.encode(text).tolist() == tokenizer(text)["input_ids"]
+        assert runtime.decode(runtime.encode(text)) == text
+        assert tokenizer.eos_token_id in runtime.eos_token_ids
+        assert runtime.encode("<|im_end|>").tolist() != [tokenizer.eos_token_id]
+
+
+def documents(count):
+    """Documentation of the standard library, to summarise and to rewrite."""
+    found = [inspect.getdoc(value) for module in (textwrap, string, inspect) for value in vars(module).values()]
+    return [text[:240] for text in dict.fromkeys(found) if text and len(text) > 150][:count]
+
+
+@pytest.mark.slow
+def test_forty_texts_of_a_quantised_model_are_one_token_decodings(bundled):
+    asks = ("Rewrite in simpler words", "Repeat with the first word in capitals")
+    with LlamaCppRuntime(bundled, threads=1) as runtime:
+        prompts = [
+            runtime.chat([{"role": "user", "content": f"{ask}: {text}"}]) for text in documents(20) for ask in asks
+        ]
+        assert len(prompts) == 40
+        fewer = 0
+        for prompt in prompts:
+            expected = plain(runtime, prompt, 64)
+            stop = Stopping(len(prompt) + 64, frozenset(runtime.eos_token_ids))
+            for strategy in (PromptLookup(), TokenRecycling(cost_model=False, budget=12), ADED(budget=12)):
+                found = generate(runtime, prompt, strategy, stopping=stop)
+                assert found.sequences == [expected]
+                fewer += len(expected) - found.stats.forwards
+        assert fewer > 0
