@@ -11,6 +11,7 @@ from unwrite.decode.engine.planning import forget_knowledge
 from unwrite.decode.engine.sampling import Sampling
 from unwrite.decode.engine.stopping import Stopping
 from unwrite.decode.engine.tree import DraftTree
+from unwrite.decode.plain import Plain
 from unwrite.decode.prompt_lookup import PromptLookup
 from unwrite.errors import MethodError
 
@@ -176,6 +177,12 @@ def test_rows_of_a_batch_are_the_rows_alone():
     strategy = Scripted(oracle(LOGITS, 3), cost_model=False)
     found = generate(Tabular(LOGITS, VOCAB), prompts, strategy, stopping=Stopping(16))
     assert found.sequences == [greedy(LOGITS, prompt.tolist(), 12) for prompt in prompts]
+
+
+def test_plain_decoding_commits_one_token_a_forward():
+    found = decode(Plain())
+    assert found.sequences == [greedy(LOGITS, (1, 2), 24)]
+    assert (found.stats.forwards, found.stats.drafted) == (24, 0)
 
 
 def test_prompt_lookup_copies_what_followed_the_first_match():

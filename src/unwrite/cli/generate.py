@@ -173,7 +173,7 @@ class _LlamaCpp:
         import torch
         from transformers import GenerationConfig
 
-        from ..decode import PromptLookup
+        from ..decode import Plain
         from ..decode import generate as decode
 
         runtime = self.runtime
@@ -186,7 +186,7 @@ class _LlamaCpp:
         )
         torch.manual_seed(seed)
         streamer = _Show(runtime.decode, show) if show else None
-        way = _with(way, draft_model=self.draft) if way is not None else PromptLookup(budget=1, count=1)
+        way = _with(way, draft_model=self.draft) if way is not None else Plain()
         found = decode(runtime, ids, way, config, streamer=streamer)
         return runtime.decode(found.sequences[0]), found.stats
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .engine.stats import Stats, last_stats
     from .engine.transformers_runtime import TransformersRuntime
     from .engine.tree import DraftTree, Path
+    from .plain import Plain
     from .prompt_lookup import PromptLookup
     from .rsd import RSD
     from .token_recycling import RecyclingTable, TokenRecycling, TreeTemplate
@@ -39,6 +40,7 @@ _HOMES = {
     "engine.stats": ("Stats", "last_stats"),
     "engine.transformers_runtime": ("TransformersRuntime",),
     "engine.tree": ("DraftTree", "Path"),
+    "plain": ("Plain",),
     "prompt_lookup": ("PromptLookup",),
     "rsd": ("RSD",),
     "token_recycling": ("RecyclingTable", "TokenRecycling", "TreeTemplate"),
@@ -55,6 +57,7 @@ __all__ = [
     "LlamaCppRuntime",
     "Output",
     "Path",
+    "Plain",
     "PromptLookup",
     "RecyclingTable",
     "Runtime",
