@@ -6,7 +6,10 @@ export HF_HUB_OFFLINE := 1
 export TRANSFORMERS_OFFLINE := 1
 export HF_DATASETS_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
+# Waiting threads sleep after about 0.1 ms of spinning: without any, waking them cost a third of a small forward; with
+# much more, other load on the machine stalls them.
 export OMP_WAIT_POLICY := passive
+export GOMP_SPINCOUNT := 10000
 # Tests use models of a few thousand weights: a second thread only waits for the first.
 test test-all: export OMP_NUM_THREADS := 1
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .engine.stats import Stats, last_stats
     from .engine.transformers_runtime import TransformersRuntime
     from .engine.tree import DraftTree, Path
+    from .joined import Joined
     from .plain import Plain
     from .prompt_lookup import PromptLookup
     from .rsd import RSD
@@ -40,6 +41,7 @@ _HOMES = {
     "engine.stats": ("Stats", "last_stats"),
     "engine.transformers_runtime": ("TransformersRuntime",),
     "engine.tree": ("DraftTree", "Path"),
+    "joined": ("Joined",),
     "plain": ("Plain",),
     "prompt_lookup": ("PromptLookup",),
     "rsd": ("RSD",),
@@ -54,6 +56,7 @@ __all__ = [
     "DraftModel",
     "DraftTree",
     "Drafter",
+    "Joined",
     "LlamaCppRuntime",
     "Output",
     "Path",

@@ -76,7 +76,7 @@ class OwnText(list[Written]):
 def own_text(
     name: str | Path,
     *,
-    tokens: int = 20_000,
+    tokens: int = 40_000,
     length: int = 96,
     temperature: float = 0.7,
     seed: int = 0,
@@ -128,7 +128,7 @@ def truncated_draft(
     *,
     text: OwnText | None = None,
     loss: Literal["kl", "tokens"] = "kl",
-    epochs: int = 8,
+    epochs: int = 6,
     lr: float = 1e-3,
     batch_size: int = 8,
     seed: int = 0,
