@@ -21,7 +21,8 @@ from unwrite.decode.engine.stopping import Stopping
 from unwrite.errors import DataError, MethodError, ModelError
 from unwrite.models import anatomy, load_model, save
 from unwrite.reproduce import drafts
-from unwrite.reproduce.drafts import agreement, as_gguf, made_of, own_text, truncated_draft
+from unwrite.reproduce.draft_files import as_gguf
+from unwrite.reproduce.drafts import agreement, made_of, own_text, truncated_draft
 from unwrite.reproduce.rsd import BEAMS, BRANCHING, Independent, Measured, contenders
 
 QUESTIONS = [" ".join(WORDS[i : i + 3]) for i in range(6, 56, 2)]

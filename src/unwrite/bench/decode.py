@@ -12,12 +12,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from ..runs import hash_json, write_json
+from ..runs import hash_json
 
 KINDS = ("chat", "summarise", "edit", "code", "extract", "translate")
 TOKENS = 64
@@ -48,11 +47,30 @@ def prompts_hash() -> str:
 
 @dataclass(frozen=True)
 class Sample:
-    """One text: wall seconds, tokens, and the engine's account where there is one."""
+    """One text.
+
+    Args:
+        seconds: of the whole call, the prompt's part among them.
+        ids: new tokens.
+        first: seconds until the first tokens came, and how many they were.
+        account: the engine's statistics where there are any.
+    """
 
     seconds: float
     ids: tuple[int, ...]
+    first: tuple[float, int] = (0.0, 0)
     account: Mapping[str, Any] | None = None
+
+    @property
+    def whole(self) -> float:
+        """Seconds a token, the prompt's part among them."""
+        return self.seconds / len(self.ids)
+
+    @property
+    def writing(self) -> float:
+        """Seconds a token after the first ones: what drafting can change."""
+        seconds, count = self.first
+        return (self.seconds - seconds) / max(1, len(self.ids) - count)
 
 
 class Contender(Protocol):
@@ -61,50 +79,32 @@ class Contender(Protocol):
     def __call__(self, ids: Sequence[int], count: int, temperature: float, seed: int) -> Sample: ...
 
 
-class OnTransformers:
-    """`model.generate` with some arguments; `strategy` makes a fresh one for every text, from warmed state."""
-
-    def __init__(self, model: Any, strategy: Callable[[], Any] | None = None, **options: Any) -> None:
-        self.model, self.strategy, self.options = model, strategy, options
-
-    def __call__(self, ids: Sequence[int], count: int, temperature: float, seed: int) -> Sample:
-        import torch
-
-        inputs = torch.tensor([list(ids)])
-        options = {"max_new_tokens": count, "do_sample": temperature > 0, "pad_token_id": 0, **self.options}
-        if temperature > 0:
-            options["temperature"] = temperature
-        if self.strategy is not None:
-            options |= {"custom_generate": self.strategy(), "return_dict_in_generate": True}
-        torch.manual_seed(seed)
-        start = time.perf_counter()
-        out = self.model.generate(inputs, attention_mask=torch.ones_like(inputs), **options)
-        seconds = time.perf_counter() - start
-        sequences = out if self.strategy is None else out.sequences
-        account = None if self.strategy is None else out.stats.json()
-        return Sample(seconds, tuple(sequences[0, len(ids) :].tolist()), account)
-
-
 @dataclass
 class Cell:
-    """What one contender did on one kind at one temperature: seconds [prompt][repeat] beside the peer's."""
+    """What one contender did on one kind at one temperature, beside the peer: samples [prompt][repeat]."""
 
-    ours: list[list[float]] = field(default_factory=list)
-    peer: list[list[float]] = field(default_factory=list)
-    accounts: list[Mapping[str, Any]] = field(default_factory=list)
+    ours: list[list[Sample]] = field(default_factory=list)
+    peer: list[list[Sample]] = field(default_factory=list)
 
-    def add(self, prompt: int, ours: float, peer: float, account: Mapping[str, Any] | None) -> None:
+    def add(self, prompt: int, ours: Sample, peer: Sample) -> None:
         while len(self.ours) <= prompt:
             self.ours.append([])
             self.peer.append([])
         self.ours[prompt].append(ours)
         self.peer[prompt].append(peer)
-        if account is not None:
-            self.accounts.append(account)
 
-    def ratio(self, seed: int = 0) -> tuple[float, float, float]:
+    @property
+    def samples(self) -> list[Sample]:
+        return [sample for repeats in self.ours for sample in repeats]
+
+    @property
+    def peers(self) -> list[Sample]:
+        return [sample for repeats in self.peer for sample in repeats]
+
+    def ratio(self, what: Literal["whole", "writing"] = "whole", seed: int = 0) -> tuple[float, float, float]:
         """Ratio, and the ends of its 95 % interval."""
-        return ratio_of(self.ours, self.peer, seed)
+        ours, peer = ([[getattr(s, what) for s in repeats] for repeats in side] for side in (self.ours, self.peer))
+        return ratio_of(ours, peer, seed)
 
 
 def ratio_of(ours: list[list[float]], peer: list[list[float]], seed: int = 0) -> tuple[float, float, float]:
@@ -191,8 +191,7 @@ class Measuring:
             peer = samples[self.peer]
             copied.setdefault((kind, temperature), []).append(copy_rate(ids, peer.ids))
             for name, sample in samples.items():
-                cell = cells.setdefault((kind, temperature, name), Cell())
-                cell.add(number, sample.seconds, peer.seconds, sample.account)
+                cells.setdefault((kind, temperature, name), Cell()).add(number, sample, peer)
 
     def _order(self, turn: int) -> Iterator[str]:
         """All contenders, beginning with another one each time."""
@@ -209,17 +208,14 @@ class Measuring:
             "ratio": ratio,
             "ratio_low": low,
             "ratio_high": high,
-            "seconds_per_token": float(np.mean([np.mean(times) for times in cell.ours])) / self.tokens,
+            "writing_ratio": cell.ratio("writing")[0],
+            "seconds_per_token": float(np.mean([sample.whole for sample in cell.samples])),
             "repeats": min(map(len, cell.ours)),
             "copy_rate": copied,
+            "same_text": float(np.mean([a.ids == b.ids for a, b in zip(cell.samples, cell.peers, strict=True)])),
         }
-        if cell.accounts:
-            phases = cell.accounts[0]["seconds"]
-            row["tokens_per_forward"] = float(np.mean([account["tokens_per_forward"] for account in cell.accounts]))
-            row["seconds"] = {phase: sum(a["seconds"][phase] for a in cell.accounts) for phase in phases}
+        accounts = [sample.account for sample in cell.samples if sample.account is not None]
+        if accounts:
+            row["tokens_per_forward"] = float(np.mean([account["tokens_per_forward"] for account in accounts]))
+            row["seconds"] = {phase: sum(a["seconds"][phase] for a in accounts) for phase in accounts[0]["seconds"]}
         return row
-
-
-def store(path: Path, rows: Sequence[Mapping[str, Any]], setting: Mapping[str, Any]) -> None:
-    """Writes rows with the setting that made them."""
-    write_json(path, {"rows": list(rows), "prompts": prompts_hash(), "tokens": TOKENS, **setting})

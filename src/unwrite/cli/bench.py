@@ -3,40 +3,52 @@
 from __future__ import annotations
 
 import json as json_library
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from .output import console, print_json, quiet_libraries
+from .output import console, print_json, progress_console, quiet_libraries
 
 
 def bench(
-    what: Literal["unlearn-step"],
+    what: Literal["unlearn-step", "decode"],
     *,
     model: str = "smollm2-135m",
     batch: int = 4,
     pairs: int = 9,
+    full: bool = False,
     out: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Time one optimiser step against the same method as open-unlearning computes it.
+    """Time an optimiser step of forgetting, or decoding, against a named peer.
 
     Args:
-        what: the benchmark.
+        what: unlearn-step, against the same method as open-unlearning computes it; decode, every strategy against
+            transformers and llama.cpp (where it is installed), in about 45 minutes.
         model: what to time it on.
-        batch: forget rows a step.
-        pairs: paired repeats.
-        out: also write the figures there, as JSON, after every case; a stopped run goes on from it.
+        batch: of unlearn-step, forget rows a step.
+        pairs: of unlearn-step, paired repeats.
+        full: of decode, repeat until no interval around 1 is wider than 0.06; hours.
+        out: also write the figures there, as JSON, as they come; a stopped unlearn-step goes on from it.
         json: print JSON.
     """
-    from ..bench.unlearn_step import run_bench
     from ..reproduce.claims import commit, machine
-    from ..runs import versions, write_json
+    from ..runs import versions
 
     quiet_libraries()
     setting = {"versions": versions(), "machine": machine(), "commit": commit()}
+    if what == "decode":
+        _decode(model, full, out, json, setting)
+    else:
+        _unlearn_step(model, batch, pairs, out, json, setting)
+
+
+def _unlearn_step(model: str, batch: int, pairs: int, out: Path | None, json: bool, setting: dict[str, Any]) -> None:
+    from ..bench.unlearn_step import run_bench
+    from ..runs import write_json
 
     def keep(found: list[dict[str, Any]]) -> None:
-        console().print(f"[dim]{len(found)} of 4 cases[/]")
+        progress_console().print(f"[dim]{len(found)} of 4 cases[/]")
         if out is not None:
             write_json(out, {"cases": found, "complete": len(found) == 4, **setting})
 
@@ -67,3 +79,53 @@ def _stopped(out: Path | None, setting: dict[str, Any], batch: int, pairs: int) 
     same = all(stored.get(name) == value for name, value in setting.items())
     alike = all((case["batch"], case["pairs"]) == (batch, pairs) for case in stored["cases"])
     return list(stored["cases"]) if same and alike and not stored.get("complete", True) else []
+
+
+MINUTES, HOURS = 42, 12  # of the default run, with what is left for its last cell, and of --full
+
+
+def _decode(model: str, full: bool, out: Path | None, json: bool, setting: dict[str, Any]) -> None:
+    import torch
+
+    from ..bench.contenders import run
+    from ..bench.decode import TOKENS, prompts_hash
+    from ..reproduce.draft_files import bench_files
+    from ..reproduce.drafts import made_of
+    from ..runs import write_json
+
+    files = bench_files(model)
+    extra = {
+        "prompts": prompts_hash(),
+        "tokens": TOKENS,
+        "threads": torch.get_num_threads(),
+        "draft": made_of(files.draft),
+        **setting,
+    }
+
+    def keep(found: dict[str, Any]) -> None:
+        if out is not None:
+            write_json(out, {**found, **extra})
+
+    with progress_console().status("") as status:
+        found = run(files, 60 * HOURS if full else MINUTES, 40 if full else 6, status.update, keep)
+    if json:
+        print_json(found["rows"])
+    else:
+        _show(found["rows"])
+
+
+def _show(rows: Sequence[Mapping[str, Any]]) -> None:
+    from rich.table import Table
+
+    from ..bench.decode import KINDS
+
+    for runtime, temperature in dict.fromkeys((row["runtime"], row["temperature"]) for row in rows):
+        table = Table("strategy", *KINDS, title=f"{runtime}, temperature {temperature:g}", header_style="bold")
+        cells: dict[str, dict[str, str]] = {}
+        for row in rows:
+            if (row["runtime"], row["temperature"]) == (runtime, temperature):
+                ends = f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
+                cells.setdefault(row["strategy"], {})[row["kind"]] = f"{row['ratio']:.2f}\n[dim]{ends}[/]"
+        for name, by_kind in cells.items():
+            table.add_row(name, *(by_kind[kind] for kind in KINDS))
+        console().print(table)

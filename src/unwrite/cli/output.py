@@ -17,6 +17,14 @@ def console() -> Any:
     return Console()
 
 
+@lru_cache(maxsize=1)
+def progress_console() -> Any:
+    """Where progress goes, beside the output: standard error."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
 def print_json(value: Any) -> None:
     """JSON on standard output, for `--json`."""
     print(jsonlib.dumps(value, indent=2, ensure_ascii=False, sort_keys=False))

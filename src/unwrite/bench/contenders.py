@@ -1,0 +1,309 @@
+"""Who takes part in the decoding benchmark: strategies on both runtimes, and what they are measured against.
+
+The peer is plain decoding: transformers' own `generate`, and on llama.cpp a loop of one-token calls. Tables are filled from
+the tuning prompts and copied for every text, so no text profits from another that is reported.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..decode import (
+    ADED,
+    RSD,
+    DraftModel,
+    Joined,
+    LlamaCppRuntime,
+    Plain,
+    PromptLookup,
+    RecyclingTable,
+    Strategy,
+    TokenRecycling,
+    TrigramTable,
+    calibrate,
+    generate,
+)
+from ..decode.joined import DEFAULT
+from ..reproduce.texts import corpus
+from .decode import TOKENS, Contender, Measuring, Sample, prompts
+
+TOP_K = 50  # transformers' own default when it samples
+CORPUS = 1_000_000  # characters of installed packages' documentation that ADED's trigrams are counted in
+Made = Callable[[], Strategy]
+
+
+class FirstTokens:
+    """A streamer that notes when the first tokens came.
+
+    Args:
+        skip: calls that bring the prompt, as transformers' streamers get it.
+    """
+
+    def __init__(self, skip: int = 0) -> None:
+        self.skip, self.start = skip, time.perf_counter()
+        self.seen: tuple[float, int] | None = None
+
+    def put(self, value: Any) -> None:
+        if self.skip:
+            self.skip -= 1
+        elif self.seen is None:
+            self.seen = (time.perf_counter() - self.start, int(value.numel()))
+
+    def end(self) -> None:
+        pass
+
+
+class OnTransformers:
+    """`model.generate`, plainly, with some of its own arguments, or with a strategy."""
+
+    def __init__(self, model: Any, made: Made | None = None, **options: Any) -> None:
+        self.model, self.made, self.options = model, made, options
+
+    def __call__(self, ids: Sequence[int], count: int, temperature: float, seed: int) -> Sample:
+        import torch
+
+        inputs = torch.tensor([list(ids)])
+        options = {"max_new_tokens": count, "do_sample": temperature > 0, "pad_token_id": 0, **self.options}
+        if temperature > 0:
+            options |= {"temperature": temperature, "top_k": TOP_K}
+        made = self.made() if self.made else None
+        torch.manual_seed(seed)
+        watch = FirstTokens(0 if made else 1)
+        if made is not None:
+            made = dataclasses.replace(made, streamer=watch)
+            options |= {"custom_generate": made, "return_dict_in_generate": True}
+        else:
+            options["streamer"] = watch
+        start = time.perf_counter()
+        out = self.model.generate(inputs, attention_mask=torch.ones_like(inputs), **options)
+        seconds = time.perf_counter() - start
+        sequences = out if made is None else out.sequences
+        account = None if made is None else out.stats.json()
+        new = tuple(sequences[0, len(ids) :].tolist())
+        return Sample(seconds, new, watch.seen or (0.0, 0), account)
+
+
+class OnLlamaCpp:
+    """A GGUF file with a strategy."""
+
+    def __init__(self, runtime: LlamaCppRuntime, made: Made) -> None:
+        self.runtime, self.made = runtime, made
+
+    def __call__(self, ids: Sequence[int], count: int, temperature: float, seed: int) -> Sample:
+        import torch
+        from transformers import GenerationConfig
+
+        config = GenerationConfig(max_new_tokens=count, do_sample=temperature > 0)
+        if temperature > 0:
+            config.temperature, config.top_k = temperature, TOP_K
+        made = self.made()
+        torch.manual_seed(seed)
+        watch = FirstTokens()
+        start = time.perf_counter()
+        found = generate(self.runtime, list(ids), made, config, streamer=watch)
+        seconds = time.perf_counter() - start
+        return Sample(seconds, tuple(found.sequences[0]), watch.seen or (0.0, 0), found.stats.json())
+
+
+class PlainLoop:
+    """llama.cpp without any of this library's engine: a prompt, then one token a call and the same choice of tokens."""
+
+    def __init__(self, runtime: LlamaCppRuntime) -> None:
+        self.model, self.threads = runtime.model, runtime.threads
+        self._context: Any = None
+
+    def __call__(self, ids: Sequence[int], count: int, temperature: float, seed: int) -> Sample:
+        import torch
+
+        from ..decode.engine.llamacpp_context import NativeContext
+
+        if self._context is None or self._context.size < len(ids) + count:
+            self._context = NativeContext(self.model, len(ids) + count, 2, self.threads)
+        torch.manual_seed(seed)
+        one, wanted = np.ones(1, dtype=np.int64), np.ones(1, dtype=bool)
+        start = time.perf_counter()
+        new = [_pick(self._context.prefill(np.array(ids)), temperature)]
+        first = time.perf_counter() - start
+        while len(new) < count:
+            place = np.array([len(ids) + len(new) - 1])
+            logits = self._context.decode(np.array(new[-1:]), place, one, np.zeros(1, dtype=np.int64), wanted)[0]
+            new.append(_pick(logits, temperature))
+        return Sample(time.perf_counter() - start, tuple(new), (first, 1))
+
+
+def _pick(logits: np.ndarray[Any, Any], temperature: float) -> int:
+    if temperature == 0:
+        return int(logits.argmax())
+    import torch
+
+    best = (torch.from_numpy(logits.copy()) / temperature).topk(TOP_K)
+    return int(best.indices[torch.multinomial(best.values.softmax(-1), 1)])
+
+
+class HighLevel:
+    """llama-cpp-python's `Llama.generate`."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        from llama_cpp import Llama
+
+        self.llama = Llama(str(path), n_ctx=2048, n_threads=threads, n_threads_batch=threads, verbose=False)
+
+    def __call__(self, ids: Sequence[int], count: int, temperature: float, seed: int) -> Sample:
+        self.llama.set_seed(seed)
+        self.llama.reset()  # else it keeps what the last prompt began with
+        top_k = TOP_K if temperature > 0 else 1
+        start, first, new = time.perf_counter(), 0.0, []
+        for token in self.llama.generate(
+            list(ids), temp=temperature, top_k=top_k, top_p=1.0, min_p=0.0, repeat_penalty=1.0
+        ):
+            first = first or time.perf_counter() - start
+            new.append(int(token))
+            if len(new) == count:
+                break
+        return Sample(time.perf_counter() - start, tuple(new), (first, 1))
+
+
+@dataclass
+class Warm:
+    """Tables filled from the tuning prompts; every strategy starts from a copy."""
+
+    recycling: RecyclingTable
+    trigrams: TrigramTable
+
+    def strategies(self, draft: Any) -> dict[str, Made]:
+        """Every strategy with the cost model on. draft: model or runtime for those that need one."""
+
+        def recycling() -> TokenRecycling:
+            return TokenRecycling(table=copy.deepcopy(self.recycling))
+
+        return {
+            "plain": Plain,
+            "prompt-lookup": PromptLookup,
+            "token-recycling": recycling,
+            "aded": lambda: ADED(table=copy.deepcopy(self.trigrams)),
+            "joined": lambda: Joined((DEFAULT[0], recycling())),
+            "draft-model": lambda: DraftModel(draft_model=draft),
+            "rsd": lambda: RSD(draft_model=draft),
+        }
+
+
+def warmed(model: Any, encode: Callable[[str], list[int]], corpus: Sequence[Sequence[int]]) -> Warm:
+    """What the target's greedy answers to the tuning prompts leave in the tables; trigrams of the corpus before."""
+    vocab = model.config.vocab_size
+    warm = Warm(RecyclingTable(vocab), TrigramTable.fit(corpus, vocab))
+    writer = OnTransformers(model, lambda: TokenRecycling(table=warm.recycling))
+    for prompt in prompts("tune"):
+        ids = encode(prompt.text)
+        warm.trigrams.add([*ids, *writer(ids, TOKENS, 0.0, 0).ids])
+    return warm
+
+
+def on_transformers(model: Any, draft: Any, warm: Warm) -> dict[str, Contender]:
+    """transformers' own ways, then every strategy."""
+    found: dict[str, Contender] = {
+        "transformers": OnTransformers(model),
+        "transformers, prompt lookup": OnTransformers(model, prompt_lookup_num_tokens=10, max_matching_ngram_size=3),
+        "transformers, assisted": OnTransformers(model, assistant_model=draft),
+    }
+    return found | {name: OnTransformers(model, made) for name, made in warm.strategies(draft).items()}
+
+
+def on_llamacpp(runtime: LlamaCppRuntime, draft: LlamaCppRuntime, warm: Warm) -> dict[str, Contender]:
+    """llama.cpp's plain loops, then every strategy."""
+    found: dict[str, Contender] = {
+        "llama.cpp": PlainLoop(runtime),
+        "Llama.generate": HighLevel(runtime.path, runtime.threads),
+    }
+    return found | {name: OnLlamaCpp(runtime, made) for name, made in warm.strategies(draft).items()}
+
+
+@dataclass(frozen=True)
+class Files:
+    """What the benchmark runs on.
+
+    Args:
+        model: name of the target, as `load` takes it.
+        draft: folder of the draft model.
+        gguf: {number format: (target file, draft file)} for llama.cpp; empty where it is not installed.
+    """
+
+    model: str
+    draft: Path
+    gguf: Mapping[str, tuple[Path, Path]]
+
+
+def run(
+    given: Files, minutes: float, most: int, tell: Callable[[str], None], keep: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Measures everything once, then what is undecided again while there is time.
+
+    Args:
+        minutes: after which nothing is measured again.
+        most: repeats of a cell at most.
+        tell: gets a line of progress.
+        keep: gets what is known so far, after every runtime.
+
+    Returns:
+        {"rows": a row a cell, "costs": {runtime: {rows: seconds}}, "seconds": of the whole}
+    """
+    from ..decode import TransformersRuntime
+    from ..models import load
+
+    start = time.perf_counter()
+    loaded = load(given.model)
+    model, tokenizer = loaded.model.eval(), loaded.tokenizer
+    draft = load(given.draft).model.eval()
+    for one in (model, draft):
+        one.generation_config.eos_token_id = None
+
+    def encode(text: str) -> list[int]:
+        chat = tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)
+        return list(chat["input_ids"])
+
+    tell("filling tables from the tuning prompts")
+    texts = [tokenizer(text)["input_ids"] for text in corpus(0, CORPUS)]
+    warm = warmed(model, encode, texts)
+    found: dict[str, Any] = {"rows": [], "costs": {}}
+    with ExitStack() as stack:
+        native = list(_native(given, warm, stack))
+        for number, (name, contenders, peer, runtime, temperatures) in enumerate(
+            [("transformers", on_transformers(model, draft, warm), "transformers", None, (0.0, 0.7)), *native]
+        ):
+            # A share of the time for each runtime that is left; what it does not use is the next one's.
+            left = 60 * minutes - (time.perf_counter() - start)
+            share = left if number == len(native) else left * (0.7 if number == 0 else 0.6)
+            tell(f"{name}: warming up")
+            for prompt in _one_a_kind():
+                for contender in contenders.values():
+                    contender(encode(prompt), TOKENS // 2, 0.0, 0)
+            deadline = time.perf_counter() + share
+            run = Measuring(contenders, peer, encode, deadline, name, tell=tell)
+            found["rows"] += run.run(temperatures, most=most)
+            found["costs"][name] = calibrate(runtime or TransformersRuntime(model))
+            found["seconds"] = time.perf_counter() - start
+            keep(found)
+    return found
+
+
+def _one_a_kind() -> list[str]:
+    return list({row.kind: row.text for row in prompts("tune")}.values())
+
+
+def _native(given: Files, warm: Warm, stack: ExitStack) -> Iterator[tuple[Any, ...]]:
+    for form, (target, draft) in given.gguf.items():
+        runtime, small = (stack.enter_context(LlamaCppRuntime(path)) for path in (target, draft))
+        everyone = on_llamacpp(runtime, small, warm)
+        if form == "q8_0":
+            yield f"llama.cpp {form}", everyone, "llama.cpp", runtime, (0.0, 0.7)
+        else:  # hardly batches: enough to see it
+            few = {name: everyone[name] for name in ("llama.cpp", "plain", "joined")}
+            yield f"llama.cpp {form}", few, "llama.cpp", runtime, (0.0,)
