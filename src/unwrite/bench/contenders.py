@@ -77,7 +77,7 @@ class OnTransformers:
             options |= {"temperature": temperature, "top_k": TOP_K}
         made = self.made() if self.made else None
         torch.manual_seed(seed)
-        watch = FirstTokens(0 if made else 1)
+        watch = FirstTokens(1)
         if made is not None:
             made = dataclasses.replace(made, streamer=watch)
             options |= {"custom_generate": made, "return_dict_in_generate": True}
@@ -107,7 +107,7 @@ class OnLlamaCpp:
             config.temperature, config.top_k = temperature, TOP_K
         made = self.made()
         torch.manual_seed(seed)
-        watch = FirstTokens()
+        watch = FirstTokens(1)
         start = time.perf_counter()
         found = generate(self.runtime, list(ids), made, config, streamer=watch)
         seconds = time.perf_counter() - start

@@ -217,5 +217,12 @@ class Measuring:
         accounts = [sample.account for sample in cell.samples if sample.account is not None]
         if accounts:
             row["tokens_per_forward"] = float(np.mean([account["tokens_per_forward"] for account in accounts]))
+            row["rows_per_forward"] = float(np.mean([_mean_rows(account["rows"]) for account in accounts]))
             row["seconds"] = {phase: sum(a["seconds"][phase] for a in accounts) for phase in accounts[0]["seconds"]}
         return row
+
+
+def _mean_rows(counts: Mapping[str, int]) -> float:
+    """Of {rows: how often}; the prefill is not among them."""
+    total = sum(counts.values())
+    return sum(int(rows) * count for rows, count in counts.items()) / total if total else 0.0

@@ -21,7 +21,7 @@ def docs(*, root: Path = Path(), check: bool = False) -> None:
         check: only check that they are up to date.
     """
     stale = []
-    for path in (root / "README.md", root / "docs" / "systems.md"):
+    for path in (root / "README.md", root / "docs" / "decoding.md"):
         if not path.exists():
             continue
         old = path.read_text(encoding="utf-8")
@@ -81,7 +81,7 @@ def methods() -> str:
 def strategies() -> str:
     """The ways to decode."""
     lines = ["| strategy | sampled text | needs | runs on |", "|---|---|---|---|"]
-    exact = {"identical": "identical at the same seed", "distribution": "equal in distribution"}
+    exact = {"identical": "identical at the same seed, one text at a time", "distribution": "equal in distribution"}
     for s in catalog.strategies().values():
         cells = (f"`{s.slug}` {s.title}", exact[s.exact], ", ".join(s.needs) or "nothing", ", ".join(s.runtimes))
         lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
@@ -109,6 +109,41 @@ def bench() -> str:
     lines.append("")
     lines.append(f"Batch {rows['cases'][0]['batch']}, {rows['cases'][0]['pairs']} pairs, {rows['machine']['cpu']}.")
     return "\n".join(lines)
+
+
+def decode() -> str:
+    """The stored decoding benchmark, greedy: cells, checks and bounds."""
+    stored = _stored("decode")
+    if stored is None:
+        return "not measured yet"
+    from ..bench import decode_report as report
+
+    rows, lines = stored["rows"], []
+    for runtime in dict.fromkeys(row["runtime"] for row in rows):
+        lines += [f"**{runtime}**, greedy", "", *report.cells(rows, runtime, 0.0), ""]
+    lines += ["| promised | |", "|---|---|"]
+    lines += [f"| {what} | {'yes' if holds else '**no**'} |" for what, holds in report.checks(rows).items()]
+    if slow := report.slow_cells(rows):
+        lines += ["", "Below the floor: " + "; ".join(slow) + "."]
+    lines += ["", "What bounds the best of each:", "", *report.bounds(rows, stored["costs"]), ""]
+    lines.append(
+        f"{stored['tokens']} tokens a text, {stored['threads']} threads, {stored['machine']['cpu']}, "
+        f"{stored['seconds'] / 60:.0f} minutes in all."
+    )
+    return "\n".join(lines)
+
+
+def decode_sampled() -> str:
+    """The stored decoding benchmark at temperatures above 0."""
+    stored = _stored("decode")
+    if stored is None:
+        return "not measured yet"
+    from ..bench import decode_report as report
+
+    rows, lines = stored["rows"], []
+    for runtime, heat in dict.fromkeys((row["runtime"], row["temperature"]) for row in rows if row["temperature"] > 0):
+        lines += [f"**{runtime}**, temperature {heat:g}", "", *report.cells(rows, runtime, heat), ""]
+    return "\n".join(lines).rstrip()
 
 
 def demo() -> str:
@@ -188,6 +223,8 @@ def _stored(name: str) -> Any:
 
 TABLES = {
     "bench": bench,
+    "decode": decode,
+    "decode-sampled": decode_sampled,
     "demo": demo,
     "measured": measured,
     "planned": planned,

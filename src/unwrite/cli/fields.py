@@ -49,15 +49,20 @@ def parse(name: str, text: str, hint: Any) -> Any:
             raise MethodError(f"{name} is {text!r}; use one of {', '.join(map(repr, args))}.")
         return text
     if origin is tuple:
-        return _lines(name, text)
+        return _lines(name, text) if args[0] is str else tuple(parse(name, part, args[0]) for part in text.split(","))
     if hint is bool:
         if text.lower() not in ("true", "false", "yes", "no", "1", "0"):
             raise MethodError(f"{name} is {text!r}; use true or false.")
         return text.lower() in ("true", "yes", "1")
-    try:
-        return hint(text)
-    except ValueError:
-        raise MethodError(f"{name} is {text!r}; it must be {hint.__name__}.") from None
+    if hint in (int, float, str, Path):
+        try:
+            return hint(text)
+        except ValueError:
+            raise MethodError(f"{name} is {text!r}; it must be {hint.__name__}.") from None
+    for reader in ("load", "of"):  # a file of one's own before a published name
+        if hasattr(hint, reader):
+            return getattr(hint, reader)(text)
+    raise MethodError(f"{name} can't be given on the command line. Leave it out, or call the library from Python.")
 
 
 def _lines(name: str, text: str) -> tuple[str, ...]:

@@ -47,7 +47,11 @@ def generate(
     names = [name.strip() for name in (compare or strategy).split(",")]
     chosen = {name: None if name == PLAIN else build_strategy(name, fields) for name in names}
     quiet_libraries()
+    from ..decode import Plain
+
     writer = _writer(model, draft_model, raw)
+    if compare:  # what only a first call pays, such as packing, is nobody's
+        writer(prompt, Plain(), 4, temperature, seed, None)
     results = {}
     for name, way in chosen.items():
         show = None if compare or json else lambda piece: console().print(piece, end="", markup=False, highlight=False)
@@ -111,7 +115,7 @@ class _Transformers:
 
         tokenizer, model = self.loaded.tokenizer, self.loaded.model
         inputs = encoded(tokenizer, prompt, self.raw).to(model.device)
-        streamer = _Show(lambda ids: tokenizer.decode(ids, skip_special_tokens=True), show) if show else None
+        streamer = _shown(lambda ids: tokenizer.decode(ids, skip_special_tokens=True), show)
         options: dict[str, Any] = {
             "max_new_tokens": count,
             "pad_token_id": tokenizer.pad_token_id,
@@ -121,14 +125,13 @@ class _Transformers:
             options["temperature"] = temperature
         torch.manual_seed(seed)
         if way is None:
-            sink = _SkipPrompt(streamer) if streamer else None
             start = time.perf_counter()
-            ids = model.generate(inputs, attention_mask=torch.ones_like(inputs), streamer=sink, **options)
+            ids = model.generate(inputs, attention_mask=torch.ones_like(inputs), streamer=streamer, **options)
             new = ids[0, inputs.shape[1] :]
             stats = Stats(forwards=len(new), tokens=len(new))
             stats.seconds["forward"] = time.perf_counter() - start
         else:
-            way = _with(way, streamer=streamer, draft_model=self.draft)
+            way = _with(way, streamer=streamer, draft_model=self.draft, tokenizer=tokenizer)
             out = model.generate(
                 inputs,
                 attention_mask=torch.ones_like(inputs),
@@ -142,7 +145,7 @@ class _Transformers:
 
 @dataclass
 class _SkipPrompt:
-    """transformers streams the prompt first."""
+    """The prompt is streamed first, and not shown."""
 
     inner: Any
     seen: bool = False
@@ -154,6 +157,10 @@ class _SkipPrompt:
 
     def end(self) -> None:
         self.inner.end()
+
+
+def _shown(decode: Callable[[list[int]], str], show: Callable[[str], None] | None) -> Any:
+    return _SkipPrompt(_Show(decode, show)) if show else None
 
 
 class _LlamaCpp:
@@ -185,7 +192,7 @@ class _LlamaCpp:
             eos_token_id=list(runtime.eos_token_ids),
         )
         torch.manual_seed(seed)
-        streamer = _Show(runtime.decode, show) if show else None
+        streamer = _shown(runtime.decode, show)
         way = _with(way, draft_model=self.draft) if way is not None else Plain()
         found = decode(runtime, ids, way, config, streamer=streamer)
         return runtime.decode(found.sequences[0]), found.stats

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import MethodError
 from .base import Strategy
-from .engine.drafting import Growing, ModelDrafter, draft_runtime, gumbel_top_k, kind_of
+from .engine.drafting import Growing, ModelDrafter, draft_runtime, gumbel_top_k, kind_of, name_of
 from .engine.tree import DraftTree
 
 if TYPE_CHECKING:
@@ -38,6 +38,10 @@ class DraftModel(Strategy):
     def __post_init__(self) -> None:
         if self.depth < 1:
             raise MethodError(f"depth is {self.depth}; it must be at least 1.")
+
+    @property
+    def key(self) -> str:
+        return f"DraftModel {name_of(self.draft_model)}"
 
     def drafter(self, runtime: Runtime, sampling: Sampling) -> ChainDrafter:
         return ChainDrafter(draft_runtime(self.draft_model, runtime, "DraftModel"), sampling, self.depth)

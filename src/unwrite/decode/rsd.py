@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import MethodError
 from .base import Strategy
-from .engine.drafting import Growing, ModelDrafter, draft_runtime, gumbel_top_k, kind_of, stochastic_beam_step
+from .engine.drafting import Growing, ModelDrafter, draft_runtime, gumbel_top_k, kind_of, name_of, stochastic_beam_step
 from .engine.tree import DraftTree
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class RSD(Strategy):
 
     @property
     def key(self) -> str:
-        return f"RSD-{self.mode}"
+        return f"RSD-{self.mode} {name_of(self.draft_model)}"
 
     def drafter(self, runtime: Runtime, sampling: Sampling) -> ConstantDrafter | BeamDrafter:
         draft = draft_runtime(self.draft_model, runtime, "RSD")

@@ -221,7 +221,7 @@ class Arena:
         self.lengths, self.longest = lengths, int(lengths.max())
 
     def _allocate(self, batch: int, columns: int) -> None:
-        """One block for every shape of layer; the layers get zeroed views of it."""
+        """One block for every shape of layer; the layers get views of it."""
         self.capacity = -(-columns // ROUND) * ROUND
         self._blocks = []
         groups: dict[tuple[Any, ...], list[tuple[ArenaLayer, str]]] = {}
@@ -232,7 +232,9 @@ class Arena:
                     key = held.shape[1], held.shape[3], held.dtype, held.device
                     groups.setdefault(key, []).append((layer, name))
         for (heads, width, dtype, device), parts in groups.items():
-            block = torch.zeros(len(parts), batch, heads, self.capacity, width, dtype=dtype, device=device)
+            # A short row of a batch reads zeros where a longer one holds keys; a lone row reads only what it wrote.
+            make = torch.zeros if batch > 1 else torch.empty
+            block = make(len(parts), batch, heads, self.capacity, width, dtype=dtype, device=device)
             self._blocks.append(block)
             for (layer, name), part in zip(parts, block.unbind(0), strict=True):
                 setattr(layer, name, part)

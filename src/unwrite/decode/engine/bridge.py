@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,22 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from ...errors import MethodError
 from ..base import Strategy
+from .arena import filled_length
+from .drafting import STATEFUL
 from .loop import Decoded, Decoding, check
 from .runtime import Runtime
 from .sampling import Sampling, from_processors
 from .stats import Stats
 from .stopping import Stopping, from_criteria
 from .tree import Ints
+
+# what `generate` hands on beside the named arguments, without a say in the text
+NEUTRAL = {"logits_to_keep", "cache_position", "synced_gpus", "return_dict"}
+# fields of a configuration that decoding on any runtime honours, or that have no say in the text
+HONOURED = {
+    "max_length", "max_new_tokens", "eos_token_id", "pad_token_id", "bos_token_id", "do_sample", "temperature", "top_k",
+    "top_p", "return_dict_in_generate", "transformers_version",
+}  # fmt: skip
 
 
 @dataclass
@@ -39,28 +49,40 @@ def custom_generate(
     past_key_values: Any = None,
     use_cache: bool = True,
     inputs_embeds: Tensor | None = None,
-    **_: Any,
+    position_ids: Tensor | None = None,
+    **others: Any,
 ) -> Any:
     """Decodes as `model.generate` asks, with the strategy's drafts. Returns ids [batch, length], or a `DecodeOutput`.
 
     Raises:
         MethodError, ModelError: what can't be decoded so, before the first token.
     """
+    from .prefix import check_prefix
     from .transformers_runtime import TransformersRuntime
 
     _refuse(strategy, input_ids, generation_config, use_cache, inputs_embeds)
+    _refuse_inputs(strategy, input_ids, attention_mask, position_ids, others)
+    sampling = from_processors(logits_processor, bool(generation_config.do_sample))
+    _refuse_state(sampling, len(input_ids))
+    padding = padding_of(attention_mask, len(input_ids))
     runtime = TransformersRuntime(model, cache=past_key_values)
     check(runtime, strategy, len(input_ids))
+    if filled := filled_length(past_key_values):
+        if any(padding):
+            raise MethodError(
+                "a filled cache does not say which of its columns are padding. Call row by row, or pass no cache."
+            )
+        check_prefix(runtime.model, past_key_values, input_ids[:, :filled])
     decoding = Decoding(
         runtime,
         strategy,
-        from_processors(logits_processor, bool(generation_config.do_sample)),
+        sampling,
         from_criteria(stopping_criteria, generation_config.max_length, _ends(generation_config)),
         streamer=_streamer(strategy.streamer, len(input_ids)),
         keep_scores=generation_config.return_dict_in_generate and generation_config.output_scores,
         device=model.device,
     )
-    decoded = decoding.run(prompts_of(input_ids, attention_mask), input_ids.shape[1])
+    decoded = decoding.run(list(input_ids.cpu().numpy().astype(np.int64)), padding)
     if past_key_values is not None and not generation_config.return_dict_in_generate:
         runtime.hand_back()
     return _result(decoded, input_ids, generation_config, runtime)
@@ -82,9 +104,9 @@ def generate(
         runtime: the target with its cache.
         input_ids: [length] or [batch, length] ids without padding, or a list of such rows.
         strategy: how to draft.
-        generation_config: transformers' GenerationConfig: lengths, end tokens, do_sample, temperature, top_k, top_p;
-            None for greedy decoding of 20 tokens.
-        streamer: gets every token; its `put` and `end` are called as `generate` calls them.
+        generation_config: transformers' GenerationConfig: maximal lengths, end tokens, do_sample, temperature, top_k,
+            top_p; None for greedy decoding of 20 tokens.
+        streamer: gets the prompt and every token; its `put` and `end` are called as `generate` calls them.
         sampling, stopping: in place of what generation_config says.
 
     Raises:
@@ -93,34 +115,41 @@ def generate(
     from transformers import GenerationConfig
 
     config = generation_config or GenerationConfig(max_new_tokens=20)
-    prompts = _rows(input_ids)
+    _refuse_config(config)
+    prompts = _rows(input_ids, runtime.vocab)
     check(runtime, strategy, len(prompts))
     longest = max(len(prompt) for prompt in prompts)
-    limit = longest + config.max_new_tokens if config.max_new_tokens else config.max_length
+    stopping = stopping or Stopping(_limit(config, longest), _ends(config))
+    if stopping.max_length <= longest:
+        raise MethodError(
+            f"max_length is {stopping.max_length}, and the longest prompt has {longest} tokens already. Set max_new_tokens."
+        )
+    sampling = sampling or from_processors(_warpers(config), bool(config.do_sample))
+    _refuse_state(sampling, len(prompts))
     decoding = Decoding(
         runtime,
         strategy,
-        sampling or from_processors(_warpers(config), bool(config.do_sample)),
-        stopping or Stopping(limit, _ends(config)),
+        sampling,
+        stopping,
         streamer=_streamer(streamer or strategy.streamer, len(prompts)),
     )
     return decoding.run(prompts)
 
 
-def prompts_of(input_ids: Tensor, attention_mask: Tensor | None) -> list[Ints]:
-    """Rows without their left padding. input_ids, attention_mask: [batch, length]."""
-    rows = input_ids.cpu().numpy().astype(np.int64)
+def padding_of(attention_mask: Tensor | None, batch: int) -> list[int]:
+    """[batch] ids of left padding. attention_mask: [batch, length]."""
     if attention_mask is None:
-        return list(rows)
+        return [0] * batch
     mask = attention_mask.cpu().numpy().astype(bool)
     if not (np.diff(mask.astype(int), axis=1) >= 0).all() or not mask[:, -1].all():
         raise MethodError(
             "attention_mask has holes or padding on the right; pad on the left: tokenizer.padding_side = 'left'."
         )
-    return [row[keep] for row, keep in zip(rows, mask, strict=True)]
+    counts: list[int] = (~mask).sum(1).tolist()
+    return counts
 
 
-def _rows(input_ids: Any) -> list[Ints]:
+def _rows(input_ids: Any, vocab: int) -> list[Ints]:
     if isinstance(input_ids, Tensor):
         input_ids = input_ids.cpu().numpy()
     if isinstance(input_ids, Sequence) and input_ids and not np.isscalar(input_ids[0]):
@@ -130,7 +159,58 @@ def _rows(input_ids: Any) -> list[Ints]:
         found = [array] if array.ndim == 1 else list(array)
     if not found or any(len(row) == 0 for row in found):
         raise MethodError("a prompt has no token. Give at least one, such as the tokenizer's bos_token_id.")
+    for row in found:
+        if row.min() < 0 or row.max() >= vocab:
+            wrong = int(row.min() if row.min() < 0 else row.max())
+            raise MethodError(
+                f"a prompt holds the id {wrong}, outside the model's vocabulary of {vocab}. Use its tokenizer."
+            )
     return found
+
+
+def _limit(config: Any, longest: int) -> int:
+    """The maximal length of prompt and answer."""
+    if config.max_new_tokens is None and config.max_length is None:
+        raise MethodError("generation_config sets no length. Set max_new_tokens.")
+    return int(config.max_length if config.max_new_tokens is None else longest + config.max_new_tokens)
+
+
+def _refuse_config(config: Any) -> None:
+    """Refuses what would change the text and isn't done here."""
+    from transformers import GenerationConfig
+
+    unset = vars(GenerationConfig())
+    neutral: dict[str, Any] = getattr(GenerationConfig, "_get_default_generation_params", dict)()
+    for name, default in unset.items():
+        value = getattr(config, name, default)
+        if name in HONOURED or name.startswith("_") or value is None or value in (default, neutral.get(name)):
+            continue
+        raise MethodError(
+            f"{name} is {value!r}, and on a bare runtime only lengths, ends, do_sample, temperature, top_k and top_p are "
+            "honoured. Leave it out, or pass what it means as sampling= or stopping=."
+        )
+
+
+def _refuse_inputs(
+    strategy: Strategy, input_ids: Tensor, mask: Tensor | None, position_ids: Tensor | None, others: Mapping[str, Any]
+) -> None:
+    """Refuses model inputs that would be lost."""
+    name = type(strategy).__name__
+    lost = [key for key, value in others.items() if key not in NEUTRAL and value is not None and value is not False]
+    if lost:
+        raise MethodError(f"{name} gives the model token ids only, and {lost[0]} is passed. Leave it out.")
+    if position_ids is not None:
+        shown = torch.ones_like(input_ids) if mask is None else mask.to(input_ids.device).long()
+        counted = shown.cumsum(-1) - 1
+        places = position_ids.to(input_ids.device)
+        if places.shape[-1] != counted.shape[-1] or ((places != counted) & shown.bool()).any():
+            raise MethodError(f"{name} counts positions from the first token, and position_ids differ. Leave them out.")
+
+
+def _refuse_state(sampling: Sampling, batch: int) -> None:
+    found = [type(one).__name__ for one in sampling.processors if type(one).__name__ in STATEFUL]
+    if found and batch > 1:
+        raise MethodError(f"{found[0]} keeps the state of one text, and the batch has {batch}. Call it row by row.")
 
 
 def _refuse(strategy: Strategy, input_ids: Tensor, config: Any, use_cache: bool, inputs_embeds: Tensor | None) -> None:

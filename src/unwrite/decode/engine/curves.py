@@ -45,6 +45,7 @@ def calibrate(runtime: Any, length: int = 128, repeats: int = 5) -> dict[int, fl
     paths = knowledge_of(runtime.fingerprint, runtime.paths).paths
     limit = runtime.max_nodes or SIZES[-1]
     runtime.prefill([np.arange(length) % min(runtime.vocab, 1000)], SIZES[-1])
+    runtime.use(paths.current)
     found = {}
     for rows in (size for size in SIZES if size <= limit):
         tree = DraftTree.of(np.arange(rows) % runtime.vocab, (np.arange(rows) - 1) // 2)

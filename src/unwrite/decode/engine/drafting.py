@@ -24,6 +24,7 @@ from .runtime import Runtime
 from .sampling import Sampling
 from .tree import DraftTree, Ints, Path
 
+ROOM, LARGEST = 1 << 10, 1 << 7  # columns a draft's cache has for new tokens at first, and for a tree at most
 WIDE = 32  # siblings beyond this order share their statistics
 # Keep a state from call to call, so that the draft's calls would disturb the target's.
 STATEFUL = ("SynthIDTextWatermarkLogitsProcessor", "UnbatchedClassifierFreeGuidanceLogitsProcessor")
@@ -41,6 +42,13 @@ def uniform(shape: Sequence[int], sampling: Sampling, like: Tensor) -> Tensor:
     return drawn.clamp_(1e-300, 1 - 1e-16).to(like.device)
 
 
+def gumbel(shape: Sequence[int], sampling: Sampling, like: Tensor) -> Tensor:
+    """Standard Gumbel noise in float64."""
+    device = sampling.generator.device if sampling.generator is not None else like.device
+    drawn = torch.empty(*shape, device=device, dtype=torch.float64).exponential_(generator=sampling.generator)
+    return drawn.clamp_(min=1e-300).log_().neg_().to(like.device)
+
+
 def gumbel_top_k(log_p: Tensor, k: int, sampling: Sampling) -> Tensor:
     """An ordered sample without replacement: the k largest of log p + Gumbel noise.
 
@@ -51,8 +59,8 @@ def gumbel_top_k(log_p: Tensor, k: int, sampling: Sampling) -> Tensor:
         [at most k] token ids in the order drawn; fewer where fewer have any probability.
     """
     support = torch.isfinite(log_p).nonzero()[:, 0]
-    noise = -torch.log(-torch.log(uniform([len(support)], sampling, log_p)))
-    return support[(log_p[support].double() + noise).topk(min(k, len(support))).indices]
+    noisy = log_p[support].double() + gumbel([len(support)], sampling, log_p)
+    return support[noisy.topk(min(k, len(support))).indices]
 
 
 def stochastic_beam_step(
@@ -69,9 +77,10 @@ def stochastic_beam_step(
     Returns:
         (parent, token, phi, u) of the kept children, [at most width] each, by decreasing u.
     """
-    joint = phi.double()[:, None] + log_p.double()
-    noisy = joint - torch.log(-torch.log(uniform(joint.shape, sampling, log_p)))
-    most = noisy.max(-1, keepdim=True).values
+    every = phi.double()[:, None] + log_p.double()
+    # Conditioning keeps the order within a row, so only a row's `width` largest can be kept.
+    noisy, tokens = (every + gumbel(every.shape, sampling, log_p)).topk(min(width, every.shape[1]), -1)
+    joint, most = every.gather(1, tokens), noisy[:, :1]
     # Conditioned on the largest being u, in the form that overflows nowhere; the largest itself gets u.
     a = u.double()[:, None] - noisy + torch.log1p(-torch.exp(noisy - most))
     conditioned = u.double()[:, None] - a.clamp(min=0) - torch.log1p(torch.exp(-a.abs()))
@@ -79,8 +88,8 @@ def stochastic_beam_step(
     flat = conditioned.flatten()
     count = min(width, int(torch.isfinite(flat).sum()))
     best = flat.topk(count)
-    parent, token = best.indices // log_p.shape[1], best.indices % log_p.shape[1]
-    return parent, token, joint.flatten()[best.indices], best.values
+    token = tokens.flatten()[best.indices]
+    return best.indices // joint.shape[1], token, joint.flatten()[best.indices], best.values
 
 
 def recursive_rejection(
@@ -132,12 +141,12 @@ class ModelDrafter(Drafter):
 
     def __init__(self, draft: Runtime, sampling: Sampling) -> None:
         names = [type(processor).__name__ for processor in sampling.processors]
-        if sampling.do_sample and (bad := [name for name in names if name in STATEFUL]):
+        if bad := [name for name in names if name in STATEFUL]:
             raise MethodError(
                 f"{bad[0]} keeps a state that drafting would disturb. Use a strategy without a draft model."
             )
         self.draft, self.sampling = draft, sampling
-        self._started = False
+        self._started, self._room, self._ends = False, ROOM, 0
 
     def reset(self, prompt: Ints, prefill: Any) -> None:
         self._started = False
@@ -166,11 +175,17 @@ class ModelDrafter(Drafter):
 
     def first_logits(self, committed: Ints) -> Tensor:
         """[vocab] after the root; feeds what the draft's cache lacks and leaves the root out of it."""
-        if not self._started:
-            self.draft.prefill([committed[:-1]], 1 << 10) if len(committed) > 1 else None
+        if not self._started or len(committed) + LARGEST > self._ends:
+            self._room *= 2 if self._started else 1
+            self._ends = len(committed) + self._room
+            self.draft.prefill([committed[:-1]], self._room) if len(committed) > 1 else None
             self._started = True
         cached = int(self.draft.lengths[0]) if len(committed) > 1 else 0
-        missing = committed[cached:]
+        missing, most = committed[cached:], self.draft.max_nodes or len(committed)
+        while len(missing) > most:
+            self.draft.forward(DraftTree.chain(int(missing[0]), missing[1:most]))
+            self.draft.commit([list(range(most))])
+            missing = missing[most:]
         logits = self.draft.forward(DraftTree.chain(int(missing[0]), missing[1:])).logits[0, -1]
         self.draft.commit([list(range(len(missing) - 1))])
         return logits
@@ -238,6 +253,14 @@ class Growing:
         return torch.from_numpy(np.concatenate([self.committed, np.array(path[::-1], dtype=np.int64)]))[None]
 
 
+def name_of(draft_model: Any) -> str:
+    """Tells draft models of different shape apart, for what is remembered of them."""
+    if isinstance(draft_model, Runtime):
+        return draft_model.fingerprint
+    config = getattr(draft_model, "config", None)
+    return " ".join(str(getattr(config, key, "")) for key in ("model_type", "num_hidden_layers", "hidden_size"))
+
+
 def draft_runtime(draft_model: Any, target: Runtime, name: str) -> Runtime:
     """A runtime for the draft model, checked against the target.
 
@@ -252,6 +275,10 @@ def draft_runtime(draft_model: Any, target: Runtime, name: str) -> Runtime:
         from .transformers_runtime import TransformersRuntime
 
         runtime = TransformersRuntime(draft_model)
+    if runtime.max_nodes == 1:
+        raise MethodError(
+            f"the draft model decodes plainly, one row a step, and {name} needs rows that see one another."
+        )
     if runtime.vocab != target.vocab:
         raise MethodError(
             f"draft and target have vocabularies of {runtime.vocab} and {target.vocab} tokens. Use a draft model of the "

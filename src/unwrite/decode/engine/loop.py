@@ -20,7 +20,7 @@ from torch import Tensor
 from ...errors import MethodError
 from ..base import Drafter, Strategy
 from .costs import Acceptance
-from .planning import Knowledge, Planner, knowledge_of
+from .planning import DraftCosts, Knowledge, Planner, knowledge_of
 from .runtime import Output, Runtime
 from .sampling import Sampling
 from .stats import Stats, remember
@@ -46,39 +46,51 @@ class Decoded:
 
 
 class Text:
-    """One row's committed ids, in a buffer that drafters, processors and criteria read without copying."""
+    """One row's committed ids, in a buffer that drafters, processors and criteria read without copying.
 
-    def __init__(self, prompt: Ints, room: int, device: Any = "cpu", padding: int = 0) -> None:
-        self._ids = np.empty(len(prompt) + room, dtype=np.int64)
-        self._ids[: len(prompt)] = prompt
+    Args:
+        row: the prompt with its left padding.
+        room: tokens that may follow.
+        padding: leading ids of the row that are padding.
+        missing: ids by which the row is shorter than the batch is wide; they count for lengths alone.
+    """
+
+    def __init__(self, row: Ints, room: int, device: Any = "cpu", padding: int = 0, missing: int = 0) -> None:
+        self._ids = np.empty(len(row) + room, dtype=np.int64)
+        self._ids[: len(row)] = row
         self._tensor = torch.from_numpy(self._ids)[None]
         self.device = torch.device(device)
-        self.prompt, self.length, self.padding = len(prompt), len(prompt), padding
+        self._prompt, self._end, self._padding, self._missing = len(row), len(row), padding, missing
 
     def append(self, token: int) -> None:
-        self._ids[self.length] = token
-        self.length += 1
+        self._ids[self._end] = token
+        self._end += 1
+
+    @property
+    def length(self) -> int:
+        """Tokens, without padding."""
+        return self._end - self._padding
 
     @property
     def padded_length(self) -> int:
-        """The length as `generate` counts it, with the padding that was left out."""
-        return self.length + self.padding
+        """The length as `generate` counts it."""
+        return self._end + self._missing
 
     @property
     def ids(self) -> Ints:
-        """[length], a view."""
-        return self._ids[: self.length]
+        """[length], a view: what drafters and the runtime see."""
+        return self._ids[self._padding : self._end]
 
     @property
     def tensor(self) -> Tensor:
-        """[1, length], a view where the model is on the CPU."""
-        view = self._tensor[:, : self.length]
+        """[1, padding + length], a view where the model is on the CPU: what processors and criteria see."""
+        view = self._tensor[:, : self._end]
         return view if self.device.type == "cpu" else view.to(self.device)
 
     @property
     def new(self) -> list[int]:
         """The tokens after the prompt."""
-        ids: list[int] = self._ids[self.prompt : self.length].tolist()
+        ids: list[int] = self._ids[self._prompt : self._end].tolist()
         return ids
 
 
@@ -89,6 +101,7 @@ class Row:
     text: Text
     drafter: Drafter
     planner: Planner
+    sampling: Sampling
     done: bool = False
 
 
@@ -114,21 +127,34 @@ class Decoding:
         self.knowledge: Knowledge
         self.budget = min(strategy.budget, (runtime.max_nodes or strategy.budget + 1) - 1)
 
-    def run(self, prompts: Sequence[Ints], width: int | None = None) -> Decoded:
+    def run(self, prompts: Sequence[Ints], padding: Sequence[int] | None = None) -> Decoded:
         """Decodes all rows to their ends.
 
         Args:
-            prompts: one array of ids a row, without padding.
-            width: of the padded prompts, from which the maximal length counts; the longest prompt's if None.
+            prompts: one array of ids a row; the maximal length counts from the longest.
+            padding: how many ids at the beginning of each row are padding; none where it is left out.
+
+        Raises:
+            MethodError, DataError: what the drafters refuse, before the first forward.
         """
         start = self.clock()
-        width = width or max(len(prompt) for prompt in prompts)
+        padding = padding or [0] * len(prompts)
+        width = max(len(prompt) for prompt in prompts)
         new = self.stopping.max_length - width
-        logits = self.runtime.prefill(prompts, new + self.budget + 1)
+        drafters = [self._drafter() for _ in prompts]
+        if self.streamer is not None:
+            self.streamer.put(torch.tensor(prompts[0])[None])  # as `generate` does: streamers may skip it
+        logits = self.runtime.prefill(
+            [prompt[count:] for prompt, count in zip(prompts, padding, strict=True)], new + self.budget + 1
+        )
         # Which ways a forward can run is known once the prompt is cached.
         self.knowledge = knowledge_of(self.runtime.fingerprint, self.runtime.paths)
-        rows = [self._row(Text(prompt, new, self.device, width - len(prompt))) for prompt in prompts]
-        self.stats.batch = len(rows)
+        self.stats.batch = len(prompts)
+        texts = [
+            Text(prompt, new, self.device, count, width - len(prompt))
+            for prompt, count in zip(prompts, padding, strict=True)
+        ]
+        rows = [self._row(index, *parts) for index, parts in enumerate(zip(texts, drafters, strict=True))]
         self.stats.forwards += 1
         for index, row in enumerate(rows):
             row.drafter.reset(row.text.ids, logits[index])
@@ -140,11 +166,21 @@ class Decoding:
             self.streamer.end()
         return Decoded([row.text.new for row in rows], remember(self.stats), self.scores)
 
-    def _row(self, text: Text) -> Row:
-        drafter = self.strategy.drafter(self.runtime, self.sampling)
+    def _drafter(self) -> Drafter:
+        drafter, strategy = self.strategy.drafter(self.runtime, self.sampling), self.strategy
+        smallest = min((plan.nodes - 1 for plan in drafter.plans), default=0)
+        if strategy.budget < smallest:
+            raise MethodError(
+                f"budget {strategy.budget} is below the smallest tree, {smallest} nodes. Use budget={smallest} or more."
+            )
+        return drafter
+
+    def _row(self, index: int, text: Text, drafter: Drafter) -> Row:
         known = self.knowledge.acceptance.setdefault(self.strategy.key, Acceptance())
-        planner = Planner(self.knowledge.paths, drafter.prior, known, self.strategy.cost_model)
-        return Row(text, drafter, planner)
+        spent = self.knowledge.drafting.setdefault(self.strategy.key, DraftCosts())
+        planner = Planner(self.knowledge.paths, drafter.prior, known, self.strategy.cost_model, spent, self.stats.batch)
+        sampling = self.sampling.of_row(index) if self.stats.batch > 1 else self.sampling
+        return Row(text, drafter, planner, sampling)
 
     def _first(self, row: Row, logits: Tensor) -> None:
         scores = self._scores(row, logits)
@@ -163,6 +199,8 @@ class Decoding:
         self.runtime.use(way)
         ready = self.clock()
         output = self.runtime.forward(stacked, self.strategy.needs)
+        if output.logits.is_cuda:  # the walk waits for it anyway; here it counts as the forward's
+            torch.cuda.synchronize(output.logits.device)
         forwarded = self.clock()
         self.knowledge.paths.observe(way, stacked.nodes * len(rows), length, forwarded - ready)
         paths = [
@@ -204,7 +242,7 @@ class Decoding:
         plans = row.drafter.plans
         budget = self.budget
         if plans:
-            budget = planner.choose_plan(plans, text.length, budget)
+            budget = planner.choose_plan(plans, text.length, budget, deepest)
             if budget == 0:
                 return _root(row)
         elif not planner.should_look():
@@ -238,7 +276,7 @@ class Decoding:
     def _scores(self, row: Row, logits: Tensor) -> Tensor:
         if self.sampling.plain and self.scores is None:
             return logits
-        return self.sampling.scores(logits, row.text.tensor)
+        return row.sampling.scores(logits, row.text.tensor)
 
     def _commit_token(self, row: Row, token: int, scores: Tensor) -> None:
         row.text.append(token)

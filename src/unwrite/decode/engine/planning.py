@@ -8,8 +8,10 @@ nodes ran or not: what was committed afterwards shows what would have been accep
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 import numpy as np
 
@@ -20,6 +22,7 @@ MARGIN = 1.03  # a draft must promise this much over plain decoding
 IDLE_AFTER, LOOK_EVERY = 8, 4
 UNKNOWN_DRAFT = 0.3  # of a plain forward, for each level of a drafter that was never timed
 PROBE_SHARE = 0.01  # of the time, for drafts that are not expected to pay
+DEAR = 2.0  # times its estimate: twice in a row, and the other ways are tried again
 
 
 class ForwardPaths:
@@ -36,6 +39,7 @@ class ForwardPaths:
         self._step, self._gap = 0, self.FIRST
         self._due = self.FIRST
         self._rival = 0
+        self._surprises = 0
         self._wins: dict[str, int] = {}
 
     def next(self) -> str:
@@ -48,14 +52,21 @@ class ForwardPaths:
 
     def observe(self, path: str, rows: int, length: int, seconds: float) -> None:
         """Learns; after a rival's forward, decides."""
+        dear = self.knows_plain and seconds > DEAR * self.estimate(rows, length)
         self.costs[path].observe(rows, length, seconds)
         if path == self.current:
+            self._surprises = self._surprises + 1 if dear else 0
+            if self._surprises == 2:  # once is noise
+                self._gap = self.FIRST
+                self._due = min(self._due, self._step + 1)
             return
         faster = seconds < 0.95 * self.costs[self.current].estimate(rows, length)
         self._wins[path] = self._wins.get(path, 0) + 1 if faster else 0
         if self._wins[path] >= 2:
             self.current, self._gap, self._wins = path, self.FIRST, {}
-        elif not faster:
+        elif faster:
+            self._gap = self.FIRST
+        else:
             self._gap = min(2 * self._gap, self.RAREST)
             self._rival += 1
         self._due = self._step + self._gap
@@ -79,6 +90,54 @@ class _Pending:
     node: int = 0
 
 
+class OwnSeconds:
+    """What a step takes beside the forward, with and without a draft: the median of the last few.
+
+    What drafting took is forgotten after some plain steps, so that one hiccup does not end it for good.
+    """
+
+    KEPT, FORGET_AFTER = 5, 20
+
+    def __init__(self) -> None:
+        self._seconds: dict[bool, deque[float]] = {drafted: deque(maxlen=self.KEPT) for drafted in (True, False)}
+        self._plain = 0  # steps since the last draft
+
+    def observe(self, drafted: bool, seconds: float) -> None:
+        self._seconds[drafted].append(seconds)
+        self._plain = 0 if drafted else self._plain + 1
+        if self._plain == self.FORGET_AFTER:
+            self._seconds[True].clear()
+
+    def of(self, drafted: bool) -> float:
+        """Seconds expected; what is known of plain steps where nothing is of the others."""
+        known = self._seconds[drafted] or self._seconds[False]
+        return median(known) if known else 0.0
+
+
+@dataclass
+class DraftCosts:
+    """What drafting by a model takes, by plan, and what may be spent on trying a draft that is not expected to pay.
+
+    Args:
+        seconds: {plan: of drafting it}.
+        level: {plan: of one of its levels}.
+        spare: seconds saved up for a try.
+    """
+
+    seconds: dict[int, float] = field(default_factory=dict)
+    level: dict[int, float] = field(default_factory=dict)
+    spare: float = 0.0
+
+    def observe(self, plan: int, depth: int, seconds: float) -> None:
+        before = self.seconds.get(plan, seconds)
+        self.seconds[plan] = 0.7 * before + 0.3 * seconds
+        self.level[plan] = self.seconds[plan] / depth
+
+    def estimate(self, plan: int, depth: int, unknown: float) -> float:
+        """Of a plan never drafted, from the cheapest level known; `unknown` seconds a level where none is."""
+        return self.seconds.get(plan, depth * min(self.level.values(), default=unknown))
+
+
 class Planner:
     """Chooses one row's drafts and learns from what became of them.
 
@@ -87,6 +146,8 @@ class Planner:
         prior: the drafter's belief by kind.
         acceptance: what earlier calls learnt, if they are to be gone on from.
         active: off, every proposal runs whole.
+        drafting: what drafting by a model cost in earlier calls, likewise.
+        batch: rows that share a forward; each is taken to draft as much as this one.
     """
 
     def __init__(
@@ -95,16 +156,18 @@ class Planner:
         prior: Callable[[int], float],
         acceptance: Acceptance | None = None,
         active: bool = True,
+        drafting: DraftCosts | None = None,
+        batch: int = 1,
     ) -> None:
-        self.paths, self.prior, self.active = paths, prior, active
+        self.paths, self.prior, self.active, self.batch = paths, prior, active, batch
         self.acceptance = acceptance or Acceptance()
-        self.own = {True: 0.0, False: 0.0}  # the engine's and drafter's own seconds, of a step with and without a draft
+        self.drafting = drafting or DraftCosts()
+        self.own = OwnSeconds()
         self.idle = 0
         self._steps = 0
         self._pending: list[_Pending] = []
-        self._plan_seconds: dict[int, float] = {}
         self._plan: int | None = None
-        self._spare = 0.0
+        self._began = False  # a draft model's first step of a call reads the prompt too
 
     # What to draft.
 
@@ -141,33 +204,43 @@ class Planner:
         """How many of the sorted nodes to run. gains: [nodes - 1] cumulative expected acceptances."""
         if not self.paths.knows_plain:
             return 0
-        best, best_rate = 0, MARGIN / (self.paths.estimate(1, length) + self.own[False])
+        best, best_rate = 0, MARGIN / (self._forward(1, length) + self.own.of(False))
         for rows in (*(size for size in SIZES[1:] if size <= len(gains)), len(gains) + 1):
-            rate = (1 + gains[rows - 2]) / (self.paths.estimate(rows, length) + self.own[True])
+            rate = (1 + gains[rows - 2]) / (self._forward(rows, length) + self.own.of(True))
             if rate > best_rate:
                 best, best_rate = rows - 1, rate
         return best
 
-    def choose_plan(self, plans: Sequence[DraftTree], length: int, limit: int) -> int:
-        """Node count of the plan that pays most, 0 for none; for drafters that are asked before they draft."""
-        fitting = [(i, plan) for i, plan in enumerate(plans) if plan.nodes - 1 <= limit]
+    def _forward(self, rows: int, length: int) -> float:
+        """Seconds of a forward in which every text of the batch has so many rows."""
+        return self.paths.estimate(rows * self.batch, length)
+
+    def choose_plan(self, plans: Sequence[DraftTree], length: int, limit: int, deepest: int) -> int:
+        """Node count of the plan that pays most, 0 for none; for drafters that are asked before they draft.
+
+        Args:
+            limit, deepest: nodes beside the root and levels that a draft may have.
+        """
+        fits = [plan.nodes - 1 <= limit and int(plan.depths.max()) <= deepest for plan in plans]
+        fitting = [(i, plan) for i, plan in enumerate(plans) if fits[i]]
         self._plan = None
         if not fitting or (self.active and not self.paths.knows_plain):
             return 0
-        plain = self.paths.estimate(1, length) + self.own[False]
+        plain = self._forward(1, length) + self.own.of(False)
         rates = {}
         for i, plan in fitting:
-            drafting = self._plan_seconds.get(i, UNKNOWN_DRAFT * plain * int(plan.depths.max()))
-            seconds = self.paths.estimate(plan.nodes, length) + drafting + self.own[False]
+            drafting = self.drafting.estimate(i, int(plan.depths.max()), UNKNOWN_DRAFT * plain)
+            seconds = self._forward(plan.nodes, length) + drafting + self.own.of(False)
             rates[i] = (float(self.chances(plan).sum()) / seconds, seconds)
         best = max(rates, key=lambda i: rates[i][0])
         pays = not self.active or rates[best][0] > MARGIN / plain
         if not pays:
-            self._spare += PROBE_SHARE * plain
-            if self._spare < rates[best][1] - plain:
+            self.drafting.spare += PROBE_SHARE * plain
+            if self.drafting.spare < rates[best][1] - plain:
                 return 0
-        self._spare = 0.0
+        self.drafting.spare = 0.0
         self._plan = best if self.active else fitting[-1][0]
+        self._depth = int(plans[self._plan].depths.max())
         return plans[self._plan].nodes - 1
 
     # What became of it.
@@ -203,19 +276,20 @@ class Planner:
     def spent(self, own: float, drafting: float, drafted: bool) -> None:
         """Seconds of the step beside the forward, and of the drafting among them."""
         if self._plan is not None:
-            before = self._plan_seconds.get(self._plan, drafting)
-            self._plan_seconds[self._plan] = 0.7 * before + 0.3 * drafting
+            if self._began:
+                self.drafting.observe(self._plan, self._depth, drafting)
+            self._began = True
             own -= drafting
-        before = self.own[drafted]
-        self.own[drafted] = 0.8 * before + 0.2 * own if before else own
+        self.own.observe(drafted, own)
 
 
 @dataclass
 class Knowledge:
-    """What calls on one runtime leave for the next: forward costs, and acceptance by strategy."""
+    """What calls on one runtime leave for the next: forward costs; acceptance and drafting costs by strategy."""
 
     paths: ForwardPaths
     acceptance: dict[str, Acceptance] = field(default_factory=dict)
+    drafting: dict[str, DraftCosts] = field(default_factory=dict)
 
 
 _known: dict[str, Knowledge] = {}

@@ -6,8 +6,10 @@ decoding would call them: so one that keeps a state from call to call sees just 
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,6 +48,10 @@ class Sampling:
             return int(scores.argmax())
         return int(torch.multinomial(scores[None].softmax(-1), 1, generator=self.generator))
 
+    def of_row(self, row: int) -> Sampling:
+        """For one row of a batch: what a processor of `generate` knows of every row is cut down to that one."""
+        return replace(self, processors=tuple(_of_row(processor, row) for processor in self.processors))
+
     @property
     def plain(self) -> bool:
         """Whether the arg max of the raw logits is the token."""
@@ -55,3 +61,25 @@ class Sampling:
 def from_processors(processors: Any, do_sample: bool) -> Sampling:
     """The sampling that a `LogitsProcessorList` describes."""
     return Sampling(tuple(processors or ()), do_sample)
+
+
+def _of_row(processor: Any, row: int) -> Any:
+    from transformers.generation import logits_process as known
+
+    own: Any = copy.copy(processor)
+    if isinstance(own, known.RepetitionPenaltyLogitsProcessor):
+        if isinstance(own.prompt_ignore_length, Tensor):
+            own.prompt_ignore_length = own.prompt_ignore_length[row : row + 1]
+    elif isinstance(own, known.EncoderRepetitionPenaltyLogitsProcessor):
+        own.encoder_input_ids = own.encoder_input_ids[row : row + 1]
+    elif isinstance(own, known.EncoderNoRepeatNGramLogitsProcessor):
+        own.batch_size, own.generated_ngrams = 1, own.generated_ngrams[row : row + 1]
+    elif isinstance(own, known.PrefixConstrainedLogitsProcessor):
+        own._prefix_allowed_tokens_fn = functools.partial(_allowed, own._prefix_allowed_tokens_fn, row)
+    else:
+        return processor  # one of the user's own may keep a state
+    return own
+
+
+def _allowed(allowed: Callable[[int, Tensor], list[int]], row: int, _: int, ids: Tensor) -> list[int]:
+    return allowed(row, ids)

@@ -9,13 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 
 @dataclass
 class Stopping:
     """Args:
     max_length: tokens of prompt, its padding and answer together.
     ends: token ids that end a row; they are kept.
-    criteria: transformers StoppingCriteria beside those two.
+    criteria: transformers StoppingCriteria beside those two; each returns a tensor of booleans, or one plain.
     """
 
     max_length: int
@@ -26,7 +28,7 @@ class Stopping:
         """Whether the row ends after its last token. text: `Text`; scores: [vocab] of that token."""
         if text.padded_length >= self.max_length or int(text.ids[-1]) in self.ends:
             return True
-        return any(bool(criterion(text.tensor, (scores[None],)).any()) for criterion in self.criteria)
+        return any(bool(torch.as_tensor(criterion(text.tensor, (scores[None],))).any()) for criterion in self.criteria)
 
 
 def from_criteria(criteria: Any, max_length: int, ends: frozenset[int]) -> Stopping:

@@ -121,7 +121,8 @@ class TransformersRuntime(Runtime):
         skip = _fitting_length(self._given, sizes) if self._unread else 0
         self._unread = False
         columns = int(sizes.max()) + room
-        placed = self.model.dtype, self.device, torch.is_autocast_enabled(self.device.type)
+        autocast, inference = torch.is_autocast_enabled(self.device.type), torch.is_inference_mode_enabled()
+        placed = self.model.dtype, self.device, autocast, inference
         if placed != self._placed:
             self._arena.drop()
             self._placed = placed
@@ -176,6 +177,7 @@ class TransformersRuntime(Runtime):
         if path not in self.paths:
             raise MethodError(f"{type(self.model).__name__} runs as {', '.join(self.paths)}, not as {path!r}.")
         self._path = path
+        self._body_of(path)  # here, so that no forward's time holds the packing
 
     @property
     def fingerprint(self) -> str:
