@@ -7,10 +7,11 @@ from tabular import Clock, Scripted, Tabular, greedy, hashed, junk, oracle
 from unwrite.decode.engine.costs import SIZES, Acceptance, ForwardCosts
 from unwrite.decode.engine.curves import calibrate, read_shape, write_shape
 from unwrite.decode.engine.loop import Decoding
-from unwrite.decode.engine.planning import ForwardPaths, Planner, forget_knowledge
+from unwrite.decode.engine.planning import DraftCosts, ForwardPaths, Planner, forget_knowledge
 from unwrite.decode.engine.sampling import Sampling
 from unwrite.decode.engine.stopping import Stopping
 from unwrite.decode.engine.tree import DraftTree
+from unwrite.decode.plain import Plain
 
 VOCAB = 11
 LOGITS = hashed(VOCAB)
@@ -165,3 +166,53 @@ def test_a_broken_cost_file_counts_as_none():
 
     curves._file("some machine").write_text("{", encoding="utf-8")
     assert read_shape("some machine") is None
+
+
+def test_a_packed_path_that_becomes_slower_late_costs_at_most_twenty_slow_steps():
+    """Spinning threads under other load, from second 200 on: as 36 ms became 1,624."""
+    clock = Clock()
+    late = lambda rows, path: 45.0 if path == "packed" and clock.now > 200 else 1.0 if path == "packed" else 1.5  # noqa: E731
+    runtime = Tabular(LOGITS, VOCAB, late, clock, ("packed", "stock"))
+    Decoding(runtime, Scripted(junk(VOCAB)), Sampling(), Stopping(402), clock=clock).run([np.array([1, 2])])
+    assert clock.now < 200 + 20 * 45 + 300 * 1.5  # retries, ever rarer, among the twenty
+
+
+def test_one_pause_does_not_end_drafting():
+    """A drafter that once stops for ten steps' time, and is always right."""
+    clock = Clock()
+    runtime, calls = Tabular(LOGITS, VOCAB, clock=clock), []
+
+    def draft(committed, budget):
+        calls.append(1)
+        clock.now += 10.0 if len(calls) == 5 else 0.0
+        return oracle(LOGITS, 6)(committed, budget)
+
+    Decoding(runtime, Scripted(draft), Sampling(), Stopping(402), clock=clock).run([np.array([1, 2])])
+    assert clock.now < 120  # 400 tokens one by one would take 420
+
+
+def test_a_batch_pays_for_the_rows_of_all_its_texts():
+    """Half of the drafts are right. One text gains by them; where every row costs as much as a forward, eight texts don't."""
+    draw = np.random.default_rng(0)
+
+    def half(committed, budget):
+        right = greedy(LOGITS, committed.tolist(), min(4, budget))
+        return DraftTree.chain(int(committed[-1]), [t if draw.random() < 0.5 else (t + 1) % VOCAB for t in right])
+
+    def seconds(strategy):
+        forget_knowledge()
+        clock = Clock()
+        runtime = Tabular(LOGITS, VOCAB, lambda nodes, path: 1.0 + 0.1 * 8 * nodes, clock)
+        prompts = [np.array([1, number]) for number in range(8)]
+        Decoding(runtime, strategy, Sampling(), Stopping(122), clock=clock).run(prompts)
+        return clock.now
+
+    assert seconds(Scripted(half)) < 1.03 * seconds(Plain())
+
+
+def test_a_plan_never_drafted_is_expected_to_cost_its_levels():
+    costs = DraftCosts()
+    assert costs.estimate(3, 4, unknown=0.3) == pytest.approx(1.2)
+    costs.observe(0, 1, 0.02)
+    assert costs.estimate(3, 4, unknown=0.3) == pytest.approx(0.08)
+    assert costs.estimate(0, 1, unknown=0.3) == pytest.approx(0.02)
