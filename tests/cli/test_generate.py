@@ -6,6 +6,10 @@ import pytest
 
 from conftest import make_llama, make_tokenizer
 from unwrite.cli import main
+from unwrite.cli.fields import build_strategy
+from unwrite.cli.generate import _Transformers
+from unwrite.decode import RecyclingTable, TrigramTable
+from unwrite.decode.token_recycling import TreeTemplate
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +53,51 @@ def test_the_stream_ends_with_one_line_of_statistics(capsys, folder):
     assert "tokens in" in " ".join(lines[-2:])
 
 
+@pytest.mark.parametrize("strategy", ["plain", "prompt-lookup", "token-recycling"])
+def test_the_stream_is_the_whole_answer_without_the_prompt(capsys, folder, strategy):
+    options = ("--model", folder, "--strategy", strategy, "--max-new-tokens", "8")
+    text = json.loads(run(capsys, *options, "--json"))[strategy]["text"]
+    streamed = " ".join(run(capsys, *options).split())
+    assert len(text.split()) == 8
+    assert streamed.startswith(f"{text} {strategy}:")
+
+
+def test_tuples_and_templates_are_read_from_their_text():
+    assert build_strategy("rsd", {"branching": "3,2"}).branching == (3, 2)
+    assert build_strategy("token-recycling", {"template": "2.2.2"}).template == TreeTemplate.of("2.2.2")
+
+
+def test_tables_are_read_from_their_files(tmp_path):
+    RecyclingTable(67).save(tmp_path / "recycling")
+    TrigramTable.fit([[3, 4, 5]], 67).save(tmp_path / "trigrams")
+    assert build_strategy("token-recycling", {"table": str(tmp_path / "recycling")}).table.vocab == 67
+    assert build_strategy("aded", {"table": str(tmp_path / "trigrams")}).table.weight(3, 4, 5) == 1
+
+
+def test_a_table_of_another_tokenizer_is_refused(capsys, folder, tmp_path):
+    other = make_tokenizer()
+    other.add_tokens(["another"])
+    RecyclingTable(67, tokenizer=other).save(tmp_path / "recycling")
+    TrigramTable(67, other).save(tmp_path / "trigrams")
+    for strategy, name in (("token-recycling", "recycling"), ("aded", "trigrams")):
+        with pytest.raises(SystemExit):
+            run(capsys, "--model", folder, "--strategy", strategy, "--table", str(tmp_path / name))
+        assert "another tokenizer" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_only_a_first_call_pays_is_paid_before_the_comparison(capsys, folder, monkeypatch):
+    calls = []
+    own = _Transformers.__call__
+
+    def noted(self, prompt, way, count, *rest):
+        calls.append((type(way).__name__, count))
+        return own(self, prompt, way, count, *rest)
+
+    monkeypatch.setattr(_Transformers, "__call__", noted)
+    run(capsys, "--model", folder, "--compare", "prompt-lookup,plain", "--max-new-tokens", "8")
+    assert calls == [("Plain", 4), ("PromptLookup", 8), ("NoneType", 8)]
+
+
 def test_the_comparison_is_a_table_with_a_row_a_strategy(capsys, folder):
     text = run(capsys, "--model", folder, "--compare", "plain,prompt-lookup", "--max-new-tokens", "8")
     assert "tokens/forward" in text
@@ -62,6 +111,10 @@ def test_the_comparison_is_a_table_with_a_row_a_strategy(capsys, folder):
         (("--strategy", "prompt-lookup", "--ngrams", "2"), "'ngram'"),
         (("--strategy", "prompt-lookup", "--budget", "0"), "budget is 0"),
         (("--strategy", "rsd"), "RSD(draft_model=...)"),
+        (("--strategy", "rsd", "--branching", "2,x"), "branching is 'x'; it must be int"),
+        (("--strategy", "token-recycling", "--template", "2.2"), "'2.2'"),
+        (("--strategy", "token-recycling", "--table", "absent"), "absent is no recycling table"),
+        (("--strategy", "token-recycling", "--tokenizer", "x"), "tokenizer can't be given on the command line"),
     ],
 )
 def test_refuses_in_one_line(capsys, folder, arguments, part):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tabular import Scripted, junk
-from transformers import DynamicCache, LogitsProcessorList, StaticCache
+from transformers import DynamicCache, LogitsProcessorList, StaticCache, TextStreamer
 
 from conftest import make_llama
 from unwrite.decode import DecodeOutput, PromptLookup, last_stats
@@ -11,6 +11,16 @@ from unwrite.decode.engine.planning import forget_knowledge
 from unwrite.errors import MethodError, ModelError
 
 VOCAB = 64
+# options whose processors count the padding, or know something else of every row
+ROW_OPTIONS = {
+    "min_new_tokens": 5,
+    "min_length": 16,
+    "forced_eos_token_id": 9,
+    "repetition_penalty": 1.3,
+    "encoder_repetition_penalty": 1.3,
+    "encoder_no_repeat_ngram_size": 1,
+    "prefix_allowed_tokens_fn": lambda row, ids: [[4, 5, 6, 7], [8, 9, 10, 2]][row],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +79,56 @@ def test_rows_of_a_left_padded_batch_are_the_rows_alone(model):
     options = {"max_new_tokens": 16, "do_sample": False, "pad_token_id": 0}
     batch = model.generate(ids, attention_mask=mask, custom_generate=PromptLookup(cost_model=False), **options)
     assert torch.equal(batch, model.generate(ids, attention_mask=mask, **options))
+
+
+@pytest.mark.parametrize("name", strategies())
+@pytest.mark.parametrize("option", ROW_OPTIONS)
+def test_processors_that_count_or_read_padding_do_so_as_in_generate(name, option):
+    options = {"max_new_tokens": 10, "do_sample": False, "pad_token_id": 0, option: ROW_OPTIONS[option]}
+    likely_end = make_llama(0, vocab=VOCAB)
+    with torch.no_grad():
+        likely_end.lm_head.weight[2] *= 3
+    for seed in range(6):
+        ids = prompts(2, seed=seed)
+        mask = torch.ones_like(ids)
+        ids[0, :7], mask[0, :7] = 0, 0
+        plain = likely_end.generate(ids, attention_mask=mask, **options)
+        drafted = likely_end.generate(ids, attention_mask=mask, custom_generate=strategies()[name], **options)
+        assert torch.equal(drafted, plain)
+
+
+def test_criteria_see_the_padded_rows(model):
+    ids = prompts(2)
+    mask = torch.ones_like(ids)
+    ids[0, :7], mask[0, :7] = 0, 0
+    seen = []
+
+    def note(ids, scores, **_):
+        seen.append(ids[0].tolist())
+        return torch.tensor([ids.shape[1] >= 14])
+
+    found = model.generate(
+        ids, attention_mask=mask, max_new_tokens=9, do_sample=False, stopping_criteria=[note], pad_token_id=0,
+        custom_generate=PromptLookup(),
+    )  # fmt: skip
+    assert found.shape == (2, 14)
+    assert sorted(seen) == sorted(row[:length] for row in found.tolist() for length in (13, 14))
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_a_text_streamer_prints_what_it_prints_under_generate(model, skip, capsys):
+    class Numbers:
+        def decode(self, ids, **_):
+            return "".join(f"{token} " for token in ids)
+
+    printed = []
+    for strategy in (None, PromptLookup()):
+        streamer = TextStreamer(Numbers(), skip_prompt=skip)
+        own = {"streamer": streamer} if strategy is None else {"custom_generate": PromptLookup(streamer=streamer)}
+        ids = model.generate(prompts(1), max_new_tokens=6, do_sample=False, **own)
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    assert printed[1].split() == [str(token) for token in ids[0, 12 if skip else 0 :].tolist()]
 
 
 def test_statistics_come_with_the_output_and_stay(model):

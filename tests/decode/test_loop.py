@@ -13,6 +13,8 @@ from unwrite.decode.engine.stopping import Stopping
 from unwrite.decode.engine.tree import DraftTree
 from unwrite.decode.plain import Plain
 from unwrite.decode.prompt_lookup import PromptLookup
+from unwrite.decode.rsd import RSD
+from unwrite.decode.token_recycling import RecyclingTable, TokenRecycling
 from unwrite.errors import MethodError
 
 VOCAB = 11
@@ -137,6 +139,28 @@ def test_a_criterion_is_asked_after_every_token_in_order():
     assert found.sequences == [text[2:]]
 
 
+@pytest.mark.parametrize("answer", [bool, lambda yes: torch.tensor([yes]), np.bool_], ids=["bool", "tensor", "numpy"])
+def test_a_criterion_may_answer_with_a_plain_bool(answer):
+    found = decode(Plain(), stopping=Stopping(26, criteria=[lambda ids, scores: answer(ids.shape[1] >= 9)]))
+    assert found.sequences == [greedy(LOGITS, (1, 2), 7)]
+
+
+def test_rows_without_padding_all_get_the_same_number_of_new_tokens_and_their_own_text_to_processors():
+    seen = []
+
+    def note(ids, scores):
+        seen.append(ids[0].tolist())
+        return scores
+
+    prompts = [np.array([1, 2, 3, 4]), np.array([5])]
+    found = generate(
+        Tabular(LOGITS, VOCAB), prompts, Plain(), sampling=Sampling((note,)), stopping=Stopping(7)
+    ).sequences
+    assert [len(row) for row in found] == [3, 3]
+    assert [5, *found[1][:2]] in seen
+    assert [1, 2, 3, 4, *found[0][:2]] in seen
+
+
 def test_a_processor_that_keeps_a_state_sees_what_plain_decoding_shows_it():
     class Counting:
         """Forbids token (calls so far) mod vocabulary."""
@@ -157,19 +181,20 @@ def test_a_processor_that_keeps_a_state_sees_what_plain_decoding_shows_it():
     assert plain == drafted
 
 
-def test_tokens_are_streamed_one_by_one_and_the_end_is_told():
+def test_the_prompt_is_streamed_then_tokens_one_by_one_and_the_end_is_told():
     class Sink:
-        tokens, ended = [], 0
+        calls, ended = [], 0
 
         def put(self, value):
-            self.tokens.extend(value.tolist())
+            self.calls.append(value.tolist())
 
         def end(self):
             self.ended += 1
 
     sink = Sink()
     found = decode(Scripted(oracle(LOGITS, 4)), streamer=sink)
-    assert (sink.tokens, sink.ended) == (found.sequences[0], 1)
+    assert sink.calls == [[[1, 2]], *([token] for token in found.sequences[0])]
+    assert sink.ended == 1
 
 
 def test_rows_of_a_batch_are_the_rows_alone():
@@ -211,6 +236,24 @@ def test_refuses_a_drafter_that_needs_what_the_runtime_has_not():
     object.__setattr__(strategy, "needs", frozenset({"logits", "layer:3"}))
     with pytest.raises(MethodError, match="needs layer:3 of the target, which Tabular does not give"):
         decode(strategy)
+
+
+def test_what_a_drafter_refuses_is_refused_before_any_forward():
+    runtime = Tabular(LOGITS, VOCAB)
+    with pytest.raises(MethodError, match="the recycling table has 12 rows"):
+        decode(TokenRecycling(table=RecyclingTable(VOCAB + 1)), runtime=runtime)
+    assert runtime.forwards == 0
+
+
+@pytest.mark.parametrize(
+    ("strategy", "smallest"), [(RSD(mode="C", branching=(3, 2), budget=2), 3), (RSD(beam_width=2, budget=1), 2)]
+)
+def test_refuses_a_budget_below_the_smallest_tree(strategy, smallest):
+    object.__setattr__(strategy, "draft_model", Tabular(LOGITS, VOCAB))
+    with pytest.raises(MethodError, match=f"budget {smallest - 1} is below the smallest tree, {smallest} nodes"):
+        decode(strategy)
+    object.__setattr__(strategy, "budget", smallest)
+    assert decode(strategy).sequences == [greedy(LOGITS, (1, 2), 24)]
 
 
 def test_refuses_an_empty_prompt():

@@ -256,12 +256,12 @@ def run(
         {"rows": a row a cell, "costs": {runtime: {rows: seconds}}, "seconds": of the whole}
     """
     from ..decode import TransformersRuntime
-    from ..models import load
+    from ..models import load, load_model
 
     start = time.perf_counter()
     loaded = load(given.model)
     model, tokenizer = loaded.model.eval(), loaded.tokenizer
-    draft = load(given.draft).model.eval()
+    draft = load_model(given.draft).eval()
     for one in (model, draft):
         one.generation_config.eos_token_id = None
 

@@ -70,7 +70,7 @@ class Strategy(ABC):
     """A way to decode.
 
     Args:
-        streamer: gets tokens as they are committed (transformers does not hand `generate`'s to a callable).
+        streamer: gets the prompt, then tokens as they are committed (transformers does not hand `generate`'s to a callable).
         cost_model: draft only what pays; off, every step drafts `budget` nodes.
         budget: nodes a step may draft at most beside the root; at least 1.
     """

@@ -112,7 +112,8 @@ class TransformersRuntime(Runtime):
     def prefill(self, rows: Sequence[Ints], room: int) -> Tensor:
         """See `Runtime.prefill`. Where the cache given is filled, its part of the prompts is not computed again.
 
-        That the cache holds the beginning of just these prompts can't be seen from it: the caller vouches for that.
+        That the cache holds the beginning of just these prompts can't be seen from it: `custom_generate` checks it
+        (`prefix.py`); other callers vouch for it.
 
         Raises:
             ModelError: the cache given holds another number of rows, or as much as the shortest prompt.
