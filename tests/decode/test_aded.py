@@ -1,75 +1,26 @@
-"""ADED: the table learns as published, the search is the authors' with its reward corrected, the text is the target's."""
+"""ADED: the table learns as published, is kept and refused as it should be, and the text is the target's."""
 
-import json
 import math
-import subprocess
-import sys
-from pathlib import Path as FilePath
-from random import Random
 
 import numpy as np
 import pytest
 import torch
-from driving import bigram_llama, drive, endless, plain, prompts, walk, written
+from driving import bigram_llama, drive, endless, plain, prompts, written
+from scipy.stats import chisquare
+from tabular import Tabular
+from test_aded_search import TOY, proposed, random_table, table_of
 
 from conftest import make_llama, make_tokenizer
-from unwrite.decode.aded import ADED, ADEDDrafter, Search, cut, exploration, trie
-from unwrite.decode.engine.runtime import Output
+from unwrite.decode.aded import ADED, ADEDDrafter
+from unwrite.decode.engine.bridge import generate
+from unwrite.decode.engine.planning import forget_knowledge
 from unwrite.decode.engine.sampling import Sampling
-from unwrite.decode.engine.tree import DraftTree, Path
+from unwrite.decode.engine.stopping import Stopping
+from unwrite.decode.engine.tree import DraftTree
 from unwrite.decode.trigrams import TrigramTable
 from unwrite.errors import DataError, MethodError
 
 VOCAB = 67
-OFFICIAL = json.loads(FilePath(__file__).with_name("official.json").read_text())["aded"]
-TOY = {(0, 1): {2: 0.6, 3: 0.3, 4: 0.1}, (1, 2): {5: 0.9, 6: 0.1}, (1, 3): {5: 0.5, 6: 0.5}, (1, 4): {5: 1.0}}
-
-
-def table_of(entries, vocab=10):
-    table = TrigramTable(vocab)
-    for (first, second), weights in entries.items():
-        table.set(first, second, weights)
-    return table
-
-
-def official_table(vocab=20):
-    def followers(a, b):
-        return [c for c in range(vocab) if (3 * a + 5 * b + 11 * c) % 4 == 0 or c == (a + 2 * b + 1) % vocab]
-
-    pairs = [(a, b) for a in range(vocab) for b in range(vocab)]
-    return table_of(
-        {(a, b): {c: ((7 * a + 13 * b + 29 * c) % 97 + 1) / 64 for c in followers(a, b)} for a, b in pairs}, vocab
-    )
-
-
-def search(table, root, iterations=150, depth=4, c1=32.0, c2=8.0, reward="weights", uniform=None):
-    found = Search(table, root, depth, c1, c2, reward, uniform or Random(0).random)
-    found.run(iterations)
-    return found
-
-
-def root_visits(found):
-    return {
-        word: visits
-        for word, visits, parent in zip(found.words, found.visits, found.parents, strict=True)
-        if parent == 0
-    }
-
-
-def random_table(seed=0, vocab=VOCAB, fan=6):
-    random = Random(seed)
-    pairs = [(a, b) for a in range(vocab) for b in range(vocab)]
-    return table_of(
-        {
-            pair: {c: 0.01 + random.random() for c in random.sample(range(vocab), random.randint(1, fan))}
-            for pair in pairs
-        },
-        vocab,
-    )
-
-
-def proposed(table, committed=(0, 1), **settings):
-    return ADEDDrafter(ADED(**settings), table).propose(np.array(committed), 64)
 
 
 def test_fitting_counts_trigrams_and_normalises_per_pair():
@@ -144,170 +95,6 @@ def test_the_pair_longest_without_news_is_forgotten_first():
 def test_successors_stand_by_weight_then_id():
     table = table_of({(0, 1): {7: 0.2, 5: 0.4, 3: 0.2, 9: 0.2}})
     assert table.successors(1).tokens == [5, 3, 7, 9]
-
-
-def test_puct_values_of_the_card():
-    assert 3 / 2 + exploration(10, 32, 8) * 0.25 / 3 == pytest.approx(10.1607, abs=1e-3)
-    assert 1.2 / 1 + exploration(10, 32, 8) * 0.6 / 2 == pytest.approx(32.3785, abs=1e-3)
-
-
-def test_toy_visits_sum_to_150_and_follow_the_weights():
-    visits = root_visits(search(table_of(TOY), (0, 1)))
-    assert sum(visits.values()) == 150
-    assert visits[2] > visits[3] > visits[4]
-
-
-def test_toy_visits_with_the_official_reward_are_proportional_to_the_weights():
-    visits = root_visits(search(table_of(TOY), (0, 1), reward="official"))
-    assert [visits[2], visits[3], visits[4]] == pytest.approx([90, 45, 15], abs=2)
-
-
-def test_without_exploration_visits_gather_on_the_best_mean_reward():
-    found = search(table_of(TOY), (0, 1), c1=0.0, c2=math.inf)
-    means = {word: found.scores[node] / found.visits[node] for node, word in enumerate(found.words[:4]) if node}
-    best = max(means, key=means.get)
-    assert root_visits(found)[best] == 148
-
-
-def test_with_little_exploration_visits_gather_on_the_corrected_reward_only():
-    assert root_visits(search(table_of(TOY), (0, 1), c1=1.0, c2=math.inf))[2] > 140
-    assert root_visits(search(table_of(TOY), (0, 1), c1=1.0, c2=math.inf, reward="official"))[2] == 90
-
-
-def test_with_endless_exploration_visits_are_proportional_to_the_weights():
-    visits = root_visits(search(table_of(TOY), (0, 1), c1=1e6))
-    assert [visits[2], visits[3], visits[4]] == pytest.approx([90, 45, 15], abs=2)
-
-
-def test_the_corrected_reward_is_the_weights_of_what_was_drafted():
-    table = table_of({(0, 1): {2: 0.5}, (1, 2): {3: 0.25}, (2, 3): {4: 2.0}})
-    found = search(table, (0, 1), iterations=1)
-    assert found.scores == [1 + 0.5 + 0.25 + 2.0] * 2
-    assert search(table, (0, 1), iterations=1, reward="official").scores == [1.0] * 2
-
-
-def test_the_official_reward_counts_only_a_repeated_token():
-    table = table_of({(0, 1): {1: 0.5, 2: 0.25}})
-    assert search(table, (0, 1), iterations=1, reward="official", depth=2).scores == [1.5, 0.0, 1.5]
-
-
-@pytest.mark.parametrize("reward", ["official", "weights"])
-def test_drafts_are_the_official_ones(reward):
-    table = official_table()
-    for root, drafts, nodes in zip(OFFICIAL["roots"], OFFICIAL[reward], OFFICIAL[f"{reward}_nodes"], strict=True):
-        numbers = iter((7919 * i) % 9973 / 9973 for i in range(1000))
-        found = search(table, tuple(root), reward=reward, uniform=lambda numbers=numbers: next(numbers))
-        kept = cut(found.drafts(24), 64, "longest")
-        assert sorted(map(list, kept)) == drafts
-        assert len(trie(kept, 64)) == nodes
-
-
-def test_drafts_end_in_the_likeliest_successor_and_hold_at_most_four_tokens():
-    found = search(table_of(TOY), (0, 1))
-    drafts = found.drafts(24)
-    assert (2, 5) in drafts
-    assert (4, 5) in drafts
-    assert len(set(drafts)) == len(drafts) <= 23
-    assert {len(draft) for draft in search(random_table(), (0, 1)).drafts(24)} <= {1, 2, 3, 4}
-
-
-def test_the_cut_drops_the_longest_first_and_of_those_the_least_visited():
-    drafts = [(1, 2, 3), (4,), (5, 6, 7), (8, 8, 8), (9, 1)]
-    assert cut(drafts, 7, "longest") == [(1, 2, 3), (4,), (8, 8, 8), (9, 1)]
-    assert cut(drafts, 4, "longest") == [(4,), (8, 8, 8), (9, 1)]
-    assert cut(drafts, 7, "low_visits") == [(1, 2, 3), (4,), (5, 6, 7)]
-
-
-def test_the_trie_is_ordered_by_depth_then_branch_and_truncated():
-    drafts = [(7, 1), (3, 1), (7, 2, 9)]
-    assert trie(drafts, 64) == [(7,), (3,), (7, 1), (7, 2), (3, 1), (7, 2, 9)]
-    assert trie(drafts, 3) == [(7,), (3,), (7, 1)]
-
-
-@pytest.mark.parametrize("budget", [1, 5, 20, 64])
-@pytest.mark.parametrize("order", ["longest", "low_visits"])
-def test_a_proposal_is_a_tree_within_its_budget_without_equal_siblings(budget, order):
-    drafter = ADEDDrafter(ADED(cut=order, update="none"), random_table())
-    for first in range(8):
-        tree = drafter.propose(np.array([first, 2 * first]), budget)
-        assert 1 < tree.nodes <= budget + 1 <= 65
-        assert (tree.parents[0, 1:] < np.arange(1, tree.nodes)).all()
-        assert len(set(zip(tree.parents[0].tolist(), tree.tokens[0].tolist(), strict=True))) == tree.nodes
-        assert tree.depths.max() <= 4
-
-
-def test_nothing_is_drafted_after_an_unknown_pair_or_a_single_token():
-    assert proposed(table_of(TOY), (5, 5), update="none").nodes == 1
-    assert proposed(table_of(TOY), (1,)).nodes == 1
-
-
-def same(one, other):
-    return np.array_equal(one.tokens, other.tokens) and np.array_equal(one.parents, other.parents)
-
-
-def test_a_draft_is_a_function_of_seed_table_and_the_last_two_tokens():
-    table = random_table(1)
-    drafter = ADEDDrafter(ADED(update="none"), table)
-    for pair in ((3, 4), (5, 6)):
-        drafter.propose(np.array([1, *pair]), 64)
-    assert same(drafter.propose(np.array([9, 9, 3, 4]), 64), proposed(random_table(1), (3, 4), update="none"))
-
-
-def test_drafts_do_not_depend_on_the_hash_seed():
-    program = (
-        "import numpy as np; from random import Random; from unwrite.decode.aded import ADED, ADEDDrafter; "
-        "from unwrite.decode.trigrams import TrigramTable; ids = Random(0).choices(range(6), k=400); "
-        "table = TrigramTable.fit([ids], 6); "
-        "print(ADEDDrafter(ADED(), table).propose(np.array(ids[:30]), 64).tokens.tolist())"
-    )
-    runs = [
-        subprocess.run([sys.executable, "-c", program], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True)
-        for seed in ("1", "2")
-    ]
-    assert runs[0].stdout == runs[1].stdout
-    assert len(json.loads(runs[0].stdout)[0]) > 10
-
-
-def test_a_search_is_kept_until_a_weight_it_read_changes():
-    table = table_of(TOY)
-    drafter = ADEDDrafter(ADED(update="none"), table)
-    first = drafter.propose(np.array([0, 1]), 64)
-    table.add([7, 8, 9])
-    assert drafter.propose(np.array([4, 0, 1]), 64) is first
-    assert drafter.searches == 1
-    table.add([1, 2, 7])
-    assert not same(drafter.propose(np.array([0, 1]), 64), first)
-    assert drafter.searches == 2
-
-
-def test_a_kept_draft_equals_a_fresh_search():
-    ids = Random(1).choices(range(8), k=300)
-    table, kept = TrigramTable.fit([ids], 8), 0
-    drafter = ADEDDrafter(ADED(update="none", seed=3), table)
-    for end in range(2, 200):
-        before = drafter.searches
-        tree = drafter.propose(np.array(ids[:end]), 64)
-        kept += drafter.searches == before
-        assert same(tree, proposed(table, ids[end - 2 : end], update="none", seed=3))
-        if end % 5 == 0:
-            table.add(Random(end).choices(range(8), k=3))
-    assert 10 < kept < 190
-
-
-def test_a_search_runs_its_share_of_the_iterations_and_150_without_a_cost_model():
-    table = random_table()
-    drafter = ADEDDrafter(ADED(update="none"), table)
-    tree = drafter.propose(np.array([0, 1]), 64)
-    for _ in range(3):
-        drafter.observe(tree.keep(np.array([0, 1])), Output(torch.zeros(2, VOCAB)), Path())
-        drafter._proposed = tree.nodes - 1
-    assert drafter.limit == 8
-    drafter.observe(tree, Output(torch.zeros(tree.nodes, VOCAB)), Path())
-    assert drafter.limit == 16
-    fixed = ADEDDrafter(ADED(update="none", cost_model=False), table)
-    tree = fixed.propose(np.array([0, 1]), 64)
-    fixed.observe(tree.keep(np.array([0])), Output(torch.zeros(1, VOCAB)), Path())
-    assert fixed.limit == 64
 
 
 def test_a_saved_table_drafts_the_same(tmp_path):
@@ -439,44 +226,60 @@ def sigmas(tokens):
     return float((np.abs(frequencies - P) / np.sqrt(P * (1 - P) / len(tokens))).max())
 
 
-def test_sampling_is_distributed_as_the_target():
-    drafter = ADEDDrafter(ADED(update="none"), table_of(POISON, 3))
-    draws = torch.multinomial(torch.tensor(P), 60_000, True, generator=torch.Generator().manual_seed(0)).tolist()
-
-    class Drawn(Sampling):
-        """One draw per token, made beforehand."""
-
-        def scores(self, logits, ids):
-            return logits
-
-        def pick(self, scores):
-            return draws.pop()
-
-    text, accepted = [0, 0], 0
-    while len(text) < 50_000:
-        tree = drafter.propose(np.array(text[-2:]), 64)
-        path = walk(tree, tree.tokens[0], Drawn(), text[-2:])
-        text += path.tokens
-        accepted += len(path.tokens) - 1
-    assert accepted > 10_000
-    assert sigmas(text[2:]) < 3
+def pairs_pvalue(tokens):
+    """Of the chi-square of the text cut into pairs against independent draws from P: 9 cells."""
+    pairs = np.array(tokens[: len(tokens) // 2 * 2]).reshape(-1, 2) @ [3, 1]
+    return chisquare(np.bincount(pairs, minlength=9), len(pairs) * np.outer(P, P).ravel()).pvalue
 
 
-def test_the_official_sampling_is_not():
+def engine_text(count, seed=0):
+    """(tokens, accepted drafts among them) of texts of 1,000 tokens, drafted from the poisoned table for a target of P."""
+    forget_knowledge()
+    logits, sampling = torch.tensor(P).log().float(), Sampling((), True, torch.Generator().manual_seed(seed))
+    strategy = ADED(table=table_of(POISON, 3), update="none", cost_model=False)
+    tokens, accepted = [], 0
+    while len(tokens) < count:
+        runtime = Tabular(lambda ids: logits, 3)
+        found = generate(runtime, np.array([0, 0]), strategy, sampling=sampling, stopping=Stopping(1002))
+        tokens += found.sequences[0]
+        accepted += found.stats.accepted
+    return tokens, accepted
+
+
+def official_text(count):
     """One draw for every draft and position, the draft that matches longest wins, then a fresh token."""
     drafter = ADEDDrafter(ADED(update="none"), table_of(POISON, 3))
-    drawn = np.random.default_rng(0).choice(3, (50_000, 24, 4), p=P)
-    text, step = [0, 0], 0
-    while len(text) < 50_000:
+    generator = np.random.default_rng(0)
+    text = [0, 0]
+    while len(text) < 2 + count:
         rows = paths_of(drafter.propose(np.array(text[-2:]), 64))
+        drawn = generator.choice(3, (len(rows), 4), p=P)
         matched = [
-            next((i for i, t in enumerate(row) if t != d[i]), len(row))
-            for row, d in zip(rows, drawn[step], strict=False)
+            next((i for i, t in enumerate(row) if t != d[i]), len(row)) for row, d in zip(rows, drawn, strict=True)
         ]
         best = int(np.argmax(matched))
-        text += [*rows[best][: matched[best]], int(drawn[step, -1, 0])]
-        step += 1
-    assert sigmas(text[2:]) > 3
+        text += [*rows[best][: matched[best]], int(generator.choice(3, p=P))]
+    return text[2 : 2 + count]
+
+
+def test_sampled_text_is_distributed_as_the_target():
+    """Chi-square over the 9 pairs of 4,000 tokens, level 0.001."""
+    tokens, accepted = engine_text(4000)
+    assert accepted > 1000
+    assert pairs_pvalue(tokens) > 1e-3
+
+
+def test_text_sampled_the_official_way_is_not():
+    """By the same test on as many tokens."""
+    assert pairs_pvalue(official_text(4000)) < 1e-3
+
+
+@pytest.mark.slow
+def test_50_000_sampled_tokens_lie_within_three_sigmas_of_the_target():
+    tokens, _ = engine_text(50_000, seed=1)
+    assert sigmas(tokens) < 3
+    assert pairs_pvalue(tokens) > 1e-3
+    assert sigmas(official_text(50_000)) > 3
 
 
 def paths_of(tree: DraftTree):

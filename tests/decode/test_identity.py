@@ -32,7 +32,7 @@ from unwrite.runs import cache_dir, hash_json, hash_model, lock
 PROMPTS, FEW, SAMPLED = 200, 40, 20
 NEW = 64
 BATCH = 8
-TIE = 1e-3  # of logits around 20, where float32 sums of different order differ by about 1e-4
+TIE = 1e-3  # the margin, in logits, below which the order of float32 sums may decide
 WRITE_EVERY = 20
 CHAIN = 6  # the oracle's: 1 + 9 * (CHAIN + 1) == NEW
 
@@ -120,9 +120,8 @@ def plain(model, rows, sampled=False):
     folder = cache_dir("identity", hash_json([hash_model(model), rows, NEW, options(sampled), made_by]))
     file = folder / "texts.safetensors"
     with lock(folder / "lock"):
-        known = (
-            load_file(file) if file.exists() else {"ids": torch.zeros(0, NEW).long(), "margins": torch.zeros(0, NEW)}
-        )
+        empty = {"ids": torch.zeros(0, NEW, dtype=torch.long), "margins": torch.zeros(0, NEW)}
+        known = load_file(file) if file.exists() else empty
         while (start := len(known["ids"])) < len(rows):
             fresh = [_plain(model, rows[i], i, sampled) for i in range(start, min(start + WRITE_EVERY, len(rows)))]
             for name, values in zip(("ids", "margins"), zip(*fresh, strict=True), strict=True):

@@ -32,6 +32,7 @@ from ..decode import (
     calibrate,
     generate,
 )
+from ..decode.engine.sampling import Sampling, from_processors
 from ..decode.joined import DEFAULT
 from ..reproduce.texts import corpus
 from .decode import TOKENS, Contender, Measuring, Sample, prompts
@@ -128,25 +129,30 @@ class PlainLoop:
 
         if self._context is None or self._context.size < len(ids) + count:
             self._context = NativeContext(self.model, len(ids) + count, 2, self.threads)
+        sampling, none = _sampling(temperature), torch.empty(1, 0, dtype=torch.long)
+
+        def pick(logits: Any) -> int:
+            return sampling.pick(sampling.scores(torch.from_numpy(logits), none))
+
         torch.manual_seed(seed)
         one, wanted = np.ones(1, dtype=np.int64), np.ones(1, dtype=bool)
         start = time.perf_counter()
-        new = [_pick(self._context.prefill(np.array(ids)), temperature)]
+        new = [pick(self._context.prefill(np.array(ids)))]
         first = time.perf_counter() - start
         while len(new) < count:
             place = np.array([len(ids) + len(new) - 1])
             logits = self._context.decode(np.array(new[-1:]), place, one, np.zeros(1, dtype=np.int64), wanted)[0]
-            new.append(_pick(logits, temperature))
+            new.append(pick(logits))
         return Sample(time.perf_counter() - start, tuple(new), (first, 1))
 
 
-def _pick(logits: np.ndarray[Any, Any], temperature: float) -> int:
-    if temperature == 0:
-        return int(logits.argmax())
-    import torch
+def _sampling(temperature: float) -> Sampling:
+    """As `generate` samples."""
+    from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper
 
-    best = (torch.from_numpy(logits.copy()) / temperature).topk(TOP_K)
-    return int(best.indices[torch.multinomial(best.values.softmax(-1), 1)])
+    if temperature == 0:
+        return Sampling()
+    return from_processors([TemperatureLogitsWarper(temperature), TopKLogitsWarper(TOP_K)], True)
 
 
 class HighLevel:
