@@ -81,7 +81,7 @@ def _stopped(out: Path | None, setting: dict[str, Any], batch: int, pairs: int) 
     return list(stored["cases"]) if same and alike and not stored.get("complete", True) else []
 
 
-MINUTES, HOURS = 42, 12  # of the default run, with what is left for its last cell, and of --full
+MINUTES, HOURS = 40, 12  # of the default run, with what is left for its last cell, and of --full
 
 
 def _decode(model: str, full: bool, out: Path | None, json: bool, setting: dict[str, Any]) -> None:
