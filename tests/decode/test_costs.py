@@ -95,7 +95,7 @@ def test_the_most_likely_nodes_are_kept():
     planner = Planner(paths, {1: 0.9, 2: 0.01}.__getitem__)
     tree = DraftTree.of([0, 1, 2, 3, 4], [-1, 0, 0, 1, 1], [0, 2, 1, 1, 2])
     kept = planner.prune(tree, 10)
-    assert kept.tokens.tolist() in ([[0]], [[0, 2]])
+    assert kept.tokens.tolist() == [[0, 2]]  # 1.9 tokens in 1.6 s beat 1.03 in 1 s; a third row gives 1.91 in 1.9 s
     known = ForwardPaths(["stock"])
     known.observe("stock", 1, 10, 1.0)
     generous = Planner(known, {1: 0.9, 2: 0.8}.__getitem__)
