@@ -13,13 +13,16 @@ import torch
 from tiny_gguf import make_model, write_gguf
 from unwrite.decode.aded import ADED
 from unwrite.decode.base import Strategy
+from unwrite.decode.draft_model import DraftModel
 from unwrite.decode.engine import llamacpp
 from unwrite.decode.engine.bridge import generate
 from unwrite.decode.engine.llamacpp import MOST_ROWS, LlamaCppRuntime, below
 from unwrite.decode.engine.planning import forget_knowledge
 from unwrite.decode.engine.stopping import Stopping
 from unwrite.decode.engine.tree import DraftTree
+from unwrite.decode.joined import Joined
 from unwrite.decode.prompt_lookup import PromptLookup
+from unwrite.decode.rsd import RSD
 from unwrite.decode.token_recycling import TokenRecycling
 from unwrite.errors import MethodError, MissingExtra, ModelError
 
@@ -314,20 +317,63 @@ def documents(count):
     return [text[:240] for text in dict.fromkeys(found) if text and len(text) > 150][:count]
 
 
-@pytest.mark.slow
-def test_forty_texts_of_a_quantised_model_are_one_token_decodings(bundled):
+@pytest.fixture(scope="module")
+def forty(bundled):
+    """[(prompt, its text decoded one token a forward)]"""
     asks = ("Rewrite in simpler words", "Repeat with the first word in capitals")
     with LlamaCppRuntime(bundled, threads=1) as runtime:
-        prompts = [
-            runtime.chat([{"role": "user", "content": f"{ask}: {text}"}]) for text in documents(20) for ask in asks
-        ]
-        assert len(prompts) == 40
-        fewer = 0
-        for prompt in prompts:
-            expected = plain(runtime, prompt, 64)
-            stop = Stopping(len(prompt) + 64, frozenset(runtime.eos_token_ids))
-            for strategy in (PromptLookup(), TokenRecycling(cost_model=False, budget=12), ADED(budget=12)):
-                found = generate(runtime, prompt, strategy, stopping=stop)
-                assert found.sequences == [expected]
-                fewer += len(expected) - found.stats.forwards
-        assert fewer > 0
+        rows = [runtime.chat([{"role": "user", "content": f"{ask}: {text}"}]) for text in documents(20) for ask in asks]
+        assert len(rows) == 40
+        return [(row, plain(runtime, row, 64)) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def small(bundled, tmp_path_factory):
+    """The first three layers of the target as a draft in the same number format."""
+    from unwrite.models import anatomy, load, save
+    from unwrite.models.requantise import requantise
+    from unwrite.reproduce.draft_files import as_gguf
+
+    home = tmp_path_factory.mktemp("draft")
+    folder = save(anatomy(load("smollm2-135m").model).truncate(3), home / "draft")
+    return requantise(as_gguf(folder, home / "draft.gguf", bundled), "q8_0", home / "draft.q8_0.gguf")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    "strategy",
+    [PromptLookup(), TokenRecycling(cost_model=False, budget=12), ADED(budget=12), Joined(cost_model=False, budget=12)],
+    ids=lambda strategy: type(strategy).__name__,
+)
+def test_forty_texts_of_a_quantised_model_are_one_token_decodings(bundled, forty, strategy):
+    with LlamaCppRuntime(bundled, threads=1) as runtime:
+        assert saved(runtime, strategy, forty) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda draft: DraftModel(draft_model=draft, depth=3, cost_model=False),
+        lambda draft: RSD(draft_model=draft, mode="C", branching=(2, 2), cost_model=False),
+        lambda draft: RSD(draft_model=draft, mode="S", beam_width=3, depth=2, cost_model=False),
+    ],
+    ids=["DraftModel", "RSD-C", "RSD-S"],
+)
+def test_forty_texts_drafted_by_a_smaller_file_are_one_token_decodings(bundled, small, forty, made):
+    with LlamaCppRuntime(bundled, threads=1) as runtime, LlamaCppRuntime(small, threads=1) as draft:
+        assert saved(runtime, made(draft), forty) >= 0
+
+
+def saved(runtime, strategy, forty):
+    """Forwards saved over all texts, each of which must be as it is without drafts."""
+    fewer = 0
+    for prompt, expected in forty:
+        stop = Stopping(len(prompt) + 64, frozenset(runtime.eos_token_ids))
+        found = generate(runtime, prompt, strategy, stopping=stop)
+        assert found.sequences == [expected]
+        assert found.stats.drafted > 0 or strategy.cost_model
+        fewer += len(expected) - found.stats.forwards
+    return fewer
