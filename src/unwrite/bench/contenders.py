@@ -37,6 +37,9 @@ from ..decode.joined import DEFAULT
 from ..reproduce.texts import corpus
 from .decode import TOKENS, Contender, Measuring, Sample, prompts
 
+ASSISTED, HIGH_LEVEL = "transformers, assisted", "Llama.generate"
+FEW = 6  # repeats of a short run
+SAMPLED_TOKENS = 32  # of a text of a short run at temperatures above 0
 TOP_K = 50  # transformers' own default when it samples
 CORPUS = 1_000_000  # characters of installed packages' documentation that ADED's trigrams are counted in
 Made = Callable[[], Strategy]
@@ -218,7 +221,7 @@ def on_transformers(model: Any, draft: Any, warm: Warm) -> dict[str, Contender]:
     found: dict[str, Contender] = {
         "transformers": OnTransformers(model),
         "transformers, prompt lookup": OnTransformers(model, prompt_lookup_num_tokens=10, max_matching_ngram_size=3),
-        "transformers, assisted": OnTransformers(model, assistant_model=draft),
+        ASSISTED: OnTransformers(model, assistant_model=draft),
     }
     return found | {name: OnTransformers(model, made) for name, made in warm.strategies(draft).items()}
 
@@ -227,7 +230,7 @@ def on_llamacpp(runtime: LlamaCppRuntime, draft: LlamaCppRuntime, warm: Warm) ->
     """llama.cpp's plain loops, then every strategy."""
     found: dict[str, Contender] = {
         "llama.cpp": PlainLoop(runtime),
-        "Llama.generate": HighLevel(runtime.path, runtime.threads),
+        HIGH_LEVEL: HighLevel(runtime.path, runtime.threads),
     }
     return found | {name: OnLlamaCpp(runtime, made) for name, made in warm.strategies(draft).items()}
 
@@ -280,36 +283,61 @@ def run(
     warm = warmed(model, encode, texts)
     found: dict[str, Any] = {"rows": [], "costs": {}}
     with ExitStack() as stack:
-        native = list(_native(given, warm, stack))
-        for number, (name, contenders, peer, runtime, temperatures) in enumerate(
-            [("transformers", on_transformers(model, draft, warm), "transformers", None, (0.0, 0.7)), *native]
-        ):
-            # A share of the time for each runtime that is left; what it does not use is the next one's.
+        everyone = on_transformers(model, draft, warm)
+        sampled = everyone if most > FEW else _without(everyone, ASSISTED)
+        parts = [
+            Part("transformers", everyone, 0.0, 6),
+            Part("transformers", sampled, 0.7, 3),
+            *_native(given, warm, stack),
+        ]
+        for number, part in enumerate(parts):
+            if not number or parts[number - 1].runtime != part.runtime:
+                tell(f"{part.runtime}: warming up")
+                for prompt in _one_a_kind():
+                    for contender in part.contenders.values():
+                        contender(encode(prompt), TOKENS // 2, 0.0, 0)
+            # A share of the time for each part that is left; what one does not use is the next one's.
             left = 60 * minutes - (time.perf_counter() - start)
-            share = left if number == len(native) else left * (0.7 if number == 0 else 0.6)
-            tell(f"{name}: warming up")
-            for prompt in _one_a_kind():
-                for contender in contenders.values():
-                    contender(encode(prompt), TOKENS // 2, 0.0, 0)
+            share = left * part.weight / sum(later.weight for later in parts[number:])
             deadline = time.perf_counter() + share
-            run = Measuring(contenders, peer, encode, deadline, name, tell=tell)
-            found["rows"] += run.run(temperatures, most=most)
-            found["costs"][name] = calibrate(runtime or TransformersRuntime(model))
+            tokens = SAMPLED_TOKENS if part.temperature > 0 and most <= FEW else TOKENS
+            peer = next(iter(part.contenders))
+            run = Measuring(part.contenders, peer, encode, deadline, part.runtime, tokens, tell)
+            found["rows"] += run.run((part.temperature,), most=most)
+            if part.runtime not in found["costs"]:
+                found["costs"][part.runtime] = calibrate(part.native or TransformersRuntime(model))
             found["seconds"] = time.perf_counter() - start
             keep(found)
     return found
+
+
+@dataclass(frozen=True)
+class Part:
+    """Contenders on one runtime at one temperature; the first is the peer, `weight` its share of the time."""
+
+    runtime: str
+    contenders: Mapping[str, Contender]
+    temperature: float
+    weight: int
+    native: LlamaCppRuntime | None = None
+
+
+def _without(contenders: Mapping[str, Contender], name: str) -> dict[str, Contender]:
+    """Several times slower than the rest, so that a short run leaves it out where nothing is judged by it."""
+    return {other: contender for other, contender in contenders.items() if other != name}
 
 
 def _one_a_kind() -> list[str]:
     return list({row.kind: row.text for row in prompts("tune")}.values())
 
 
-def _native(given: Files, warm: Warm, stack: ExitStack) -> Iterator[tuple[Any, ...]]:
+def _native(given: Files, warm: Warm, stack: ExitStack) -> Iterator[Part]:
     for form, (target, draft) in given.gguf.items():
         runtime, small = (stack.enter_context(LlamaCppRuntime(path)) for path in (target, draft))
-        everyone = on_llamacpp(runtime, small, warm)
+        everyone, name = on_llamacpp(runtime, small, warm), f"llama.cpp {form}"
         if form == "q8_0":
-            yield f"llama.cpp {form}", everyone, "llama.cpp", runtime, (0.0, 0.7)
+            yield Part(name, everyone, 0.0, 2, runtime)
+            yield Part(name, _without(everyone, HIGH_LEVEL), 0.7, 2, runtime)
         else:  # hardly batches: enough to see it
-            few = {name: everyone[name] for name in ("llama.cpp", "plain", "joined")}
-            yield f"llama.cpp {form}", few, "llama.cpp", runtime, (0.0,)
+            few = {one: everyone[one] for one in ("llama.cpp", "plain", "joined")}
+            yield Part(name, few, 0.0, 1, runtime)

@@ -210,6 +210,7 @@ class Measuring:
             "ratio_high": high,
             "writing_ratio": cell.ratio("writing")[0],
             "seconds_per_token": float(np.mean([sample.whole for sample in cell.samples])),
+            "tokens": self.tokens,
             "repeats": min(map(len, cell.ours)),
             "copy_rate": copied,
             "same_text": float(np.mean([a.ids == b.ids for a, b in zip(cell.samples, cell.peers, strict=True)])),

@@ -87,7 +87,7 @@ MINUTES, HOURS = 40, 12  # of the default run, with what is left for its last ce
 def _decode(model: str, full: bool, out: Path | None, json: bool, setting: dict[str, Any]) -> None:
     import torch
 
-    from ..bench.contenders import run
+    from ..bench.contenders import FEW, run
     from ..bench.decode import TOKENS, prompts_hash
     from ..reproduce.draft_files import bench_files
     from ..reproduce.drafts import made_of
@@ -107,7 +107,7 @@ def _decode(model: str, full: bool, out: Path | None, json: bool, setting: dict[
             write_json(out, {**found, **extra})
 
     with progress_console().status("") as status:
-        found = run(files, 60 * HOURS if full else MINUTES, 40 if full else 6, status.update, keep)
+        found = run(files, 60 * HOURS if full else MINUTES, 40 if full else FEW, status.update, keep)
     if json:
         print_json(found["rows"])
     else:
