@@ -216,3 +216,16 @@ def test_a_plan_never_drafted_is_expected_to_cost_its_levels():
     costs.observe(0, 1, 0.02)
     assert costs.estimate(3, 4, unknown=0.3) == pytest.approx(0.08)
     assert costs.estimate(0, 1, unknown=0.3) == pytest.approx(0.02)
+
+
+def test_a_step_that_chose_no_plan_says_nothing_of_what_drafting_costs():
+    """The last step of a text has no room for a draft; what it spent on drafting, nothing, is not the last plan's."""
+    paths = ForwardPaths(["stock"])
+    paths.observe("stock", 1, 10, 1.0)
+    planner = Planner(paths, lambda kind: 0.9)
+    plan = DraftTree.of([0, 0], [-1, 0], [0, 1])
+    for _ in range(3):
+        assert planner.choose_plan([plan], 10, 8, 8) == 1
+        planner.spent(0.2, 0.2, True)
+    planner.spent(0.0, 0.0, False)
+    assert planner.drafting.seconds[0] == pytest.approx(0.2)

@@ -259,7 +259,7 @@ def run(
         minutes: after which nothing is measured again.
         most: repeats of a cell at most.
         tell: gets a line of progress.
-        keep: gets what is known so far, after every runtime.
+        keep: gets what is known so far, after every runtime and temperature.
 
     Returns:
         {"rows": a row a cell, "costs": {runtime: {rows: seconds}}, "seconds": of the whole}

@@ -137,7 +137,8 @@ class Measuring:
         contenders: {name: contender}; `peer` is one of them.
         encode: prompt text to ids.
         deadline: perf_counter seconds after which no new repeat starts.
-        out: samples are kept there after every prompt.
+        tokens: of every text.
+        tell: gets a line of progress.
     """
 
     contenders: Mapping[str, Contender]

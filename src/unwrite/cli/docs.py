@@ -142,7 +142,11 @@ def decode_sampled() -> str:
 
     rows, lines = stored["rows"], []
     for runtime, heat in dict.fromkeys((row["runtime"], row["temperature"]) for row in rows if row["temperature"] > 0):
-        lines += [f"**{runtime}**, temperature {heat:g}", "", *report.cells(rows, runtime, heat), ""]
+        tokens = next(
+            r.get("tokens", stored["tokens"]) for r in rows if (r["runtime"], r["temperature"]) == (runtime, heat)
+        )
+        lines += [f"**{runtime}**, temperature {heat:g}, {tokens} tokens a text", ""]
+        lines += [*report.cells(rows, runtime, heat), ""]
     return "\n".join(lines).rstrip()
 
 

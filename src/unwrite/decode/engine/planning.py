@@ -280,6 +280,7 @@ class Planner:
                 self.drafting.observe(self._plan, self._depth, drafting)
             self._began = True
             own -= drafting
+            self._plan = None  # a step that chooses none must not count as this one's
         self.own.observe(drafted, own)
 
 
