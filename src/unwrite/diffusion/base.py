@@ -1,0 +1,353 @@
+"""What the denoising loop is made of: one read-only `Step`, and the kinds of parts that look at it.
+
+A masked-diffusion language model fills a canvas of masks, some positions a forward. Which ones, with what tokens, and when
+to stop is decided by parts that compose. In this order they see every step:
+
+    adapter, guidance, mask token removed -> blocks -> logits -> propose -> score -> stop -> quota, commit -> constraint
+    -> reveal -> edit
+
+Every row of a batch goes its own way (its own block, its own count of steps), so arrays are [rows, ...], where `rows` are
+those still being written. A part is a frozen dataclass; what it has to remember from step to step the loop keeps for it
+(`step.memory(self)`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import MethodError
+
+
+@dataclass(frozen=True)
+class Wide:
+    """The whole generated part, for parts that read the canvas.
+
+    Args:
+        columns: [rows, generated] their columns in the canvas.
+        clean: [rows, generated, vocab] logits; zeros where `known` is false.
+        known: [rows, generated] whether this forward computed logits there (with a dual cache only the block's).
+        masked: [rows, generated] still to be written.
+        proposed: [rows, generated] a token for each; None until tokens are proposed.
+    """
+
+    columns: Tensor
+    clean: Tensor
+    known: Tensor
+    masked: Tensor
+    proposed: Tensor | None = None
+
+
+class Memory:
+    """What one part remembers of the rows of one call, kept by the loop."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self.kept: dict[str, Tensor] = {}
+
+    def get(self, name: str, rows: Tensor, shape: tuple[int, ...], fill: float, dtype: torch.dtype) -> Tensor:
+        """[rows, *shape], filled where nothing was kept yet; a longer shape than before grows it."""
+        kept = self.kept.get(name)
+        if kept is None:
+            kept = torch.full((self.batch, *shape), fill, dtype=dtype, device=rows.device)
+        elif any(new > old for new, old in zip(shape, kept.shape[1:], strict=True)):
+            grown = [max(new, old) for new, old in zip(shape, kept.shape[1:], strict=True)]
+            larger = torch.full((self.batch, *grown), fill, dtype=dtype, device=rows.device)
+            larger[tuple(slice(size) for size in kept.shape)] = kept
+            kept = larger
+        self.kept[name] = kept
+        return kept[rows][(slice(None), *(slice(size) for size in shape))]
+
+    def put(self, name: str, rows: Tensor, value: Tensor) -> None:
+        """Keeps [rows, *shape] for the next step."""
+        kept = self.kept[name]
+        if len(rows) == self.batch and value.shape == kept.shape:
+            self.kept[name] = value
+        else:
+            kept[(rows, *(slice(size) for size in value.shape[1:]))] = value
+
+
+@dataclass(frozen=True)
+class Step:
+    """One forward of the rows that are still being written. Columns count from each row's own beginning.
+
+    Args:
+        rows: [rows] their places in the batch.
+        canvas: [rows, length] ids before this step's tokens are revealed.
+        prompt, length: [rows] first generated column; columns of the row (an edit may lower it).
+        start, end: [rows] the block's columns, end excluded. `end` is of no meaning before blocks are chosen.
+        opening: [rows] whether this is the block's first step.
+        number, in_block: [rows] forwards of the row, and in the block, before this one.
+        at_entry: [rows] masks that the block had when it was opened.
+        total: steps the caller asked for (generated positions where none were).
+        size: generated positions the caller asked for.
+        mask_id, eos_ids: of the model.
+        ahead: [rows, n, vocab] clean logits from `start` on, at least to the block's end; the mask token is -inf.
+        wide: the generated part where a part reads the canvas.
+        ahead_proposed: [rows, n] the token each of them would get, where the blocks part looks ahead; else None.
+        noise, wide_noise: [rows, n, vocab], [rows, generated, vocab] uniform draws in float64 that tokens are chosen with.
+        clean, fused: [rows, width, vocab] the block's logits, before and after the logits part.
+        judged: [rows, width, vocab] logits whose softmax is the probability of a choice.
+        proposed: [rows, width] the token that each position would get.
+        confidence: [rows, width] how sure; at revealed positions too.
+        masked: [rows, width] still to be written, within the row's block.
+        quota: [rows] how many positions to reveal where a rule counts.
+    """
+
+    rows: Tensor
+    canvas: Tensor
+    prompt: Tensor
+    length: Tensor
+    start: Tensor
+    end: Tensor
+    opening: Tensor
+    number: Tensor
+    in_block: Tensor
+    at_entry: Tensor
+    total: int
+    size: int
+    mask_id: int
+    eos_ids: tuple[int, ...]
+    ahead: Tensor
+    wide: Wide | None = None
+    ahead_proposed: Tensor | None = None
+    noise: Tensor | None = None
+    wide_noise: Tensor | None = None
+    clean: Tensor = field(default_factory=lambda: torch.empty(0))
+    fused: Tensor = field(default_factory=lambda: torch.empty(0))
+    judged: Tensor = field(default_factory=lambda: torch.empty(0))
+    proposed: Tensor = field(default_factory=lambda: torch.empty(0))
+    confidence: Tensor = field(default_factory=lambda: torch.empty(0))
+    masked: Tensor = field(default_factory=lambda: torch.empty(0))
+    quota: Tensor = field(default_factory=lambda: torch.empty(0))
+    desk: Desk = field(default_factory=lambda: Desk(0))
+
+    @property
+    def columns(self) -> Tensor:
+        """[rows, width] columns of the block; past a shorter row's block they repeat its last column."""
+        return self.columns_ahead(self.masked.shape[1])
+
+    def columns_ahead(self, count: int) -> Tensor:
+        """[rows, count] columns from the block's start, none past the row's last one."""
+        columns = self.start[:, None] + torch.arange(count, device=self.start.device)
+        return torch.minimum(columns, self.length[:, None] - 1)
+
+    @property
+    def inside(self) -> Tensor:
+        """[rows, width] whether a place belongs to the row's block."""
+        return torch.arange(self.masked.shape[1], device=self.start.device) < (self.end - self.start)[:, None]
+
+    @property
+    def tokens(self) -> Tensor:
+        """[rows, width] ids now in the block."""
+        return self.canvas.gather(1, self.columns)
+
+    def random(self, *shape: int) -> Tensor:
+        """Uniform draws [rows, *shape] in float64, each row's from its own generator."""
+        return self.desk.random(self.rows, shape)
+
+    def memory(self, part: Any) -> PartMemory:
+        """What `part` remembers of these rows."""
+        return PartMemory(self, self.desk.memory(part))
+
+    def count(self, name: str, value: Tensor) -> None:
+        """Adds [rows] numbers to the output's `counts`."""
+        self.desk.add(name, self.rows, value)
+
+
+class PartMemory:
+    """`Memory` as one step sees it."""
+
+    def __init__(self, step: Step, memory: Memory) -> None:
+        self.step, self.inner = step, memory
+
+    def get(
+        self, name: str, *shape: int, fill: float = 0.0, dtype: torch.dtype = torch.float32, per_block: bool = False
+    ) -> Tensor:
+        """[rows, *shape]. per_block: begins again from `fill` when a block is opened."""
+        value = self.inner.get(name, self.step.rows, shape, fill, dtype)
+        if per_block:
+            opening = self.step.opening.view(-1, *[1] * len(shape))
+            value = torch.where(opening, torch.full((), fill, dtype=dtype, device=value.device), value)
+        return value
+
+    def put(self, name: str, value: Tensor) -> None:
+        """Keeps [rows, *shape]; `get` it first."""
+        self.inner.put(name, self.step.rows, value)
+
+
+class Desk:
+    """What the loop holds for the parts of one call: their memories, the random generators, the counts."""
+
+    def __init__(self, batch: int, seed: int = 0, device: Any = "cpu") -> None:
+        self.batch, self.device = batch, device
+        self._memories: dict[int, Memory] = {}
+        self._generators = [torch.Generator(device=device).manual_seed(seed * 1_000_003 + row) for row in range(batch)]
+        self.counts: dict[str, Tensor] = {}
+
+    def memory(self, part: Any) -> Memory:
+        return self._memories.setdefault(id(part), Memory(self.batch))
+
+    def random(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+        drawn = [
+            torch.rand(shape, dtype=torch.float64, device=self.device, generator=self._generators[row])
+            for row in rows.tolist()
+        ]
+        return torch.stack(drawn)
+
+    def add(self, name: str, rows: Tensor, value: Tensor) -> None:
+        total = self.counts.setdefault(name, torch.zeros(self.batch, dtype=torch.long, device=rows.device))
+        total[rows] += value.to(total.dtype)
+
+
+@dataclass(frozen=True)
+class Commit:
+    """Args:
+    reveal: [rows, width] positions that get their token now; only masked ones count.
+    hide: [rows, width] positions to mask again after that, or None.
+    tokens: [rows, width] other tokens than the proposed ones, or None.
+    """
+
+    reveal: Tensor
+    hide: Tensor | None = None
+    tokens: Tensor | None = None
+
+
+class Part(ABC):  # noqa: B024
+    """Any part of the loop.
+
+    reads: "block", or "canvas" for parts that need `step.wide`.
+    """
+
+    reads: ClassVar[Literal["block", "canvas"]] = "block"
+
+    def check(self, sampler: Any) -> None:  # noqa: B027
+        """Refuses what this part cannot work with. sampler: the `Sampler`; a MethodError names both parts."""
+
+
+class Blocks(Part):
+    """Where the next block ends. Blocks go from left to right; one is finished before the next begins."""
+
+    @property
+    @abstractmethod
+    def default(self) -> int:
+        """Positions of a block where nothing speaks for another size; stretches this long without masks are skipped."""
+
+    def reach(self, size: int) -> int:
+        """How many positions from a block's start `lengths` reads. size: generated positions."""
+        return 0
+
+    @abstractmethod
+    def lengths(self, step: Step) -> Tensor:
+        """[rows] positions of the blocks that begin at step.start; asked at every step, used where one is opened. The
+        loop clips it to what remains."""
+
+
+class Logits(Part):
+    """Changes the logits that tokens are chosen from."""
+
+    @abstractmethod
+    def fuse(self, step: Step) -> Tensor:
+        """[rows, width, vocab] from step.fused."""
+
+
+class Proposal(Part):
+    """Chooses a token for every position, whether it is revealed or not."""
+
+    random: ClassVar[bool] = False
+
+    @abstractmethod
+    def propose(self, logits: Tensor, noise: Tensor | None) -> Tensor:
+        """[..., n] tokens. logits: [..., n, vocab]; noise: like it, uniform in float64."""
+
+    def judged(self, clean: Tensor, fused: Tensor) -> Tensor:
+        """[..., n, vocab] logits whose softmax the score is taken from."""
+        return fused
+
+
+class Score(Part):
+    """How sure a proposed token is; larger is surer."""
+
+    probability: ClassVar[bool] = False
+
+    @abstractmethod
+    def score(self, step: Step) -> Tensor:
+        """[rows, width] float64."""
+
+
+class Quota(Part):
+    """How many positions a step reveals, for rules that count."""
+
+    @abstractmethod
+    def count(self, step: Step) -> Tensor:
+        """[rows] at least 0."""
+
+
+class CommitRule(Part):
+    """Which positions are revealed, and which hidden again."""
+
+    counts: ClassVar[bool] = False  # reads step.quota
+
+    @abstractmethod
+    def commit(self, step: Step) -> Commit: ...
+
+
+class Constraint(Part):
+    """Overrules a commit, such as a grammar."""
+
+    @abstractmethod
+    def allow(self, step: Step, commit: Commit) -> Commit: ...
+
+
+class Edit(Part):
+    """After the tokens are revealed; may shorten rows."""
+
+    @abstractmethod
+    def edit(self, step: Step, revealed: Tensor) -> Tensor:
+        """[rows] columns to keep, at most step.length. step.canvas: with this step's tokens; revealed: [rows, width]."""
+
+
+class Stop(Part):
+    """Whether all remaining masks are filled at once and the row is done."""
+
+    reads = "canvas"
+
+    @abstractmethod
+    def stop(self, step: Step) -> Tensor:
+        """[rows] bool."""
+
+
+Watch = Callable[[Step], None]
+
+
+def best(step: Step) -> Tensor:
+    """[rows, width] the surest masked position of each row, the leftmost of equals; none where nothing is masked."""
+    return ranked(step, torch.ones_like(step.start))
+
+
+def ranked(step: Step, count: Tensor, scores: Tensor | None = None) -> Tensor:
+    """[rows, width] the `count` [rows] surest masked positions; of equals the leftmost."""
+    scores = step.confidence if scores is None else scores
+    scores = scores.masked_fill(~step.masked, -torch.inf)
+    order = scores.sort(dim=1, descending=True, stable=True).indices
+    ranks = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
+    return (ranks < count[:, None]) & step.masked
+
+
+def at_least_one(step: Step, reveal: Tensor) -> Tensor:
+    """The given masked positions, and the surest one where there is none."""
+    return (reveal | best(step)) & step.masked
+
+
+def not_negative(owner: Any, **values: float) -> None:
+    """Refuses negative and NaN settings. Infinite ones have a meaning: they switch a rule off."""
+    for name, value in values.items():
+        if not value >= 0:
+            raise MethodError(f"{type(owner).__name__}: {name} is {value}; use 0 or more.")
