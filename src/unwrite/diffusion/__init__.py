@@ -15,9 +15,17 @@ if TYPE_CHECKING:
     from .adapter import MaskPredictor
     from .base import Blocks, Commit, CommitRule, Constraint, Edit, Logits, Part, Proposal, Quota, Score, Step, Stop
     from .block_cache import BlockCache
+    from .likelihood import log_likelihood
     from .proposing import Confidence, EndLast, Gumbel, LeftToRight, Margin, NegativeEntropy, Nucleus, RandomOrder
     from .rules import RCR, EarlyStop, Factor, Fading, FixedBlocks, NoEnd, Origin, ReMDM, Threshold, TopK, Uniform
     from .sampler import DiffusionOutput, Sampler
+    from .training import (
+        MaskedCollator,
+        MaskedDiffusionTrainer,
+        MaskedRow,
+        mask_predictor_recipe,
+        masked_diffusion_loss,
+    )
 
 _HOMES = {
     "adapter": ("MaskPredictor",),
@@ -25,6 +33,7 @@ _HOMES = {
         "Blocks", "Commit", "CommitRule", "Constraint", "Edit", "Logits", "Part", "Proposal", "Quota", "Score", "Step", "Stop",
     ),
     "block_cache": ("BlockCache",),
+    "likelihood": ("log_likelihood",),
     "proposing": (
         "Confidence", "EndLast", "Gumbel", "LeftToRight", "Margin", "NegativeEntropy", "Nucleus", "RandomOrder",
     ),
@@ -32,6 +41,9 @@ _HOMES = {
         "RCR", "EarlyStop", "Factor", "Fading", "FixedBlocks", "NoEnd", "Origin", "ReMDM", "Threshold", "TopK", "Uniform",
     ),
     "sampler": ("DiffusionOutput", "Sampler"),
+    "training": (
+        "MaskedCollator", "MaskedDiffusionTrainer", "MaskedRow", "mask_predictor_recipe", "masked_diffusion_loss",
+    ),
 }  # fmt: skip
 
 __all__ = [
@@ -54,6 +66,9 @@ __all__ = [
     "Logits",
     "Margin",
     "MaskPredictor",
+    "MaskedCollator",
+    "MaskedDiffusionTrainer",
+    "MaskedRow",
     "NegativeEntropy",
     "NoEnd",
     "Nucleus",
@@ -70,6 +85,9 @@ __all__ = [
     "Threshold",
     "TopK",
     "Uniform",
+    "log_likelihood",
+    "mask_predictor_recipe",
+    "masked_diffusion_loss",
 ]
 
 __getattr__, __dir__ = lazily(__name__, _HOMES)

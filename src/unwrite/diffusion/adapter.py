@@ -140,6 +140,8 @@ class MaskPredictor:
         if lengths is not None and "attention_mask" not in more:
             more = {**more, "attention_mask": torch.arange(canvas.shape[1], device=canvas.device) < lengths[:, None]}
             more["attention_mask"] = more["attention_mask"].long()
+        if "past_key_values" not in more and getattr(getattr(self.model, "config", None), "is_causal", None) is False:
+            more = {**more, "use_cache": False}  # a decoder would fill a cache that nobody reads
         with head_at(self.model, self.at_outputs(where), canvas.shape) as took:
             logits: Tensor = self.model(input_ids=canvas, **more).logits
         if not took:

@@ -429,8 +429,3 @@ def checked_prompts(prompts: Any, predictor: MaskPredictor, size: int, tokenizer
                 f"{predictor.longest} positions. Lower gen_length or cut the prompt."
             )
     return rows
-
-
-def elapsed_share(seconds: Mapping[str, float]) -> float:
-    """What the parts took, as a share of the forwards."""
-    return seconds["parts"] / max(1e-12, seconds["forward"])

@@ -100,11 +100,8 @@ def probability_of(logits: Tensor, tokens: Tensor) -> Tensor:
 
 
 def logsumexp(logits: Tensor) -> Tensor:
-    """[...] in float64. The largest logit is taken out in the logits' own type, where that is exact."""
-    if logits.dtype == torch.float64:
-        return logits.logsumexp(-1)
-    top = logits.amax(-1, keepdim=True)
-    return (logits - top).double().exp().sum(-1).log() + top[..., 0].double()
+    """[...] in float64."""
+    return logits.double().logsumexp(-1)
 
 
 @dataclass(frozen=True)

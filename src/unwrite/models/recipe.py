@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ from .checkpoints import read_json
 from .fitting import TrainRecipe
 from .loading import load_model, model_folder
 
-__all__ = ["CausalTraining", "causal_recipe"]
+__all__ = ["CausalTraining", "Start", "causal_recipe", "fit_rows"]
 
 _IGNORED = -100
+BatchLoss = Callable[[nn.Module, list[Any], str], Tensor]  # model, rows, device -> mean loss
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,11 @@ class CausalTraining:
         if wrong:
             raise ModelError(f"{wrong}={getattr(self, wrong)!r} has no meaning. See CausalTraining for its range.")
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the result depends on: all but where it is trained."""
+        return {name: value for name, value in asdict(self).items() if name != "device"}
+
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of step `step` (from 0) of `steps`."""
         rising = round(self.warmup * steps)
@@ -96,35 +102,54 @@ def causal_recipe(
         ModelError: a setting outside its range; a start that isn't there.
     """
     how = CausalTraining(epochs, lr, batch_size, warmup, weight_decay, clip, device)
-    if hasattr(start, "to_diff_dict"):
-        config = start.to_dict()
-        for unrelated in ("transformers_version", "_name_or_path"):
-            config.pop(unrelated, None)
-        origin = {"config": hash_json(config)}
-    else:
-        folder = model_folder(start)
+    begin = Start(start)
+
+    def fit(model: nn.Module, data: Any, indices: list[int], seed: int, folder: Path) -> None:
+        fit_rows(model, _rows(data, indices), how, seed, folder, _loss)
+
+    return TrainRecipe(begin.build, fit, name="causal", settings={"version": 1, "start": begin.origin, **how.settings})
+
+
+class Start:
+    """What a training starts from.
+
+    Args:
+        given: a transformers configuration (random weights from the seed), or anything `load_model` takes: a folder, a
+            bundled name, a Hub id.
+
+    Attributes:
+        origin: its content's hash, for a recipe's settings.
+
+    Raises:
+        ModelError: it isn't there, or is no whole model.
+    """
+
+    def __init__(self, given: Any) -> None:
+        self.given = given
+        if hasattr(given, "to_diff_dict"):
+            config = given.to_dict()
+            for unrelated in ("transformers_version", "_name_or_path"):
+                config.pop(unrelated, None)
+            self.origin = {"config": hash_json(config)}
+            return
+        folder = model_folder(given)
         if not (folder / "config.json").exists():
             raise ModelError(f"{folder} is not a whole model (no config.json). Merge an adapter first, then train it.")
-        origin = {"weights": _folder_hash(folder)}
+        self.origin = {"weights": _folder_hash(folder)}
 
-    def build(seed: int) -> nn.Module:
-        if "weights" in origin:
-            return load_model(start)
+    def build(self, seed: int) -> nn.Module:
+        """The model to train."""
+        if "weights" in self.origin:
+            return load_model(self.given)
         from transformers import AutoModelForCausalLM
 
         torch.manual_seed(seed)
-        model: nn.Module = AutoModelForCausalLM.from_config(start)
+        model: nn.Module = AutoModelForCausalLM.from_config(self.given)
         return model
 
-    def fit(model: nn.Module, data: Any, indices: list[int], seed: int, folder: Path) -> None:
-        _fit(model, _rows(data, indices), how, seed, folder)
 
-    settings = {"version": 1, "start": origin, **asdict(how)}
-    del settings["device"]  # where it is trained is not what it is
-    return TrainRecipe(build, fit, name="causal", settings=settings)
-
-
-def _fit(model: nn.Module, rows: list[Any], how: CausalTraining, seed: int, folder: Path) -> None:
+def fit_rows(model: nn.Module, rows: list[Any], how: CausalTraining, seed: int, folder: Path, loss: BatchLoss) -> None:
+    """Trains in place. What `loss` draws from torch's global generator is the same after a kill: each epoch seeds it."""
     model.to(how.device).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=how.lr, weight_decay=how.weight_decay)
     per_epoch = math.ceil(len(rows) / how.batch_size)
@@ -138,37 +163,44 @@ def _fit(model: nn.Module, rows: list[Any], how: CausalTraining, seed: int, fold
             for number in range(per_epoch):
                 batch = [rows[i] for i in order[number * how.batch_size : (number + 1) * how.batch_size]]
                 step = epoch * per_epoch + number
-                loss = _step(model, optimiser, batch, how, how.rate(step, steps))
-                if not math.isfinite(loss):
+                value = _step(model, optimiser, batch, how, how.rate(step, steps), loss)
+                if not math.isfinite(value):
                     raise NotFinite(
-                        f"the loss is {loss} at step {step + 1} of {steps} (lr {how.lr}). Lower the learning rate."
+                        f"the loss is {value} at step {step + 1} of {steps} (lr {how.lr}). Lower the learning rate."
                     )
                 bar.update()
-                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                bar.set_postfix(loss=f"{value:.3f}", refresh=False)
             if epoch + 1 < how.epochs:
                 _checkpoint(model, optimiser, epoch + 1, folder)
     model.eval()
 
 
 def _step(
-    model: nn.Module, optimiser: torch.optim.Optimizer, batch: list[Any], how: CausalTraining, lr: float
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    batch: list[Any],
+    how: CausalTraining,
+    lr: float,
+    loss: BatchLoss,
 ) -> float:
     for group in optimiser.param_groups:
         group["lr"] = lr
-    ids, mask, labels = _padded(batch, how.device)
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[
-        :, :-1
-    ]  # [batch, length - 1, vocabulary]
+    value = loss(model, batch, how.device)
+    value.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), how.clip)
+    optimiser.step()
+    optimiser.zero_grad()
+    return value.item()
+
+
+def _loss(model: nn.Module, batch: list[Any], device: str) -> Tensor:
+    ids, mask, labels = _padded(batch, device)
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]  # [batch, length - 1, vocab]
     count = int((labels[:, 1:] != _IGNORED).sum())
     total = F.cross_entropy(
         logits.flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=_IGNORED, reduction="sum"
     )
-    loss = total / max(1, count)
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), how.clip)
-    optimiser.step()
-    optimiser.zero_grad()
-    return loss.item()
+    return total / max(1, count)
 
 
 def _padded(batch: list[Any], device: str) -> tuple[Tensor, Tensor, Tensor]:
