@@ -264,3 +264,18 @@ def test_the_trainer_says_which_argument_would_strip_the_answers(tmp_path):
 def test_rows_may_be_mappings():
     batch = MaskedCollator(END)([{"input_ids": [5, 6, 7], "answer": 1}, SimpleNamespace(input_ids=[5, 6], answer=0)])
     assert batch["prompt_lengths"].tolist() == [1, 0]
+
+
+def test_spread_times_have_the_same_expectation_and_less_variance():
+    ids, full, none = torch.full((16, 64), 5), torch.full((16,), 64), torch.zeros(16, dtype=torch.long)
+    model = uniform_model()
+    means = {}
+    for spread in (False, True):
+        generator = torch.Generator().manual_seed(0)
+        draws = [
+            masked_diffusion_loss(model, ids, full, none, spread=spread, eps=0.05, generator=generator).mean()
+            for _ in range(300)
+        ]
+        means[spread] = torch.stack(draws)
+    assert abs(float(means[True].mean() / means[False].mean()) - 1) < 0.02
+    assert float(means[True].std()) < float(means[False].std())

@@ -89,6 +89,7 @@ def masked_diffusion_loss(
     *,
     eps: float = 1e-3,
     short: float = 0.0,
+    spread: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """One draw of the loss for every row, [rows] in nats a token.
@@ -98,6 +99,8 @@ def masked_diffusion_loss(
         lengths, prompt_lengths: [rows] of each row; what follows a row's length is not seen.
         eps: least share hidden, in (0, 1).
         short: how often the whole batch is cut to a random length (LLaDA's pre-training: 0.01); only without prompts.
+        spread: spread the rows' times evenly over (0, 1) from a random first one: the same expectation, less variance
+            (MDLM, arXiv 2406.07524).
         generator: of what is drawn; None for torch's own.
     """
     device = ids.device
@@ -108,7 +111,8 @@ def masked_diffusion_loss(
     if short > 0 and not bool(prompt_lengths.any()) and float(uniform(1)) < short:
         cut = 1 + int(float(uniform(1)) * ids.shape[1])
         ids, lengths = ids[:, :cut], lengths.clamp(max=cut)
-    share = (1 - eps) * uniform(len(ids)) + eps  # [rows]
+    times = (uniform(1) + torch.arange(len(ids), device=device) / len(ids)) % 1 if spread else uniform(len(ids))
+    share = (1 - eps) * times + eps  # [rows]
     columns = torch.arange(ids.shape[1], device=device)
     answer = (columns >= prompt_lengths[:, None]) & (columns < lengths[:, None])
     hidden = answer & (uniform(*ids.shape) < share[:, None])
@@ -227,6 +231,7 @@ def mask_predictor_recipe(
     weight_decay: float = 0.0,
     clip: float = 1.0,
     eps: float = 1e-3,
+    spread: bool = False,
     device: str = "cpu",
 ) -> TrainRecipe:
     """A recipe for `trained` that makes a decoder a mask predictor, on `MaskedRow`s.
@@ -237,7 +242,7 @@ def mask_predictor_recipe(
         start: see `causal_recipe`; a causal model keeps its weights, its embeddings grow if mask_id is beyond them.
         mask_id: a token that no row holds.
         end_id, length: see `MaskedCollator`.
-        eps: see `masked_diffusion_loss`.
+        eps, spread: see `masked_diffusion_loss`.
         others: see `CausalTraining`.
 
     Raises:
@@ -268,13 +273,13 @@ def mask_predictor_recipe(
         def loss(_: nn.Module, batch: list[Any], device: str) -> Tensor:
             tensors = {name: value.to(device) for name, value in collate(batch).items()}
             ids, lengths, prompts = tensors["input_ids"], tensors["lengths"], tensors["prompt_lengths"]
-            return masked_diffusion_loss(predictor, ids, lengths, prompts, eps=eps).mean()
+            return masked_diffusion_loss(predictor, ids, lengths, prompts, eps=eps, spread=spread).mean()
 
         fit_rows(model, rows, how, seed, folder, loss)
 
     if not 0 < eps < 1:
         raise ModelError(f"eps is {eps}; use a value above 0 and below 1.")
-    of = {"mask_id": mask_id, "end_id": end_id, "length": length, "eps": eps}
+    of = {"mask_id": mask_id, "end_id": end_id, "length": length, "eps": eps, "spread": spread}
     return TrainRecipe(build, fit, "mask predictor", {"version": 1, "start": begin.origin, **of, **how.settings})
 
 
