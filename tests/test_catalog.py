@@ -13,6 +13,7 @@ from unwrite.errors import MethodError, UnwriteError
 
 ROOT = Path(__file__).parent.parent
 SYSTEMS, METHODS, STRATEGIES = catalog.systems(), catalog.methods(), catalog.strategies()
+PARTS = catalog.parts()
 VERDICTS = {"reproduced", "partly", "not reproduced", "needs GPU"}
 
 
@@ -25,6 +26,7 @@ def test_every_slug_stands_once_in_the_file():
     assert text.count("[[system]]") == len(SYSTEMS)
     assert text.count("[[method]]") == len(METHODS)
     assert text.count("[[strategy]]") == len(STRATEGIES)
+    assert text.count("[[part]]") == len(PARTS)
 
 
 @pytest.mark.parametrize("slug", SYSTEMS)
@@ -72,6 +74,22 @@ def test_strategy_has_a_class_and_a_known_system(slug):
     record = STRATEGIES[slug]
     assert dataclasses.is_dataclass(record.load())
     assert record.system is None or SYSTEMS[record.system].family == "decode"
+
+
+@pytest.mark.parametrize("slug", PARTS)
+def test_part_is_of_the_kind_it_says_and_of_a_known_system(slug):
+    from unwrite.diffusion import base
+
+    record = PARTS[slug]
+    kind = {"propose": "Proposal", "commit": "CommitRule"}.get(record.kind, record.kind.capitalize())
+    assert issubclass(record.load(), getattr(base, kind))
+    assert dataclasses.is_dataclass(record.load())
+    assert record.system is None or SYSTEMS[record.system].family == "diffusion"
+
+
+def test_a_part_of_an_unknown_kind_is_refused():
+    with pytest.raises(UnwriteError, match=r"catalog.toml: threshold: kind is 'magic'; use one of"):
+        dataclasses.replace(catalog.part("threshold"), kind="magic")
 
 
 @pytest.mark.parametrize(("field", "value"), [("exact", "roughly"), ("runtimes", ("abacus",))])

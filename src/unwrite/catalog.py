@@ -147,6 +147,36 @@ class StrategyRecord:
         return load_entry(self.entry)
 
 
+PART_KINDS = ("blocks", "logits", "propose", "score", "quota", "commit", "constraint", "edit", "stop")
+
+
+@dataclass(frozen=True)
+class PartRecord:
+    """One part of the denoising loop.
+
+    Args:
+        slug: its name on the command line.
+        entry: "module:Class".
+        kind: the field of `Sampler` that it fills.
+        does: what it does, in one line.
+        system: the slug of the system it is, or None for a baseline.
+    """
+
+    slug: str
+    paper: str
+    entry: str
+    kind: str
+    does: str
+    system: str | None = None
+
+    def __post_init__(self) -> None:
+        _one_of(self.slug, "kind", self.kind, PART_KINDS)
+
+    def load(self) -> Any:
+        """The part's class."""
+        return load_entry(self.entry)
+
+
 def _one_of(slug: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise UnwriteError(f"catalog.toml: {slug}: {name} is {value!r}; use one of {', '.join(allowed)}.")
@@ -158,13 +188,25 @@ def load_entry(entry: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+@dataclass(frozen=True)
+class _Catalogue:
+    systems: dict[str, System]
+    methods: dict[str, MethodRecord]
+    strategies: dict[str, StrategyRecord]
+    parts: dict[str, PartRecord]
+    loaders: dict[str, str]
+
+
 @lru_cache(maxsize=1)
-def _read() -> tuple[dict[str, System], dict[str, MethodRecord], dict[str, str], dict[str, StrategyRecord]]:
+def _read() -> _Catalogue:
     data = tomllib.loads(files("unwrite").joinpath("catalog.toml").read_text(encoding="utf-8"))
-    systems = {row["slug"]: System(**row) for row in data["system"]}
-    methods = {row["slug"]: MethodRecord(**{**row, "needs": tuple(row["needs"])}) for row in data["method"]}
-    strategies = {row["slug"]: StrategyRecord(**_tuples(row)) for row in data.get("strategy", ())}
-    return systems, methods, data.get("loader", {}), strategies
+    return _Catalogue(
+        {row["slug"]: System(**row) for row in data["system"]},
+        {row["slug"]: MethodRecord(**_tuples(row)) for row in data["method"]},
+        {row["slug"]: StrategyRecord(**_tuples(row)) for row in data.get("strategy", ())},
+        {row["slug"]: PartRecord(**row) for row in data.get("part", ())},
+        data.get("loader", {}),
+    )
 
 
 def _tuples(row: dict[str, Any]) -> dict[str, Any]:
@@ -173,12 +215,12 @@ def _tuples(row: dict[str, Any]) -> dict[str, Any]:
 
 def systems() -> dict[str, System]:
     """All systems by slug, in the catalogue's order."""
-    return _read()[0]
+    return _read().systems
 
 
 def methods() -> dict[str, MethodRecord]:
     """All forgetting methods by slug, in the catalogue's order."""
-    return _read()[1]
+    return _read().methods
 
 
 def system(slug: str) -> System:
@@ -197,7 +239,7 @@ def method(slug: str) -> MethodRecord:
 
 def strategies() -> dict[str, StrategyRecord]:
     """All decoding strategies by slug, in the catalogue's order."""
-    return _read()[3]
+    return _read().strategies
 
 
 def strategy(slug: str) -> StrategyRecord:
@@ -207,9 +249,21 @@ def strategy(slug: str) -> StrategyRecord:
     return strategies()[slug]
 
 
+def parts() -> dict[str, PartRecord]:
+    """All parts of the denoising loop by slug, in the catalogue's order."""
+    return _read().parts
+
+
+def part(slug: str) -> PartRecord:
+    """One part; an unknown slug is refused with the nearest one."""
+    if slug not in parts():
+        raise MethodError(unknown("part", slug, parts()))
+    return parts()[slug]
+
+
 def loader(name: str) -> Any | None:
     """The function that reads back a folder saved by a guard, or None if the catalogue names none."""
-    entry = _read()[2].get(name)
+    entry = _read().loaders.get(name)
     return load_entry(entry) if entry else None
 
 

@@ -19,15 +19,16 @@ def build(slug: str, flags: Mapping[str, str]) -> Any:
     Raises:
         MethodError: an unknown method or field (with the nearest name), or a value of another type.
     """
-    return _filled(catalog.method(slug).load(), slug, flags)
+    return fill(catalog.method(slug).load(), slug, flags)
 
 
 def build_strategy(slug: str, flags: Mapping[str, str]) -> Any:
     """The decoding strategy `slug` with the given fields; refuses as `build` does."""
-    return _filled(catalog.strategy(slug).load(), slug, flags)
+    return fill(catalog.strategy(slug).load(), slug, flags)
 
 
-def _filled(cls: type, slug: str, flags: Mapping[str, str]) -> Any:
+def fill(cls: type, slug: str, flags: Mapping[str, str]) -> Any:
+    """A dataclass from texts, `slug` its name in messages; refuses as `build` does."""
     hints = typing.get_type_hints(cls)
     names = {field.name for field in dataclasses.fields(cls)}
     values = {}

@@ -20,6 +20,7 @@ def generate(
     prompt: str,
     *,
     strategy: str = "token-recycling",
+    sampler: str | None = None,
     compare: str | None = None,
     model: str = "smollm2-135m",
     draft_model: str | None = None,
@@ -35,6 +36,8 @@ def generate(
     Args:
         prompt: the question.
         strategy: how to decode: plain, or a drafting strategy.
+        sampler: for a diffusion language model: parts of the denoising loop joined by +, such as
+            "threshold(threshold=0.8)+dual"; the canvas is shown as it fills.
         compare: several strategies separated by commas; a table of all of them in place of the stream.
         model: bundled name, local folder, .gguf file or Hub id. A .gguf file runs on llama.cpp.
         draft_model: a smaller model of the same vocabulary, for strategies that need one.
@@ -44,6 +47,11 @@ def generate(
         raw: take the prompt as it is, without the chat template.
         json: print JSON.
     """
+    if sampler is not None:
+        from .canvas import denoise
+
+        denoise(prompt, sampler, model, max_new_tokens, temperature, seed, raw, json, fields)
+        return
     names = [name.strip() for name in (compare or strategy).split(",")]
     chosen = {name: None if name == PLAIN else build_strategy(name, fields) for name in names}
     quiet_libraries()
