@@ -1,0 +1,144 @@
+"""Samplers side by side on the shared test bed: the same prompts for all, differences with paired intervals.
+
+A method that reveals more a forward is worth something only if it is more often right than the plain threshold *at the same
+number of forwards*. So every arm stands beside `Curve.at(forwards)`: a mix of the two thresholds whose forwards enclose the
+arm's, with the share that makes them equal.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ..diffusion import Sampler, testbed
+from ..diffusion.rules import FixedBlocks, Threshold
+from ..errors import DataError
+
+RESAMPLES = 2000
+NO_LOSS = -1.0  # points: "no loss" is a paired interval whose lower end is above this
+THRESHOLDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
+PROMPTS_SEED = 10_000  # prompts of seed s are drawn from PROMPTS_SEED + s; training draws from seeds below 1,000
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What one sampler did.
+
+    Args:
+        name: of it.
+        right: [prompts] 1 or 0; a mix may be between.
+        nfe: [prompts] forwards.
+    """
+
+    name: str
+    right: np.ndarray
+    nfe: np.ndarray
+
+    @property
+    def accuracy(self) -> float:
+        """Points, 0 to 100."""
+        return 100 * float(self.right.mean())
+
+    @property
+    def forwards(self) -> float:
+        """A prompt, on average."""
+        return float(self.nfe.mean())
+
+    def of(self, which: np.ndarray) -> Arm:
+        """On some of the prompts. which: [prompts] bool."""
+        return Arm(self.name, self.right[which], self.nfe[which])
+
+
+@dataclass
+class Trial:
+    """The test bed with one set of prompts; arms are run once each.
+
+    Args:
+        bed: model and tokenizer.
+        asked: the prompts.
+        tell: gets a line of progress.
+    """
+
+    bed: testbed.TestBed
+    asked: Sequence[testbed.Item]
+    tell: Callable[[str], None] = lambda line: None
+    done: dict[str, Arm] = field(default_factory=dict)
+
+    def run(self, name: str, sampler: Sampler, fixed: Mapping[int, int] | None = None) -> Arm:
+        """One arm."""
+        if name not in self.done:
+            self.tell(name)
+            found = testbed.judge(self.bed, sampler, self.asked, fixed=fixed)
+            self.done[name] = Arm(name, np.array(found.right, dtype=float), np.array(found.nfe, dtype=float))
+        return self.done[name]
+
+    def tasks(self) -> np.ndarray:
+        """[prompts] the task of each."""
+        return np.array([item.task for item in self.asked])
+
+    def curve(self, thresholds: Sequence[float] = THRESHOLDS, base: Sampler | None = None) -> Curve:
+        """The plain threshold at several values, and one by one. base: everything but the threshold; None for blocks of 32."""
+        plain = base or Sampler(gen_length=testbed.ANSWER, blocks=FixedBlocks(32))
+        label = "" if base is None else f", {base.blocks}"
+        arms = [self.run(f"threshold {t:g}{label}", replace(plain, commit=Threshold(t))) for t in thresholds]
+        return Curve([*arms, self.run(f"one by one{label}", replace(plain, commit=Threshold(2.0)))])
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Arms of one family, from few forwards to many."""
+
+    arms: Sequence[Arm]
+
+    def at(self, forwards: float) -> Arm:
+        """The family at this mean number of forwards: the two neighbours mixed. At the ends the end itself.
+
+        Raises:
+            DataError: an empty curve.
+        """
+        if not self.arms:
+            raise DataError("the curve has no arms.")
+        arms = sorted(self.arms, key=lambda arm: arm.forwards)
+        if forwards <= arms[0].forwards:
+            return arms[0]
+        for few, many in itertools.pairwise(arms):
+            if forwards <= many.forwards:
+                share = (forwards - few.forwards) / max(1e-12, many.forwards - few.forwards)
+                name = f"{many.name} x {share:.2f} + {few.name}"
+                return Arm(name, (1 - share) * few.right + share * many.right, (1 - share) * few.nfe + share * many.nfe)
+        return arms[-1]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Points that one arm is ahead of another, with the ends of its 95 % interval."""
+
+    points: float
+    low: float
+    high: float
+
+    @property
+    def no_loss(self) -> bool:
+        return self.low > NO_LOSS
+
+    def __str__(self) -> str:
+        return f"{self.points:+.1f} ({self.low:+.1f} to {self.high:+.1f})"
+
+
+def difference(ours: Arm, theirs: Arm, seed: int = 0) -> Difference:
+    """Of accuracies on the same prompts; bootstrap over prompts."""
+    if len(ours.right) != len(theirs.right):
+        raise DataError(f"{ours.name} and {theirs.name} were run on {len(ours.right)} and {len(theirs.right)} prompts.")
+    gain = 100 * (ours.right - theirs.right)
+    generator = np.random.default_rng(seed)
+    means = [float(generator.choice(gain, len(gain)).mean()) for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Difference(float(gain.mean()), float(low), float(high))
+
+
+def prompts(count: int, seed: int, tasks: Sequence[str] | None = None) -> list[testbed.Item]:
+    """Test prompts of a seed; training draws from other seeds."""
+    return testbed.items(count, PROMPTS_SEED + seed, tasks)

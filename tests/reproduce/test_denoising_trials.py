@@ -1,0 +1,64 @@
+"""Comparisons on the test bed: matched forwards, paired intervals."""
+
+import numpy as np
+import pytest
+
+from unwrite.errors import DataError
+from unwrite.reproduce.denoising import Arm, Curve, Difference, difference
+
+
+def arm(name, accuracy, forwards, count=1000, seed=0):
+    generator = np.random.default_rng(seed)
+    right = np.zeros(count)
+    right[generator.permutation(count)[: round(accuracy * count)]] = 1
+    return Arm(name, right, np.full(count, float(forwards)))
+
+
+CURVE = Curve([arm("many", 0.9, 20), arm("few", 0.5, 10, seed=1)])
+
+
+@pytest.mark.parametrize(
+    ("forwards", "accuracy", "found"), [(10, 50, 10), (15, 70, 15), (20, 90, 20), (5, 50, 10), (30, 90, 20)]
+)
+def test_a_curve_is_mixed_between_its_arms_and_ends_at_them(forwards, accuracy, found):
+    at = CURVE.at(forwards)
+    assert at.accuracy == pytest.approx(accuracy)
+    assert at.forwards == pytest.approx(found)
+
+
+def test_an_empty_curve_is_refused():
+    with pytest.raises(DataError, match="no arms"):
+        Curve([]).at(3)
+
+
+def test_a_difference_is_paired():
+    """Two arms that differ on one prompt in fifty have a narrow interval, however noisy each is."""
+    right = np.random.default_rng(0).integers(0, 2, 1000).astype(float)
+    other = right.copy()
+    other[:20] = 0
+    lost = right[:20].sum()
+    found = difference(Arm("b", other, right), Arm("a", right, right))
+    assert found.points == pytest.approx(-100 * lost / 1000)
+    assert found.high <= 0
+    assert found.high - found.low < 2
+
+
+def test_the_interval_of_unpaired_noise_covers_the_truth():
+    """95 % of 60 trials with a true difference of zero: at least 50 cover it (binomial, p < 0.001 otherwise)."""
+    covered = 0
+    for seed in range(60):
+        generator = np.random.default_rng(seed)
+        a, b = (Arm("x", (generator.random(300) < 0.7).astype(float), np.ones(300)) for _ in range(2))
+        found = difference(a, b)
+        covered += found.low <= 0 <= found.high
+    assert covered >= 50
+
+
+def test_no_loss_is_a_lower_end_above_minus_one_point():
+    assert Difference(0.0, -0.9, 1.0).no_loss
+    assert not Difference(0.5, -1.0, 2.0).no_loss
+
+
+def test_arms_of_other_prompts_are_refused():
+    with pytest.raises(DataError, match="1000 and 10 prompts"):
+        difference(arm("a", 0.5, 1), arm("b", 0.5, 1, count=10))
