@@ -19,6 +19,16 @@ def random_predictor(seed=0, sharpness=6.0, shift=False):
     return MaskPredictor(model, MASK, (END,), shift=shift)
 
 
+def lively(seed=0, sharpness=1.0, shift=False):
+    """As `random_predictor`, with larger weights: confidences spread from 0 to 1 and change with every token revealed."""
+    predictor = random_predictor(seed, 1.0, shift)
+    with torch.no_grad():
+        for name, weight in predictor.model.named_parameters():
+            if weight.dim() > 1:
+                weight *= 25.0 * sharpness if name.startswith("lm_head") else 10.0
+    return predictor
+
+
 class Scripted:
     """logits(canvas [rows, length]) -> [rows, length, vocab]; counts its forwards and notes what it saw."""
 

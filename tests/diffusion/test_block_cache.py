@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from masks import MASK, VOCAB, prompts_of, random_predictor
+from masks import MASK, VOCAB, lively, prompts_of
 
 from unwrite.diffusion import BlockCache, FixedBlocks, MaskPredictor, Sampler, Threshold
 from unwrite.errors import ModelError
@@ -16,7 +16,7 @@ SAMPLER = Sampler(gen_length=SIZE, blocks=FixedBlocks(8), commit=Threshold(0.5))
 @pytest.mark.parametrize("shift", [False, True])
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
 def test_a_block_decoded_in_one_step_is_as_without_a_cache(cache, shift):
-    predictor, prompts = random_predictor(shift=shift), prompts_of(5, 9, 3)
+    predictor, prompts = lively(shift=shift), prompts_of(5, 9, 3)
     at_once = replace(SAMPLER, commit=Threshold(0.0))
     assert torch.equal(
         replace(at_once, cache=cache)(predictor, None, prompts).sequences, at_once(predictor, None, prompts).sequences
@@ -26,7 +26,7 @@ def test_a_block_decoded_in_one_step_is_as_without_a_cache(cache, shift):
 @pytest.mark.parametrize("shift", [False, True])
 def test_prefix_and_dual_agree_on_the_first_step_of_every_block(shift):
     firsts = {}
-    predictor, prompts = random_predictor(shift=shift), prompts_of(5)
+    predictor, prompts = lively(shift=shift), prompts_of(5)
     for cache in ("none", "prefix", "dual"):
         steps = []
         replace(SAMPLER, cache=cache, watch=steps.append)(predictor, None, prompts)
@@ -38,7 +38,7 @@ def test_prefix_and_dual_agree_on_the_first_step_of_every_block(shift):
 @pytest.mark.parametrize("shift", [False, True])
 def test_computing_every_column_anew_is_no_cache(shift):
     """A dual step whose block is the whole row, after a refresh with other tokens."""
-    predictor = random_predictor(shift=shift)
+    predictor = lively(shift=shift)
     canvas = torch.tensor(prompts_of(12, 12))
     lengths, first = torch.tensor([12, 9]), torch.tensor([int(shift)] * 2)
     where = torch.arange(int(shift), 9).expand(2, -1)
@@ -64,7 +64,7 @@ def test_prefix_is_exact_while_what_precedes_the_block_is_unchanged_in_a_one_lay
 
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
 def test_later_steps_compute_only_their_part(cache):
-    predictor, prompt, widths = random_predictor(), prompts_of(5)[0], []
+    predictor, prompt, widths = lively(), prompts_of(5)[0], []
     predictor.model.model.embed_tokens.register_forward_hook(lambda _, inputs, __: widths.append(inputs[0].shape[1]))
     out = replace(SAMPLER, cache=cache, commit=Threshold(2.0))(predictor, None, [prompt])
     later = {"prefix": (SIZE, SIZE - 8), "dual": (8, 8)}[cache]
@@ -74,7 +74,7 @@ def test_later_steps_compute_only_their_part(cache):
 
 
 def test_a_shifted_model_computes_one_column_more():
-    predictor, prompt, widths = random_predictor(shift=True), prompts_of(5)[0], []
+    predictor, prompt, widths = lively(shift=True), prompts_of(5)[0], []
     predictor.model.model.embed_tokens.register_forward_hook(lambda _, inputs, __: widths.append(inputs[0].shape[1]))
     replace(SAMPLER, cache="dual", commit=Threshold(2.0))(predictor, None, [prompt])
     assert widths == [21, *[9] * 7, 21, *[9] * 7]
@@ -82,7 +82,7 @@ def test_a_shifted_model_computes_one_column_more():
 
 def test_positions_are_absolute():
     """Within a block the model gets the block's own positions."""
-    predictor, prompt, seen = random_predictor(), prompts_of(5)[0], []
+    predictor, prompt, seen = lively(), prompts_of(5)[0], []
     predictor.model.model.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(kwargs.get("position_ids")), with_kwargs=True
     )
@@ -92,7 +92,7 @@ def test_positions_are_absolute():
 
 
 def test_bytes_are_counted_from_storage():
-    predictor = random_predictor()
+    predictor = lively()
     cache = BlockCache(predictor, "dual", 2, 12)
     assert cache.nbytes() == 0
     cache.refresh(torch.arange(2), torch.tensor(prompts_of(12, 12)), torch.tensor([12, 12]), torch.zeros(2, 1).long())
@@ -113,7 +113,7 @@ def test_an_encoder_has_no_cache_and_says_so():
 
 
 def test_sliding_layers_are_refused():
-    predictor = random_predictor()
+    predictor = lively()
     predictor.model.config.layer_types = ["full_attention", "sliding_attention", "full_attention"]
     with pytest.raises(ModelError, match=r"sliding_attention.*cache='none'"):
         replace(SAMPLER, cache="prefix")(predictor, None, prompts_of(3))

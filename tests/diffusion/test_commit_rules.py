@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from masks import MASK, VOCAB, confident, prompts_of, random_predictor, rows_of
+from masks import MASK, VOCAB, confident, lively, prompts_of, rows_of
 
 from unwrite.diffusion import RCR, Factor, Fading, FixedBlocks, Origin, ReMDM, Sampler, Threshold, TopK, Uniform
 from unwrite.errors import MethodError
@@ -75,7 +75,7 @@ def test_origin_reveals_everything_by_the_last_step():
 
 
 def test_rcr_takes_the_plain_loops_forwards_and_hides_nothing_in_the_last():
-    predictor, prompts = random_predictor(4), prompts_of(5, 3)
+    predictor, prompts = lively(4), prompts_of(5, 3)
     plain = Sampler(gen_length=16, steps=8, blocks=FixedBlocks(8), commit=TopK(), keep_history=True)
     again = replace(plain, commit=RCR())(predictor, None, prompts)
     assert torch.equal(again.nfe, plain(predictor, None, prompts).nfe)
@@ -85,7 +85,7 @@ def test_rcr_takes_the_plain_loops_forwards_and_hides_nothing_in_the_last():
 
 @pytest.mark.parametrize("extra", [0, 1, 2])
 def test_remdm_adds_its_extra_steps_to_every_block(extra):
-    predictor, prompts = random_predictor(4), prompts_of(5, 3)
+    predictor, prompts = lively(4), prompts_of(5, 3)
     plain = Sampler(gen_length=16, steps=16, blocks=FixedBlocks(8), commit=TopK())
     out = replace(plain, commit=ReMDM(extra=extra))(predictor, None, prompts)
     assert out.nfe.tolist() == [16 + 2 * extra] * 2
@@ -93,7 +93,7 @@ def test_remdm_adds_its_extra_steps_to_every_block(extra):
 
 
 def test_remdm_without_extra_steps_is_the_plain_loop():
-    predictor, prompts = random_predictor(4), prompts_of(5, 3)
+    predictor, prompts = lively(4), prompts_of(5, 3)
     plain = Sampler(gen_length=16, steps=8, blocks=FixedBlocks(8), commit=TopK())
     same = replace(plain, commit=ReMDM(extra=0))
     assert torch.equal(same(predictor, None, prompts).sequences, plain(predictor, None, prompts).sequences)
@@ -128,6 +128,6 @@ def test_lengths_that_do_not_divide_are_refused_where_quotas_need_it(settings, w
 
 def test_lengths_that_do_not_divide_are_fine_for_a_threshold():
     out = Sampler(gen_length=10, blocks=FixedBlocks(4), commit=Threshold(0.0), quota=Uniform())(
-        random_predictor(), None, prompts_of(3)
+        lively(), None, prompts_of(3)
     )
     assert out.trace.blocks == [[4, 4, 2]]

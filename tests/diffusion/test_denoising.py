@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from masks import END, MASK, VOCAB, confident, prompts_of, random_predictor, rows_of, scripted
+from masks import END, MASK, VOCAB, confident, lively, prompts_of, rows_of, scripted
 
 from unwrite.diffusion import (
     RCR,
@@ -46,7 +46,7 @@ def by_hand(predictor, prompt, block):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_one_token_a_step_is_greedy_one_by_one_decoding(seed):
-    predictor, prompts = random_predictor(seed), prompts_of(5, seed=seed)
+    predictor, prompts = lively(seed), prompts_of(5, seed=seed)
     out = ONE_BY_ONE(predictor, None, prompts)
     assert out.sequences[0].tolist() == by_hand(predictor, prompts[0], 8)
     assert out.nfe.tolist() == [SIZE]
@@ -54,19 +54,19 @@ def test_one_token_a_step_is_greedy_one_by_one_decoding(seed):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_threshold_above_one_is_one_token_a_step(seed):
-    predictor, prompts = random_predictor(seed), prompts_of(5, 3, 9, seed=seed)
+    predictor, prompts = lively(seed), prompts_of(5, 3, 9, seed=seed)
     strict = replace(ONE_BY_ONE, commit=Threshold(1.1), steps=None)
     assert written(strict, predictor, prompts) == written(ONE_BY_ONE, predictor, prompts)
     assert strict(predictor, None, prompts).nfe.tolist() == [SIZE] * 3
 
 
 def test_a_threshold_of_zero_takes_one_forward_a_block():
-    out = replace(ONE_BY_ONE, commit=Threshold(0.0))(random_predictor(), None, prompts_of(5, 3))
+    out = replace(ONE_BY_ONE, commit=Threshold(0.0))(lively(), None, prompts_of(5, 3))
     assert out.nfe.tolist() == [2, 2]
 
 
 def test_blocks_of_one_go_strictly_from_left_to_right():
-    out = replace(ONE_BY_ONE, blocks=FixedBlocks(1))(random_predictor(), None, prompts_of(4))
+    out = replace(ONE_BY_ONE, blocks=FixedBlocks(1))(lively(), None, prompts_of(4))
     assert out.trace.order[0].tolist() == list(range(SIZE))
     assert out.trace.blocks == [[1] * SIZE]
 
@@ -74,7 +74,7 @@ def test_blocks_of_one_go_strictly_from_left_to_right():
 @pytest.mark.parametrize("blocks", [4, 5, 16, 40, None])
 def test_blocks_cover_the_answer_and_are_finished_in_order(blocks):
     sampler = Sampler(gen_length=SIZE, blocks=FixedBlocks(blocks), commit=Threshold(0.3))
-    trace = sampler(random_predictor(), None, prompts_of(4, 6)).trace
+    trace = sampler(lively(), None, prompts_of(4, 6)).trace
     for row in range(2):
         assert sum(trace.blocks[row]) == SIZE
         order = trace.order[row].split(trace.blocks[row])
@@ -98,7 +98,7 @@ RULES = {
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
 def test_a_batch_writes_what_each_row_writes_alone(rule, cache):
     """Rows draw from their own generators: row 0's draws are those of a call of its own, so only it is compared there."""
-    predictor, prompts = random_predictor(1), prompts_of(3, 8, 5)
+    predictor, prompts = lively(1), prompts_of(3, 8, 5)
     sampler = Sampler(gen_length=SIZE, blocks=FixedBlocks(8), **RULES[rule], cache=cache)
     together = sampler(predictor, None, prompts)
     drawn = "seed" in RULES[rule]
@@ -111,7 +111,7 @@ def test_a_batch_writes_what_each_row_writes_alone(rule, cache):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_no_mask_is_left_and_the_prompt_is_as_it_was(rule):
-    predictor, prompts = random_predictor(1), prompts_of(3, 8)
+    predictor, prompts = lively(1), prompts_of(3, 8)
     out = Sampler(gen_length=SIZE, blocks=FixedBlocks(8), **RULES[rule])(predictor, None, prompts)
     assert not (out.sequences == MASK).any()
     for row, prompt in zip(out.sequences.tolist(), prompts, strict=True):
@@ -124,7 +124,7 @@ def test_what_is_revealed_stays(rule):
     sampler = Sampler(
         gen_length=SIZE, blocks=FixedBlocks(8), **RULES[rule], watch=lambda step: canvases.append(step.canvas)
     )
-    sampler(random_predictor(1), None, prompts_of(4))
+    sampler(lively(1), None, prompts_of(4))
     for before, after in itertools.pairwise(canvases):
         shown = before != MASK
         assert torch.equal(before[shown], after[shown])
@@ -144,7 +144,7 @@ def test_of_equals_the_leftmost_goes_first():
 
 
 def test_guidance_mixes_a_forward_without_the_prompt():
-    predictor, prompt, w = random_predictor(2), prompts_of(5)[0], 0.7
+    predictor, prompt, w = lively(2), prompts_of(5)[0], 0.7
     steps = []
     sampler = Sampler(gen_length=4, blocks=FixedBlocks(None), commit=Threshold(0.0), guidance=w, watch=steps.append)
     out = sampler(predictor, None, [prompt])
@@ -157,13 +157,13 @@ def test_guidance_mixes_a_forward_without_the_prompt():
 
 @pytest.mark.parametrize("cache", ["none", "dual"])
 def test_without_guidance_nothing_changes_at_weight_zero(cache):
-    predictor, prompts = random_predictor(2), prompts_of(5, 4)
+    predictor, prompts = lively(2), prompts_of(5, 4)
     sampler = Sampler(gen_length=SIZE, blocks=FixedBlocks(8), cache=cache)
     assert written(sampler, predictor, prompts) == written(replace(sampler, guidance=0.0), predictor, prompts)
 
 
 def test_given_tokens_stay_and_are_seen():
-    predictor, prompt = random_predictor(3), prompts_of(4)[0]
+    predictor, prompt = lively(3), prompts_of(4)[0]
     out = ONE_BY_ONE(predictor, None, [prompt], fixed={2: 7, 9: 8})
     answer = out.sequences[0, 4:].tolist()
     assert (answer[2], answer[9]) == (7, 8)
@@ -174,7 +174,7 @@ def test_given_tokens_stay_and_are_seen():
 
 def test_a_block_that_is_already_whole_takes_no_forward():
     out = replace(ONE_BY_ONE, commit=Threshold(0.0))(
-        random_predictor(), None, prompts_of(4), fixed=dict.fromkeys(range(8), 7)
+        lively(), None, prompts_of(4), fixed=dict.fromkeys(range(8), 7)
     )
     assert out.nfe.tolist() == [1]
     assert out.trace.blocks == [[8, 8]]
@@ -202,7 +202,7 @@ def test_early_stop_ends_a_row_after_the_block_with_its_end_token():
 
 
 def test_history_shows_every_canvas_and_work_counts_every_column():
-    out = replace(ONE_BY_ONE, steps=8, keep_history=True)(random_predictor(), None, prompts_of(4, 6))
+    out = replace(ONE_BY_ONE, steps=8, keep_history=True)(lively(), None, prompts_of(4, 6))
     for row, prompt in enumerate((4, 6)):
         shown = [sum(token != MASK for token in canvas) for canvas in out.trace.canvases[row]]
         assert shown == list(range(2, SIZE + 1, 2))
@@ -219,7 +219,7 @@ def test_a_rule_that_never_reveals_is_stopped_with_its_name():
             return Commit(torch.zeros_like(step.masked))
 
     with pytest.raises(MethodError, match="Never has revealed nothing"):
-        Sampler(gen_length=4, commit=Never())(random_predictor(), None, prompts_of(3))
+        Sampler(gen_length=4, commit=Never())(lively(), None, prompts_of(3))
 
 
 def test_the_loop_looks_once_a_step_and_never_at_a_finished_row():

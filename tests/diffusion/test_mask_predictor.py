@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from masks import END, MASK, VOCAB, prompts_of, random_predictor, scripted
+from masks import END, MASK, VOCAB, lively, prompts_of, scripted
 
 from conftest import make_llama
 from unwrite.diffusion import MaskPredictor
@@ -30,7 +30,7 @@ def test_the_last_token_changes_the_first_logits(attention):
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_a_padded_token_changes_nothing(attention):
-    predictor = random_predictor()
+    predictor = lively()
     predictor.model.set_attn_implementation(attention)
     canvas = torch.tensor([[5, 6, 7, 8, 9], [5, 6, 7, 3, 4], [5, 6, 7, 8, 9]])
     lengths = torch.tensor([3, 3, 5])
@@ -66,7 +66,7 @@ def test_a_model_without_a_mask_token_is_refused():
 
 
 def test_a_shifted_model_predicts_a_token_at_the_one_before():
-    plain, shifted = random_predictor(), random_predictor(shift=True)
+    plain, shifted = lively(), lively(shift=True)
     canvas = torch.tensor(prompts_of(6))
     where = torch.tensor([[1, 3, 5]])
     at = plain.logits(canvas, full_lengths(canvas), where - 1)
@@ -74,7 +74,7 @@ def test_a_shifted_model_predicts_a_token_at_the_one_before():
 
 
 def test_logits_are_those_at_the_columns_asked_for_in_their_order():
-    predictor = random_predictor()
+    predictor = lively()
     canvas = torch.tensor(prompts_of(7, 7))
     where = torch.tensor([[6, 0, 3], [1, 1, 2]])
     whole = predictor.model(input_ids=canvas).logits
@@ -87,7 +87,7 @@ def test_logits_are_those_at_the_columns_asked_for_in_their_order():
 
 
 def test_the_head_runs_at_the_wanted_columns_only():
-    predictor, widths = random_predictor(), []
+    predictor, widths = lively(), []
     predictor.model.lm_head.register_forward_hook(lambda _, inputs, out: widths.append(out.shape[1]))
     canvas = torch.tensor(prompts_of(9))
     predictor.logits(canvas, full_lengths(canvas), torch.tensor([[4, 5]]))

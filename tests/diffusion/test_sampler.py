@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from masks import END, MASK, prompts_of, random_predictor
+from masks import END, MASK, lively, prompts_of
 
 from conftest import make_tokenizer
 from unwrite.diffusion import FixedBlocks, MaskPredictor, Sampler, Threshold, TopK
@@ -26,7 +26,7 @@ def left_padded(prompts):
 
 
 def test_generate_writes_the_same_with_padding_on_the_left():
-    predictor, prompts = random_predictor(), prompts_of(3, 6)
+    predictor, prompts = lively(), prompts_of(3, 6)
     predictor.model.config.mask_token_id = MASK
     ids, mask = left_padded(prompts)
     found = predictor.model.generate(ids, attention_mask=mask, custom_generate=SAMPLER, **options())
@@ -37,7 +37,7 @@ def test_generate_writes_the_same_with_padding_on_the_left():
 
 
 def test_generate_returns_everything_when_asked_for_a_dict():
-    predictor = random_predictor()
+    predictor = lively()
     predictor.model.config.mask_token_id = MASK
     ids, mask = left_padded(prompts_of(4))
     out = predictor.model.generate(
@@ -48,7 +48,7 @@ def test_generate_returns_everything_when_asked_for_a_dict():
 
 
 def test_generates_length_counts():
-    predictor = random_predictor()
+    predictor = lively()
     predictor.model.config.mask_token_id = MASK
     ids, mask = left_padded(prompts_of(4))
     found = predictor.model.generate(ids, attention_mask=mask, custom_generate=SAMPLER, **options(max_new_tokens=12))
@@ -60,7 +60,7 @@ def test_generates_length_counts():
     [({"num_return_sequences": 2}, "num_return_sequences"), ({"repetition_penalty": 1.5}, "RepetitionPenalty")],
 )
 def test_generate_refuses_what_has_no_meaning_without_an_order(more, what):
-    predictor = random_predictor()
+    predictor = lively()
     predictor.model.config.mask_token_id = MASK
     ids, mask = left_padded(prompts_of(4))
     with pytest.raises(MethodError, match=what):
@@ -97,13 +97,13 @@ def test_text_prompts_need_a_tokenizer_and_answers_become_text():
 )
 def test_prompts_that_cannot_be_written_after_are_refused(prompts, what):
     with pytest.raises(MethodError, match=what):
-        SAMPLER(random_predictor(), None, prompts)
+        SAMPLER(lively(), None, prompts)
 
 
 def test_an_empty_prompt_is_fine_unless_the_model_shifts():
-    assert SAMPLER(random_predictor(), None, [[]]).sequences.shape == (1, 8)
+    assert SAMPLER(lively(), None, [[]]).sequences.shape == (1, 8)
     with pytest.raises(MethodError, match="prompt 0 is empty"):
-        SAMPLER(random_predictor(shift=True), None, [[]])
+        SAMPLER(lively(shift=True), None, [[]])
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_an_empty_prompt_is_fine_unless_the_model_shifts():
 )
 def test_given_tokens_outside_the_answer_are_refused(fixed, what):
     with pytest.raises(MethodError, match=what):
-        SAMPLER(random_predictor(), None, prompts_of(3), fixed=fixed)
+        SAMPLER(lively(), None, prompts_of(3), fixed=fixed)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_settings_without_meaning_are_refused(settings, what):
 
 def test_unknown_arguments_of_the_call_are_named():
     with pytest.raises(MethodError, match="temperature is not known"):
-        SAMPLER(random_predictor(), None, prompts_of(3), temperature=0.5)
+        SAMPLER(lively(), None, prompts_of(3), temperature=0.5)
 
 
 def test_the_presets_are_the_papers():
