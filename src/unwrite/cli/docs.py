@@ -21,7 +21,7 @@ def docs(*, root: Path = Path(), check: bool = False) -> None:
         check: only check that they are up to date.
     """
     stale = []
-    for path in (root / "README.md", root / "docs" / "decoding.md"):
+    for path in (root / "README.md", root / "docs" / "decoding.md", root / "docs" / "diffusion.md"):
         if not path.exists():
             continue
         old = path.read_text(encoding="utf-8")
@@ -85,6 +85,16 @@ def strategies() -> str:
     for s in catalog.strategies().values():
         cells = (f"`{s.slug}` {s.title}", exact[s.exact], ", ".join(s.needs) or "nothing", ", ".join(s.runtimes))
         lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def parts() -> str:
+    """The parts of the denoising loop, by the field they fill."""
+    lines = ["| part | fills | does | from |", "|---|---|---|---|"]
+    for kind in catalog.PART_KINDS:
+        for p in catalog.parts().values():
+            if p.kind == kind:
+                lines.append("| " + " | ".join(_cell(cell) for cell in (f"`{p.slug}`", kind, p.does, p.paper)) + " |")
     return "\n".join(lines)
 
 
@@ -233,5 +243,6 @@ TABLES = {
     "measured": measured,
     "planned": planned,
     "methods": methods,
+    "parts": parts,
     "strategies": strategies,
 }
