@@ -7,20 +7,25 @@ arm's, with the share that makes them equal.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from statistics import pstdev
+from typing import Any
 
 import numpy as np
 
 from ..diffusion import Sampler, testbed
 from ..diffusion.rules import FixedBlocks, Threshold
 from ..errors import DataError
+from .claims import Budget
 
 RESAMPLES = 2000
 NO_LOSS = -1.0  # points: "no loss" is a paired interval whose lower end is above this
 THRESHOLDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 PROMPTS_SEED = 10_000  # prompts of seed s are drawn from PROMPTS_SEED + s; training draws from seeds below 1,000
+SIZES = {"tiny": 8, "small": 700, "medium": 2000, "full": 5000}  # prompts a seed
+COLUMNS = ("forwards/answer", "right, %", "against the threshold at equal forwards, points")
 
 
 @dataclass(frozen=True)
@@ -58,12 +63,14 @@ class Trial:
 
     Args:
         bed: model and tokenizer.
-        asked: the prompts.
+        asked: the prompts, those of one seed after those of another.
+        seeds: how many seeds they were drawn from, equally many of each.
         tell: gets a line of progress.
     """
 
     bed: testbed.TestBed
     asked: Sequence[testbed.Item]
+    seeds: int = 1
     tell: Callable[[str], None] = lambda line: None
     done: dict[str, Arm] = field(default_factory=dict)
 
@@ -74,6 +81,13 @@ class Trial:
             found = testbed.judge(self.bed, sampler, self.asked, fixed=fixed)
             self.done[name] = Arm(name, np.array(found.right, dtype=float), np.array(found.nfe, dtype=float))
         return self.done[name]
+
+    def row(self, arm: Arm, curve: Curve | None = None) -> tuple[Any, ...]:
+        """An arm's figures for `COLUMNS`: forwards, accuracy with its spread over seeds, the difference at equal forwards."""
+        each = [100 * float(part.mean()) for part in np.array_split(arm.right, self.seeds)]
+        spread = f" +- {pstdev(each):.1f}" if self.seeds > 1 else ""
+        ahead = "" if curve is None else str(difference(arm, curve.at(arm.forwards)))
+        return f"{arm.forwards:.1f}", f"{arm.accuracy:.1f}{spread}", ahead
 
     def tasks(self) -> np.ndarray:
         """[prompts] the task of each."""
@@ -104,7 +118,7 @@ class Curve:
         arms = sorted(self.arms, key=lambda arm: arm.forwards)
         if forwards <= arms[0].forwards:
             return arms[0]
-        for few, many in itertools.pairwise(arms):
+        for few, many in pairwise(arms):
             if forwards <= many.forwards:
                 share = (forwards - few.forwards) / max(1e-12, many.forwards - few.forwards)
                 name = f"{many.name} x {share:.2f} + {few.name}"
@@ -142,3 +156,25 @@ def difference(ours: Arm, theirs: Arm, seed: int = 0) -> Difference:
 def prompts(count: int, seed: int, tasks: Sequence[str] | None = None) -> list[testbed.Item]:
     """Test prompts of a seed; training draws from other seeds."""
     return testbed.items(count, PROMPTS_SEED + seed, tasks)
+
+
+def trial(budget: Budget, tasks: Sequence[str] | None = None) -> Trial:
+    """The test bed, trained if it isn't there, behind its gate, with the budget's prompts.
+
+    Raises:
+        ModelError: the test bed does not pass its gate.
+    """
+    bed = testbed.load()
+    if budget.size != "tiny":
+        testbed.gate(bed)
+    asked = [item for seed in budget.seeds for item in prompts(SIZES[budget.size], seed, tasks)]
+    return Trial(bed, asked, len(budget.seeds))
+
+
+def setting(found: Trial) -> str:
+    """What was run, in one line."""
+    weights = sum(parameter.numel() for parameter in found.bed.model.parameters())
+    return (
+        f"mask predictor of {weights / 1e6:.2f}M weights trained on sums, records and lists, answers of {testbed.ANSWER} positions, "
+        f"{len(found.asked)} prompts from {found.seeds} seeds; intervals are paired bootstraps over prompts"
+    )
