@@ -173,9 +173,7 @@ def test_given_tokens_stay_and_are_seen():
 
 
 def test_a_block_that_is_already_whole_takes_no_forward():
-    out = replace(ONE_BY_ONE, commit=Threshold(0.0))(
-        lively(), None, prompts_of(4), fixed=dict.fromkeys(range(8), 7)
-    )
+    out = replace(ONE_BY_ONE, commit=Threshold(0.0))(lively(), None, prompts_of(4), fixed=dict.fromkeys(range(8), 7))
     assert out.nfe.tolist() == [1]
     assert out.trace.blocks == [[8, 8]]
 
