@@ -41,7 +41,9 @@ def file(model, tmp_path_factory):
 
 
 @pytest.fixture
-def runtime(file):
+def runtime(file, monkeypatch):
+    """In float32 a lone row needs a twin, whatever that costs beside so small a model."""
+    monkeypatch.setattr(llamacpp, "_twin_costs", lambda runtime, length: 1.0)
     forget_knowledge()
     with LlamaCppRuntime(file, threads=1) as made:
         yield made
@@ -243,6 +245,57 @@ def test_a_full_cache_still_has_room_for_a_twin(runtime):
         runtime.forward(one(token))
         runtime.commit([[0]])
     assert runtime.lengths.tolist() == [256]
+
+
+def alone(runtime, prompt, count):
+    """[count] greedy tokens of lone rows, by `step`; ends do not count."""
+    tokens = [int(runtime.prefill([prompt], count)[0].argmax())]
+    while len(tokens) < count:
+        tokens.append(int(runtime.step(tokens[-1]).argmax()))
+    return tokens
+
+
+@pytest.mark.parametrize("twin_from", [None, 0, 30])
+def test_a_plain_step_keeps_its_token_and_says_what_a_forward_says(runtime, twin_from):
+    runtime._twin_from = twin_from
+    prompt, tokens = ids(9, 20), ids(10, 30)
+    expected = plain_logits(runtime, prompt, tokens)
+    runtime.prefill([prompt], 30)
+    for token, logits in zip(tokens, expected, strict=True):
+        assert torch.equal(runtime.step(int(token)), logits)
+    assert runtime.lengths.tolist() == [50]
+    tree = random_tree(3, 12)  # whatever came before, a tree finds its prefix
+    found = runtime.forward(tree).logits
+    runtime.prefill([np.concatenate([prompt, tokens])], 30)
+    assert torch.allclose(runtime.forward(tree).logits, found, atol=0.05)
+
+
+@pytest.mark.parametrize("plain_from", [0, 40])
+def test_where_a_twin_would_cost_too_much_nothing_is_drafted(file, monkeypatch, plain_from):
+    monkeypatch.setattr(llamacpp, "_twin_costs", lambda runtime, length: 2.0)
+    with LlamaCppRuntime(file, threads=1) as runtime, LlamaCppRuntime(file, threads=1, max_nodes=1) as lone:
+        assert runtime._plain_from == 0
+        assert runtime._twin_from is None
+        runtime._plain_from = plain_from
+        prompt = np.tile(ids(1, 12), 2)
+        found = generate(runtime, prompt, PromptLookup(cost_model=False), stopping=Stopping(len(prompt) + 60))
+        if plain_from == 0:
+            assert found.stats.drafted == 0
+            assert found.sequences == [alone(lone, prompt, 60)]
+        else:
+            assert found.stats.drafted > 0
+            assert max(int(rows) for rows in found.stats.rows) <= plain_from - len(prompt)
+
+
+def test_a_draft_reaches_no_further_than_plain_decoding_agrees(runtime):
+    assert runtime.reach(100) is None
+    runtime._plain_from = 40
+    assert [runtime.reach(length) for length in (20, 38, 39, 40, 50)] == [19, 1, 0, 0, 0]
+
+
+def test_what_a_twin_costs_is_timed(file):
+    with LlamaCppRuntime(file, threads=1, max_nodes=1) as runtime:
+        assert 0.2 < llamacpp._twin_costs(runtime, 20) < 20
 
 
 @dataclass(frozen=True, kw_only=True)

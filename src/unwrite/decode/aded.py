@@ -108,6 +108,8 @@ class ADEDDrafter(Drafter):
     class of its share of the weight of the pair before it.
     """
 
+    rests = True
+
     def __init__(self, settings: ADED, table: TrigramTable) -> None:
         self.settings, self.table = settings, table
         self.searches = 0  # run so far; the other drafts came from the cache

@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 
 class Drafter(ABC):
-    """What proposes, for one row of one call."""
+    """What proposes, for one row of one call.
+
+    rests: it may be left out of plain steps altogether; it neither proposes, observes nor commits then.
+    """
+
+    rests: ClassVar[bool] = False
 
     def reset(self, prompt: Ints, prefill: Any) -> None:  # noqa: B027
         """A new text begins. prompt: [length] ids; prefill: [vocab] logits after it."""

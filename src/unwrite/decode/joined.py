@@ -65,6 +65,10 @@ class JoinedDrafter(Drafter):
     def __init__(self, parts: Sequence[Drafter]) -> None:
         self.parts = parts
 
+    @property
+    def rests(self) -> bool:  # type: ignore[override]
+        return all(part.rests for part in self.parts)
+
     def reset(self, prompt: Ints, prefill: Any) -> None:
         for part in self.parts:
             part.reset(prompt, prefill)

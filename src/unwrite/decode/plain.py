@@ -24,5 +24,7 @@ class Plain(Strategy):
 class NoDrafter(Drafter):
     """Proposes the root alone."""
 
+    rests = True
+
     def propose(self, committed: Ints, budget: int) -> DraftTree:
         return DraftTree.of([int(committed[-1])], [-1])

@@ -44,6 +44,8 @@ class PromptLookup(Strategy):
 class LookupDrafter(Drafter):
     """Searches the committed text."""
 
+    rests = True
+
     def __init__(self, ngram: int, count: int) -> None:
         self.ngram, self.count = ngram, count
 

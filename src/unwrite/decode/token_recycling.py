@@ -289,6 +289,8 @@ class TokenRecycling(Strategy):
 class RecyclingDrafter(Drafter):
     """Unrolls the table before every forward and refreshes it after. A node's kind is depth * k + rank."""
 
+    rests = True
+
     def __init__(self, table: RecyclingTable, template: TreeTemplate, prune_unseen: bool = True) -> None:
         self.table, self.template, self.prune_unseen = table, template, prune_unseen
         self.kinds = template.depths * table.k + template.ranks

@@ -139,6 +139,8 @@ class ModelDrafter(Drafter):
         sampling: the target's; the draft is warped alike.
     """
 
+    rests = True
+
     def __init__(self, draft: Runtime, sampling: Sampling) -> None:
         names = [type(processor).__name__ for processor in sampling.processors]
         if bad := [name for name in names if name in STATEFUL]:

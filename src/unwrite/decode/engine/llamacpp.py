@@ -5,17 +5,20 @@ the rest are freed.
 
 llama.cpp picks its kernels by the number of rows, and quantised files turn one differing last bit into logits that differ
 in the first decimal. So which numbers of rows agree bit for bit, for this file, processor and thread count, is found by
-trying, once (`check`). Where a lone row alone disagrees, it runs beside a twin that sees nothing and is dropped.
+trying, once (`check`). Where a lone row alone disagrees, it runs beside a twin that sees nothing and is dropped, if a second
+row costs next to nothing; where it costs more, decoding is plain there: a text may leave drafting, but not come back to it.
 """
 
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -30,7 +33,9 @@ from .tree import ROOT, DraftTree, Ints
 
 MOST_ROWS = 63  # from 64 on, llama.cpp's attention runs in tiles and its last bits differ
 _TWIN = MOST_ROWS - 1  # a sequence no tree needs: 63 nodes have 62 leaves at most
-_CHECK = 1  # version of the check; a change here checks again
+_CHECK = 2  # version of the check; a change here checks again
+_CHEAP_TWIN = 1.1  # what two rows may take, in forwards of one, for lone rows to have a twin
+_TIMED = 9
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,12 @@ class Checked:
     Args:
         rows: the most a forward may have; 1 for plain decoding.
         twin_from: cached tokens from which a lone row needs a twin to agree with more rows; None for never.
+        twin_costs: seconds of two rows over seconds of one; 1 where no twin is needed.
     """
 
     rows: int
     twin_from: int | None
+    twin_costs: float = 1.0
 
 
 class LlamaCppRuntime(Runtime):
@@ -77,10 +84,15 @@ class LlamaCppRuntime(Runtime):
         self.max_positions = self.model.trained
         self.lengths = np.zeros(1, dtype=np.int64)
         self.max_nodes: int = max_nodes
-        self._twin_from: int | None = None  # cached tokens from which a lone row needs a twin
+        self._twin_from: int | None = None  # cached tokens from which a lone row has a twin
+        self._plain_from: int | None = None  # or from which nothing is drafted
         if max_nodes > 1:
             checked = self._checked()
-            self.max_nodes, self._twin_from = min(max_nodes, checked.rows), checked.twin_from
+            self.max_nodes = min(max_nodes, checked.rows)
+            if checked.twin_costs <= _CHEAP_TWIN:
+                self._twin_from = checked.twin_from
+            else:
+                self._plain_from = checked.twin_from
 
     def prefill(self, rows: Sequence[Ints], room: int) -> Tensor:
         """As `Runtime.prefill`, for one row of at least one token.
@@ -132,6 +144,22 @@ class LlamaCppRuntime(Runtime):
         every = np.ones(trees.nodes, dtype=bool)
         logits = context.decode(trees.tokens[0], length + trees.depths[0], members.sum(1), ids, every)
         return Output(torch.from_numpy(logits.copy())[None])
+
+    def step(self, token: int) -> Tensor:
+        """As `Runtime.step`."""
+        context, length = self._running(), int(self.lengths[0])
+        if self._twin_from is not None and length >= self._twin_from:
+            logits = self._with_twin(context, token, length)[0]
+        else:
+            logits = context.one(token, length)
+        self.lengths = np.array([length + 1])
+        self._held[0] = length + 1
+        self._tree = None
+        return torch.from_numpy(logits)
+
+    def reach(self, length: int) -> int | None:
+        """As `Runtime.reach`: no row of a draft may stand where a lone one says something else."""
+        return None if self._plain_from is None else max(0, self._plain_from - length - 1)
 
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
         """As `Runtime.commit`."""
@@ -244,7 +272,7 @@ class LlamaCppRuntime(Runtime):
         file = cache_dir("llamacpp") / f"{hash_json([_CHECK, self.fingerprint])}.json"
         try:
             stored = json.loads(file.read_text(encoding="utf-8"))
-            found = Checked(stored["rows"], stored["twin_from"])
+            found = Checked(stored["rows"], stored["twin_from"], stored["twin_costs"])
         except (OSError, ValueError, KeyError, TypeError):
             with Console(stderr=True).status(f"Checking once how many rows a step {self.path.name} takes"):
                 found = check(self)
@@ -288,7 +316,23 @@ def check(runtime: LlamaCppRuntime, seed: int = 0) -> Checked:
             twin_from = twin_if_needed
             agreeing = _agreeing(together, _one_by_one(runtime, prompt, tree, twin_from))
         rows = min(rows, agreeing)
-    return Checked(rows, twin_from) if rows > 1 else Checked(1, None)
+    if rows == 1:
+        return Checked(1, None)
+    return Checked(rows, twin_from, 1.0 if twin_from is None else _twin_costs(runtime, twin_from))
+
+
+def _twin_costs(runtime: LlamaCppRuntime, length: int) -> float:
+    """Seconds of a row with a twin over seconds of a lone one, behind so many cached tokens; medians, in turns."""
+    prompt = np.arange(max(2, length)) % runtime.vocab
+    runtime.prefill([prompt], 4)
+    context, seconds = runtime._running(), {1: [], 2: []}  # type: NativeContext, dict[int, list[float]]
+    for _ in range(_TIMED):
+        for rows, run in ((1, context.one), (2, lambda token, place: runtime._with_twin(context, token, place))):
+            start = time.perf_counter()
+            run(1, len(prompt))
+            seconds[rows].append(time.perf_counter() - start)
+            context.drop(-1, len(prompt))
+    return median(seconds[2]) / median(seconds[1])
 
 
 def _random_tree(draw: np.random.Generator, vocab: int) -> DraftTree:

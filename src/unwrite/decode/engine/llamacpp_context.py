@@ -161,6 +161,7 @@ class NativeContext:
         self.free = weakref.finalize(self, lib.llama_free, self.pointer)
         self.memory = lib.llama_get_memory(self.pointer)
         self.spare = sequences - 1
+        self._one: Any = None  # the buffers of `one`
 
     def decode(self, tokens: Ints, positions: Ints, counts: Ints, ids: Ints, outputs: NDArray[np.bool_]) -> Floats:
         """Runs rows and returns a view of the logits of those in `outputs`, valid until the next call.
@@ -189,6 +190,31 @@ class NativeContext:
             raise ModelError(f"llama.cpp refused {len(tokens)} rows at position {int(positions[0])}: {why}.")
         rows = int(np.count_nonzero(wanted))
         return np.ctypeslib.as_array(lib.llama_get_logits(self.pointer), (rows, self.model.vocab))
+
+    def one(self, token: int, position: int) -> Floats:
+        """Runs one token of sequence 0 and returns [vocab], a view of its logits, valid until the next call."""
+        lib = self.lib
+        if self._one is None:
+            arrays = {name: np.zeros(1, dtype=np.int32) for name in ("token", "position", "sequence")}
+            arrays["count"] = np.ones(1, dtype=np.int32)
+            wanted = np.ones(1, dtype=np.int8)
+            starts = np.array([arrays["sequence"].ctypes.data], dtype=np.uint64)
+            batch = lib.llama_batch(
+                n_tokens=1,
+                token=arrays["token"].ctypes.data_as(lib.llama_token_p),
+                pos=arrays["position"].ctypes.data_as(ctypes.POINTER(lib.llama_pos)),
+                n_seq_id=arrays["count"].ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+                seq_id=starts.ctypes.data_as(ctypes.POINTER(ctypes.POINTER(lib.llama_seq_id))),
+                logits=wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+            )
+            self._one = (arrays, wanted, starts, batch)
+        arrays, *_, batch = self._one
+        arrays["token"][0], arrays["position"][0] = token, position
+        status = lib.llama_decode(self.pointer, batch)
+        if status:
+            why = "the cache is full" if status == 1 else f"status {status}"
+            raise ModelError(f"llama.cpp refused a row at position {position}: {why}.")
+        return np.ctypeslib.as_array(lib.llama_get_logits(self.pointer), (self.model.vocab,))
 
     def prefill(self, tokens: Ints) -> Floats:
         """Empties the cache and runs a text as sequence 0. Returns [vocab], a view of the logits after it."""

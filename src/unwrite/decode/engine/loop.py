@@ -187,6 +187,11 @@ class Decoding:
         self._commit_token(row, self.sampling.pick(scores), scores)
 
     def _step(self, rows: list[Row]) -> None:
+        if len(rows) == 1 and rows[0].drafter.rests:
+            row = rows[0]
+            if self._deepest(row) < 1 or row.planner.resting():
+                self._plain(row)
+                return
         began = self.clock()
         trees, drafting = [], []
         for row in rows:
@@ -221,6 +226,26 @@ class Decoding:
             row.planner.spent(own / len(rows), seconds, tree.nodes > 1)
         self._count(way, stacked.nodes, sum(drafting), ready - began, forwarded - ready, ended - forwarded)
 
+    def _plain(self, row: Row) -> None:
+        """A step of the only row in which nothing is drafted: no tree, no observation, one token."""
+        began = self.clock()
+        length = int(self.runtime.lengths[0])
+        way = self.knowledge.paths.next()
+        self.runtime.use(way)
+        ready = self.clock()
+        logits = self.runtime.step(int(row.text.ids[-1]))
+        if logits.is_cuda:
+            torch.cuda.synchronize(logits.device)
+        forwarded = self.clock()
+        self.knowledge.paths.observe(way, 1, length, forwarded - ready)
+        scores = self._scores(row, logits)
+        token = row.sampling.pick(scores)
+        self._commit_token(row, token, scores)
+        row.planner.follow(token)
+        ended = self.clock()
+        row.planner.rested((ended - began) - (forwarded - ready))
+        self._count(way, 1, 0.0, ready - began, forwarded - ready, ended - forwarded)
+
     def _count(self, way: str, nodes: int, drafting: float, before: float, forward: float, after: float) -> None:
         self.stats.forwards += 1
         self.stats.rows[nodes] += 1
@@ -233,11 +258,8 @@ class Decoding:
 
     def _draft(self, row: Row) -> DraftTree:
         text, planner = row.text, row.planner
-        # A node deeper than the text may still grow can't be committed; one beyond the positions can't be encoded.
-        deepest = self.stopping.max_length - text.padded_length - 1
-        if self.runtime.max_positions is not None:
-            deepest = min(deepest, self.runtime.max_positions - text.length)
-        if deepest < 1 or self.budget < 1:
+        deepest = self._deepest(row)
+        if deepest < 1:
             return _root(row)
         plans = row.drafter.plans
         budget = self.budget
@@ -253,6 +275,17 @@ class Decoding:
         tree = _shallower(tree, deepest)
         planner.propose(tree)
         return tree if plans else planner.prune(tree, text.length)
+
+    def _deepest(self, row: Row) -> int:
+        """Levels that a draft may have: a node deeper than the text may still grow can't be committed, one beyond the
+        positions can't be encoded, one beyond the runtime's reach would not be what plain decoding says."""
+        if self.budget < 1:
+            return 0
+        deepest = self.stopping.max_length - row.text.padded_length - 1
+        if self.runtime.max_positions is not None:
+            deepest = min(deepest, self.runtime.max_positions - row.text.length)
+        reach = self.runtime.reach(row.text.length - 1)
+        return deepest if reach is None else min(deepest, reach)
 
     def _walk(self, row: Row, tree: DraftTree, output: Output) -> Path:
         """The acceptance rule: from the root down as far as the target agrees."""

@@ -19,7 +19,8 @@ from .costs import SIZES, Acceptance, ForwardCosts
 from .tree import ROOT, DraftTree, Ints, Path
 
 MARGIN = 1.03  # a draft must promise this much over plain decoding
-IDLE_AFTER, LOOK_EVERY = 8, 4
+IDLE_AFTER = 8
+LONGEST_REST = 64
 UNKNOWN_DRAFT = 0.3  # of a plain forward, for each level of a drafter that was never timed
 PROBE_SHARE = 0.01  # of the time, for drafts that are not expected to pay
 DEAR = 2.0  # times its estimate: twice in a row, and the other ways are tried again
@@ -100,6 +101,7 @@ class OwnSeconds:
 
     def __init__(self) -> None:
         self._seconds: dict[bool, deque[float]] = {drafted: deque(maxlen=self.KEPT) for drafted in (True, False)}
+        self._rests: deque[float] = deque(maxlen=self.KEPT)
         self._plain = 0  # steps since the last draft
 
     def observe(self, drafted: bool, seconds: float) -> None:
@@ -108,8 +110,22 @@ class OwnSeconds:
         if self._plain == self.FORGET_AFTER:
             self._seconds[True].clear()
 
+    def rested(self, seconds: float) -> None:
+        """A plain step for which the drafter was not asked."""
+        self._rests.append(seconds)
+        self._plain += 1
+        if self._plain == self.FORGET_AFTER:
+            self._seconds[True].clear()
+
+    @property
+    def of_rest(self) -> float:
+        """Seconds of a plain step without a look."""
+        return median(self._rests) if self._rests else 0.0
+
     def of(self, drafted: bool) -> float:
         """Seconds expected; what is known of plain steps where nothing is of the others."""
+        if not drafted and self._rests:
+            return self.of_rest
         known = self._seconds[drafted] or self._seconds[False]
         return median(known) if known else 0.0
 
@@ -122,11 +138,13 @@ class DraftCosts:
         seconds: {plan: of drafting it}.
         level: {plan: of one of its levels}.
         spare: seconds saved up for a try.
+        idle: looks in a row at which nothing paid, as the last text left them.
     """
 
     seconds: dict[int, float] = field(default_factory=dict)
     level: dict[int, float] = field(default_factory=dict)
     spare: float = 0.0
+    idle: int = 0
 
     def observe(self, plan: int, depth: int, seconds: float) -> None:
         before = self.seconds.get(plan, seconds)
@@ -163,8 +181,10 @@ class Planner:
         self.acceptance = acceptance or Acceptance()
         self.drafting = drafting or DraftCosts()
         self.own = OwnSeconds()
-        self.idle = 0
-        self._steps = 0
+        # Where the last text left off, but with a few looks: this one may be of another kind.
+        self.idle = min(self.drafting.idle, IDLE_AFTER // 2)
+        self._rest = 0  # steps that go by without a look
+        self._looked = False
         self._pending: list[_Pending] = []
         self._plan: int | None = None
         self._began = False  # a draft model's first step of a call reads the prompt too
@@ -173,8 +193,15 @@ class Planner:
 
     def should_look(self) -> bool:
         """Whether to ask a cheap drafter at all; in text it can't predict, only now and then."""
-        self._steps += 1
-        return not self.active or self.idle < IDLE_AFTER or self._steps % LOOK_EVERY == 0
+        self._looked = not self.resting()
+        return self._looked
+
+    def resting(self) -> bool:
+        """Whether this step goes by without asking the drafter. Each question is a step."""
+        if not self.active or self._rest == 0:
+            return False
+        self._rest -= 1
+        return True
 
     def prune(self, tree: DraftTree, length: int) -> DraftTree:
         """The nodes that pay, of one row's proposal."""
@@ -183,7 +210,7 @@ class Planner:
         chances = self.chances(tree)
         order = np.argsort(-chances[1:], kind="stable") + 1
         best = self._best_size(np.cumsum(chances[order]), length)
-        self.idle = self.idle + 1 if best == 0 else 0
+        self._found(best > 0)
         if best == tree.nodes - 1:
             return tree
         return tree.keep(np.sort(np.concatenate([[0], order[:best]])))
@@ -221,6 +248,9 @@ class Planner:
         Args:
             limit, deepest: nodes beside the root and levels that a draft may have.
         """
+        if self.resting():
+            return 0
+        self._looked = True
         fits = [plan.nodes - 1 <= limit and int(plan.depths.max()) <= deepest for plan in plans]
         fitting = [(i, plan) for i, plan in enumerate(plans) if fits[i]]
         self._plan = None
@@ -235,9 +265,12 @@ class Planner:
         best = max(rates, key=lambda i: rates[i][0])
         pays = not self.active or rates[best][0] > MARGIN / plain
         if not pays:
+            self._found(False)
             self.drafting.spare += PROBE_SHARE * plain
             if self.drafting.spare < rates[best][1] - plain:
                 return 0
+        else:
+            self._found(True)
         self.drafting.spare = 0.0
         self._plan = best if self.active else fitting[-1][0]
         self._depth = int(plans[self._plan].depths.max())
@@ -259,7 +292,21 @@ class Planner:
                     self.acceptance.observe(kinds[node], node in kept)
             return
         for token in path.tokens:
+            self.follow(token)
+
+    def follow(self, token: int) -> None:
+        """One more token is committed: what proposals have to say about it."""
+        if self._pending:
             self._pending = [pending for pending in self._pending if self._follow(pending, token)]
+
+    def rested(self, own: float) -> None:
+        """A plain step without a look. own: its seconds beside the forward."""
+        self.own.rested(own)
+        if self.paths.knows_plain:
+            self.drafting.spare += PROBE_SHARE * self._forward(1, 1)
+
+    def _found(self, pays: bool) -> None:
+        self.idle = self.drafting.idle = 0 if pays else self.idle + 1
 
     def _follow(self, pending: _Pending, token: int) -> bool:
         """One more token is known; False once the proposal has nothing more to say."""
@@ -281,6 +328,11 @@ class Planner:
             self._began = True
             own -= drafting
             self._plan = None  # a step that chooses none must not count as this one's
+        if self._looked and not drafted and self.idle >= IDLE_AFTER and self.paths.knows_plain:
+            # Looking may take so much of the time while it finds nothing.
+            share = PROBE_SHARE * max(self._forward(1, 1), 1e-9)
+            self._rest = min(LONGEST_REST, int(max(0.0, own - self.own.of_rest) / share))
+        self._looked = False
         self.own.observe(drafted, own)
 
 

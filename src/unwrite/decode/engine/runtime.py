@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .tree import DraftTree, Ints
+from .tree import ROOT, DraftTree, Ints
 
 
 @dataclass
@@ -77,6 +77,16 @@ class Runtime(ABC):
     @abstractmethod
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
         """Keeps the named nodes of every row (root first, in path order) and drops the other rows of the step."""
+
+    def step(self, token: int) -> Tensor:
+        """One plain token of the only row, forwarded and kept. Returns [vocab] logits after it, valid until the next call."""
+        output = self.forward(DraftTree.of([token], [ROOT]))
+        self.commit([[0]])
+        return output.logits[0, 0]
+
+    def reach(self, length: int) -> int | None:
+        """Levels that a draft behind `length` cached tokens may have; None for any, 0 where decoding must be plain."""
+        return None
 
     @abstractmethod
     def nbytes(self) -> int:
