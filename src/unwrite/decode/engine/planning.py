@@ -205,7 +205,10 @@ class Planner:
 
     def prune(self, tree: DraftTree, length: int) -> DraftTree:
         """The nodes that pay, of one row's proposal."""
-        if not self.active or tree.nodes == 1:
+        if not self.active:
+            return tree
+        if tree.nodes == 1:
+            self._found(False)
             return tree
         chances = self.chances(tree)
         order = np.argsort(-chances[1:], kind="stable") + 1
@@ -331,9 +334,11 @@ class Planner:
         if self._looked and not drafted and self.idle >= IDLE_AFTER and self.paths.knows_plain:
             # Looking may take so much of the time while it finds nothing.
             share = PROBE_SHARE * max(self._forward(1, 1), 1e-9)
-            self._rest = min(LONGEST_REST, int(max(0.0, own - self.own.of_rest) / share))
+            cost = max(drafting, own - self.own.of_rest if self.own.of_rest else 0.0)
+            self._rest = max(1, min(LONGEST_REST, int(cost / share)))
         self._looked = False
-        self.own.observe(drafted, own)
+        # What plain decoding would take is without the look.
+        self.own.observe(drafted, own if drafted else own - drafting)
 
 
 @dataclass

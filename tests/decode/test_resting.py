@@ -1,0 +1,133 @@
+"""A drafter that finds nothing rests: steps go by without it, and it is asked as often as a hundredth of the time allows."""
+
+import numpy as np
+import pytest
+from tabular import Clock, Tabular, greedy, hashed, junk, oracle
+
+from unwrite.decode import Joined, PromptLookup, TokenRecycling
+from unwrite.decode.base import Drafter, Strategy
+from unwrite.decode.engine.loop import Decoding
+from unwrite.decode.engine.planning import IDLE_AFTER, LONGEST_REST, PROBE_SHARE, forget_knowledge
+from unwrite.decode.engine.sampling import Sampling
+from unwrite.decode.engine.stopping import Stopping
+from unwrite.decode.engine.tree import DraftTree
+from unwrite.decode.plain import Plain
+
+VOCAB = 11
+LOGITS = hashed(VOCAB)
+PROMPT = np.array([1, 2])
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    forget_knowledge()
+
+
+class Asked(Strategy):
+    """fn(committed, budget) -> tree takes `seconds`; notes at which lengths it was asked and what it observed."""
+
+    def __init__(self, fn, clock, seconds, rests=True, **options):
+        super().__init__(**options)
+        for name, value in {
+            "fn": fn,
+            "clock": clock,
+            "seconds": seconds,
+            "asked": [],
+            "seen": [],
+            "rests": rests,
+        }.items():
+            object.__setattr__(self, name, value)
+
+    def drafter(self, runtime, sampling):
+        strategy = self
+
+        class Calls(Drafter):
+            rests = strategy.rests
+
+            def propose(self, committed, budget):
+                strategy.asked.append(len(committed))
+                strategy.clock.now += strategy.seconds
+                return strategy.fn(committed, budget)
+
+            def observe(self, tree, output, path):
+                strategy.seen.append(tree.nodes)
+
+        return Calls()
+
+
+def run(fn, seconds=0.1, count=300, rests=True, **options):
+    clock = Clock()
+    strategy = Asked(fn, clock, seconds, rests, **options)
+    runtime = Tabular(LOGITS, VOCAB, lambda rows, path: 1.0 + 0.2 * (rows - 1), clock)
+    found = Decoding(runtime, strategy, Sampling(), Stopping(2 + count), clock=clock).run([PROMPT])
+    assert found.sequences == [greedy(LOGITS, tuple(PROMPT), count)]
+    return strategy, found.stats, clock
+
+
+def test_looks_that_find_nothing_take_a_hundredth_of_the_time():
+    strategy, stats, _ = run(junk(VOCAB * 1000), seconds=0.1)
+    late = [at for at in strategy.asked if at > 2 + 3 * IDLE_AFTER]
+    assert len(late) * 0.1 <= 1.3 * PROBE_SHARE * stats.forwards
+    assert len(late) >= 20  # and no less: a look every ten steps
+
+
+def test_cheap_looks_come_often_and_dear_ones_never_stop():
+    cheap, *_ = run(junk(VOCAB * 1000), seconds=0.005)
+    dear, *_ = run(junk(VOCAB * 1000), seconds=5.0)
+    assert len(cheap.asked) > 140  # every other step
+    gaps = np.diff(dear.asked)
+    assert gaps.max() == LONGEST_REST + 1
+
+
+def test_a_resting_drafter_observes_nothing():
+    strategy, stats, _ = run(junk(VOCAB * 1000), seconds=0.5)
+    assert len(strategy.seen) == len(strategy.asked) < stats.forwards / 5
+
+
+def test_drafting_begins_again_once_it_pays():
+    right, wrong = oracle(LOGITS, 7), junk(VOCAB * 1000)
+    strategy, stats, _ = run(lambda ids, budget: (wrong if len(ids) < 200 else right)(ids, budget), count=500)
+    begun = next(at for at in strategy.asked if at >= 200)
+    assert begun <= 200 + LONGEST_REST
+    assert stats.forwards < 420
+
+
+def test_what_is_always_right_never_rests():
+    strategy, stats, _ = run(oracle(LOGITS, 7))
+    assert len(strategy.asked) >= stats.forwards - 3
+
+
+@pytest.mark.parametrize("options", [{"rests": False}, {"cost_model": False}])
+def test_drafters_that_must_see_every_step_do(options):
+    strategy, stats, _ = run(junk(VOCAB * 1000), seconds=0.5, **options)
+    assert len(strategy.seen) >= stats.forwards - 2  # but the last, which has no room for a draft
+
+
+def test_plain_decoding_rests():
+    clock = Clock()
+    runtime = Tabular(LOGITS, VOCAB, clock=clock)
+    calls = []
+    runtime.step, inner = lambda token: calls.append(token) or inner(token), runtime.step
+    found = Decoding(runtime, Plain(), Sampling(), Stopping(202), clock=clock).run([PROMPT])
+    assert len(calls) > 90
+    assert found.stats.forwards == 200
+
+
+def test_the_next_text_begins_with_a_few_looks_only():
+    clock = Clock()
+    strategy = Asked(lambda ids, budget: DraftTree.chain(int(ids[-1]), []), clock, 0.5)
+    asked = []
+    for _ in range(2):
+        runtime = Tabular(LOGITS, VOCAB, lambda rows, path: 1.0 + 0.2 * (rows - 1), clock)
+        strategy.asked.clear()
+        Decoding(runtime, strategy, Sampling(), Stopping(42), clock=clock).run([PROMPT])
+        asked.append(len(strategy.asked))
+    assert asked == [IDLE_AFTER, IDLE_AFTER // 2]
+
+
+def test_shipped_drafters_rest():
+    from types import SimpleNamespace
+
+    runtime = SimpleNamespace(vocab=VOCAB, fingerprint="t", max_nodes=None)
+    for strategy in (PromptLookup(), TokenRecycling(), Joined()):
+        assert strategy.drafter(runtime, Sampling()).rests
