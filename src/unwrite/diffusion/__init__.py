@@ -12,10 +12,16 @@ from typing import TYPE_CHECKING
 from .._lazy import lazily
 
 if TYPE_CHECKING:
+    from .adablock import AdaBlock, DrawnBlocks, delimiters_of
     from .adapter import MaskPredictor
     from .base import Blocks, Commit, CommitRule, Constraint, Edit, Logits, Part, Proposal, Quota, Score, Step, Stop
     from .block_cache import BlockCache
+    from .credit import CreditDecoding, CreditThreshold
+    from .eoser import Ascending, AscendingBlocks, EOSReject
+    from .learn2pd import EoTP, LearnedSelect, Unhurried
     from .likelihood import log_likelihood
+    from .localleap import LocalLeap, RandomNeighbours
+    from .prophet import Prophet, anchors
     from .proposing import Confidence, EndLast, Gumbel, LeftToRight, Margin, NegativeEntropy, Nucleus, RandomOrder
     from .rules import RCR, EarlyStop, Factor, Fading, FixedBlocks, NoEnd, Origin, ReMDM, Threshold, TopK, Uniform
     from .sampler import DiffusionOutput, Sampler
@@ -28,12 +34,18 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "adablock": ("AdaBlock", "DrawnBlocks", "delimiters_of"),
     "adapter": ("MaskPredictor",),
     "base": (
         "Blocks", "Commit", "CommitRule", "Constraint", "Edit", "Logits", "Part", "Proposal", "Quota", "Score", "Step", "Stop",
     ),
     "block_cache": ("BlockCache",),
+    "credit": ("CreditDecoding", "CreditThreshold"),
+    "eoser": ("Ascending", "AscendingBlocks", "EOSReject"),
+    "learn2pd": ("EoTP", "LearnedSelect", "Unhurried"),
     "likelihood": ("log_likelihood",),
+    "localleap": ("LocalLeap", "RandomNeighbours"),
+    "prophet": ("Prophet", "anchors"),
     "proposing": (
         "Confidence", "EndLast", "Gumbel", "LeftToRight", "Margin", "NegativeEntropy", "Nucleus", "RandomOrder",
     ),
@@ -48,21 +60,31 @@ _HOMES = {
 
 __all__ = [
     "RCR",
+    "AdaBlock",
+    "Ascending",
+    "AscendingBlocks",
     "BlockCache",
     "Blocks",
     "Commit",
     "CommitRule",
     "Confidence",
     "Constraint",
+    "CreditDecoding",
+    "CreditThreshold",
     "DiffusionOutput",
+    "DrawnBlocks",
+    "EOSReject",
     "EarlyStop",
     "Edit",
     "EndLast",
+    "EoTP",
     "Factor",
     "Fading",
     "FixedBlocks",
     "Gumbel",
+    "LearnedSelect",
     "LeftToRight",
+    "LocalLeap",
     "Logits",
     "Margin",
     "MaskPredictor",
@@ -74,8 +96,10 @@ __all__ = [
     "Nucleus",
     "Origin",
     "Part",
+    "Prophet",
     "Proposal",
     "Quota",
+    "RandomNeighbours",
     "RandomOrder",
     "ReMDM",
     "Sampler",
@@ -84,7 +108,10 @@ __all__ = [
     "Stop",
     "Threshold",
     "TopK",
+    "Unhurried",
     "Uniform",
+    "anchors",
+    "delimiters_of",
     "log_likelihood",
     "mask_predictor_recipe",
     "masked_diffusion_loss",

@@ -294,11 +294,13 @@ class Judged:
     Args:
         right: [items] by each task's own metric.
         nfe: [items] forwards.
+        work: [items] columns computed, summed over forwards.
         texts: the answers.
     """
 
     right: list[bool]
     nfe: list[int]
+    work: list[int]
     texts: list[str]
 
     def by_task(self, asked: Sequence[Item]) -> dict[str, float]:
@@ -320,6 +322,7 @@ def judge(
     ids = bed.tokenizer
     good: list[bool] = []
     nfe: list[int] = []
+    work: list[int] = []
     texts: list[str] = []
     for start in range(0, len(asked), batch_size):
         batch = asked[start : start + batch_size]
@@ -327,11 +330,13 @@ def judge(
         out = seeded(bed.predictor, None, [ids(item.prompt)["input_ids"] for item in batch], fixed=fixed)
         assert out.answers is not None
         assert out.nfe is not None
+        assert out.trace is not None
         written = [ids.decode(answer) for answer in out.answers]
         good += [right(item, text) for item, text in zip(batch, written, strict=True)]
         nfe += out.nfe.tolist()
+        work += out.trace.work.tolist()
         texts += written
-    return Judged(good, nfe, texts)
+    return Judged(good, nfe, work, texts)
 
 
 def one_by_one(block: int | None = 32) -> Sampler:

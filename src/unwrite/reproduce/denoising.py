@@ -93,11 +93,18 @@ class Trial:
         """[prompts] the task of each."""
         return np.array([item.task for item in self.asked])
 
-    def curve(self, thresholds: Sequence[float] = THRESHOLDS, base: Sampler | None = None) -> Curve:
-        """The plain threshold at several values, and one by one. base: everything but the threshold; None for blocks of 32."""
+    def curve(self, thresholds: Sequence[float] | None = None, base: Sampler | None = None) -> Curve:
+        """The plain threshold at several values, and one by one.
+
+        Args:
+            thresholds: None for `THRESHOLDS`.
+            base: everything but the threshold; None for blocks of 32.
+        """
         plain = base or Sampler(gen_length=testbed.ANSWER, blocks=FixedBlocks(32))
         label = "" if base is None else f", {base.blocks}"
-        arms = [self.run(f"threshold {t:g}{label}", replace(plain, commit=Threshold(t))) for t in thresholds]
+        arms = [
+            self.run(f"threshold {t:g}{label}", replace(plain, commit=Threshold(t))) for t in thresholds or THRESHOLDS
+        ]
         return Curve([*arms, self.run(f"one by one{label}", replace(plain, commit=Threshold(2.0)))])
 
 

@@ -1,0 +1,219 @@
+"""Every sampler on the test bed: how often it is right, for how many forwards, and what that is in tokens a second.
+
+Accuracy and forwards are counted on the same prompts for all, each against the plain threshold at exactly its own number of
+forwards. Tokens a second come from replays on a model of real size (`replay.py`), in turns with the plain threshold's.
+Accuracies and forwards are the same in every run; only the clock differs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..diffusion import FixedBlocks, RandomOrder, Sampler, Threshold, TopK, testbed
+from ..diffusion.adablock import AdaBlock, DrawnBlocks, delimiters_of
+from ..diffusion.credit import CreditDecoding
+from ..diffusion.eoser import Ascending, EOSReject, ascending_steps
+from ..diffusion.localleap import LocalLeap, RandomNeighbours
+from ..diffusion.rules import Factor
+from ..reproduce.denoising import THRESHOLDS, Arm, Curve, difference, prompts
+
+PROMPTS, TIMED = 2000, 2
+PLAIN = "threshold 0.9"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Args:
+    sampler: of it.
+    kind: "curve" for the plain threshold's points, "method", "pair", "baseline" or "control".
+    timed: whether it is replayed.
+    """
+
+    sampler: Sampler
+    kind: str
+    timed: bool = True
+
+
+def contenders(bed: testbed.TestBed) -> dict[str, Contender]:
+    """All of them by name."""
+    base = Sampler(gen_length=testbed.ANSWER, blocks=FixedBlocks(32))
+    lines = delimiters_of(bed.tokenizer)
+    ada, credit, leap = AdaBlock(size=32, delimiters=lines), CreditDecoding.paper(), LocalLeap()
+    whole, steps = FixedBlocks(None), ascending_steps(testbed.ANSWER)
+    found = {f"threshold {t:g}": Contender(replace(base, commit=Threshold(t)), "curve", t == 0.9) for t in THRESHOLDS}
+    found["one by one"] = Contender(replace(base, commit=Threshold(2.0)), "curve")
+    for k in (2, 4, 8):
+        found[f"{k} a forward"] = Contender(replace(base, commit=TopK(), steps=testbed.ANSWER // k), "baseline", k == 4)
+    found["factor 1"] = Contender(replace(base, commit=Factor(1.0)), "baseline")
+    found |= {
+        "AdaBlock": Contender(replace(base, blocks=ada), "method"),
+        "Credit": Contender(replace(base, logits=credit), "method"),
+        "Credit, adaptive": Contender(replace(base, logits=CreditDecoding.adaptive()), "method"),
+        "LocalLeap": Contender(replace(base, commit=leap), "method"),
+        "EOSER, one block": Contender(
+            replace(base, blocks=whole, commit=TopK(), steps=16, score=EOSReject()), "method"
+        ),
+        "one block, 16 forwards": Contender(replace(base, blocks=whole, commit=TopK(), steps=16), "baseline", False),
+        "ASS": Contender(
+            replace(
+                base, blocks=whole, commit=TopK(), quota=Ascending(), steps=steps, score=EOSReject(schedule="ascending")
+            ),
+            "method",
+        ),
+        f"one block, {steps} forwards": Contender(
+            replace(base, blocks=whole, commit=TopK(), steps=steps), "baseline", False
+        ),
+        "AdaBlock + Credit": Contender(replace(base, blocks=ada, logits=credit), "pair"),
+        "AdaBlock + LocalLeap": Contender(replace(base, blocks=ada, commit=leap), "pair"),
+        "Credit + LocalLeap": Contender(replace(base, logits=credit, commit=leap), "pair"),
+        "AdaBlock + Credit + LocalLeap": Contender(replace(base, blocks=ada, logits=credit, commit=leap), "pair"),
+        "threshold 0.9, prefix cache": Contender(replace(base, commit=Threshold(0.9), cache="prefix"), "baseline"),
+        "threshold 0.9, dual cache": Contender(replace(base, commit=Threshold(0.9), cache="dual"), "baseline"),
+        "AdaBlock + Credit + LocalLeap, dual cache": Contender(
+            replace(base, blocks=ada, logits=credit, commit=leap, cache="dual"), "pair"
+        ),
+        "random neighbours": Contender(replace(base, commit=RandomNeighbours()), "control", False),
+        "random places, 4 a forward": Contender(
+            replace(base, commit=TopK(), score=RandomOrder(), steps=testbed.ANSWER // 4), "control", False
+        ),
+    }
+    return found
+
+
+def run(
+    where: Path | None = None,
+    count: int = PROMPTS,
+    seed: int = 0,
+    workers: int = 2,
+    tell: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Everything.
+
+    Args:
+        where: folder of the test bed, or None for the default one.
+        count, seed: of the prompts.
+        workers: processes that count; clocks run alone.
+        tell: gets a line of progress.
+
+    Returns:
+        {"rows": a row a contender, "prompts", "seed", "gate", "seconds"}
+    """
+    start = time.perf_counter()
+    bed = testbed.load(where)
+    passed = testbed.gate(bed)
+    asked = prompts(count, seed)
+    everyone = contenders(bed)
+    arms = _counted(bed, everyone, count, seed, workers, tell)
+    arms["drawn blocks"] = _drawn(bed, everyone["AdaBlock"].sampler, asked, tell)
+    everyone["drawn blocks"] = Contender(everyone["AdaBlock"].sampler, "control", False)
+    curve = Curve([arms[name] for name, one in everyone.items() if one.kind == "curve"])
+    clocks = _clocks(bed, {name: one.sampler for name, one in everyone.items() if one.timed}, asked[:TIMED], tell)
+    rows = []
+    for name, one in everyone.items():
+        arm = arms[name]
+        ahead = difference(arm, curve.at(arm.forwards))
+        rows.append(
+            {
+                "sampler": name,
+                "kind": one.kind,
+                "forwards": arm.forwards,
+                "right": arm.accuracy,
+                "ahead": {"points": ahead.points, "low": ahead.low, "high": ahead.high},
+                "against_one_by_one": vars(difference(arm, arms["one by one"])),
+                "by_task": _by_task(arm, asked),
+                **clocks.get(name, {}),
+            }
+        )
+    return {"rows": rows, "prompts": count, "seed": seed, "gate": passed, "seconds": time.perf_counter() - start}
+
+
+def _counted(
+    bed: testbed.TestBed,
+    everyone: Mapping[str, Contender],
+    count: int,
+    seed: int,
+    workers: int,
+    tell: Callable[[str], None],
+) -> dict[str, Arm]:
+    """Right answers and forwards; the longest arms first, so that the workers end together."""
+    names = sorted(everyone, key=lambda name: name != "one by one")
+    jobs = [(str(bed.folder), everyone[name].sampler, count, seed) for name in names]
+    if workers < 2:
+        found = []
+        for name, job in zip(names, jobs, strict=True):
+            tell(f"counting: {name}")
+            found.append(_count(job))
+        return dict(_named(names, found))
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        results = []
+        for name, result in zip(names, pool.map(_count, jobs), strict=True):
+            tell(f"counted: {name}")
+            results.append(result)
+    return dict(_named(names, results))
+
+
+def _named(names: Sequence[str], found: Sequence[tuple[Any, Any]]) -> Any:
+    return ((name, Arm(name, right, nfe)) for name, (right, nfe) in zip(names, found, strict=True))
+
+
+def _count(job: tuple[str, Sampler, int, int]) -> tuple[Any, Any]:
+    import numpy as np
+
+    folder, sampler, count, seed = job
+    torch.set_num_threads(1)
+    found = testbed.judge(testbed.load(Path(folder)), sampler, prompts(count, seed), batch_size=64)
+    return np.array(found.right, dtype=float), np.array(found.nfe, dtype=float)
+
+
+def _drawn(bed: testbed.TestBed, sampler: Sampler, asked: Sequence[testbed.Item], tell: Callable[[str], None]) -> Arm:
+    """AdaBlock's block sizes at boundaries that are drawn."""
+    import numpy as np
+
+    tell("counting: drawn blocks")
+    few = [bed.tokenizer(item.prompt)["input_ids"] for item in asked[:100]]
+    trace = sampler(bed.predictor, None, few).trace
+    sizes = tuple(size for row in trace.blocks for size in row)
+    found = testbed.judge(bed, replace(sampler, blocks=DrawnBlocks(sizes)), asked, batch_size=64)
+    return Arm("drawn blocks", np.array(found.right, dtype=float), np.array(found.nfe, dtype=float))
+
+
+def _clocks(
+    bed: testbed.TestBed, samplers: Mapping[str, Sampler], asked: Sequence[testbed.Item], tell: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    """Replays of each sampler, a prompt at a time in turns, with the plain threshold's as the peer."""
+    from .replay import Timed, timed, timing_model
+
+    timing = timing_model()
+    found: dict[str, list[Timed]] = {name: [] for name in samplers}
+    timed(bed, timing, samplers[PLAIN], asked[:1])  # what only a first call pays is nobody's
+    for number, item in enumerate(asked):
+        for name, sampler in samplers.items():
+            tell(f"replaying prompt {number + 1} of {len(asked)}: {name}")
+            found[name].append(timed(bed, timing, sampler, [item]))
+    peer = sum(one.seconds for one in found[PLAIN])
+    rows = {}
+    for name, times in found.items():
+        seconds = sum(one.seconds for one in times)
+        rows[name] = {
+            "positions_per_second": sum(one.positions for one in times) / seconds,
+            "tokens_per_second": sum(one.tokens for one in times) / seconds,
+            "seconds_against_threshold": peer / seconds,
+            "own_share": sum(one.own for one in times) / max(1e-12, seconds - sum(one.own for one in times)),
+            "replayed_alike": all(one.same for one in times),
+        }
+    return rows
+
+
+def _by_task(arm: Arm, asked: Sequence[testbed.Item]) -> dict[str, float]:
+    import numpy as np
+
+    tasks = np.array([item.task for item in asked])
+    return {task.name: arm.of(tasks == task.name).accuracy for task in testbed.TASKS if (tasks == task.name).any()}

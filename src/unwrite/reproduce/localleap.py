@@ -1,0 +1,100 @@
+"""LocalLeap against the plain threshold, a threshold with as many forwards, and neighbours drawn at random.
+
+Claim looked at (arXiv 2510.07081): near a token that the model is sure of a lower bar is safe, so decoding takes fewer forwards
+without loss. If being near matters, the rule must be right more often than random neighbours and than a lower threshold, both at
+equal forwards; and a proposal must be the less often final the further away the nearest sure token is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..diffusion import Sampler, testbed
+from ..diffusion.base import Step
+from ..diffusion.localleap import LocalLeap, RandomNeighbours, Settled, settled
+from ..diffusion.rules import FixedBlocks
+from . import denoising
+from .claims import Budget, Claim, verdict_of
+from .denoising import Curve, Trial, difference
+
+RADII, BARS = (1, 2, 4, 8), (0.6, 0.75, 0.85)
+SEEN = 200  # prompts on which proposals are followed to the end
+FARTHEST = 8
+
+
+def run(budget: Budget) -> Claim:
+    """The card's arms."""
+    trial = denoising.trial(budget)
+    curve = trial.curve()
+    base = Sampler(gen_length=testbed.ANSWER, blocks=FixedBlocks(32))
+    grid = [(radius, 0.75) for radius in RADII] + [(4, bar) for bar in BARS if bar != 0.75]
+    rows: dict[str, tuple[Any, ...]] = {arm.name: trial.row(arm) for arm in curve.arms}
+    for radius, bar in grid:
+        arm = trial.run(f"radius {radius}, bar {bar:g}", replace(base, commit=LocalLeap(0.9, bar, radius)))
+        rows[arm.name] = trial.row(arm, curve)
+    drawn = [
+        trial.run(f"random neighbours, bar {bar:g}", replace(base, commit=RandomNeighbours(0.9, bar, 4)))
+        for bar in BARS
+    ]
+    rows |= {arm.name: trial.row(arm, curve) for arm in drawn}
+    ours, plain = trial.done["radius 4, bar 0.75"], trial.done["threshold 0.9"]
+    control = Curve([*drawn, plain])
+    loss, matched = difference(ours, plain), difference(ours, curve.at(ours.forwards))
+    nearby = difference(ours, control.at(ours.forwards))
+    one = trial.done["one by one"]
+    share = _settled(trial, base)
+    falls = _falls(share)
+    checks = {
+        "fewer forwards than the threshold it starts from": ours.forwards < plain.forwards,
+        "no more than a point lost against it": loss.points >= -1,
+        "at equal forwards not below a lower threshold": matched.points >= 0,
+        "at equal forwards not below random neighbours": nearby.points >= 0,
+        "proposals are less often final further from a sure token": falls < 0,
+    }
+    return Claim(
+        slug="localleap",
+        claim="6.94x throughput over one token a step, steps down to 14.2 %, quality nearly unchanged (LLaDA and Dream, arXiv "
+        "2510.07081)",
+        setting=denoising.setting(trial),
+        columns=denoising.COLUMNS,
+        rows=rows,
+        verdict=verdict_of(checks),
+        reason=f"{ours.forwards:.1f} forwards against {plain.forwards:.1f} of the threshold and {one.forwards:.0f} one by one "
+        f"({100 * ours.forwards / one.forwards:.0f} %); {loss} points against the threshold, {matched} against a lower one at equal "
+        f"forwards, {nearby} against random neighbours; P(final) changes by {falls:+.3f} a position of distance",
+        checks=checks,
+        seeds=budget.seeds,
+        extra={
+            "final_by_confidence_and_distance": [[round(float(v), 4) for v in line] for line in share.share],
+            "seen": share.seen.tolist(),
+        },
+    )
+
+
+def _settled(trial: Trial, base: Sampler) -> Settled:
+    """Followed one token a step: what a step reveals would be final by being revealed."""
+    ids = trial.bed.tokenizer
+    total: Settled | None = None
+    for start in range(0, min(SEEN, len(trial.asked)), 50):
+        steps: list[Step] = []
+        batch = [ids(item.prompt)["input_ids"] for item in trial.asked[start : start + 50]]
+        out = replace(testbed.one_by_one(), watch=steps.append)(trial.bed.predictor, None, batch)
+        assert out.sequences is not None
+        found = settled(steps, out.sequences, farthest=FARTHEST)
+        total = found if total is None else Settled(total.final + found.final, total.seen + found.seen)
+    assert total is not None
+    return total
+
+
+def _falls(found: Settled) -> float:
+    """Slope of P(final) over distance 1 to FARTHEST, confidences between 0.5 and 0.9, weighted by what was seen."""
+    seen = found.seen[2:4, 1:].sum(0).double()
+    share = torch.where(seen > 0, found.final[2:4, 1:].sum(0) / seen.clamp(min=1), torch.zeros_like(seen))
+    if int((seen > 0).sum()) < 2:
+        return 0.0
+    distance = np.arange(1, FARTHEST + 1)
+    return float(np.polyfit(distance, share.numpy(), 1, w=np.sqrt(seen.numpy()))[0])

@@ -1,0 +1,146 @@
+"""Prophet against running all steps, stopping after a fixed number of them, and stopping at random.
+
+Claim looked at (arXiv 2508.19982): the answer is known long before decoding ends, and the gap of the two largest logits where it will
+stand tells when; stopping then halves the steps without loss. Asked are worked sums whose result stands at a fixed place behind an
+anchor; right is the result, since what else was not yet written is filled from a single look. Bars are calibrated on other prompts,
+as the paper's are in units of another model's logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..diffusion import Sampler, testbed
+from ..diffusion.base import Step, Stop
+from ..diffusion.prophet import Prophet, ProphetLog, answer_convergence, calibrated_bars
+from ..diffusion.rules import FixedBlocks, Threshold, TopK
+from . import denoising
+from .claims import Budget, Claim, verdict_of
+from .denoising import Arm, Curve, Trial, difference
+
+CALIBRATED, LOOKED = 100, 100  # prompts for the bars, and for the histogram of when answers are known
+TRUNCATED = (2, 4, 8, 16, 24, 32, 40, 48, 56)
+COLUMNS = ("forwards/answer", "right results, %", "Prophet against it, points")
+
+
+@dataclass(frozen=True)
+class After(Stop):
+    """Fills everything at one forward: drawn for each row from `forwards`, counted from 1."""
+
+    forwards: tuple[int, ...]
+
+    def stop(self, step: Step) -> Tensor:
+        """[rows]"""
+        memory = step.memory(self)
+        drawn = memory.get("drawn", fill=-1.0, dtype=torch.float64)
+        drawn = torch.where(drawn < 0, step.random(), drawn)
+        memory.put("drawn", drawn)
+        limit = torch.tensor(self.forwards, device=drawn.device)[(drawn * len(self.forwards)).long()]
+        return step.number + 1 >= limit
+
+
+def run(budget: Budget) -> Claim:
+    """The card's arms, all with the same anchor."""
+    trial = denoising.trial(budget, ("anchored",))
+    whole = Sampler(gen_length=testbed.ANSWER, steps=testbed.ANSWER, blocks=FixedBlocks(32), commit=TopK())
+    prophet = Prophet(bars=_bars(trial, whole, budget))
+    full = _run(trial, "all steps", whole)
+    ours = _run(trial, "Prophet", replace(whole, stop=prophet))
+    fixed = Curve([full, *(_run(trial, f"stop after {n}", replace(whole, stop=After((n,)))) for n in TRUNCATED)])
+    drawn = _run(trial, "stop at random", replace(whole, stop=After(tuple(int(n) for n in ours.nfe))))
+    quick = replace(whole, steps=None, commit=Threshold(0.9))
+    plain = _run(trial, "threshold 0.9", quick)
+    both = _run(trial, "threshold 0.9 + Prophet", replace(quick, stop=prophet))
+    same = fixed.at(ours.forwards)
+    loss, truncated, by_chance = difference(ours, full), difference(ours, same), difference(ours, drawn)
+    known = {name: _known(trial, whole, anchor) for name, anchor in (("anchor", testbed.anchor()), ("no anchor", {}))}
+    checks = {
+        "at most 70 % of the steps": ours.forwards <= 0.7 * full.forwards,
+        "no more than a point lost": loss.points >= -1,
+        "better than stopping after as many steps": truncated.points > 0,
+        "better than stopping at random": by_chance.points > 0,
+        "more than half of the answers are settled by half of the steps": known["anchor"]["stable by 50 %"] > 0.5,
+        "and no fewer with the anchor than without": known["anchor"]["stable by 50 %"]
+        >= known["no anchor"]["stable by 50 %"],
+    }
+    rows: dict[str, tuple[Any, ...]] = {}
+    for arm in (full, ours, same, drawn, plain, both, *fixed.arms[1:]):
+        ahead = "" if arm is ours else str(difference(ours, arm))
+        rows["stop after as many steps" if arm is same else arm.name] = (*trial.row(arm)[:2], ahead)
+    return Claim(
+        slug="prophet",
+        claim="up to 3.4x fewer steps; 97 % (GSM8K) and 99 % (MMLU) of answers right with half the steps (LLaDA-8B, arXiv "
+        "2508.19982)",
+        setting=denoising.setting(trial) + "; sums with an anchored result, which alone is judged",
+        columns=COLUMNS,
+        rows=rows,
+        verdict=verdict_of(checks),
+        reason=f"{ours.forwards:.1f} of {full.forwards:.0f} steps at {loss} points; {truncated} against stopping after as many steps, "
+        f"{by_chance} against stopping at random; {100 * known['anchor']['stable by 50 %']:.0f} % of results are settled by half of the "
+        f"steps, {100 * known['no anchor']['stable by 50 %']:.0f} % without the anchor",
+        checks=checks,
+        seeds=budget.seeds,
+        extra={"bars": prophet.bars, "known": known},
+    )
+
+
+def result(text: str) -> str:
+    """What stands behind the anchor."""
+    return text[testbed.ANCHOR_AT + len(testbed.ANCHOR) :].strip()
+
+
+def _run(trial: Trial, name: str, sampler: Sampler) -> Arm:
+    """An arm that is right where its result is."""
+    found = testbed.judge(trial.bed, sampler, trial.asked, fixed=testbed.anchor())
+    right = [result(text) == result(item.answer) for text, item in zip(found.texts, trial.asked, strict=True)]
+    trial.done[name] = Arm(name, np.array(right, dtype=float), np.array(found.nfe, dtype=float))
+    return trial.done[name]
+
+
+def _extract(trial: Trial) -> Any:
+    """The result in generated ids, which need not be finished."""
+
+    def extract(ids: Any) -> str:
+        ends = [place for place, token in enumerate(ids) if token in trial.bed.predictor.end_ids]
+        return result(trial.bed.tokenizer.decode(list(ids)[: ends[0]] if ends else list(ids)))
+
+    return extract
+
+
+def _watched(
+    trial: Trial, sampler: Sampler, asked: list[testbed.Item], fixed: Mapping[int, int], prophet: Prophet
+) -> ProphetLog:
+    log = ProphetLog(prophet)
+    rows = [trial.bed.tokenizer(item.prompt)["input_ids"] for item in asked]
+    replace(sampler, stop=prophet, watch=log)(trial.bed.predictor, None, rows, fixed=fixed)
+    return log
+
+
+def _bars(trial: Trial, sampler: Sampler, budget: Budget) -> tuple[float, float, float]:
+    """From prompts that no arm is asked."""
+    count = min(CALIBRATED, len(trial.asked))
+    asked = denoising.prompts(count, 1 + max(budget.seeds), ("anchored",))
+    never = Prophet(bars=(float("inf"),) * 3)
+    log = _watched(trial, sampler, asked, testbed.anchor(), never)
+    return calibrated_bars(
+        [log.gaps[row] for row in sorted(log.gaps)], [log.guesses[row] for row in sorted(log.guesses)], _extract(trial)
+    )
+
+
+def _known(trial: Trial, sampler: Sampler, fixed: Mapping[int, int]) -> dict[str, float]:
+    """Shares of prompts whose result was right, once or from then on, by a quarter and by half of the steps."""
+    asked = list(trial.asked[:LOOKED])
+    never = Prophet(bars=(float("inf"),) * 3, start=testbed.ANCHOR_AT + len(testbed.ANCHOR) + 1)
+    log, extract = _watched(trial, sampler, asked, fixed, never), _extract(trial)
+    found = [answer_convergence(log.guesses[row], extract, result(item.answer)) for row, item in enumerate(asked)]
+    return {
+        f"{kind} by {100 * share:.0f} %": float(np.mean([one.by(share, kind == "stable") for one in found]))
+        for kind in ("right", "stable")
+        for share in (0.25, 0.5)
+    }

@@ -1,0 +1,112 @@
+"""The diffusion benchmark on a tiny random test bed: whole, twice the same, drawn."""
+
+import json
+
+import pytest
+import torch
+
+from unwrite.bench import diffusion, replay
+from unwrite.bench.diffusion_report import html, losing_nothing, picture, table
+from unwrite.cli import main
+from unwrite.diffusion import testbed
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(testbed.config(width=16, layers=1, inner=16))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() > 1:
+                weight *= 40.0 if name.startswith("lm_head") else 10.0
+    path = tmp_path_factory.mktemp("bed")
+    model.save_pretrained(path)
+    testbed.tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Two arms of each kind, a timing model of one layer, no gate: what is measured means nothing."""
+    whole = diffusion.contenders
+
+    def few(bed):
+        found = whole(bed)
+        names = ("threshold 0.3", "threshold 0.9", "one by one", "AdaBlock", "Credit + LocalLeap", "random neighbours")
+        return {name: found[name] for name in names}
+
+    monkeypatch.setattr(diffusion, "contenders", few)
+    monkeypatch.setattr(diffusion, "TIMED", 1)
+    monkeypatch.setattr(testbed, "gate", lambda bed: {"sums": 1.0})
+    model = replay.timing_model(layers=1, vocabulary=256)
+    monkeypatch.setattr(replay, "timing_model", lambda: model)
+
+
+def without_clocks(rows):
+    clocks = ("positions_per_second", "tokens_per_second", "seconds_against_threshold", "own_share")
+    return [{key: value for key, value in row.items() if key not in clocks} for row in rows]
+
+
+def test_two_runs_differ_in_their_clocks_only(folder, small):
+    first, second = (diffusion.run(folder, 6, workers=1) for _ in range(2))
+    assert without_clocks(first["rows"]) == without_clocks(second["rows"])
+    assert [row["sampler"] for row in first["rows"]][-1] == "drawn blocks"
+    assert all(row["replayed_alike"] for row in first["rows"] if "replayed_alike" in row)
+    assert first["rows"][2]["forwards"] == 64.0
+
+
+def test_workers_count_what_one_process_counts(folder):
+    bed = testbed.load(folder)
+    arms = {name: one for name, one in diffusion.contenders(bed).items() if name in ("one by one", "threshold 0.5")}
+    alone, together = (diffusion._counted(bed, arms, 4, 0, workers, lambda line: None) for workers in (1, 2))
+    for name in arms:
+        assert (alone[name].nfe == together[name].nfe).all()
+        assert (alone[name].right == together[name].right).all()
+
+
+def test_every_contender_runs_on_the_bed(folder):
+    bed = testbed.load(folder)
+    asked = testbed.items(2, 5)
+    for name, one in diffusion.contenders(bed).items():
+        assert len(testbed.judge(bed, one.sampler, asked).texts) == 2, name
+
+
+def test_the_command_writes_figures_page_and_pictures(folder, small, tmp_path, capsys):
+    out = tmp_path / "found.json"
+    main(["bench", "diffusion", "--bed", str(folder), "--prompts", "4", "--out", str(out), "--json"])
+    rows = json.loads(capsys.readouterr().out)
+    assert rows == json.loads(out.read_text())["rows"]
+    page = out.with_suffix(".html").read_text()
+    assert "<svg" in page
+    assert "<script" not in page
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+ROWS = [
+    {
+        "sampler": name, "kind": kind, "forwards": forwards, "right": right, "by_task": {},
+        "ahead": {"points": 0.0, "low": -1.0, "high": 1.0},
+        "against_one_by_one": {"points": right - 90, "low": right - 90.5, "high": right - 89},
+    }
+    for name, kind, forwards, right in (
+        ("one by one", "curve", 64.0, 90.0), ("fast", "method", 8.0, 89.8), ("careless", "method", 4.0, 70.0),
+        ("lucky", "control", 6.0, 90.0),
+    )
+]  # fmt: skip
+
+
+def test_what_loses_nothing_is_sorted_by_forwards_and_leaves_controls_out():
+    assert [row["sampler"] for row in losing_nothing(ROWS)] == ["fast", "one by one"]
+
+
+def test_the_table_has_a_line_a_sampler_and_the_picture_every_point():
+    assert len(table(ROWS)) == 2 + len(ROWS)
+    points = [value for layer in picture(ROWS)["layer"][:2] for value in layer["data"]["values"]]
+    assert {point["sampler"] for point in points} == {row["sampler"] for row in ROWS}
+
+
+def test_names_in_the_page_are_escaped():
+    rows = [{**ROWS[0], "sampler": "<b>&"}]
+    assert "<td>&lt;b&gt;&amp;</td>" in html({"rows": rows, "prompts": 1})
