@@ -40,7 +40,7 @@ def small(monkeypatch):
     monkeypatch.setattr(diffusion, "contenders", few)
     monkeypatch.setattr(diffusion, "TIMED", 1)
     monkeypatch.setattr(testbed, "gate", lambda bed: {"sums": 1.0})
-    model = replay.timing_model(layers=1, vocabulary=256)
+    model = replay.timing_model(layers=1, vocabulary=256, width=72)
     monkeypatch.setattr(replay, "timing_model", lambda: model)
 
 

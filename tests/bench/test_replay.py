@@ -26,7 +26,7 @@ def bed():
 
 @pytest.fixture(scope="module")
 def timing():
-    return replay.timing_model(layers=1, vocabulary=512)
+    return replay.timing_model(layers=1, vocabulary=512, width=72)
 
 
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])

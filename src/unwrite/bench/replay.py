@@ -87,15 +87,15 @@ class Timed:
         return self.own / max(1e-12, self.seconds - self.own)
 
 
-def timing_model(seed: int = 0, layers: int = 30, vocabulary: int = 49152) -> Any:
+def timing_model(seed: int = 0, layers: int = 30, vocabulary: int = 49152, width: int = 576) -> Any:
     """SmolLM2-135M's shape, bidirectional, with random weights: only its cost matters."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocabulary,
-        hidden_size=576,
-        intermediate_size=1536,
+        hidden_size=width,
+        intermediate_size=width * 8 // 3,
         num_hidden_layers=layers,
         num_attention_heads=9,
         num_key_value_heads=3,
