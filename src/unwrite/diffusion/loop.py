@@ -285,12 +285,14 @@ class Denoising:
             sizes = self.sampler.blocks.lengths(step).clamp(min=1)
             ends = torch.minimum(step.start + sizes, step.length)
             ends = torch.where(step.opening, ends, step.end).cpu()
-            for row in rows[self.opening[rows]].tolist():
-                self.trace.blocks[row].append(int(ends[rows == row] - self.start[row]))
+            fresh = self.opening[rows]
+            sizes_of = zip(rows[fresh].tolist(), (ends - self.start[rows])[fresh].tolist(), strict=True)
+            for row, size in sizes_of:
+                self.trace.blocks[row].append(size)
             self.end[rows] = ends
-            entry = torch.tensor(
-                [int(self.left[r, s:e].sum()) for r, s, e in zip(rows, self.start[rows], ends, strict=True)]
-            )
+            # Masks before every column; the difference is what a block holds.
+            before = torch.nn.functional.pad(self.left[rows].long().cumsum(1), (1, 0))
+            entry = (before.gather(1, ends[:, None]) - before.gather(1, self.start[rows][:, None]))[:, 0]
             self.at_entry[rows] = torch.where(self.opening[rows], entry, self.at_entry[rows])
         width = int((self.end[rows] - self.start[rows]).max())
         step = replace(

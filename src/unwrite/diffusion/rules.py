@@ -176,21 +176,27 @@ class RCR(CommitRule):
 
     def commit(self, step: Step) -> Commit:
         memory, width = step.memory(self), step.masked.shape[1]
-        # What was never revealed by this block's steps counts as sure.
-        sure = memory.get("sure", width, fill=1.0, dtype=torch.float64, per_block=True)
+        # What this block's steps did not reveal, given tokens among it, is never hidden.
+        sure = memory.get("sure", width, fill=torch.inf, dtype=torch.float64, per_block=True)
         sure = torch.where(step.masked, step.confidence, sure)
         memory.put("sure", sure)
         later = step.masked.sum(1) - step.quota
-        scores = sure.masked_fill(~step.inside, torch.inf)
-        order = scores.sort(dim=1, stable=True).indices
-        ranks = torch.empty_like(order).scatter_(1, order, torch.arange(width, device=order.device).expand_as(order))
-        return Commit(step.masked, hide=(ranks < later[:, None]) & step.inside)
+        return Commit(step.masked, hide=least(sure.masked_fill(~step.inside, torch.inf), later))
+
+
+def least(scores: Tensor, count: Tensor) -> Tensor:
+    """[rows, width] the `count` [rows] positions with the lowest scores, of equals the leftmost; none at infinity."""
+    order = scores.sort(dim=1, stable=True).indices
+    ranks = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
+    return (ranks < count[:, None]) & torch.isfinite(scores)
 
 
 @dataclass(frozen=True)
 class ReMDM(CommitRule):
-    """Plain quotas, with some steps late in the block that reveal nothing new for good: they hide the least sure of what was
-    revealed, and the step after reveals as many.
+    """Plain quotas, with steps put in late in the block: before each, the least sure of what was revealed is hidden again, and
+    the step reveals as many.
 
     Args:
         extra: steps added to a block; its forwards grow by as many.
@@ -212,22 +218,22 @@ class ReMDM(CommitRule):
     def commit(self, step: Step) -> Commit:
         memory, width = step.memory(self), step.masked.shape[1]
         sure = memory.get("sure", width, fill=torch.inf, dtype=torch.float64, per_block=True)
+        hidden = memory.get("hidden", dtype=torch.long, per_block=True)
         length = step.end - step.start
-        begin = (length * self.after).long().clamp(min=1)
-        begin = torch.minimum(begin, (length - 1).clamp(min=1))
+        steps = torch.minimum(-(-length * step.total // step.size), step.at_entry).clamp(min=1)
+        begin = torch.minimum((length * self.after).long().clamp(min=1), (length - 1).clamp(min=1))
+        begin = torch.minimum(begin, steps)  # no later than the block's last regular step
         late = (step.in_block >= begin) & (step.in_block < begin + self.extra)
-        # The quota's own clock stands still during the extra steps.
+        # The quota's own clock stands still during the steps put in.
         passed = step.in_block - (step.in_block - begin).clamp(min=0).clamp(max=self.extra)
         own = Uniform().count(_at(step, passed))
-        reveal = ranked(step, torch.where(late, torch.full_like(own, self.number), own))
+        reveal = ranked(step, torch.where(late, hidden, own))
         sure = torch.where(reveal, step.confidence, sure)
-        shown = torch.isfinite(sure) & step.inside & ~reveal
-        scores = sure.masked_fill(~shown, torch.inf)
-        order = scores.sort(dim=1, stable=True).indices
-        ranks = torch.empty_like(order).scatter_(1, order, torch.arange(width, device=order.device).expand_as(order))
-        count = torch.minimum(reveal.sum(1), shown.sum(1))
-        hide = (ranks < count[:, None]) & shown & late[:, None]
+        following = step.in_block + 1
+        then = (following >= begin) & (following < begin + self.extra)
+        hide = least(sure.masked_fill(~step.inside, torch.inf), torch.where(then, self.number, 0))
         memory.put("sure", sure.masked_fill(hide, torch.inf))
+        memory.put("hidden", hide.sum(1))
         return Commit(reveal, hide)
 
 
