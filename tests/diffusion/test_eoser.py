@@ -97,6 +97,12 @@ def test_a_single_step_has_the_last_factor(schedule):
     assert factors(schedule, 1, high=0.9) == [0.9]
 
 
+@pytest.mark.parametrize(("schedule", "last"), [("linear", 1.0), ("ascending", 0.01 + 0.99 * 127 / 128)])
+def test_steps_beyond_those_asked_for_have_the_last_factor(schedule, last):
+    late = SimpleNamespace(number=torch.tensor([6, 7, 20]), total=7)
+    assert EOSReject(schedule=schedule).factor(late).tolist() == pytest.approx([last] * 3, rel=1e-12)
+
+
 @pytest.mark.parametrize(("number", "order"), [(0, ["a", "b", "end"]), (63, ["end", "a", "b"])])
 def test_an_end_token_ranks_last_at_first_and_first_at_last(number, order):
     tokens = dict(zip(["end", "a", "b"], [END, 7, 8], strict=True))
@@ -316,6 +322,15 @@ def test_the_defaults_are_the_papers():
 def test_what_has_no_meaning_is_refused(make, says):
     with pytest.raises(MethodError, match=says):
         make()
+
+
+def test_what_the_inner_score_refuses_is_refused():
+    class Picky(Confidence):
+        def check(self, sampler):
+            raise MethodError("not with this")
+
+    with pytest.raises(MethodError, match="not with this"):
+        Sampler(score=EOSReject(Picky()))
 
 
 def test_a_model_without_end_tokens_is_refused():

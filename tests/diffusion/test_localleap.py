@@ -11,6 +11,7 @@ import torch
 from masks import MASK, VOCAB, confident, lively, prompts_of, rows_of, scripted
 
 from unwrite.diffusion import EarlyStop, EndLast, FixedBlocks, RandomOrder, Sampler, Threshold
+from unwrite.diffusion.adablock import AdaBlock
 from unwrite.diffusion.localleap import LocalLeap, RandomNeighbours, delays, settled
 from unwrite.errors import MethodError
 
@@ -320,6 +321,17 @@ def test_settled_takes_the_nearest_anchor_and_lumps_the_far_ones():
     assert bool((found.final == found.seen).all())
 
 
+def test_a_confidence_at_an_edge_belongs_to_the_upper_bucket():
+    step = SimpleNamespace(
+        rows=torch.tensor([0]),
+        columns=torch.tensor([[1, 2]]),
+        proposed=torch.tensor([[7, 7]]),
+        masked=torch.ones(1, 2, dtype=torch.bool),
+        confidence=torch.tensor([[1.0, 0.5]], dtype=torch.float64),
+    )
+    assert settled([step], torch.full((1, 3), 7), edges=(0.5,), farthest=1).seen.tolist() == [[0, 0], [1, 1]]
+
+
 def test_settled_is_the_same_for_a_batch_and_its_rows():
     sampler = Sampler(gen_length=20, blocks=FixedBlocks(8), commit=Threshold(2.0))
     prompts = prompts_of(3, 8)
@@ -343,11 +355,13 @@ def test_delays_count_from_the_last_change_to_the_reveal():
 
 
 def test_delays_are_the_same_for_a_batch_and_its_rows():
-    sampler = Sampler(gen_length=20, blocks=FixedBlocks(8), commit=Threshold(0.6))
-    prompts = prompts_of(3, 8)
-    together = delays(*told(sampler, lively(0, 2.0), prompts))
+    """Rows whose blocks have different sizes."""
+    blocks = AdaBlock(6, (13, 22), 0.3)
+    sampler = Sampler(gen_length=24, blocks=blocks, commit=Threshold(0.6))
+    prompts = prompts_of(3, 8, 5)
+    together = delays(*told(sampler, lively(1), prompts))
     for row, prompt in enumerate(prompts):
-        assert delays(*told(sampler, lively(0, 2.0), [prompt]))[0].tolist() == together[row].tolist()
+        assert delays(*told(sampler, lively(1), [prompt]))[0].tolist() == together[row].tolist()
     assert int(together.min()) == 0
     assert int(together.max()) > 1
 

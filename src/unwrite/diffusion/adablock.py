@@ -165,7 +165,7 @@ class DrawnBlocks(Blocks):
         sizes: to draw from, each at least 1; such as all of a run's `trace.blocks`.
     """
 
-    sizes: tuple[int, ...]
+    sizes: tuple[int, ...] = (32,)
 
     def __post_init__(self) -> None:
         if not self.sizes or min(self.sizes) < 1:

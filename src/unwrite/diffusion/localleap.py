@@ -80,8 +80,8 @@ class LocalLeap(CommitRule):
         # Sure positions with gaps of at most `radius` hang together; a chain with an anchor in it is revealed whole.
         sure = step.masked & (step.confidence >= self.bar)
         places = torch.arange(sure.shape[1], device=sure.device).expand_as(sure)
-        latest = places.masked_fill(~sure, -1 - self.radius).cummax(1).values
-        before = F.pad(latest[:, :-1], (1, 0), value=-1 - self.radius)
+        latest = places.masked_fill(~sure, 0).cummax(1).values
+        before = F.pad(latest[:, :-1], (1, 0))
         chain = (sure & (places - before > self.radius)).cumsum(1)
         anchored = torch.zeros(len(sure), sure.shape[1] + 1, device=sure.device)
         anchored = anchored.scatter_reduce(1, chain, anchors.float(), "amax")

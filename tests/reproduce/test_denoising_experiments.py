@@ -1,0 +1,67 @@
+"""The experiments of the diffusion systems run whole on a tiny random test bed; what they find there means nothing."""
+
+from importlib import import_module
+from typing import get_args
+
+import pytest
+import torch
+
+from unwrite.diffusion import MaskPredictor, testbed
+from unwrite.reproduce import denoising
+from unwrite.reproduce.claims import Budget, Verdict
+
+# {system: its grid, made small}
+SYSTEMS = {
+    "adablock": {"SIZES": (8,), "BARS": (0.5,)},
+    "credit": {"BARS": (0.5,)},
+    "prophet": {"TRUNCATED": (4, 32)},
+    "learn2pd": {"THRESHOLDS": (0.9,), "BARS": (0.96,)},
+    "parallelbench": {"STEPS": (1, 6)},
+    "localleap": {"RADII": (4,), "BARS": (0.75,)},
+}
+
+
+@pytest.fixture(scope="module")
+def bed():
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(testbed.config(width=16, layers=1, inner=16)).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() > 1:
+                weight *= 40.0 if name.startswith("lm_head") else 10.0
+    ids = testbed.tokenizer()
+    return testbed.TestBed(MaskPredictor.of(model, ids), ids, None)
+
+
+@pytest.mark.parametrize("slug", SYSTEMS)
+def test_an_experiment_runs_tiny(slug, bed, monkeypatch):
+    monkeypatch.setattr(testbed, "load", lambda where=None: bed)
+    monkeypatch.setitem(denoising.SIZES, "tiny", 3)
+    monkeypatch.setattr(denoising, "THRESHOLDS", (0.3, 0.9))
+    module = import_module(f"unwrite.reproduce.{slug}")
+    for name, value in SYSTEMS[slug].items():
+        monkeypatch.setattr(module, name, value)
+    claim = module.run(Budget("tiny", seeds=(0, 1)))
+    assert claim.slug == slug
+    assert claim.verdict in get_args(Verdict)
+    assert len(claim.checks) >= 3
+    assert all(len(row) == len(claim.columns) for row in claim.rows.values())
+    assert "2 seeds" in claim.setting
+
+
+def test_a_trial_runs_an_arm_once_and_spreads_over_seeds(bed):
+    trial = denoising.Trial(bed, denoising.prompts(3, 0) + denoising.prompts(3, 1), 2)
+    first = trial.run("a", testbed.one_by_one())
+    assert trial.run("a", testbed.one_by_one(4)) is first
+    forwards, accuracy, ahead = trial.row(first, denoising.Curve([first]))
+    assert forwards == "64.0"
+    assert accuracy == "0.0 +- 0.0"
+    assert ahead == "+0.0 (+0.0 to +0.0)"
+
+
+def test_the_curve_goes_from_few_forwards_to_one_by_one(bed):
+    trial = denoising.Trial(bed, denoising.prompts(3, 0))
+    curve = trial.curve(thresholds=(0.0, 0.5))
+    assert [arm.forwards for arm in curve.arms][0::2] == [2.0, 64.0]
