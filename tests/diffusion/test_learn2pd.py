@@ -183,6 +183,27 @@ def test_a_model_that_never_agrees_is_given_the_block():
     assert out.nfe.tolist() == [4]
 
 
+def test_what_lies_behind_a_rows_block_does_not_keep_the_oracle_waiting():
+    class ByRow(Blocks):
+        default = 4
+
+        def lengths(self, step):
+            return torch.where(step.prompt == 1, 2, 4)
+
+    count = iter(range(100))
+
+    def logits(canvas):
+        """Behind the first row's block another token at each of the first forwards."""
+        n = min(next(count), 4)
+        row = confident([5, 5, 5, 6 + n, 6 + n, 6 + n], [0.9] * 6)
+        return row[: canvas.shape[1]].expand(len(canvas), -1, -1).clone()
+
+    sampler = Sampler(gen_length=4, blocks=ByRow(), commit=Oracle(torch.full((2, 4), 4)))
+    out = sampler(scripted(logits), None, [[7], [7, 8]])
+    assert out.trace.blocks == [[2, 2], [4]]
+    assert out.trace.order[0, :2].tolist() == [1, 1]  # wrong twice in the same way
+
+
 def test_the_oracle_reveals_what_is_right_and_only_that():
     table = torch.cat([torch.zeros(1, VOCAB), confident([5, 6, 7], [0.2, 0.9, 0.2])])
     out = Sampler(gen_length=3, commit=Oracle(torch.tensor([[5, 9, 7]])))(rows_of(table), None, [[7]])
@@ -261,6 +282,15 @@ def test_a_filter_for_32_positions_has_2112_weights():
     assert sum(weight.numel() for weight in Filter(32).parameters()) == 2112
     assert sum(weight.numel() for weight in Filter(32, depth=1).parameters()) == 1056
     assert sum(weight.numel() for weight in Filter(32, depth=4).parameters()) == 4224
+
+
+def test_the_layers_are_joined_by_relu():
+    model = Filter(2)
+    with torch.no_grad():
+        for layer, sign in zip(model.layers, (-1.0, 1.0), strict=True):
+            layer.weight.copy_(sign * torch.eye(2))
+            layer.bias.copy_(torch.tensor([0.7, 0.0]) if sign < 0 else torch.zeros(2))
+    torch.testing.assert_close(model(torch.tensor([[0.5, 0.4]])), torch.tensor([[0.2, 0.0]]))
 
 
 def test_a_filter_learns_a_bar():
@@ -361,6 +391,10 @@ def test_a_safe_bar_lets_through_few_that_are_wrong():
     assert safe_bar(torch.logit, records, 0.1) == pytest.approx(0.9)
     assert safe_bar(torch.logit, records, 1.0) == pytest.approx(0.0)
     assert safe_bar(torch.logit, replace(records, right=~right), 0.0) == 1.0
+    # A bar within equal probabilities would let through only what is above them all, here one that is wrong.
+    tied = replace(records, confidence=torch.tensor([[0.99, 0.9, 0.9, 0.9, 0.9, 0.1, 0.1, 0.1]]))
+    tied = replace(tied, right=torch.tensor([[0, 1, 1, 1, 0, 0, 0, 0]]).bool())
+    assert safe_bar(torch.logit, tied, 0.25) == 1.0
     with pytest.raises(MethodError, match="wrong is 1"):
         safe_bar(torch.logit, records, 1.5)
 

@@ -325,7 +325,7 @@ def test_guard_lowers_the_forget_answers_more_than_the_retain_answers(tokenizer)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    args = {**FAST, "num_train_epochs": 20}
+    args = {**FAST, "num_train_epochs": 40}
     guarded = ULD(layers=2).apply(target.eval(), forget, retain, processing_class=tokenizer, args=args)
 
     def mean_nll(model, examples):
