@@ -642,7 +642,7 @@ def test_its_records_are_the_official_ones(case):
     records = collect(lively(case["seed"], case["sharpness"]), None, [case["prompt"]], block=8, gen_length=24)
     assert records.step.tolist() == case["steps"]
     assert ["".join(str(int(one)) for one in row) for row in records.right.tolist()] == case["right"]
-    torch.testing.assert_close(records.confidence, torch.tensor(case["confidence"]), atol=2e-6, rtol=0)
+    torch.testing.assert_close(records.confidence, torch.tensor(case["confidence"]), atol=1e-5, rtol=0)
 
 
 # Refusals

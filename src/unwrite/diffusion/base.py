@@ -67,7 +67,7 @@ class Memory:
         """Keeps [rows, *shape] for the next step."""
         kept = self.kept[name]
         if len(rows) == self.batch and value.shape == kept.shape:
-            self.kept[name] = value
+            self.kept[name] = value.clone()  # a later put of some rows writes into it
         else:
             kept[(rows, *(slice(size) for size in value.shape[1:]))] = value
 
