@@ -7,7 +7,14 @@ from tabular import Clock, Tabular, greedy, hashed, junk, oracle
 from unwrite.decode import Joined, PromptLookup, TokenRecycling
 from unwrite.decode.base import Drafter, Strategy
 from unwrite.decode.engine.loop import Decoding
-from unwrite.decode.engine.planning import IDLE_AFTER, LONGEST_REST, PROBE_SHARE, forget_knowledge
+from unwrite.decode.engine.planning import (
+    IDLE_AFTER,
+    LONGEST_REST,
+    PROBE_SHARE,
+    ForwardPaths,
+    Planner,
+    forget_knowledge,
+)
 from unwrite.decode.engine.sampling import Sampling
 from unwrite.decode.engine.stopping import Stopping
 from unwrite.decode.engine.tree import DraftTree
@@ -101,6 +108,14 @@ def test_what_is_always_right_never_rests():
 def test_drafters_that_must_see_every_step_do(options):
     strategy, stats, _ = run(junk(VOCAB * 1000), seconds=0.5, **options)
     assert len(strategy.seen) >= stats.forwards - 2  # but the last, which has no room for a draft
+
+
+def test_a_chosen_plan_that_drafts_nothing_takes_its_seconds_off_once():
+    planner = Planner(ForwardPaths(["stock"]), lambda kind: 0.9)
+    planner.paths.observe("stock", 1, 10, 1.0)
+    assert planner.choose_plan([DraftTree.chain(0, [1])], 10, 8, 8) == 1
+    planner.spent(own=0.5, drafting=0.4, drafted=False)
+    assert planner.own.of(False) == pytest.approx(0.1)
 
 
 def test_plain_decoding_rests():

@@ -325,11 +325,12 @@ class Planner:
 
     def spent(self, own: float, drafting: float, drafted: bool) -> None:
         """Seconds of the step beside the forward, and of the drafting among them."""
+        beside = own - drafting
         if self._plan is not None:
             if self._began:
                 self.drafting.observe(self._plan, self._depth, drafting)
             self._began = True
-            own -= drafting
+            own = beside
             self._plan = None  # a step that chooses none must not count as this one's
         if self._looked and not drafted and self.idle >= IDLE_AFTER and self.paths.knows_plain:
             # Looking may take so much of the time while it finds nothing.
@@ -338,7 +339,7 @@ class Planner:
             self._rest = max(1, min(LONGEST_REST, int(cost / share)))
         self._looked = False
         # What plain decoding would take is without the look.
-        self.own.observe(drafted, own if drafted else own - drafting)
+        self.own.observe(drafted, own if drafted else beside)
 
 
 @dataclass
