@@ -102,6 +102,16 @@ def test_the_most_likely_nodes_are_kept():
     assert generous.prune(tree, 10).nodes > 2
 
 
+@pytest.mark.parametrize(("forward", "nodes"), [(1.1, 3), (3.0, 0)])
+def test_a_draft_that_may_lose_much_must_promise_more(forward, nodes):
+    """Three nodes promise 5 % over plain decoding; refused, they lose a tenth of a step, or two whole ones."""
+    paths = ForwardPaths(["stock"])
+    paths.observe("stock", 1, 10, 1.0)
+    paths.observe("stock", 4, 10, forward)
+    gains = np.array([0.0, 0.0, 1.05 * forward - 1])
+    assert Planner(paths, lambda kind: 0.5)._best_size(gains, 10) == nodes
+
+
 def test_right_drafts_are_drafted_whole_and_wrong_ones_not_at_all():
     cheap = lambda rows, path: 1.0 + 0.02 * rows  # noqa: E731
     good, _ = run(Scripted(oracle(LOGITS, 7)), cheap)
@@ -192,12 +202,17 @@ def test_one_pause_does_not_end_drafting():
 
 
 def test_a_batch_pays_for_the_rows_of_all_its_texts():
-    """Half of the drafts are right. One text gains by them; where every row costs as much as a forward, eight texts don't."""
-    draw = np.random.default_rng(0)
+    """Half of the drafts are right. One text gains by them; where every row costs as much as a forward, eight texts don't:
+    what trying costs them is below 3 %, on average over draws."""
 
-    def half(committed, budget):
-        right = greedy(LOGITS, committed.tolist(), min(4, budget))
-        return DraftTree.chain(int(committed[-1]), [t if draw.random() < 0.5 else (t + 1) % VOCAB for t in right])
+    def half(seed):
+        draw = np.random.default_rng(seed)
+
+        def draft(committed, budget):
+            right = greedy(LOGITS, committed.tolist(), min(4, budget))
+            return DraftTree.chain(int(committed[-1]), [t if draw.random() < 0.5 else (t + 1) % VOCAB for t in right])
+
+        return draft
 
     def seconds(strategy):
         forget_knowledge()
@@ -207,7 +222,7 @@ def test_a_batch_pays_for_the_rows_of_all_its_texts():
         Decoding(runtime, strategy, Sampling(), Stopping(122), clock=clock).run(prompts)
         return clock.now
 
-    assert seconds(Scripted(half)) < 1.03 * seconds(Plain())
+    assert np.mean([seconds(Scripted(half(seed))) for seed in range(8)]) < 1.03 * seconds(Plain())
 
 
 def test_a_plan_never_drafted_is_expected_to_cost_its_levels():

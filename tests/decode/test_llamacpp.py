@@ -5,6 +5,7 @@ import string
 import sys
 import textwrap
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from unwrite.decode.base import Strategy
 from unwrite.decode.draft_model import DraftModel
 from unwrite.decode.engine import llamacpp
 from unwrite.decode.engine.bridge import generate
+from unwrite.decode.engine.costs import SIZES
+from unwrite.decode.engine.curves import read_shape, write_shape
 from unwrite.decode.engine.llamacpp import MOST_ROWS, LlamaCppRuntime, below
 from unwrite.decode.engine.planning import forget_knowledge
 from unwrite.decode.engine.stopping import Stopping
@@ -25,6 +28,7 @@ from unwrite.decode.prompt_lookup import PromptLookup
 from unwrite.decode.rsd import RSD
 from unwrite.decode.token_recycling import TokenRecycling
 from unwrite.errors import MethodError, MissingExtra, ModelError
+from unwrite.runs import cache_dir
 
 VOCAB = 96
 
@@ -291,6 +295,27 @@ def test_a_draft_reaches_no_further_than_plain_decoding_agrees(runtime):
     assert runtime.reach(100) is None
     runtime._plain_from = 40
     assert [runtime.reach(length) for length in (20, 38, 39, 40, 50)] == [19, 1, 0, 0, 0]
+
+
+def test_what_the_check_ran_is_the_first_belief_in_costs(file):
+    with LlamaCppRuntime(file, threads=1) as runtime:
+        shape = read_shape(runtime.fingerprint)
+        assert shape is not None
+        assert shape[0] == 1.0
+        assert all(few <= many for few, many in pairwise(shape))
+        write_shape(runtime.fingerprint, shape[::-1])  # what drafting has measured since is not written over
+        for stored in cache_dir("llamacpp").glob("*.json"):
+            stored.unlink()
+    with LlamaCppRuntime(file, threads=1) as runtime:
+        assert read_shape(runtime.fingerprint) == shape[::-1]
+
+
+def test_costs_between_the_sizes_that_ran_lie_in_proportion():
+    shape = llamacpp._shape({1: [9.0, 1.0], 2: [2.0, 5.0], 5: [5.0], 13: [4.0], 63: [55.0]})
+    at = dict(zip(SIZES, shape, strict=True))
+    assert (at[1], at[2], at[3], at[4], at[6], at[12]) == (1.0, 2.0, 3.0, 4.0, 5.0, 5.0)
+    assert at[64] == pytest.approx(56.0)
+    assert at[128] == pytest.approx(120.0)
 
 
 def test_what_a_twin_costs_is_timed(file):

@@ -27,13 +27,15 @@ from torch import Tensor
 
 from ...errors import MethodError
 from ...runs import cache_dir, hash_file, hash_json, write_json
+from .costs import SHAPE, SIZES
+from .curves import read_shape, write_shape
 from .llamacpp_context import Floats, NativeContext, NativeModel
 from .runtime import Output, Runtime
 from .tree import ROOT, DraftTree, Ints
 
 MOST_ROWS = 63  # from 64 on, llama.cpp's attention runs in tiles and its last bits differ
 _TWIN = MOST_ROWS - 1  # a sequence no tree needs: 63 nodes have 62 leaves at most
-_CHECK = 2  # version of the check; a change here checks again
+_CHECK = 3  # version of the check; a change here checks again
 _CHEAP_TWIN = 1.1  # what two rows may take, in forwards of one, for lone rows to have a twin
 _TIMED = 9
 
@@ -46,11 +48,13 @@ class Checked:
         rows: the most a forward may have; 1 for plain decoding.
         twin_from: cached tokens from which a lone row needs a twin to agree with more rows; None for never.
         twin_costs: seconds of two rows over seconds of one; 1 where no twin is needed.
+        shape: seconds of as many rows as each of `SIZES` over seconds of one, as the check's own forwards took.
     """
 
     rows: int
     twin_from: int | None
     twin_costs: float = 1.0
+    shape: tuple[float, ...] = SHAPE
 
 
 class LlamaCppRuntime(Runtime):
@@ -272,12 +276,14 @@ class LlamaCppRuntime(Runtime):
         file = cache_dir("llamacpp") / f"{hash_json([_CHECK, self.fingerprint])}.json"
         try:
             stored = json.loads(file.read_text(encoding="utf-8"))
-            found = Checked(stored["rows"], stored["twin_from"], stored["twin_costs"])
+            found = Checked(stored["rows"], stored["twin_from"], stored["twin_costs"], tuple(stored["shape"]))
         except (OSError, ValueError, KeyError, TypeError):
             with Console(stderr=True).status(f"Checking once how many rows a step {self.path.name} takes"):
                 found = check(self)
             self._drop_context()
             write_json(file, {"file": self.path.name, "fingerprint": self.fingerprint, **asdict(found)})
+            if found.rows > 1 and read_shape(self.fingerprint) is None:
+                write_shape(self.fingerprint, found.shape)
         if found.rows == 1:
             warnings.warn(
                 f"{self.path.name}: trees and one-token decoding disagree on this machine, so it decodes plainly, "
@@ -303,22 +309,36 @@ _CELLS = 256  # behind so many, llama.cpp splits a lone row's attention between 
 def check(runtime: LlamaCppRuntime, seed: int = 0) -> Checked:
     """Compares forwards of a random tree, cut to several sizes, with its paths decoded one token at a time.
 
-    Twice: within the first 256 cells of the cache, and behind them.
+    Twice: within the first 256 cells of the cache, and behind them. What the forwards take is the planner's first belief: where
+    two rows cost twice as much as one, learning that from drafts would cost what it saves.
     """
     rows, twin_from = MOST_ROWS, None  # type: int, int | None
+    seconds: dict[int, list[float]] = {}
     draw = np.random.default_rng(seed)
     for length, twin_if_needed in ((_CELLS - MOST_ROWS, 0), (_CELLS + 16, _CELLS)):
         prompt = draw.integers(runtime.vocab, size=length)
         tree = _random_tree(draw, runtime.vocab)
-        together = _together(runtime, prompt, tree)
-        agreeing = _agreeing(together, _one_by_one(runtime, prompt, tree, twin_from))
+        together = _together(runtime, prompt, tree, seconds)
+        agreeing = _agreeing(together, _one_by_one(runtime, prompt, tree, twin_from, seconds))
         if agreeing == 1 and twin_from is None:
             twin_from = twin_if_needed
-            agreeing = _agreeing(together, _one_by_one(runtime, prompt, tree, twin_from))
+            agreeing = _agreeing(together, _one_by_one(runtime, prompt, tree, twin_from, seconds))
         rows = min(rows, agreeing)
     if rows == 1:
         return Checked(1, None)
-    return Checked(rows, twin_from, 1.0 if twin_from is None else _twin_costs(runtime, twin_from))
+    twin_costs = 1.0 if twin_from is None else _twin_costs(runtime, twin_from)
+    return Checked(rows, twin_from, twin_costs, _shape(seconds))
+
+
+def _shape(seconds: Mapping[int, Sequence[float]]) -> tuple[float, ...]:
+    """For each of `SIZES`, in seconds of one row: between the sizes that ran in proportion, beyond them on the last slope."""
+    rows = sorted(seconds)
+    # The least is what a forward takes when nothing else gets in its way; more rows are never cheaper.
+    known = np.maximum.accumulate([min(seconds[size]) for size in rows])
+    slope = (known[-1] - known[-2]) / (rows[-1] - rows[-2])
+    wanted = np.array(SIZES, dtype=float)
+    found = np.interp(wanted, rows, known) + slope * np.maximum(0, wanted - rows[-1])
+    return tuple((found / known[0]).tolist())
 
 
 def _twin_costs(runtime: LlamaCppRuntime, length: int) -> float:
@@ -340,18 +360,22 @@ def _random_tree(draw: np.random.Generator, vocab: int) -> DraftTree:
     return DraftTree.of(draw.integers(vocab, size=MOST_ROWS), parents)
 
 
-def _together(runtime: LlamaCppRuntime, prompt: Ints, tree: DraftTree) -> list[Tensor]:
-    """[rows, vocab] of the tree's first nodes, for every size tried."""
+def _together(runtime: LlamaCppRuntime, prompt: Ints, tree: DraftTree, seconds: dict[int, list[float]]) -> list[Tensor]:
+    """[rows, vocab] of the tree's first nodes, for every size tried; `seconds` gets what each took."""
     runtime.prefill([prompt], MOST_ROWS)
     found = []
     for rows in _SIZES:
+        start = time.perf_counter()
         found.append(runtime.forward(tree.keep(np.arange(rows))).logits[0])
+        seconds.setdefault(rows, []).append(time.perf_counter() - start)
         runtime.commit([[]])
     return found
 
 
-def _one_by_one(runtime: LlamaCppRuntime, prompt: Ints, tree: DraftTree, twin_from: int | None) -> Tensor:
-    """[nodes, vocab]: every node's logits, decoded alone behind its own path, depth first."""
+def _one_by_one(
+    runtime: LlamaCppRuntime, prompt: Ints, tree: DraftTree, twin_from: int | None, seconds: dict[int, list[float]]
+) -> Tensor:
+    """[nodes, vocab]: every node's logits, decoded alone behind its own path, depth first; `seconds` gets what each took."""
     runtime.prefill([prompt], MOST_ROWS)
     runtime._twin_from = twin_from
     children: list[list[int]] = [[] for _ in range(tree.nodes)]
@@ -362,7 +386,10 @@ def _one_by_one(runtime: LlamaCppRuntime, prompt: Ints, tree: DraftTree, twin_fr
     while waiting:
         node = waiting.pop()
         runtime.rewind(len(prompt) + int(tree.depths[0, node]))
+        start = time.perf_counter()
         logits[node] = runtime.forward(DraftTree.of(tree.tokens[0, node : node + 1], [ROOT])).logits[0, 0]
+        if twin_from is None:
+            seconds.setdefault(1, []).append(time.perf_counter() - start)
         runtime.commit([[0]])
         waiting += children[node]
     runtime._twin_from = None

@@ -18,7 +18,8 @@ import numpy as np
 from .costs import SIZES, Acceptance, ForwardCosts
 from .tree import ROOT, DraftTree, Ints, Path
 
-MARGIN = 1.03  # a draft must promise this much over plain decoding
+MARGIN = 1.03  # a draft must promise this much over plain decoding,
+RISK = 0.1  # and this share of what it loses if all of it is refused: estimates are wrong now and then
 IDLE_AFTER = 8
 LONGEST_REST = 64
 UNKNOWN_DRAFT = 0.3  # of a plain forward, for each level of a drafter that was never timed
@@ -234,10 +235,12 @@ class Planner:
         """How many of the sorted nodes to run. gains: [nodes - 1] cumulative expected acceptances."""
         if not self.paths.knows_plain:
             return 0
-        best, best_rate = 0, MARGIN / (self._forward(1, length) + self.own.of(False))
+        plain = self._forward(1, length) + self.own.of(False)
+        best, best_rate = 0, 0.0
         for rows in (*(size for size in SIZES[1:] if size <= len(gains)), len(gains) + 1):
-            rate = (1 + gains[rows - 2]) / (self._forward(rows, length) + self.own.of(True))
-            if rate > best_rate:
+            seconds = self._forward(rows, length) + self.own.of(True)
+            rate = (1 + gains[rows - 2]) / seconds
+            if rate > best_rate and _pays(rate, seconds, plain):
                 best, best_rate = rows - 1, rate
         return best
 
@@ -266,7 +269,7 @@ class Planner:
             seconds = self._forward(plan.nodes, length) + drafting + self.own.of(False)
             rates[i] = (float(self.chances(plan).sum()) / seconds, seconds)
         best = max(rates, key=lambda i: rates[i][0])
-        pays = not self.active or rates[best][0] > MARGIN / plain
+        pays = not self.active or _pays(*rates[best], plain)
         if not pays:
             self._found(False)
             self.drafting.spare += PROBE_SHARE * plain
@@ -340,6 +343,11 @@ class Planner:
         self._looked = False
         # What plain decoding would take is without the look.
         self.own.observe(drafted, own if drafted else beside)
+
+
+def _pays(rate: float, seconds: float, plain: float) -> bool:
+    """Whether a step that is expected to commit `rate` tokens a second is worth its `seconds`, where plain ones take `plain`."""
+    return rate * plain > MARGIN + RISK * max(0.0, seconds / plain - 1)
 
 
 @dataclass
