@@ -439,6 +439,8 @@ def test_the_defaults_are_the_authors():
         (lambda: AdaBlock(delimiters=(5, -1)), "delimiter -1 is no id"),
         (lambda: AdaBlock(delimiter_threshold=-0.1), "delimiter_threshold is -0.1"),
         (lambda: AdaBlock(delimiter_threshold=math.nan), "delimiter_threshold is nan"),
+        (lambda: AdaBlock(delimiter_threshold=None), "delimiter_threshold is None"),
+        (lambda: Sampler(blocks=AdaBlock(), commit=Threshold(None)), "threshold is None"),
         (lambda: AdaBlock(window="fraction_of_dome"), "Did you mean 'fraction_of_done'"),
         (lambda: AdaBlock(share=1.5), "share is 1.5"),
         (lambda: AdaBlock(share=math.nan), "share is nan"),

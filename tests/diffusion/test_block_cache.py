@@ -1,12 +1,13 @@
 """Kept keys and values: exact where everything is fresh, approximate only where the papers are."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from masks import MASK, VOCAB, lively, prompts_of
 
-from unwrite.diffusion import BlockCache, FixedBlocks, MaskPredictor, Sampler, Threshold
+from unwrite.diffusion import BlockCache, Commit, CommitRule, FixedBlocks, MaskPredictor, Sampler, Threshold
+from unwrite.diffusion.base import ranked
 from unwrite.errors import ModelError
 
 SIZE = 16
@@ -23,16 +24,29 @@ def test_a_block_decoded_in_one_step_is_as_without_a_cache(cache, shift):
     )
 
 
+@dataclass(frozen=True)
+class Dictated(CommitRule):
+    """Two positions a step, the same tokens whatever the logits: the canvas doesn't depend on the cache."""
+
+    def commit(self, step):
+        earliest = ranked(step, torch.full_like(step.start, 2), -step.columns.double())
+        return Commit(earliest, tokens=3 + step.columns % 7)
+
+
 @pytest.mark.parametrize("shift", [False, True])
-def test_prefix_and_dual_agree_on_the_first_step_of_every_block(shift):
-    firsts = {}
-    predictor, prompts = lively(shift=shift), prompts_of(5)
+def test_all_caches_agree_on_the_first_step_of_every_block_and_differ_within(shift):
+    predictor, prompts, seen = lively(shift=shift), prompts_of(5, 9), {}
     for cache in ("none", "prefix", "dual"):
         steps = []
-        replace(SAMPLER, cache=cache, watch=steps.append)(predictor, None, prompts)
-        firsts[cache] = steps[0].clean
-    assert torch.equal(firsts["prefix"], firsts["dual"])
-    torch.testing.assert_close(firsts["none"], firsts["dual"], atol=1e-5, rtol=1e-5)
+        replace(SAMPLER, commit=Dictated(), cache=cache, watch=steps.append)(predictor, None, prompts)
+        seen[cache] = steps
+    assert [bool(step.opening.all()) for step in seen["none"]] == [True, False, False, False] * 2
+    for plain, prefix, dual in zip(*seen.values(), strict=True):
+        if plain.opening.all():
+            assert torch.equal(prefix.clean, dual.clean)
+            torch.testing.assert_close(plain.clean, dual.clean, atol=1e-5, rtol=1e-5)
+        else:
+            assert not torch.allclose(plain.clean, dual.clean, atol=1e-2)
 
 
 @pytest.mark.parametrize("shift", [False, True])
@@ -73,11 +87,24 @@ def test_later_steps_compute_only_their_part(cache):
     assert out.trace.work.tolist() == [sum(expected)]
 
 
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_in_a_single_block_the_prompt_alone_is_not_computed_again(cache):
+    predictor, prompt, fed = lively(), prompts_of(5)[0], []
+    predictor.model.model.register_forward_pre_hook(
+        lambda _, args, kwargs: fed.append(kwargs.get("position_ids")), with_kwargs=True
+    )
+    whole = replace(SAMPLER, blocks=FixedBlocks(None), cache=cache, commit=Threshold(2.0))
+    out = whole(predictor, None, [prompt])
+    assert [ids.tolist() for ids in fed if ids is not None] == [[list(range(5, 5 + SIZE))]] * (SIZE - 1)
+    assert out.trace.work.tolist() == [5 + SIZE + SIZE * (SIZE - 1)]
+
+
 def test_a_shifted_model_computes_one_column_more():
     predictor, prompt, widths = lively(shift=True), prompts_of(5)[0], []
     predictor.model.model.embed_tokens.register_forward_hook(lambda _, inputs, __: widths.append(inputs[0].shape[1]))
-    replace(SAMPLER, cache="dual", commit=Threshold(2.0))(predictor, None, [prompt])
+    out = replace(SAMPLER, cache="dual", commit=Threshold(2.0))(predictor, None, [prompt])
     assert widths == [21, *[9] * 7, 21, *[9] * 7]
+    assert out.trace.work.tolist() == [sum(widths)]
 
 
 def test_positions_are_absolute():

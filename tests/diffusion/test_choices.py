@@ -145,12 +145,15 @@ def test_end_last_does_not_change_what_one_confident_answer_says():
     [
         lambda: Gumbel(-0.1),
         lambda: Gumbel(math.nan),
+        lambda: Gumbel(math.inf),
+        lambda: Nucleus(math.inf),
         lambda: Nucleus(-1.0),
         lambda: Nucleus(top_p=0.0),
         lambda: Nucleus(top_p=1.1),
         lambda: Nucleus(top_k=0),
         lambda: Threshold(-0.1),
         lambda: Threshold(math.nan),
+        lambda: Threshold(None),
         lambda: TopK(temperature=-1),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from masks import MASK, VOCAB, confident, lively, prompts_of, rows_of
 
-from unwrite.diffusion import RCR, Factor, Fading, FixedBlocks, Origin, ReMDM, Sampler, Threshold, TopK, Uniform
+from unwrite.diffusion import RCR, Edit, Factor, Fading, FixedBlocks, Origin, ReMDM, Sampler, Threshold, TopK, Uniform
 from unwrite.errors import MethodError
 
 
@@ -30,6 +30,49 @@ def test_a_block_with_fewer_masks_than_steps_has_quotas_of_zero():
     sampler = Sampler(gen_length=4, steps=4, blocks=FixedBlocks(None), commit=TopK(), keep_history=True)
     out = sampler(rows_of(table), None, [[6]], fixed={0: 7, 1: 7})
     assert out.trace.revealed[0] == [1, 1]
+
+
+def test_a_step_may_reveal_none():
+    """Sixteen masks over 24 steps: 16 / 24 is none yet."""
+    table = torch.cat([torch.zeros(1, VOCAB), confident([5] * 24, [0.5] * 24)])
+    sampler = Sampler(gen_length=24, blocks=FixedBlocks(None), quota=Fading(), commit=TopK(), keep_history=True)
+    out = sampler(rows_of(table), None, [[6]], fixed=dict.fromkeys(range(8), 7))
+    found = out.trace.revealed[0]
+    assert found[0] == 0
+    assert sum(found) == 16
+    assert len(found) == 24
+
+
+class Cut(Edit):
+    """Six positions of the answer are left after the first step."""
+
+    def edit(self, step, revealed):
+        return step.prompt + 6
+
+
+@pytest.mark.parametrize(
+    ("quota", "commit"),
+    [(Uniform(), TopK()), (Uniform(), RCR()), (Uniform(), ReMDM(extra=0)), (Fading(), TopK()), (Fading(), RCR())],
+)
+def test_a_cut_leaves_the_pace_alone(quota, commit):
+    """32 masks in 16 steps are two a step, or what Dream's times say; a block cut to 6 is not filled at once."""
+    steps, parts = [], {"steps": 16, "quota": quota, "commit": commit, "edit": Cut()}
+    sampler = Sampler(gen_length=32, blocks=FixedBlocks(None), **parts)
+    table = torch.cat([torch.zeros(1, VOCAB), confident([5] * 32, [0.9 - place / 100 for place in range(32)])])
+    out = replace(sampler, watch=steps.append)(rows_of(table), None, [[6]])
+    assert [int(step.opened) for step in steps] == [32] * len(steps)
+    assert [int(step.end - step.start) for step in steps] == [32, *[6] * (len(steps) - 1)]
+    if quota == Uniform():
+        assert out.nfe.tolist() == [3]
+    else:  # a sixteenth of the time passes a step: of six positions none, then one, ...
+        assert int(out.nfe) > 6
+
+
+def test_a_cut_leaves_origins_pace_alone():
+    table = torch.cat([torch.zeros(1, VOCAB), confident([5] * 32, [0.5] * 32)])
+    sampler = Sampler(gen_length=32, steps=32, blocks=FixedBlocks(None), commit=Origin(), edit=Cut())
+    counts = [int(replace(sampler, seed=seed)(rows_of(table), None, [[6]]).nfe) for seed in range(10)]
+    assert sum(counts) / 10 > 16  # the last of six is written late in the 32 steps; hurried it takes at most 6
 
 
 def test_threshold_reveals_what_is_sure_and_always_the_surest():
@@ -124,6 +167,20 @@ def test_if_all_marginals_are_sure_the_joint_arg_max_is_theirs():
 def test_lengths_that_do_not_divide_are_refused_where_quotas_need_it(settings, what):
     with pytest.raises(MethodError, match=what):
         Sampler(**settings)
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda: Fading(0.0), "eps is 0.0"),
+        (lambda: Fading(1.0), "eps is 1.0"),
+        (lambda: Fading(float("nan")), "eps is nan"),
+        (lambda: Sampler(commit=ReMDM(), quota=Fading()), "Fading"),
+    ],
+)
+def test_quotas_without_meaning_are_refused(make, what):
+    with pytest.raises(MethodError, match=what):
+        make()
 
 
 def test_lengths_that_do_not_divide_are_fine_for_a_threshold():

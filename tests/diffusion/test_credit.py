@@ -122,10 +122,11 @@ def test_constant_probability_grows_by_the_closed_form():
     assert fused == pytest.approx([0.8609, 0.8822, 0.8929, 0.8990, 0.9028], abs=5e-5)
 
 
-@pytest.mark.parametrize(("p", "steps"), [(0.8, 5), (0.85, 2)])
-def test_a_stable_token_passes_after_the_steps_of_the_closed_form(p, steps):
-    out, _ = constant(p, CreditDecoding())
+@pytest.mark.parametrize(("p", "steps", "last"), [(0.8, 5, (0.8990, 0.9028)), (0.85, 2, (0.8980, 0.9143))])
+def test_a_stable_token_passes_after_the_steps_of_the_closed_form(p, steps, last):
+    out, seen = constant(p, CreditDecoding())
     assert out.nfe.tolist() == [steps]
+    assert [float(step.confidence[0, 0]) for step in seen[-2:]] == pytest.approx(last, abs=5e-5)
     plain, _ = constant(p, None, CreditThreshold(fallback="none", patience=50))
     assert plain.nfe.tolist() == [51]  # never by itself
 

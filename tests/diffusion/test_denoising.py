@@ -9,15 +9,22 @@ from masks import END, MASK, VOCAB, confident, lively, prompts_of, rows_of, scri
 
 from unwrite.diffusion import (
     RCR,
+    AdaBlock,
+    Commit,
+    CommitRule,
+    DrawnBlocks,
     EarlyStop,
+    Edit,
     Factor,
     FixedBlocks,
     Gumbel,
     LeftToRight,
     NoEnd,
     Origin,
+    RandomOrder,
     ReMDM,
     Sampler,
+    Stop,
     Threshold,
     TopK,
 )
@@ -185,6 +192,97 @@ def test_answers_are_cut_at_the_first_end_token_and_sequences_are_not():
     assert out.sequences[0].tolist() == [5, 7, 8, END, 9]
 
 
+class Cut(Edit):
+    """Ten positions of the answer are left after the first step, the last of them still masked."""
+
+    def edit(self, step, revealed):
+        return step.prompt + 10
+
+
+def test_what_was_cut_off_is_never_written_in_the_trace():
+    cut = replace(ONE_BY_ONE, blocks=FixedBlocks(None), edit=Cut(), score=LeftToRight(), keep_history=True)
+    together = cut(lively(), None, prompts_of(3, 8))
+    alone = cut(lively(), None, prompts_of(3))
+    for trace in (together.trace, alone.trace):
+        assert trace.order[0].tolist() == [*range(10), *[-1] * 6]
+        assert trace.revealed[0] == [1] * 10
+        assert [canvas[10:] for canvas in trace.canvases[0]] == [[MASK] * 6] * 10
+    assert alone.answers[0] == together.answers[0]
+
+
+class AtOnce(Stop):
+    """Stops whatever there is to fill from."""
+
+    def stop(self, step):
+        return torch.ones_like(step.opening)
+
+
+class Blind(AtOnce):
+    """Says that it reads its block only."""
+
+    reads = "block"
+
+
+@pytest.mark.parametrize("stop", [AtOnce(), Blind()])
+def test_a_stop_fills_every_mask_from_its_forward(stop):
+    table = torch.cat([torch.zeros(1, VOCAB), confident([7] * SIZE, [0.5] * SIZE)])
+    out = replace(ONE_BY_ONE, stop=stop)(rows_of(table), None, [[5]])
+    assert out.nfe.tolist() == [1]
+    assert out.answers == [[7] * SIZE]
+
+
+class Later(AtOnce):
+    """Stops from the second step on."""
+
+    def stop(self, step):
+        return step.number >= 1
+
+
+def test_a_stop_waits_for_a_forward_with_logits_at_every_mask():
+    """With a dual cache the first block's later forwards have none behind it; the next block's first one has."""
+    steps = []
+    stopping = replace(ONE_BY_ONE, stop=Later(), cache="dual", watch=steps.append)
+    out = stopping(lively(), None, prompts_of(4, 6))
+    assert out.nfe.tolist() == [9, 9]
+    assert out.trace.exits.tolist() == [8, 8]
+    clean = steps[-1].wide.clean.argmax(-1)[:, 8:]
+    assert [row[4 + 8 : 4 + 16].tolist() for row in out.sequences[:1]] == clean[:1].tolist()
+    assert replace(stopping, cache="none")(lively(), None, prompts_of(4, 6)).nfe.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"propose": Gumbel(9.0), "commit": Threshold(2.0)},
+        {"commit": TopK(temperature=0.5)},
+        {"commit": Threshold(2.0), "score": RandomOrder()},
+        {"commit": Origin()},
+        {"propose": Gumbel(9.0), "commit": Threshold(2.0), "blocks": DrawnBlocks((3, 5))},
+    ],
+)
+def test_what_a_row_draws_does_not_depend_on_the_others_blocks(parts):
+    """Row 0 has less to write, so it is in its last, narrower block while row 1 is in a wider one."""
+    sampler = Sampler(**{"gen_length": 22, "blocks": AdaBlock(6, (13,), 2.0), "seed": 3, **parts})
+    prompts, given = prompts_of(3, 8), dict.fromkeys(range(6, 12), 7)
+    widths = []
+    watched = replace(sampler, watch=lambda step: widths.append((step.end - step.start).tolist()))
+    together = watched(lively(1), None, prompts, fixed=[given, {}])
+    assert any(len(set(both)) > 1 for both in widths)
+    alone = sampler(lively(1), None, prompts[:1], fixed=given)
+    assert together.sequences[0, :25].tolist() == alone.sequences[0].tolist()
+    assert int(together.nfe[0]) == int(alone.nfe)
+
+
+def test_given_tokens_cannot_be_hidden_again():
+    class HidesAll(CommitRule):
+        def commit(self, step):
+            return Commit(step.masked, hide=step.inside & (step.in_block == 0)[:, None])
+
+    out = Sampler(gen_length=4, commit=HidesAll())(lively(), None, prompts_of(3), fixed={1: 7})
+    assert out.sequences[0, 3 + 1] == 7
+    assert out.trace.order[0].tolist() == [1, -1, 1, 1]
+
+
 def test_no_end_takes_end_tokens_out_of_the_choice():
     table = torch.cat([torch.zeros(1, VOCAB), confident([END, 8], [0.9, 0.9])])
     out = Sampler(gen_length=2, logits=NoEnd())(rows_of(table), None, [[5]])
@@ -209,7 +307,6 @@ def test_history_shows_every_canvas_and_work_counts_every_column():
 
 
 def test_a_rule_that_never_reveals_is_stopped_with_its_name():
-    from unwrite.diffusion import Commit, CommitRule
     from unwrite.errors import MethodError
 
     class Never(CommitRule):

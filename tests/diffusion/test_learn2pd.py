@@ -27,7 +27,6 @@ from unwrite.diffusion.learn2pd import (
     LearnedSelect,
     Oracle,
     Records,
-    Unhurried,
     collect,
     judge,
     safe_bar,
@@ -36,7 +35,7 @@ from unwrite.diffusion.learn2pd import (
 from unwrite.errors import DataError, MethodError
 
 OFFICIAL = json.loads(Path(__file__).with_name("official_learn2pd.json").read_text(encoding="utf-8"))
-ONE_BY_ONE = Sampler(gen_length=24, blocks=FixedBlocks(8), commit=TopK(), quota=Unhurried())
+ONE_BY_ONE = Sampler(gen_length=24, blocks=FixedBlocks(8), commit=TopK())
 
 
 def hand_filter(seed=0, size=8):
@@ -126,7 +125,7 @@ def test_a_block_shorter_than_the_filter_counts_as_sure_where_it_ends():
 
     table = torch.cat([torch.zeros(1, VOCAB), confident([END, 5, 6, 7], [0.3, 0.6, 0.2, 0.9])])
     table[3, :] = confident([END], [0.95])[0]
-    sampler = Sampler(gen_length=4, commit=LearnedSelect(Watching(4)), quota=Unhurried(), edit=EoTP())
+    sampler = Sampler(gen_length=4, commit=LearnedSelect(Watching(4)), edit=EoTP())
     out = sampler(rows_of(table), None, [[7]])
     assert out.trace.order[0].tolist() == [2, 1, 0, -1]
     torch.testing.assert_close(seen[1], torch.tensor([[0.3, 0.6, 0.95, 1.0]]))
@@ -143,7 +142,7 @@ def test_a_shorter_row_counts_as_sure_where_it_ends_beside_a_longer_one():
     one = torch.cat([torch.zeros(1, VOCAB), confident([5, END, 6, 7], [0.3, 0.9, 0.2, 0.1])])
     other = torch.cat([torch.zeros(1, VOCAB), confident([5, 6, 6, 7], [0.3, 0.9, 0.2, 0.1])])
     model = scripted(lambda canvas: torch.where((canvas[:, :1] == 7)[..., None], one, other))
-    sampler = Sampler(gen_length=4, commit=LearnedSelect(Watching(4)), quota=Unhurried(), edit=EoTP())
+    sampler = Sampler(gen_length=4, commit=LearnedSelect(Watching(4)), edit=EoTP())
     sampler(model, None, [[7], [8]])
     torch.testing.assert_close(seen[1], torch.tensor([[0.3, 0.9, 1.0, 1.0], [0.3, 0.9, 0.2, 0.1]]))
 
@@ -451,7 +450,7 @@ def ends_at(offset, size=64):
 
 @pytest.mark.parametrize("commit", [TopK(), LearnedSelect(bar_at(0.9)), Threshold(0.9)])
 def test_a_resolved_end_token_makes_the_rest_of_the_forwards_short(commit):
-    sampler = Sampler(gen_length=64, commit=commit, quota=Unhurried(), edit=EoTP())
+    sampler = Sampler(gen_length=64, commit=commit, edit=EoTP())
     out = sampler(rows_of(ends_at(5)), None, [[7]])
     assert out.nfe.tolist() == [6]
     assert out.trace.work.tolist() == [1 + 64 + 5 * (1 + 6)]
@@ -461,7 +460,7 @@ def test_a_resolved_end_token_makes_the_rest_of_the_forwards_short(commit):
 
 @pytest.mark.parametrize("size", [8, 32])
 def test_no_block_is_opened_behind_the_cut(size):
-    sampler = Sampler(gen_length=64, blocks=FixedBlocks(size), commit=TopK(), quota=Unhurried(), edit=EoTP())
+    sampler = Sampler(gen_length=64, blocks=FixedBlocks(size), commit=TopK(), edit=EoTP())
     out = sampler(rows_of(ends_at(5)), None, [[7]])
     assert out.trace.blocks == [[size]]
     assert out.nfe.tolist() == [6]
@@ -470,21 +469,13 @@ def test_no_block_is_opened_behind_the_cut(size):
 def test_a_cut_does_not_hurry_the_rest():
     """One token a step before and after, also where quotas are two: 64 masks in 32 steps."""
     for steps, order in ((64, [1, 2, 3, 4, 5, 0]), (32, [0, 1, 1, 2, 2, 0])):
-        sampler = Sampler(gen_length=64, steps=steps, commit=TopK(), quota=Unhurried(), edit=EoTP())
+        sampler = Sampler(gen_length=64, steps=steps, commit=TopK(), edit=EoTP())
         assert sampler(rows_of(ends_at(5)), None, [[7]]).trace.order[0].tolist()[:6] == order
-
-
-def test_an_unhurried_quota_is_the_plain_one_where_nothing_is_cut():
-    plain = Sampler(gen_length=24, steps=12, blocks=FixedBlocks(8), commit=TopK())
-    prompts = prompts_of(3, 6)
-    assert same_run(replace(plain, quota=Unhurried())(lively(), None, prompts), plain(lively(), None, prompts))
-    with pytest.raises(MethodError, match="no multiple of the block size"):
-        Sampler(gen_length=20, blocks=FixedBlocks(8), commit=TopK(), quota=Unhurried())
 
 
 def test_a_minimum_of_tokens_is_never_cut():
     for mode in ("resolved", "aggressive"):
-        sampler = Sampler(gen_length=64, commit=TopK(), quota=Unhurried(), edit=EoTP(mode, min_new_tokens=9))
+        sampler = Sampler(gen_length=64, commit=TopK(), edit=EoTP(mode, min_new_tokens=9))
         out = sampler(rows_of(ends_at(5)), None, [[7]])
         assert out.nfe.tolist() == [9]
         assert out.answers == [[5, 6, 7, 5, 6]]
@@ -497,7 +488,7 @@ def test_a_minimum_never_makes_a_row_longer():
             assert (kept <= step.length).all()
             return kept
 
-    sampler = Sampler(gen_length=64, commit=TopK(), quota=Unhurried(), edit=Watched(min_new_tokens=100))
+    sampler = Sampler(gen_length=64, commit=TopK(), edit=Watched(min_new_tokens=100))
     assert sampler(rows_of(ends_at(5)), None, [[7]]).nfe.tolist() == [64]
 
 
@@ -549,7 +540,7 @@ def causal(seed):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_from_left_to_right_a_resolved_cut_changes_no_text(seed):
-    sampler = Sampler(gen_length=24, blocks=FixedBlocks(1), commit=TopK(), quota=Unhurried(), score=LeftToRight())
+    sampler = Sampler(gen_length=24, blocks=FixedBlocks(1), commit=TopK(), score=LeftToRight())
     prompts = prompts_of(3, 6, 4, seed=seed)
     plain = sampler(causal(seed), None, prompts)
     cut = replace(sampler, edit=EoTP())(causal(seed), None, prompts)
@@ -594,7 +585,7 @@ def test_an_aggressive_cut_follows_the_surest_end_token_of_the_whole_rest():
     table[1 + 5] = confident([END], [0.4])[0]
     lengths = []
     sampler = Sampler(
-        gen_length=16, blocks=FixedBlocks(8), commit=TopK(), quota=Unhurried(), edit=EoTP("aggressive"),
+        gen_length=16, blocks=FixedBlocks(8), commit=TopK(), edit=EoTP("aggressive"),
         watch=lambda step: lengths.append(int(step.length[0]) - 1),
     )  # fmt: skip
     sampler(rows_of(table), None, [[7]])
@@ -609,11 +600,11 @@ def test_an_aggressive_cut_prefers_what_the_filter_accepted():
     rule = LearnedSelect(bar_at(0.75))
     lengths = []
     for edit in (EoTP("aggressive", select=rule), EoTP("resolved")):
-        sampler = Sampler(gen_length=8, commit=rule, quota=Unhurried(), edit=edit)
+        sampler = Sampler(gen_length=8, commit=rule, edit=edit)
         replace(sampler, watch=lambda step: lengths.append(int(step.length[0]) - 1))(rows_of(table), None, [[7]])
         assert lengths[0] == 4  # the first, not the surest
         lengths.clear()
-    alone = Sampler(gen_length=8, commit=TopK(), quota=Unhurried(), edit=EoTP("aggressive"))
+    alone = Sampler(gen_length=8, commit=TopK(), edit=EoTP("aggressive"))
     replace(alone, watch=lambda step: lengths.append(int(step.length[0]) - 1))(rows_of(table), None, [[7]])
     assert lengths[0] == 6
 
@@ -667,7 +658,6 @@ class Halves(Blocks):
         (lambda: Filter(8, 0), "depth 0"),
         (lambda: EoTP("soft"), "soft"),
         (lambda: EoTP(min_new_tokens=-1), "min_new_tokens is -1"),
-        (lambda: Sampler(commit=TopK(), edit=EoTP()), r"Uniform would then reveal.*quota=Unhurried\(\)"),
         (lambda: replace(ONE_BY_ONE, commit=LearnedSelect(Filter(8)), edit=EoTP("aggressive")), "as select too"),
         (lambda: Sampler(gen_length=4, commit=Oracle(torch.zeros(1, 5))), r"answers are \[1, 5\]"),
         (lambda: Sampler(gen_length=4, commit=Oracle(torch.zeros(1, 4)), propose=Gumbel(0.5)), "temperature 0"),

@@ -54,6 +54,27 @@ def test_a_causal_model_is_refused_with_what_to_do():
         MaskPredictor(make_llama(vocab=VOCAB), MASK, (END,))
 
 
+def test_a_refused_model_is_taken_once_it_is_made_bidirectional():
+    model = make_llama(vocab=VOCAB)
+    with pytest.raises(ModelError, match="is causal"):
+        MaskPredictor(model, MASK, (END,))
+    model.config.is_causal = False
+    MaskPredictor(model, MASK, (END,))
+    model.config.is_causal = True
+    with pytest.raises(ModelError, match="is causal"):
+        MaskPredictor(model, MASK, (END,))
+
+
+def test_dropout_does_not_hide_that_a_model_is_causal():
+    model = make_llama(vocab=VOCAB).train()
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    model.model.layers[1].eval()
+    with pytest.raises(ModelError, match="is causal"):
+        MaskPredictor(model, MASK, (END,))
+    assert [layer.training for layer in model.model.layers] == [True, False, True]  # and modes are as they were
+
+
 def test_the_mask_must_be_a_token_of_its_own():
     for wrong in ({"end_ids": (MASK,)}, {"pad_id": MASK}):
         with pytest.raises(ModelError, match=f"both {MASK}"):

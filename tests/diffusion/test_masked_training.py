@@ -47,6 +47,26 @@ def test_the_prompt_is_never_hidden_and_filled_up_answers_are():
     assert hidden.tolist() == [[False, False, True, True, True, True], [False, False, False, True, True, True]]
 
 
+def test_a_shifted_model_never_loses_its_first_token():
+    """Nothing predicts it."""
+    model = scripted(lambda canvas: torch.zeros(*canvas.shape, VOCAB), shift=True)
+    ids, full, none = torch.full((4, 6), 5), torch.full((4,), 6), torch.zeros(4, dtype=torch.long)
+    generator, losses = torch.Generator().manual_seed(0), []
+    for _ in range(20):
+        losses.append(masked_diffusion_loss(model, ids, full, none, eps=0.999, short=0.5, generator=generator))
+        assert not (model.model.seen[-1][:, 0] == MASK).any()
+    assert torch.stack(losses).isfinite().all()
+    # Otherwise everything is hidden, and all but the first token is the answer.
+    assert float(losses[0].max()) == pytest.approx(math.log(VOCAB - 1), rel=0.01)
+
+
+def test_the_loss_is_finite_where_padding_looks_like_the_mask():
+    model = scripted(lambda canvas: torch.zeros(*canvas.shape, VOCAB), mask_id=0, pad_id=1)
+    batch = MaskedCollator(None)([MaskedRow([5, 6], 1), MaskedRow([5, 6, 7, 8, 9], 1)])
+    loss = masked_diffusion_loss(model, batch["input_ids"], batch["lengths"], batch["prompt_lengths"], eps=0.999)
+    assert loss.isfinite().all()
+
+
 def test_padding_is_neither_seen_nor_learnt():
     predictor = random_predictor()
     rows = [MaskedRow([5, 6, 7], 1), MaskedRow([5, 6, 7, 8, 9, 10], 1)]
@@ -128,6 +148,7 @@ def test_a_factorised_models_likelihood_is_the_sum_whatever_is_hidden():
         (lambda p: log_likelihood(p, [5, MASK], [6]), "holds the mask token"),
         (lambda p: log_likelihood(p, [5], [6], samples=0), "samples is 0"),
         (lambda p: log_likelihood(p, [5], [6], guidance=-1), "guidance -1"),
+        (lambda p: log_likelihood(p, [5], [6], guidance=math.inf), "guidance inf"),
     ],
 )
 def test_likelihoods_without_meaning_are_refused(call, what):
@@ -259,6 +280,15 @@ def test_the_trainer_says_which_argument_would_strip_the_answers(tmp_path):
     args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
     with pytest.raises(MethodError, match="remove_unused_columns=False"):
         MaskedDiffusionTrainer(bidirectional(), args, mask_id=MASK)
+
+
+@pytest.mark.parametrize("ids", [[5, MASK, 6], [5, 6, MASK]])
+def test_the_trainer_refuses_rows_with_the_mask_token(tmp_path, ids):
+    trainer = MaskedDiffusionTrainer(
+        bidirectional(), arguments(tmp_path), mask_id=MASK, end_id=END, train_dataset=[MaskedRow(ids, 2)] * 8
+    )
+    with pytest.raises(DataError, match=f"holds the mask token {MASK}"):
+        trainer.train()
 
 
 def test_rows_may_be_mappings():

@@ -7,15 +7,28 @@ import pytest
 import torch
 
 from unwrite.diffusion import (
+    RCR,
+    AdaBlock,
+    Ascending,
+    AscendingBlocks,
     Confidence,
+    CreditDecoding,
+    CreditThreshold,
+    EOSReject,
     Factor,
+    Fading,
     FixedBlocks,
     Gumbel,
     LeftToRight,
+    LocalLeap,
     Margin,
     MaskPredictor,
     NegativeEntropy,
+    Nucleus,
+    Origin,
+    Prophet,
     RandomOrder,
+    ReMDM,
     Sampler,
     Threshold,
     TopK,
@@ -231,6 +244,27 @@ def test_what_is_determined_is_right_with_any_strategy(operation, score, commit)
         assert right(operation, 6, written(operation, 6, 8, **parts)) == 1
 
 
+EVERYTHING = {
+    "AdaBlock": {"blocks": AdaBlock(2, delimiters=(TOKENS.first_item,))},
+    "AscendingBlocks": {"blocks": AscendingBlocks(2), "quota": Ascending(), "commit": TopK(), "steps": 2},
+    "CreditDecoding": {"logits": CreditDecoding()},
+    "CreditThreshold": {"logits": CreditDecoding(), "commit": CreditThreshold()},
+    "Dream's": {"quota": Fading(), "commit": TopK(0.5), "propose": Nucleus(), "steps": 3},
+    "EOSReject": {"score": EOSReject(ends=(TOKENS.first_item,))},
+    "LocalLeap": {"commit": LocalLeap()},
+    "Origin": {"commit": Origin(), "steps": 3},
+    "Prophet": {"stop": Prophet(region="all_masked"), "commit": TopK(), "steps": 6},
+    "RCR": {"commit": RCR(), "steps": 3},
+    "ReMDM": {"commit": ReMDM(), "steps": 3},
+}
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_a_copy_is_right_with_every_decoder_there_is(name):
+    parts = {"propose": Gumbel(1.0), **EVERYTHING[name]}
+    assert right("copy", 6, written("copy", 6, 8, **parts)) == 1
+
+
 @pytest.mark.parametrize("block", [1, 2, 3])
 def test_blocks_change_the_order_and_not_the_chance(block):
     """One by one in any blocks every order is right; and k a step lose as much from left to right as at random."""
@@ -265,10 +299,19 @@ def test_sorting_whole_names_is_sorting():
     [
         (lambda: ListTokens(("b", "a")), MethodError, "alphabetical order"),
         (lambda: ListTokens(("a", "a")), MethodError, "there twice"),
-        (lambda: TOKENS.prompt("copy", []), MethodError, "empty list"),
+        (lambda: ListTokens(('"', "a")), MethodError, "holds a quote, comma or bracket"),
+        (lambda: TOKENS.prompt("copy", []), MethodError, "use at least 1"),
+        (lambda: TOKENS.prompt("shuffle", ["A"]), MethodError, "use at least 2"),
+        (lambda: TOKENS.prompt("remove_random", ["A"]), MethodError, "use at least 2"),
         (lambda: TOKENS.prompt("copy", ["AB"]), MethodError, "no token of its own"),
         (lambda: TOKENS.prompt("copi", ["A"]), MethodError, "Did you mean 'copy'"),
-        (lambda: TOKENS.prompt("remove_index", ["A"], index=7), MethodError, "outside 0 to 6"),
+        (lambda: TOKENS.prompt("remove_index", ["A", "B"], index=2), MethodError, "outside 0 to 1"),
+        (lambda: TOKENS.prompt("insert_index", ["A", "B"], "C", 3), MethodError, "outside 0 to 2"),
+        (lambda: TOKENS.prompt("insert_index", list("ABCDEFZ"), "C", 7), MethodError, "outside 0 to 6"),
+        (lambda: TOKENS.prompt("replace_index", ["A", "B"], "C"), MethodError, "with the index None"),
+        (lambda: TOKENS.prompt("insert_random", ["A", "B"], "C", 1), MethodError, "with the index 1"),
+        (lambda: TOKENS.prompt("insert_random", ["A", "B"]), MethodError, "with the word None"),
+        (lambda: TOKENS.prompt("copy", ["A", "B"], "C"), MethodError, "with the word 'C'"),
         (lambda: TOKENS.frame(load("letters/repeat_each")[0]), MethodError, "not written in list tokens"),
         (lambda: TOKENS.frame(load("waiting_line/sort_lastname")[0]), MethodError, "not written in list tokens"),
         (lambda: TOKENS.frame(load("puzzle/sudoku_n4_12")[0]), MethodError, "not written in list tokens"),

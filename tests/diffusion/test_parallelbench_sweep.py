@@ -314,6 +314,18 @@ def test_refuses_what_has_no_meaning(call, says):
         call()
 
 
+def test_refuses_before_the_first_forward_what_a_sampler_cannot_write():
+    """Six cells are no multiple of four; the sampler before this one could have written them."""
+    watched = []
+    samplers = {
+        "fine": counted(1, watch=watched.append),
+        "quarters": replace(counted(1, 8), blocks=FixedBlocks(4)),
+    }
+    with pytest.raises(MethodError, match=r"quarters .* letters_n6/copy.* no multiple of the block size 4"):
+        sweep(ideal(), samplers, ["letters_n6/copy"], TOKENS)
+    assert not watched
+
+
 def test_refuses_an_oracle_over_what_was_not_swept():
     found = sweep(ideal(), {"k": counted(6)}, ["letters_n6/copy"], TOKENS)
     with pytest.raises(MethodError, match="was not swept"):

@@ -36,7 +36,7 @@ def test_the_same_seed_draws_the_same_samples_and_another_seed_others():
         assert load(name) != load(name, offset=43)
 
 
-@pytest.mark.parametrize("name", ["waiting_line/copy", "waiting_line/remove_random", "waiting_line/sort_lastname"])
+@pytest.mark.parametrize("name", [name for name in LISTS if name.startswith("waiting_line/")])
 def test_every_length_from_three_to_six_has_25_samples(name):
     assert Counter(sample.size for sample in load(name)) == {3: 25, 4: 25, 5: 25, 6: 25}
 

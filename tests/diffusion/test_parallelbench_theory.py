@@ -239,6 +239,8 @@ def test_at_the_boundary_the_two_conventions_differ():
         (lambda: lower_bound(shuffles(3), [(0, 1), (1, 2)]), "every position 0 to 2 once"),
         (lambda: optimal_bound(shuffles(3), 4), "use 1 to 3"),
         (lambda: Joint(np.array([[0, -1]]), np.array([1.0])), "Number the tokens from 0"),
+        (lambda: Joint(np.array([[0], [1]]), np.array([1.0, 0.0])), "Give positive ones"),
+        (lambda: total_correlation({(0, 1): math.nan, (1, 0): 0.5}), "sum to nan"),
         (lambda: optimal_bound({tuple(range(17)): 1.0}, 2), "at most 16"),
     ],
 )

@@ -8,7 +8,7 @@ import torch
 from masks import END, MASK, lively, prompts_of
 
 from conftest import make_tokenizer
-from unwrite.diffusion import FixedBlocks, MaskPredictor, Sampler, Threshold, TopK
+from unwrite.diffusion import Fading, FixedBlocks, MaskPredictor, NegativeEntropy, Sampler, Threshold, TopK
 from unwrite.errors import MethodError
 
 SAMPLER = Sampler(gen_length=8, blocks=FixedBlocks(4), commit=Threshold(0.5))
@@ -124,6 +124,7 @@ def test_given_tokens_outside_the_answer_are_refused(fixed, what):
         ({"cache": "both"}, "cache is 'both'"),
         ({"guidance": -1.0}, "guidance is -1"),
         ({"guidance": math.nan}, "guidance is nan"),
+        ({"guidance": math.inf}, "guidance is inf"),
     ],
 )
 def test_settings_without_meaning_are_refused(settings, what):
@@ -140,6 +141,7 @@ def test_the_presets_are_the_papers():
     llada, dream = Sampler.llada(), Sampler.dream()
     assert (llada.gen_length, llada.steps, llada.blocks.size, llada.commit) == (128, 128, 32, TopK())
     assert (dream.blocks.size, dream.propose.temperature, dream.propose.top_p) == (None, 0.2, 0.95)
+    assert (dream.score, dream.quota, dream.commit) == (NegativeEntropy(), Fading(1e-3), TopK())
 
 
 def test_a_sampler_is_a_value():

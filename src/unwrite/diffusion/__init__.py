@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .block_cache import BlockCache
     from .credit import CreditDecoding, CreditThreshold
     from .eoser import Ascending, AscendingBlocks, EOSReject
-    from .learn2pd import EoTP, LearnedSelect, Unhurried
+    from .learn2pd import EoTP, LearnedSelect
     from .likelihood import log_likelihood
     from .localleap import LocalLeap, RandomNeighbours
     from .prophet import Prophet, anchors
@@ -42,7 +42,7 @@ _HOMES = {
     "block_cache": ("BlockCache",),
     "credit": ("CreditDecoding", "CreditThreshold"),
     "eoser": ("Ascending", "AscendingBlocks", "EOSReject"),
-    "learn2pd": ("EoTP", "LearnedSelect", "Unhurried"),
+    "learn2pd": ("EoTP", "LearnedSelect"),
     "likelihood": ("log_likelihood",),
     "localleap": ("LocalLeap", "RandomNeighbours"),
     "prophet": ("Prophet", "anchors"),
@@ -108,7 +108,6 @@ __all__ = [
     "Stop",
     "Threshold",
     "TopK",
-    "Unhurried",
     "Uniform",
     "anchors",
     "delimiters_of",

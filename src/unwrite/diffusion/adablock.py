@@ -182,8 +182,9 @@ class DrawnBlocks(Blocks):
         """[rows]"""
         memory = step.memory(self)
         drawn = memory.get("drawn", step.size, fill=-1.0, dtype=torch.float64)
-        drawn = torch.where(drawn < 0, step.random(step.size), drawn)  # one for every position a block may begin at
-        memory.put("drawn", drawn)
+        if bool((drawn < 0).any()):  # at the call's first step: one for every position a block may begin at
+            drawn = step.random(step.size)
+            memory.put("drawn", drawn)
         mine = drawn.gather(1, (step.start - step.prompt)[:, None])[:, 0]
         sizes = torch.tensor(self.sizes, device=mine.device)
         return sizes[(mine * len(self.sizes)).long()]

@@ -60,7 +60,9 @@ class MaskPredictor:
         for name, ids in (("end_ids", self.end_ids), ("pad_id", (self.pad_id,))):
             if self.mask_id in ids:
                 raise ModelError(f"mask_id and {name} are both {self.mask_id}. The mask token must be one of its own.")
-        if self.probe and not self._tried("bidirectional", self._is_bidirectional):
+        causal = getattr(getattr(self.model, "config", None), "is_causal", None)
+        # Tried again where the setting changed: the advice below may have been taken.
+        if self.probe and not self._tried(f"bidirectional, is_causal {causal}", self._is_bidirectional):
             raise ModelError(
                 f"{type(self.model).__name__} is causal: what comes later in the canvas changes nothing before it. Set "
                 "config.is_causal = False and train it as a mask predictor, or decode it with unwrite.decode."
@@ -155,7 +157,8 @@ class MaskPredictor:
         except TypeError:  # not a kind of object that can be remembered weakly
             known = {}
         if what not in known:
-            known[what] = trial()
+            with _without_dropout(self.model):
+                known[what] = trial()
         return known[what]
 
     @torch.no_grad()
@@ -193,6 +196,19 @@ def _ends(eos: Any) -> tuple[int, ...]:
     if eos is None:
         return ()
     return tuple(int(one) for one in eos) if isinstance(eos, list | tuple) else (int(eos),)
+
+
+@contextmanager
+def _without_dropout(model: Any) -> Iterator[None]:
+    """Evaluation mode within the block: chance alone would make two forwards differ."""
+    training = [module for module in getattr(model, "modules", list)() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @contextmanager

@@ -13,6 +13,7 @@ those still being written. A part is a frozen dataclass; what it has to remember
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -82,6 +83,7 @@ class Step:
         prompt, length: [rows] first generated column; columns of the row (an edit may lower it).
         start, end: [rows] the block's columns, end excluded. `end` is of no meaning before blocks are chosen.
         opening: [rows] whether this is the block's first step.
+        opened: [rows] positions that the block was opened with, before any edit cut it. As `end`, once blocks are chosen.
         number, in_block: [rows] forwards of the row, and in the block, before this one.
         at_entry: [rows] masks that the block had when it was opened.
         total: steps the caller asked for (generated positions where none were).
@@ -106,6 +108,7 @@ class Step:
     start: Tensor
     end: Tensor
     opening: Tensor
+    opened: Tensor
     number: Tensor
     in_block: Tensor
     at_entry: Tensor
@@ -148,8 +151,10 @@ class Step:
         return self.canvas.gather(1, self.columns)
 
     def random(self, *shape: int) -> Tensor:
-        """Uniform draws [rows, *shape] in float64, each row's from its own generator."""
-        return self.desk.random(self.rows, shape)
+        """Uniform draws [rows, *shape] in float64, each row's from its own generator. Where they are for the block's places a
+        row draws for those it has, so that a wider row beside it changes nothing."""
+        of_block = self.masked.dim() == 2 and shape[:1] == self.masked.shape[1:]
+        return self.desk.random(self.rows, shape, (self.end - self.start) if of_block else None)
 
     def memory(self, part: Any) -> PartMemory:
         """What `part` remembers of these rows."""
@@ -193,12 +198,14 @@ class Desk:
     def memory(self, part: Any) -> Memory:
         return self._memories.setdefault(id(part), Memory(self.batch))
 
-    def random(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
-        drawn = [
-            torch.rand(shape, dtype=torch.float64, device=self.device, generator=self._generators[row])
-            for row in rows.tolist()
-        ]
-        return torch.stack(drawn)
+    def random(self, rows: Tensor, shape: tuple[int, ...], own: Tensor | None = None) -> Tensor:
+        """[rows, *shape]. own: [rows] how many of the first dimension each row draws, the rest is .5; None for all."""
+        drawn = torch.full((len(rows), *shape), 0.5, dtype=torch.float64, device=self.device)
+        counts = [None] * len(rows) if own is None else own.tolist()
+        for at, (row, count) in enumerate(zip(rows.tolist(), counts, strict=True)):
+            mine = drawn[at] if count is None else drawn[at, :count]
+            mine.uniform_(generator=self._generators[row])
+        return drawn
 
     def add(self, name: str, rows: Tensor, value: Tensor) -> None:
         total = self.counts.setdefault(name, torch.zeros(self.batch, dtype=torch.long, device=rows.device))
@@ -209,7 +216,7 @@ class Desk:
 class Commit:
     """Args:
     reveal: [rows, width] positions that get their token now; only masked ones count.
-    hide: [rows, width] positions to mask again after that, or None.
+    hide: [rows, width] positions to mask again after that, or None; given tokens stay.
     tokens: [rows, width] other tokens than the proposed ones, or None.
     """
 
@@ -319,7 +326,7 @@ class Stop(Part):
 
     @abstractmethod
     def stop(self, step: Step) -> Tensor:
-        """[rows] bool."""
+        """[rows] bool. A row goes on all the same while this forward has no logits for some of its masks."""
 
 
 Watch = Callable[[Step], None]
@@ -346,8 +353,16 @@ def at_least_one(step: Step, reveal: Tensor) -> Tensor:
     return (reveal | best(step)) & step.masked
 
 
-def not_negative(owner: Any, **values: float) -> None:
-    """Refuses negative and NaN settings. Infinite ones have a meaning: they switch a rule off."""
+def not_negative(owner: Any, **values: float | None) -> None:
+    """Refuses missing, negative and NaN settings. Infinite ones have a meaning: they switch a rule off."""
     for name, value in values.items():
-        if not value >= 0:
+        if value is None or not value >= 0:
             raise MethodError(f"{type(owner).__name__}: {name} is {value}; use 0 or more.")
+
+
+def finite(owner: Any, **values: float) -> None:
+    """Refuses infinity too, for settings that logits are multiplied with or divided by: -inf would become NaN."""
+    not_negative(owner, **values)
+    for name, value in values.items():
+        if math.isinf(value):
+            raise MethodError(f"{type(owner).__name__}: {name} is inf; use a finite value.")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MethodError, unknown
-from .base import Commit, CommitRule, Logits, Step, at_least_one, best, not_negative
+from .base import Commit, CommitRule, Logits, Step, at_least_one, best, finite, not_negative
 from .proposing import EndLast, RandomOrder, logsumexp, probability_of
 from .rules import Origin
 
@@ -54,9 +54,8 @@ class CreditDecoding(Logits):
     storage: Literal["dense", "sparse"] | None = None
 
     def __post_init__(self) -> None:
-        not_negative(self, alpha=self.alpha, gamma=self.gamma)
-        if self.alpha == float("inf"):
-            raise MethodError("CreditDecoding: alpha is inf; use a finite value.")
+        finite(self, alpha=self.alpha)
+        not_negative(self, gamma=self.gamma)
         if not 0 <= self.beta < 1:
             raise MethodError(f"CreditDecoding: beta is {self.beta}; use at least 0 and less than 1.")
         _one_of("rates", self.rates, "fixed", "adaptive")

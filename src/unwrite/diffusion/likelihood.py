@@ -8,6 +8,7 @@ numbers are spread evenly over 1..L.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,10 +48,10 @@ def log_likelihood(
     predictor = MaskPredictor.of(model)
     if not answer:
         raise MethodError("the answer is empty: there is nothing to judge.")
-    if samples < 1 or batch_size < 1 or not guidance >= 0:
+    if samples < 1 or batch_size < 1 or not 0 <= guidance < math.inf:
         raise MethodError(
             f"samples is {samples}, batch_size {batch_size}, guidance {guidance}; use samples and batch_size of at least 1 "
-            "and guidance of 0 or more."
+            "and a finite guidance of 0 or more."
         )
     if predictor.mask_id in (*prompt, *answer):
         raise MethodError(f"the text holds the mask token {predictor.mask_id}.")

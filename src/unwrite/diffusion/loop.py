@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import MethodError
 from .adapter import MaskPredictor
-from .base import Commit, Desk, Part, Step, Wide
+from .base import Commit, Desk, Part, Step, Stop, Wide
 from .block_cache import BlockCache
 from .proposing import parts_of
 
@@ -41,7 +41,8 @@ class Trace:
         exits: [batch] the step at which a stop filled the row, or -1.
         counts: {name: [batch]} what parts counted.
         revealed: for each row how many positions each of its steps revealed.
-        canvases: for each row the generated part after each of its steps, where they were asked for.
+        canvases: for each row the generated part after each of its steps, where they were asked for; what was cut off before
+            a step shows as masks.
         seconds: {"forward": ..., "parts": ...}
     """
 
@@ -87,7 +88,7 @@ class Denoising:
         self.left = canvas == predictor.mask_id  # on the host
         self.canvas = canvas.to(device)
         self.number, self.in_block = torch.zeros(batch, dtype=torch.long), torch.zeros(batch, dtype=torch.long)
-        self.at_entry = torch.zeros(batch, dtype=torch.long)
+        self.at_entry, self.opened = torch.zeros(batch, dtype=torch.long), torch.zeros(batch, dtype=torch.long)
         self.done = torch.zeros(batch, dtype=torch.bool)
         self.opening = torch.ones(batch, dtype=torch.bool)
         self.idle = 0
@@ -96,7 +97,8 @@ class Denoising:
         self._caches = [
             BlockCache(predictor, kind, batch, columns) for _ in range(1 + (sampler.guidance > 0)) if kind != "none"
         ]
-        self.reads_canvas = any(part.reads == "canvas" for part in sampler.parts())
+        # A stop fills the whole row.
+        self.reads_canvas = any(part.reads == "canvas" or isinstance(part, Stop) for part in sampler.parts())
         self.reach = sampler.blocks.reach(size)
         none = torch.full((batch,), -1)
         self.trace = Trace(
@@ -167,7 +169,7 @@ class Denoising:
         else:
             ahead = logits
         shape = (sampler.gen_length if self.reads_canvas else ahead.shape[1], logits.shape[-1])
-        noise = self.desk.random(rows, shape) if sampler.propose.random else None
+        noise = self.desk.random(rows, shape, None if wide is not None else wanted) if sampler.propose.random else None
         ahead_noise = noise
         if noise is not None and wide is not None:
             ahead_noise = noise.gather(1, at.to(device)[..., None].expand(-1, -1, noise.shape[-1]))
@@ -179,6 +181,7 @@ class Denoising:
             start=start.to(device),
             end=self.end[rows].to(device),
             opening=opening.to(device),
+            opened=self.opened[rows].to(device),
             number=self.number[rows].to(device),
             in_block=self.in_block[rows].to(device),
             at_entry=self.at_entry[rows].to(device),
@@ -246,7 +249,7 @@ class Denoising:
             else:
                 start = self.start[rows[some]]
                 count = wanted[some] if cache.kind == "dual" else self.length[rows[some]] - start
-                self.trace.work[rows[some]] += count
+                self.trace.work[rows[some]] += count + int(self.predictor.shift)  # and the column before
                 first, last = start[:, None].to(canvas.device), (start + count - 1)[:, None].to(canvas.device)
                 inside = torch.maximum(torch.minimum(where[there], last), first)
                 part = cache.within(
@@ -271,6 +274,8 @@ class Denoising:
         stopped = torch.zeros_like(step.opening)
         for part in parts_of(sampler.stop):
             stopped = stopped | part.stop(step)
+        if step.wide is not None:  # what has no logits cannot be filled
+            stopped = stopped & (step.wide.known | ~step.wide.masked).all(1)
         quota = sampler.quota.count(step)
         step = replace(step, quota=torch.minimum(quota, step.masked.sum(1)))
         commit = sampler.commit.commit(step)
@@ -290,6 +295,7 @@ class Denoising:
             for row, size in sizes_of:
                 self.trace.blocks[row].append(size)
             self.end[rows] = ends
+            self.opened[rows] = torch.where(fresh, ends - self.start[rows], self.opened[rows])
             # Masks before every column; the difference is what a block holds.
             before = torch.nn.functional.pad(self.left[rows].long().cumsum(1), (1, 0))
             entry = (before.gather(1, ends[:, None]) - before.gather(1, self.start[rows][:, None]))[:, 0]
@@ -298,6 +304,7 @@ class Denoising:
         step = replace(
             step,
             end=self.end[rows].to(step.start.device),
+            opened=self.opened[rows].to(step.start.device),
             at_entry=self.at_entry[rows].to(step.start.device),
             masked=torch.zeros(len(rows), width, dtype=torch.bool, device=step.start.device),
         )
@@ -331,7 +338,8 @@ class Denoising:
         # Places past a shorter row's block repeat a column: they are written with what stands there.
         canvas = _written(canvas, columns, reveal, tokens)
         if commit.hide is not None:
-            hide = commit.hide & step.inside & ~stopped[:, None]
+            given = self.given[step.rows, : canvas.shape[1]].gather(1, columns)
+            hide = commit.hide & step.inside & ~given & ~stopped[:, None]
             canvas = _written(canvas, columns, hide, torch.full_like(tokens, mask_id))
         if step.wide is not None and self.sampler.stop is not None:
             assert step.wide.proposed is not None
@@ -366,12 +374,12 @@ class Denoising:
         """Keeps the order, and the canvases where they are wanted."""
         size = self.sampler.gen_length
         places = step.prompt[:, None] + torch.arange(size, device=canvas.device)
+        mask_id, cut = self.predictor.mask_id, places >= step.length[:, None]
         places = places.clamp(max=canvas.shape[1] - 1)
-        before, now = step.canvas.gather(1, places), canvas.gather(1, places)
-        mask_id = self.predictor.mask_id
+        before, now = (one.gather(1, places).masked_fill(cut, mask_id) for one in (step.canvas, canvas))
         shown = (before == mask_id) & (now != mask_id)
         order = torch.where(shown, step.number[:, None], self.trace.order[step.rows])
-        self.trace.order[step.rows] = torch.where(now == mask_id, -1, order)
+        self.trace.order[step.rows] = torch.where((now == mask_id) & ~cut, -1, order)
         if self.sampler.keep_history:
             counts = shown.sum(1).tolist()
             for at, row in enumerate(step.rows.tolist()):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MethodError
-from .base import Proposal, Score, Step, not_negative
+from .base import Proposal, Score, Step, finite
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Gumbel(Proposal):
     temperature: float = 0.0
 
     def __post_init__(self) -> None:
-        not_negative(self, temperature=self.temperature)
+        finite(self, temperature=self.temperature)
 
     @property
     def random(self) -> bool:  # type: ignore[override]
@@ -58,7 +58,7 @@ class Nucleus(Proposal):
     top_k: int | None = None
 
     def __post_init__(self) -> None:
-        not_negative(self, temperature=self.temperature)
+        finite(self, temperature=self.temperature)
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise MethodError(f"Nucleus: top_p is {self.top_p}; use a value above 0 and at most 1.")
         if self.top_k is not None and self.top_k < 1:

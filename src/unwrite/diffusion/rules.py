@@ -9,7 +9,7 @@ RCR, ReMDM reveal more than asked and hide the least sure again
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -66,9 +66,13 @@ class Uniform(Quota):
 
     def count(self, step: Step) -> Tensor:
         """[rows]"""
-        share = -(-(step.end - step.start) * step.total // step.size)  # of the steps, rounded up
-        steps = share.clamp(min=1)
+        steps = _steps(step)
         return step.at_entry // steps + (step.in_block < step.at_entry % steps).long()
+
+
+def _steps(step: Step) -> Tensor:
+    """[rows] the block's share of all steps, rounded up. What an edit cuts off takes none of them away: the rest keeps its pace."""
+    return (-(-step.opened * step.total // step.size)).clamp(min=1)
 
 
 @dataclass(frozen=True)
@@ -81,11 +85,13 @@ class Fading(Quota):
 
     eps: float = 1e-3
 
+    def __post_init__(self) -> None:
+        if not 0 < self.eps < 1:
+            raise MethodError(f"Fading: eps is {self.eps}; use a value above 0 and below 1.")
+
     def share(self, step: Step) -> Tensor:
         """[rows] 1 - s / t of this step, float64; 1 at the last one."""
-        steps = torch.minimum(
-            torch.full_like(step.end, step.total), -(-(step.end - step.start) * step.total // step.size)
-        ).clamp(min=1)
+        steps = _steps(step)
         t = 1 + (self.eps - 1) * step.in_block.double() / steps
         s = 1 + (self.eps - 1) * (step.in_block + 1).double() / steps
         return torch.where(step.in_block + 1 >= steps, torch.ones_like(t), 1 - s / t)
@@ -215,18 +221,24 @@ class ReMDM(CommitRule):
                 f"ReMDM: extra {self.extra}, number {self.number}, after {self.after}; use extra >= 0, number >= 1, 0 < after < 1."
             )
 
+    def check(self, sampler: Any) -> None:
+        """Refuses other quotas: the steps put in need to know where the regular ones stand."""
+        if not isinstance(sampler.quota, Uniform):
+            raise MethodError(
+                f"ReMDM counts as Uniform does, and the quota is {type(sampler.quota).__name__}. Use quota=Uniform()."
+            )
+
     def commit(self, step: Step) -> Commit:
         memory, width = step.memory(self), step.masked.shape[1]
         sure = memory.get("sure", width, fill=torch.inf, dtype=torch.float64, per_block=True)
         hidden = memory.get("hidden", dtype=torch.long, per_block=True)
-        length = step.end - step.start
-        steps = torch.minimum(-(-length * step.total // step.size), step.at_entry).clamp(min=1)
-        begin = torch.minimum((length * self.after).long().clamp(min=1), (length - 1).clamp(min=1))
+        steps = torch.minimum(_steps(step), step.at_entry).clamp(min=1)
+        begin = torch.minimum((step.opened * self.after).long().clamp(min=1), (step.opened - 1).clamp(min=1))
         begin = torch.minimum(begin, steps)  # no later than the block's last regular step
         late = (step.in_block >= begin) & (step.in_block < begin + self.extra)
         # The quota's own clock stands still during the steps put in.
         passed = step.in_block - (step.in_block - begin).clamp(min=0).clamp(max=self.extra)
-        own = Uniform().count(_at(step, passed))
+        own = Uniform().count(replace(step, in_block=passed))
         reveal = ranked(step, torch.where(late, hidden, own))
         sure = torch.where(reveal, step.confidence, sure)
         following = step.in_block + 1
@@ -235,12 +247,6 @@ class ReMDM(CommitRule):
         memory.put("sure", sure.masked_fill(hide, torch.inf))
         memory.put("hidden", hide.sum(1))
         return Commit(reveal, hide)
-
-
-def _at(step: Step, in_block: Tensor) -> Step:
-    from dataclasses import replace
-
-    return replace(step, in_block=in_block)
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from transformers.utils import ModelOutput
 
 from ..errors import MethodError
 from .adapter import MaskPredictor
-from .base import Blocks, CommitRule, Constraint, Edit, Logits, Part, Proposal, Quota, Score, Stop, Watch, not_negative
+from .base import Blocks, CommitRule, Constraint, Edit, Logits, Part, Proposal, Quota, Score, Stop, Watch, finite
 from .block_cache import CacheKind, check_cacheable
 from .loop import Denoising, Fixed, Trace, all_parts, checked_prompts
-from .proposing import Confidence, Gumbel, Nucleus
+from .proposing import Confidence, Gumbel, NegativeEntropy, Nucleus
 from .rules import Fading, FixedBlocks, Threshold, TopK, Uniform
 
 __all__ = ["DiffusionOutput", "Sampler"]
@@ -98,7 +98,7 @@ class Sampler:
             raise MethodError(f"steps is {self.steps}; use 1 to gen_length, {self.gen_length}.")
         if self.cache not in ("none", "prefix", "dual"):
             raise MethodError(f"cache is {self.cache!r}; use 'none', 'prefix' or 'dual'.")
-        not_negative(self, guidance=self.guidance)
+        finite(self, guidance=self.guidance)
         for part in self.parts():
             part.check(self)
 
@@ -109,8 +109,10 @@ class Sampler:
 
     @classmethod
     def dream(cls, gen_length: int = 256, steps: int = 256, temperature: float = 0.2, **others: Any) -> Sampler:
-        """Dream's loop: one block, a schedule in time, warped choices (arXiv 2508.15487)."""
-        parts = {"blocks": FixedBlocks(None), "quota": Fading(), "commit": TopK(), "propose": Nucleus(temperature)}
+        """Dream's loop as its authors use it: one block, a schedule in time, warped choices of least entropy
+        (arXiv 2508.15487)."""
+        parts: dict[str, Any] = {"blocks": FixedBlocks(None), "quota": Fading(), "commit": TopK()}
+        parts |= {"propose": Nucleus(temperature), "score": NegativeEntropy()}
         return cls(gen_length=gen_length, steps=steps, **{**parts, **others})
 
     def parts(self) -> list[Part]:

@@ -114,7 +114,8 @@ def masked_diffusion_loss(
     times = (uniform(1) + torch.arange(len(ids), device=device) / len(ids)) % 1 if spread else uniform(len(ids))
     share = (1 - eps) * times + eps  # [rows]
     columns = torch.arange(ids.shape[1], device=device)
-    answer = (columns >= prompt_lengths[:, None]) & (columns < lengths[:, None])
+    first = prompt_lengths.clamp(min=int(predictor.shift))  # nothing predicts a shifted model's first token
+    answer = (columns >= first[:, None]) & (columns < lengths[:, None])
     hidden = answer & (uniform(*ids.shape) < share[:, None])
     # The hidden columns of each row come first, so that the head runs at no more than the most hidden ones.
     count = hidden.sum(1)
@@ -126,7 +127,7 @@ def masked_diffusion_loss(
     nll = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), ids.gather(1, where).flatten(), reduction="none"
     ).view_as(where)
-    return (nll * wanted).sum(1) / share / answer.sum(1)
+    return nll.masked_fill(~wanted, 0.0).sum(1) / share / answer.sum(1).clamp(min=1)
 
 
 class MaskedDiffusionTrainer(Trainer):
@@ -141,6 +142,7 @@ class MaskedDiffusionTrainer(Trainer):
     Raises:
         MethodError: eps or short outside their range, rows that a column filter would strip.
         ModelError: see `MaskPredictor`.
+        DataError: a row that holds the mask token, in training.
     """
 
     def __init__(
@@ -207,9 +209,13 @@ class MaskedDiffusionTrainer(Trainer):
 
     def _losses(self, model: Any, inputs: Any, generator: torch.Generator | None = None) -> Tensor:
         predictor = replace(self.predictor, model=model, probe=False)
+        ids = inputs["input_ids"]
+        seen = torch.arange(ids.shape[1], device=ids.device) < inputs["lengths"][:, None]
+        if bool(((ids == predictor.mask_id) & seen).any()):
+            raise DataError(f"a row holds the mask token {predictor.mask_id}. Use a token of its own.")
         return masked_diffusion_loss(
             predictor,
-            inputs["input_ids"],
+            ids,
             inputs["lengths"],
             inputs["prompt_lengths"],
             eps=self.eps,

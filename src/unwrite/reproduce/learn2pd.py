@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..diffusion import EarlyStop, Sampler, testbed
-from ..diffusion.learn2pd import EoTP, LearnedSelect, Oracle, Unhurried, collect, judge, train
+from ..diffusion.learn2pd import EoTP, LearnedSelect, Oracle, collect, judge, train
 from ..diffusion.rules import FixedBlocks, Threshold, TopK
 from . import denoising
 from .claims import Budget, Claim, verdict_of
@@ -46,10 +46,10 @@ def run(budget: Budget) -> Claim:
         _run(trial, works, f"threshold {bar:g}, EoTP", replace(quick, edit=EoTP()))
     assert learnt.report is not None
     for name, accept in (*((f"filter {bar:g}", bar) for bar in BARS), ("filter, calibrated bar", learnt.report.bar)):
-        chosen = replace(base, commit=LearnedSelect(learnt, accept), quota=Unhurried())
+        chosen = replace(base, commit=LearnedSelect(learnt, accept))
         _run(trial, works, name, chosen)
         _run(trial, works, f"{name}, EoTP", replace(chosen, edit=EoTP()))
-    _run(trial, works, "one token a step, EoTP", replace(base, commit=TopK(), quota=Unhurried(), edit=EoTP()))
+    _run(trial, works, "one token a step, EoTP", replace(base, commit=TopK(), edit=EoTP()))
     _oracle(trial, works, base)
     ours = trial.done["filter 0.96"]
     oracle, matched, loss = trial.done["oracle"], difference(ours, curve.at(ours.forwards)), difference(ours, one)

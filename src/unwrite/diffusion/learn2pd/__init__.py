@@ -9,7 +9,7 @@ EoTP cuts the canvas behind the end token, so that no forward computes padding. 
 `decoding` uses it.
 """
 
-from .decoding import EoTP, LearnedSelect, Unhurried
+from .decoding import EoTP, LearnedSelect
 from .filter import Filter, FilterReport, Judged, judge, safe_bar, train
 from .records import Oracle, Records, collect
 
@@ -21,7 +21,6 @@ __all__ = [
     "LearnedSelect",
     "Oracle",
     "Records",
-    "Unhurried",
     "collect",
     "judge",
     "safe_bar",

@@ -1,9 +1,9 @@
-"""Learn2PD at work: the learned rule, the cut behind the end token, and a quota that a cut does not hurry."""
+"""Learn2PD at work: the learned rule, and the cut behind the end token."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import MethodError, unknown
-from ..base import Commit, CommitRule, Edit, Quota, Step, not_negative, ranked
+from ..base import Commit, CommitRule, Edit, Step, not_negative, ranked
 from ..proposing import is_end, probability_of
-from ..rules import FixedBlocks, Uniform
+from ..rules import FixedBlocks
 from .filter import Filter
 
-__all__ = ["EoTP", "LearnedSelect", "Unhurried"]
+__all__ = ["EoTP", "LearnedSelect"]
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,7 @@ class EoTP(Edit):
         return "canvas" if self.mode == "aggressive" else "block"
 
     def check(self, sampler: Any) -> None:
-        """Refuses quotas that would hurry once a block is cut, and aggressive cuts that don't know their rule."""
-        if self.mode == "off":
-            return
-        if sampler.commit.counts and not isinstance(sampler.quota, Unhurried):
-            raise MethodError(
-                f"EoTP makes blocks shorter, and {type(sampler.quota).__name__} would then reveal the rest in larger steps. Use "
-                "quota=Unhurried()."
-            )
+        """Refuses aggressive cuts that don't know their rule."""
         if self.mode == "aggressive" and isinstance(sampler.commit, LearnedSelect) and self.select != sampler.commit:
             raise MethodError("EoTP: aggressive cuts depend on what LearnedSelect accepts. Pass it as select too.")
 
@@ -133,28 +126,6 @@ class EoTP(Edit):
             return keep
         accepted = self.select.accepted(step) & is_end(step.proposed, step.eos_ids)
         return torch.where(accepted.any(1), _first(step.columns, accepted) + 1, keep)
-
-
-@dataclass(frozen=True)
-class Unhurried(Quota):
-    """Another quota, told that blocks have the size they were opened with: a cut leaves the pace alone.
-
-    Args:
-        inner: the quota.
-    """
-
-    inner: Quota = Uniform()
-
-    def check(self, sampler: Any) -> None:
-        """Refuses what the inner quota refuses."""
-        self.inner.check(sampler)
-
-    def count(self, step: Step) -> Tensor:
-        """[rows]"""
-        memory = step.memory(self)
-        end = torch.where(step.opening, step.end, memory.get("end", dtype=torch.long))
-        memory.put("end", end)
-        return self.inner.count(replace(step, end=end))
 
 
 def _first(columns: Tensor, where: Tensor) -> Tensor:

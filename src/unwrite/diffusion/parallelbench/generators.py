@@ -76,14 +76,15 @@ def list_operation(operation: str, words: Sequence[str], low: int, high: int) ->
     spare = len(words) - operation.startswith(("insert", "replace"))
     if not least <= low <= high <= spare:
         raise MethodError(f"{operation} with {low} to {high} of {len(words)} words; use {least} to {spare}, low first.")
-    _check_words(tuple(words))
+    check_words(tuple(words))
     if operation.startswith("repeat"):
         return lambda random: _repeated(random, operation, words, low, high)
     return lambda random: _operated(random, operation, words, low, high)
 
 
 @lru_cache(maxsize=8)
-def _check_words(words: tuple[str, ...]) -> None:
+def check_words(words: tuple[str, ...]) -> None:
+    """Refuses what the text of a list could not hold, and words that are there twice."""
     bad = next((word for word in words if not word or any(sign in word for sign in '",[]')), None)
     if bad is not None:
         raise MethodError(f"the word {bad!r} is empty or holds a quote, comma or bracket. Leave it out.")

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import MethodError, ModelError, unknown
-from .generators import list_text
+from .generators import check_words, list_text
 from .tasks import TASKS, Sample
 from .words import LETTERS
 
@@ -55,7 +55,7 @@ class ListTokens:
         longest: indices go from 0 to this.
 
     Raises:
-        MethodError: items out of order.
+        MethodError: items out of order, or such that a list's text could not hold them.
     """
 
     items: tuple[str, ...] = LETTERS
@@ -66,6 +66,7 @@ class ListTokens:
             raise MethodError(
                 "the items are not in alphabetical order, or one is there twice. Pass sorted(set(items))."
             )
+        check_words(self.items)
 
     blank = 0
     mask_id = 1
@@ -105,14 +106,27 @@ class ListTokens:
         return self.prompt(operation, sample.items, word, sample.inputs.get("index"))
 
     def prompt(self, operation: str, items: Sequence[str], word: str | None = None, index: int | None = None) -> Frame:
-        """The same from its parts."""
+        """The same from its parts.
+
+        Raises:
+            MethodError: an operation without its word or index, or with one that it has no place for; too few items.
+        """
         if operation not in _KINDS:
             raise MethodError(unknown("operation", operation, _KINDS))
-        if not items:
-            raise MethodError(f"{operation} of an empty list. Give at least one item.")
+        kind, _, how = operation.partition("_")
+        least = 2 if kind in ("shuffle", "remove") else 1
+        if len(items) < least:
+            raise MethodError(f"{operation} of {len(items)} items; use at least {least}.")
+        if (word is not None) != (kind in ("insert", "replace")):
+            raise MethodError(
+                f"{operation} with the word {word!r}; insert and replace take one, and nothing else does."
+            )
+        if (index is not None) != (how == "index"):
+            raise MethodError(f"{operation} with the index {index}; operations that end in _index take one, no others.")
+        last = min(self.longest, len(items) - (kind != "insert"))
+        if index is not None and not 0 <= index <= last:
+            raise MethodError(f"the index {index} is outside 0 to {last}. Move it, or raise ListTokens.longest.")
         place = self.blank if index is None else self.first_index + index
-        if index is not None and not 0 <= index <= self.longest:
-            raise MethodError(f"the index {index} is outside 0 to {self.longest}. Raise ListTokens.longest.")
         ids = [self.operations[operation], place, self.blank if word is None else self._id(word), *map(self._id, items)]
         return Frame(ids, len(items) + _KINDS[operation])
 

@@ -219,7 +219,7 @@ def sweep(
         batch_size: rows at a time. Each batch draws with a seed of its own.
 
     Raises:
-        MethodError: no samplers or tasks, samples that cannot be written so.
+        MethodError: no samplers or tasks, samples that cannot be written so; before the first forward.
     """
     if not samplers or not tasks or batch_size < 1:
         raise MethodError(
@@ -231,6 +231,13 @@ def sweep(
     empty = next((name for name, some in framed.items() if not some), None)
     if empty is not None:
         raise MethodError(f"{empty} has no samples. Give it some, or leave it out.")
+    for task, some in framed.items():
+        for length, masks in {_size(frame) for _, frame in some}:
+            for name, sampler in samplers.items():
+                try:
+                    _fitted(sampler, length, masks, sampler.seed)
+                except MethodError as error:
+                    raise MethodError(f"{name} cannot write {task}, {masks} of {length} positions: {error}") from None
     found = Sweep()
     pairs = [(task, name) for task in framed for name in samplers]
     for task, name in progress(pairs, "sweep", len(pairs)):
@@ -252,7 +259,7 @@ def _measured(
     """One sampler on one task: its row, and for each sample whether it is right and its forwards."""
     alike: dict[tuple[int, int], list[int]] = defaultdict(list)  # rows of one batch have the same length and masks
     for at, (_, frame) in enumerate(framed):
-        alike[frame.length, frame.length - len(frame.fixed)].append(at)
+        alike[_size(frame)].append(at)
     batches = [
         (size, places[first : first + batch_size])
         for size, places in alike.items()
@@ -277,6 +284,11 @@ def _measured(
     speed = float(written.sum() / steps.sum())
     percent = 100 * float(loose.mean()), 100 * float(strict.mean())
     return Row(task, name, len(framed), *percent, speed, float(steps.mean()), **means), loose, steps
+
+
+def _size(frame: Frame) -> tuple[int, int]:
+    """Positions, and masks among them."""
+    return frame.length, frame.length - len(frame.fixed)
 
 
 def _fitted(sampler: Sampler, length: int, masks: int, seed: int) -> Sampler:

@@ -53,7 +53,7 @@ class Joint:
                 f"outcomes hold {self.outcomes.min()}. Number the tokens from 0, or pass a dict to Joint.of."
             )
         total = float(self.probabilities.sum())
-        if (self.probabilities < 0).any() or abs(total - 1) > 1e-9:
+        if not (self.probabilities > 0).all() or abs(total - 1) > 1e-9:
             raise MethodError(f"the probabilities sum to {total:.6g}. Give positive ones that sum to 1.")
 
     @classmethod
