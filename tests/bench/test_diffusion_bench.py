@@ -27,14 +27,23 @@ def folder(tmp_path_factory):
     return path
 
 
+@pytest.fixture(autouse=True)
+def _little_to_learn_from(monkeypatch):
+    for name, value in (("CALIBRATED", 4), ("LEARNT", 6), ("EPOCHS", 20)):
+        monkeypatch.setattr(diffusion, name, value)
+
+
 @pytest.fixture
 def small(monkeypatch):
     """Two arms of each kind, a timing model of one layer, no gate: what is measured means nothing."""
     whole = diffusion.contenders
 
-    def few(bed):
-        found = whole(bed)
-        names = ("threshold 0.3", "threshold 0.9", "one by one", "AdaBlock", "Credit + LocalLeap", "random neighbours")
+    def few(bed, seed):
+        found = whole(bed, seed)
+        names = (
+            *("threshold 0.3", "threshold 0.9", "one by one", "AdaBlock", "Credit + LocalLeap", "random neighbours"),
+            *("Prophet", "Learn2PD + EoTP"),
+        )
         return {name: found[name] for name in names}
 
     monkeypatch.setattr(diffusion, "contenders", few)
@@ -52,14 +61,17 @@ def without_clocks(rows):
 def test_two_runs_differ_in_their_clocks_only(folder, small):
     first, second = (diffusion.run(folder, 6, workers=1) for _ in range(2))
     assert without_clocks(first["rows"]) == without_clocks(second["rows"])
-    assert [row["sampler"] for row in first["rows"]][-1] == "drawn blocks"
+    assert [row["sampler"] for row in first["rows"]][-2:] == ["drawn blocks", "stop at random"]
     assert all(row["replayed_alike"] for row in first["rows"] if "replayed_alike" in row)
     assert first["rows"][2]["forwards"] == 64.0
 
 
+NAMES = ("one by one", "threshold 0.5", "Prophet", "Learn2PD")
+
+
 def test_workers_count_what_one_process_counts(folder):
     bed = testbed.load(folder)
-    arms = {name: one for name, one in diffusion.contenders(bed).items() if name in ("one by one", "threshold 0.5")}
+    arms = {name: one for name, one in diffusion.contenders(bed).items() if name in NAMES}
     alone, together = (diffusion._counted(bed, arms, 4, 0, workers, lambda line: None) for workers in (1, 2))
     for name in arms:
         assert (alone[name].nfe == together[name].nfe).all()

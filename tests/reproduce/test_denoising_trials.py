@@ -1,10 +1,14 @@
 """Comparisons on the test bed: matched forwards, paired intervals."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
+from unwrite.diffusion import AdaBlock, LearnedSelect, MaskPredictor, Sampler, Threshold, testbed
 from unwrite.errors import DataError
-from unwrite.reproduce.denoising import Arm, Curve, Difference, difference
+from unwrite.reproduce.denoising import Arm, Curve, Difference, Trial, difference, prompts
 
 
 def arm(name, accuracy, forwards, count=1000, seed=0):
@@ -62,3 +66,56 @@ def test_no_loss_is_a_lower_end_above_minus_one_point():
 def test_arms_of_other_prompts_are_refused():
     with pytest.raises(DataError, match="1000 and 10 prompts"):
         difference(arm("a", 0.5, 1), arm("b", 0.5, 1, count=10))
+
+
+@pytest.fixture
+def bed():
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model, ids = (
+        AutoModelForCausalLM.from_config(testbed.config(width=16, layers=1, inner=16)).eval(),
+        testbed.tokenizer(),
+    )
+    return testbed.TestBed(MaskPredictor.of(model, ids), ids, None)
+
+
+def judged(monkeypatch):
+    """A list that grows by an entry whenever the model is asked for an arm."""
+    calls, judge = [], testbed.judge
+    monkeypatch.setattr(
+        testbed,
+        "judge",
+        lambda bed, sampler, *args, **more: calls.append(sampler) or judge(bed, sampler, *args, **more),
+    )
+    return calls
+
+
+def test_an_arm_is_computed_once_for_all_trials_of_the_same_prompts(bed, monkeypatch):
+    calls, sampler = judged(monkeypatch), Sampler(gen_length=testbed.ANSWER, commit=Threshold(0.5))
+    first = Trial(bed, prompts(4, 0)).run("a", sampler)
+    again = Trial(bed, prompts(4, 0)).run("b", sampler)
+    assert len(calls) == 1
+    assert (first.right == again.right).all()
+    assert (first.nfe == again.nfe).all()
+
+
+def test_another_sampler_prompt_anchor_or_model_is_another_arm(bed, monkeypatch):
+    calls, sampler = judged(monkeypatch), Sampler(gen_length=testbed.ANSWER, commit=Threshold(0.5))
+    Trial(bed, prompts(4, 0)).run("a", sampler)
+    Trial(bed, prompts(4, 0)).run("a", replace(sampler, commit=Threshold(0.6)))
+    Trial(bed, prompts(4, 0)).run("a", replace(sampler, blocks=AdaBlock(delimiters=(3,))))
+    Trial(bed, prompts(4, 1)).run("a", sampler)
+    Trial(bed, prompts(4, 0)).run("a", sampler, testbed.anchor())
+    with torch.no_grad():
+        bed.model.lm_head.weight += 1e-3
+    Trial(bed, prompts(4, 0)).run("a", sampler)
+    assert len(calls) == 6
+
+
+def test_what_a_repr_does_not_tell_is_computed_anew(bed, monkeypatch):
+    calls = judged(monkeypatch)
+    learnt = LearnedSelect(lambda confidence: confidence - 0.5)
+    for _ in range(2):
+        Trial(bed, prompts(4, 0)).run("a", Sampler(gen_length=testbed.ANSWER, commit=learnt))
+    assert len(calls) == 2

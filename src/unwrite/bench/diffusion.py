@@ -11,21 +11,27 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from ..diffusion import FixedBlocks, RandomOrder, Sampler, Threshold, TopK, testbed
+from ..diffusion import EoTP, FixedBlocks, LearnedSelect, Prophet, RandomOrder, Sampler, Threshold, TopK, testbed
 from ..diffusion.adablock import AdaBlock, DrawnBlocks, delimiters_of
 from ..diffusion.credit import CreditDecoding
 from ..diffusion.eoser import Ascending, EOSReject, ascending_steps
+from ..diffusion.learn2pd import collect, train
 from ..diffusion.localleap import LocalLeap, RandomNeighbours
+from ..diffusion.prophet import ProphetLog, calibrated_bars
 from ..diffusion.rules import Factor
 from ..reproduce.denoising import THRESHOLDS, Arm, Curve, difference, prompts
+from ..reproduce.prophet import After
 
 PROMPTS, TIMED = 2000, 2
+CALIBRATED, LEARNT, EPOCHS = 64, 128, 1000  # prompts for Prophet's bars and for the filter; of its training
 PLAIN = "threshold 0.9"
 
 
@@ -42,12 +48,13 @@ class Contender:
     timed: bool = True
 
 
-def contenders(bed: testbed.TestBed) -> dict[str, Contender]:
-    """All of them by name."""
+def contenders(bed: testbed.TestBed, seed: int = 0) -> dict[str, Contender]:
+    """All of them by name. What is calibrated or trained, is so on prompts of the next seed."""
     base = Sampler(gen_length=testbed.ANSWER, blocks=FixedBlocks(32))
     lines = delimiters_of(bed.tokenizer)
     ada, credit, leap = AdaBlock(size=32, delimiters=lines), CreditDecoding.paper(), LocalLeap()
     whole, steps = FixedBlocks(None), ascending_steps(testbed.ANSWER)
+    prophet, learnt = _prophet(bed, base, seed + 1), _learned(bed, base, seed + 1)
     found = {f"threshold {t:g}": Contender(replace(base, commit=Threshold(t)), "curve", t == 0.9) for t in THRESHOLDS}
     found["one by one"] = Contender(replace(base, commit=Threshold(2.0)), "curve")
     for k in (2, 4, 8):
@@ -58,6 +65,8 @@ def contenders(bed: testbed.TestBed) -> dict[str, Contender]:
         "Credit": Contender(replace(base, logits=credit), "method"),
         "Credit, adaptive": Contender(replace(base, logits=CreditDecoding.adaptive()), "method"),
         "LocalLeap": Contender(replace(base, commit=leap), "method"),
+        "Prophet": Contender(replace(base, commit=TopK(), steps=testbed.ANSWER, stop=prophet), "method"),
+        "Learn2PD": Contender(replace(base, commit=learnt), "method"),
         "EOSER, one block": Contender(
             replace(base, blocks=whole, commit=TopK(), steps=16, score=EOSReject()), "method"
         ),
@@ -75,6 +84,10 @@ def contenders(bed: testbed.TestBed) -> dict[str, Contender]:
         "AdaBlock + LocalLeap": Contender(replace(base, blocks=ada, commit=leap), "pair"),
         "Credit + LocalLeap": Contender(replace(base, logits=credit, commit=leap), "pair"),
         "AdaBlock + Credit + LocalLeap": Contender(replace(base, blocks=ada, logits=credit, commit=leap), "pair"),
+        "threshold 0.9 + Prophet": Contender(replace(base, commit=Threshold(0.9), stop=prophet), "pair"),
+        "AdaBlock + Prophet": Contender(replace(base, blocks=ada, stop=prophet), "pair"),
+        "threshold 0.9 + EoTP": Contender(replace(base, commit=Threshold(0.9), edit=EoTP()), "pair"),
+        "Learn2PD + EoTP": Contender(replace(base, commit=learnt, edit=EoTP()), "pair"),
         "threshold 0.9, prefix cache": Contender(replace(base, commit=Threshold(0.9), cache="prefix"), "baseline"),
         "threshold 0.9, dual cache": Contender(replace(base, commit=Threshold(0.9), cache="dual"), "baseline"),
         "AdaBlock + Credit + LocalLeap, dual cache": Contender(
@@ -86,6 +99,29 @@ def contenders(bed: testbed.TestBed) -> dict[str, Contender]:
         ),
     }
     return found
+
+
+def _prophet(bed: testbed.TestBed, base: Sampler, seed: int) -> Prophet:
+    """Bars in this model's logits, from where its whole answers no longer change. These answers have no place of their own, so
+    all masks are looked at."""
+    log = ProphetLog(Prophet(bars=(float("inf"),) * 3, region="all_masked"))
+    asked = [bed.tokenizer(item.prompt)["input_ids"] for item in prompts(CALIBRATED, seed)]
+    watched = replace(base, commit=TopK(), steps=testbed.ANSWER, stop=log.prophet, watch=log)
+    watched(bed.predictor, None, asked)
+
+    def answer(ids: Sequence[int]) -> list[int]:
+        return list(takewhile(lambda token: token not in bed.predictor.end_ids, ids))
+
+    rows = sorted(log.gaps)
+    bars = calibrated_bars([log.gaps[row] for row in rows], [log.guesses[row] for row in rows], answer)
+    return replace(log.prophet, bars=bars)
+
+
+def _learned(bed: testbed.TestBed, base: Sampler, seed: int) -> LearnedSelect:
+    """The rule with a filter of this model's own."""
+    asked = [bed.tokenizer(item.prompt)["input_ids"] for item in prompts(LEARNT, seed)]
+    records = collect(bed.predictor, None, asked, block=32, gen_length=testbed.ANSWER, batch_size=64)
+    return LearnedSelect(train(records, epochs=EPOCHS))
 
 
 def run(
@@ -110,10 +146,14 @@ def run(
     bed = testbed.load(where)
     passed = testbed.gate(bed)
     asked = prompts(count, seed)
-    everyone = contenders(bed)
+    tell("calibrating Prophet, training Learn2PD's filter")
+    everyone = contenders(bed, seed)
     arms = _counted(bed, everyone, count, seed, workers, tell)
     arms["drawn blocks"] = _drawn(bed, everyone["AdaBlock"].sampler, asked, tell)
     everyone["drawn blocks"] = Contender(everyone["AdaBlock"].sampler, "control", False)
+    if "Prophet" in everyone:
+        arms["stop at random"] = _by_chance(bed, everyone["Prophet"].sampler, arms["Prophet"], asked, tell)
+        everyone["stop at random"] = Contender(everyone["Prophet"].sampler, "control", False)
     curve = Curve([arms[name] for name, one in everyone.items() if one.kind == "curve"])
     clocks = _clocks(bed, {name: one.sampler for name, one in everyone.items() if one.timed}, asked[:TIMED], tell)
     rows = []
@@ -165,8 +205,6 @@ def _named(names: Sequence[str], found: Sequence[tuple[Any, Any]]) -> Any:
 
 
 def _count(job: tuple[str, Sampler, int, int]) -> tuple[Any, Any]:
-    import numpy as np
-
     folder, sampler, count, seed = job
     torch.set_num_threads(1)
     found = testbed.judge(testbed.load(Path(folder)), sampler, prompts(count, seed), batch_size=64)
@@ -175,14 +213,22 @@ def _count(job: tuple[str, Sampler, int, int]) -> tuple[Any, Any]:
 
 def _drawn(bed: testbed.TestBed, sampler: Sampler, asked: Sequence[testbed.Item], tell: Callable[[str], None]) -> Arm:
     """AdaBlock's block sizes at boundaries that are drawn."""
-    import numpy as np
-
     tell("counting: drawn blocks")
     few = [bed.tokenizer(item.prompt)["input_ids"] for item in asked[:100]]
     trace = sampler(bed.predictor, None, few).trace
     sizes = tuple(size for row in trace.blocks for size in row)
     found = testbed.judge(bed, replace(sampler, blocks=DrawnBlocks(sizes)), asked, batch_size=64)
     return Arm("drawn blocks", np.array(found.right, dtype=float), np.array(found.nfe, dtype=float))
+
+
+def _by_chance(
+    bed: testbed.TestBed, sampler: Sampler, arm: Arm, asked: Sequence[testbed.Item], tell: Callable[[str], None]
+) -> Arm:
+    """Prophet's numbers of forwards, given to rows by chance."""
+    tell("counting: stop at random")
+    after = After(tuple(int(count) for count in arm.nfe))
+    found = testbed.judge(bed, replace(sampler, stop=after), asked, batch_size=64)
+    return Arm("stop at random", np.array(found.right, dtype=float), np.array(found.nfe, dtype=float))
 
 
 def _clocks(
@@ -213,7 +259,5 @@ def _clocks(
 
 
 def _by_task(arm: Arm, asked: Sequence[testbed.Item]) -> dict[str, float]:
-    import numpy as np
-
     tasks = np.array([item.task for item in asked])
     return {task.name: arm.of(tasks == task.name).accuracy for task in testbed.TASKS if (tasks == task.name).any()}

@@ -7,9 +7,12 @@ arm's, with the share that makes them equal.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 from statistics import pstdev
 from typing import Any
 
@@ -18,6 +21,7 @@ import numpy as np
 from ..diffusion import Sampler, testbed
 from ..diffusion.rules import FixedBlocks, Threshold
 from ..errors import DataError
+from ..runs import cache_dir, hash_file, hash_json, hash_model, write_json
 from .claims import Budget
 
 RESAMPLES = 2000
@@ -59,7 +63,8 @@ class Arm:
 
 @dataclass
 class Trial:
-    """The test bed with one set of prompts; arms are run once each.
+    """The test bed with one set of prompts; arms are run once each, and kept on disk: an experiment that was stopped goes on,
+    and what several compare with is computed for the first of them.
 
     Args:
         bed: model and tokenizer.
@@ -78,9 +83,28 @@ class Trial:
         """One arm."""
         if name not in self.done:
             self.tell(name)
-            found = testbed.judge(self.bed, sampler, self.asked, fixed=fixed)
-            self.done[name] = Arm(name, np.array(found.right, dtype=float), np.array(found.nfe, dtype=float))
+            right, nfe = self._judged(sampler, fixed)
+            self.done[name] = Arm(name, np.array(right, dtype=float), np.array(nfe, dtype=float))
         return self.done[name]
+
+    def _judged(self, sampler: Sampler, fixed: Mapping[int, int] | None) -> tuple[list[bool], list[int]]:
+        """[prompts] right, [prompts] forwards; from the disk where model, prompts, sampler and code are those of an earlier run."""
+        file = None
+        if _is_plain(sampler):
+            what = [
+                hash_model(self.bed.model),
+                [vars(item) for item in self.asked],
+                repr(sampler),
+                sorted((fixed or {}).items()),
+            ]
+            file = cache_dir("arms") / f"{hash_json([*what, _code()])}.json"
+            if file.exists():
+                kept = json.loads(file.read_text(encoding="utf-8"))
+                return kept["right"], kept["nfe"]
+        found = testbed.judge(self.bed, sampler, self.asked, fixed=fixed)
+        if file is not None:
+            write_json(file, {"right": found.right, "nfe": found.nfe})
+        return found.right, found.nfe
 
     def row(self, arm: Arm, curve: Curve | None = None) -> tuple[Any, ...]:
         """An arm's figures for `COLUMNS`: forwards, accuracy with its spread over seeds, the difference at equal forwards."""
@@ -106,6 +130,22 @@ class Trial:
             self.run(f"threshold {t:g}{label}", replace(plain, commit=Threshold(t))) for t in thresholds or THRESHOLDS
         ]
         return Curve([*arms, self.run(f"one by one{label}", replace(plain, commit=Threshold(2.0)))])
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is settings all the way down, so that its repr says all: no model, no function."""
+    if is_dataclass(value):
+        return all(_is_plain(getattr(value, one.name)) for one in fields(value))
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int | float)
+
+
+@lru_cache(maxsize=1)
+def _code() -> str:
+    """Of everything that decides what a sampler writes."""
+    home = Path(testbed.__file__).parent
+    return hash_json({str(file.relative_to(home)): hash_file(file) for file in sorted(home.rglob("*.py"))})
 
 
 @dataclass(frozen=True)
