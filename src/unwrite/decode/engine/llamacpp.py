@@ -38,6 +38,7 @@ _TWIN = MOST_ROWS - 1  # a sequence no tree needs: 63 nodes have 62 leaves at mo
 _CHECK = 3  # version of the check; a change here checks again
 _CHEAP_TWIN = 1.1  # what two rows may take, in forwards of one, for lone rows to have a twin
 _TIMED = 9
+_REPEATS = 3  # of a forward of several rows, so that one hiccup makes none dear
 
 
 @dataclass(frozen=True)
@@ -333,8 +334,7 @@ def check(runtime: LlamaCppRuntime, seed: int = 0) -> Checked:
 def _shape(seconds: Mapping[int, Sequence[float]]) -> tuple[float, ...]:
     """For each of `SIZES`, in seconds of one row: between the sizes that ran in proportion, beyond them on the last slope."""
     rows = sorted(seconds)
-    # The least is what a forward takes when nothing else gets in its way; more rows are never cheaper.
-    known = np.maximum.accumulate([min(seconds[size]) for size in rows])
+    known = np.maximum.accumulate([median(seconds[size]) for size in rows])  # more rows are never cheaper
     slope = (known[-1] - known[-2]) / (rows[-1] - rows[-2])
     wanted = np.array(SIZES, dtype=float)
     found = np.interp(wanted, rows, known) + slope * np.maximum(0, wanted - rows[-1])
@@ -365,10 +365,12 @@ def _together(runtime: LlamaCppRuntime, prompt: Ints, tree: DraftTree, seconds: 
     runtime.prefill([prompt], MOST_ROWS)
     found = []
     for rows in _SIZES:
-        start = time.perf_counter()
-        found.append(runtime.forward(tree.keep(np.arange(rows))).logits[0])
-        seconds.setdefault(rows, []).append(time.perf_counter() - start)
-        runtime.commit([[]])
+        for _ in range(_REPEATS):
+            start = time.perf_counter()
+            logits = runtime.forward(tree.keep(np.arange(rows))).logits[0]
+            seconds.setdefault(rows, []).append(time.perf_counter() - start)
+            runtime.commit([[]])
+        found.append(logits)
     return found
 
 
