@@ -66,6 +66,37 @@ def test_two_runs_differ_in_their_clocks_only(folder, small):
     assert first["rows"][2]["forwards"] == 64.0
 
 
+def test_counting_runs_on_one_thread_and_clocks_on_all(folder, small, monkeypatch):
+    threads, before = {}, torch.get_num_threads()
+
+    def noting(name, inner):
+        def noted(*args):
+            threads[name] = torch.get_num_threads()
+            return inner(*args)
+
+        monkeypatch.setattr(diffusion, name, noted)
+
+    for name in ("contenders", "_count", "_drawn", "_by_chance", "_clocks"):
+        noting(name, getattr(diffusion, name))
+    torch.set_num_threads(2)
+    try:
+        diffusion.run(folder, 2, workers=1)
+        assert threads == {"contenders": 1, "_count": 1, "_drawn": 1, "_by_chance": 1, "_clocks": 2}
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_bars_and_filter_come_from_prompts_that_no_arm_is_asked_and_come_again(folder, monkeypatch):
+    bed, seeds, draw = testbed.load(folder), [], diffusion.prompts
+    monkeypatch.setattr(diffusion, "prompts", lambda count, seed: seeds.append(seed) or draw(count, seed))
+    first, second = (diffusion.contenders(bed, 3) for _ in range(2))
+    assert set(seeds) == {4}
+    assert first["Prophet"].sampler.stop == second["Prophet"].sampler.stop
+    assert all(bar < float("inf") for bar in first["Prophet"].sampler.stop.bars)
+    filters = (one["Learn2PD"].sampler.commit.filter.parameters() for one in (first, second))
+    assert all(torch.equal(a, b) for a, b in zip(*filters, strict=True))
+
+
 NAMES = ("one by one", "threshold 0.5", "Prophet", "Learn2PD")
 
 

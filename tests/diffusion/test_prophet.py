@@ -219,6 +219,12 @@ def test_a_region_outside_the_answer_never_stops_and_warns_once(prophet, fixed):
     assert [str(one.message)[:33] for one in caught] == ["Prophet: 2 of 2 rows have no answ"]
 
 
+def test_an_empty_region_of_ones_own_never_stops():
+    nowhere = Prophet(AT_ONCE, region=lambda step: torch.zeros(len(step.rows), 24, dtype=torch.bool))
+    prompts = prompts_of(3, 6)
+    assert same_run(replace(ONE_BY_ONE, stop=nowhere)(lively(), None, prompts), ONE_BY_ONE(lively(), None, prompts))
+
+
 def test_before_the_end_token_follows_what_is_predicted():
     distances = [float(place) for place in range(1, 25)]
     table = table_of(*[(distance, 0.0) for distance in distances])

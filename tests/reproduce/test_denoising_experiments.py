@@ -1,5 +1,6 @@
 """The experiments of the diffusion systems run whole on a tiny random test bed; what they find there means nothing."""
 
+from dataclasses import asdict
 from importlib import import_module
 from typing import get_args
 
@@ -8,7 +9,7 @@ import torch
 
 from unwrite.diffusion import MaskPredictor, testbed
 from unwrite.reproduce import denoising
-from unwrite.reproduce.claims import Budget, Verdict
+from unwrite.reproduce.claims import Budget, Verdict, store
 
 # {system: its grid, made small}
 SYSTEMS = {
@@ -36,7 +37,7 @@ def bed():
 
 
 @pytest.mark.parametrize("slug", SYSTEMS)
-def test_an_experiment_runs_tiny(slug, bed, monkeypatch):
+def test_an_experiment_runs_tiny(slug, bed, monkeypatch, tmp_path):
     monkeypatch.setattr(testbed, "load", lambda where=None: bed)
     monkeypatch.setitem(denoising.SIZES, "tiny", 3)
     monkeypatch.setattr(denoising, "THRESHOLDS", (0.3, 0.9))
@@ -49,6 +50,7 @@ def test_an_experiment_runs_tiny(slug, bed, monkeypatch):
     assert len(claim.checks) >= 3
     assert all(len(row) == len(claim.columns) for row in claim.rows.values())
     assert "2 seeds" in claim.setting
+    assert store(asdict(claim), tmp_path).exists()
 
 
 def test_a_trial_runs_an_arm_once_and_spreads_over_seeds(bed):

@@ -8,10 +8,10 @@ Accuracies and forwards are the same in every run; only the clock differs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,11 @@ from ..diffusion import EoTP, FixedBlocks, LearnedSelect, Prophet, RandomOrder, 
 from ..diffusion.adablock import AdaBlock, DrawnBlocks, delimiters_of
 from ..diffusion.credit import CreditDecoding
 from ..diffusion.eoser import Ascending, EOSReject, ascending_steps
-from ..diffusion.learn2pd import collect, train
 from ..diffusion.localleap import LocalLeap, RandomNeighbours
-from ..diffusion.prophet import ProphetLog, calibrated_bars
 from ..diffusion.rules import Factor
 from ..reproduce.denoising import THRESHOLDS, Arm, Curve, difference, prompts
-from ..reproduce.prophet import After
+from ..reproduce.learn2pd import taught
+from ..reproduce.prophet import After, calibrated, written
 
 PROMPTS, TIMED = 2000, 2
 CALIBRATED, LEARNT, EPOCHS = 64, 128, 1000  # prompts for Prophet's bars and for the filter; of its training
@@ -54,7 +53,7 @@ def contenders(bed: testbed.TestBed, seed: int = 0) -> dict[str, Contender]:
     lines = delimiters_of(bed.tokenizer)
     ada, credit, leap = AdaBlock(size=32, delimiters=lines), CreditDecoding.paper(), LocalLeap()
     whole, steps = FixedBlocks(None), ascending_steps(testbed.ANSWER)
-    prophet, learnt = _prophet(bed, base, seed + 1), _learned(bed, base, seed + 1)
+    prophet, learnt = _prophet(bed, base, seed + 1), _learned(bed, seed + 1)
     found = {f"threshold {t:g}": Contender(replace(base, commit=Threshold(t)), "curve", t == 0.9) for t in THRESHOLDS}
     found["one by one"] = Contender(replace(base, commit=Threshold(2.0)), "curve")
     for k in (2, 4, 8):
@@ -104,24 +103,13 @@ def contenders(bed: testbed.TestBed, seed: int = 0) -> dict[str, Contender]:
 def _prophet(bed: testbed.TestBed, base: Sampler, seed: int) -> Prophet:
     """Bars in this model's logits, from where its whole answers no longer change. These answers have no place of their own, so
     all masks are looked at."""
-    log = ProphetLog(Prophet(bars=(float("inf"),) * 3, region="all_masked"))
-    asked = [bed.tokenizer(item.prompt)["input_ids"] for item in prompts(CALIBRATED, seed)]
-    watched = replace(base, commit=TopK(), steps=testbed.ANSWER, stop=log.prophet, watch=log)
-    watched(bed.predictor, None, asked)
-
-    def answer(ids: Sequence[int]) -> list[int]:
-        return list(takewhile(lambda token: token not in bed.predictor.end_ids, ids))
-
-    rows = sorted(log.gaps)
-    bars = calibrated_bars([log.gaps[row] for row in rows], [log.guesses[row] for row in rows], answer)
-    return replace(log.prophet, bars=bars)
+    stepwise, everywhere = replace(base, commit=TopK(), steps=testbed.ANSWER), Prophet(region="all_masked")
+    return calibrated(bed, stepwise, prompts(CALIBRATED, seed), everywhere, lambda ids: written(bed, ids))
 
 
-def _learned(bed: testbed.TestBed, base: Sampler, seed: int) -> LearnedSelect:
+def _learned(bed: testbed.TestBed, seed: int) -> LearnedSelect:
     """The rule with a filter of this model's own."""
-    asked = [bed.tokenizer(item.prompt)["input_ids"] for item in prompts(LEARNT, seed)]
-    records = collect(bed.predictor, None, asked, block=32, gen_length=testbed.ANSWER, batch_size=64)
-    return LearnedSelect(train(records, epochs=EPOCHS))
+    return LearnedSelect(taught(bed, prompts(LEARNT, seed), 32, EPOCHS)[1])
 
 
 def run(
@@ -146,12 +134,12 @@ def run(
     bed = testbed.load(where)
     passed = testbed.gate(bed)
     asked = prompts(count, seed)
-    tell("calibrating Prophet, training Learn2PD's filter")
-    everyone = contenders(bed, seed)
-    arms = _counted(bed, everyone, count, seed, workers, tell)
-    arms["drawn blocks"] = _drawn(bed, everyone["AdaBlock"].sampler, asked, tell)
-    everyone["drawn blocks"] = Contender(everyone["AdaBlock"].sampler, "control", False)
-    if "Prophet" in everyone:
+    with _one_thread():
+        tell("calibrating Prophet, training Learn2PD's filter")
+        everyone = contenders(bed, seed)
+        arms = _counted(bed, everyone, count, seed, workers, tell)
+        arms["drawn blocks"] = _drawn(bed, everyone["AdaBlock"].sampler, asked, tell)
+        everyone["drawn blocks"] = Contender(everyone["AdaBlock"].sampler, "control", False)
         arms["stop at random"] = _by_chance(bed, everyone["Prophet"].sampler, arms["Prophet"], asked, tell)
         everyone["stop at random"] = Contender(everyone["Prophet"].sampler, "control", False)
     curve = Curve([arms[name] for name, one in everyone.items() if one.kind == "curve"])
@@ -173,6 +161,17 @@ def run(
             }
         )
     return {"rows": rows, "prompts": count, "seed": seed, "gate": passed, "seconds": time.perf_counter() - start}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums in another order would train another filter and now and then choose another token. Clocks run with all threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _counted(

@@ -93,10 +93,9 @@ class Prophet(Stop):
             raise MethodError(f"Prophet: {sampler.steps} steps for {count} blocks. Use at least one step a block.")
 
     def stop(self, step: Step) -> Tensor:
-        """[rows] whether the gap reaches the bar and every mask can be filled from this forward."""
-        wide, bar = _canvas(step), self.bar(step)
-        fillable = (wide.known | ~wide.masked).all(1)
-        return (self.gap(step) >= bar) & (bar < torch.inf) & fillable
+        """[rows] whether the gap reaches the bar."""
+        bar = self.bar(step)
+        return (self.gap(step) >= bar) & (bar < torch.inf)
 
     def bar(self, step: Step) -> Tensor:
         """[rows] what the gap must reach at this forward, float64."""

@@ -7,6 +7,7 @@ filter learnt nothing but a threshold: so it is compared at equal forwards. The 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 
 from ..diffusion import EarlyStop, Sampler, testbed
-from ..diffusion.learn2pd import EoTP, LearnedSelect, Oracle, collect, judge, train
+from ..diffusion.base import CommitRule, Edit
+from ..diffusion.learn2pd import EoTP, Filter, LearnedSelect, Oracle, Records, collect, judge, train
 from ..diffusion.rules import FixedBlocks, Threshold, TopK
 from . import denoising
 from .claims import Budget, Claim, verdict_of
@@ -25,6 +27,7 @@ LEARNT = {"tiny": 8, "small": 500, "medium": 1500, "full": 3000}  # prompts for 
 EPOCHS = {"tiny": 20, "small": 4000, "medium": 20_000, "full": 40_000}
 BARS = (0.9, 0.96)
 THRESHOLDS = (0.8, 0.9, 0.95)
+CUTS: dict[str, Edit] = {"early stop": EarlyStop(), "EoTP": EoTP()}
 COLUMNS = ("forwards/answer", "right, %", "columns/answer", "against the threshold at equal forwards, points")
 
 
@@ -33,38 +36,36 @@ def run(budget: Budget) -> Claim:
     trial = denoising.trial(budget)
     works: dict[str, float] = {}
     asked = denoising.prompts(LEARNT[budget.size], 1 + max(budget.seeds))
-    prompts = [trial.bed.tokenizer(item.prompt)["input_ids"] for item in asked]
-    records = collect(trial.bed.predictor, None, prompts, block=BLOCK, gen_length=testbed.ANSWER, batch_size=64)
-    learnt = train(records, epochs=EPOCHS[budget.size])
+    records, learnt = taught(trial.bed, asked, BLOCK, EPOCHS[budget.size])
+    assert learnt.report is not None
     base = Sampler(gen_length=testbed.ANSWER, blocks=FixedBlocks(BLOCK))
     curve = trial.curve(base=base)
-    one = _run(trial, works, "one token a step", replace(base, commit=TopK()))
-    for bar in THRESHOLDS:
-        quick = replace(base, commit=Threshold(bar))
-        _run(trial, works, f"threshold {bar:g}", quick)
-        _run(trial, works, f"threshold {bar:g}, early stop", replace(quick, edit=EarlyStop()))
-        _run(trial, works, f"threshold {bar:g}, EoTP", replace(quick, edit=EoTP()))
-    assert learnt.report is not None
-    for name, accept in (*((f"filter {bar:g}", bar) for bar in BARS), ("filter, calibrated bar", learnt.report.bar)):
-        chosen = replace(base, commit=LearnedSelect(learnt, accept))
-        _run(trial, works, name, chosen)
-        _run(trial, works, f"{name}, EoTP", replace(chosen, edit=EoTP()))
-    _run(trial, works, "one token a step, EoTP", replace(base, commit=TopK(), edit=EoTP()))
+    rules: dict[str, CommitRule] = {"one token a step": TopK()}
+    rules |= {f"threshold {bar:g}": Threshold(bar) for bar in THRESHOLDS}
+    rules |= {f"filter {bar:g}": LearnedSelect(learnt, bar) for bar in BARS}
+    rules["filter, calibrated bar"] = LearnedSelect(learnt, learnt.report.bar)
+    for name, rule in rules.items():
+        _run(trial, works, name, replace(base, commit=rule))
+        for ending, edit in CUTS.items():
+            _run(trial, works, f"{name}, {ending}", replace(base, commit=rule, edit=edit))
     _oracle(trial, works, base)
-    ours = trial.done["filter 0.96"]
+    one, ours = trial.done["one token a step"], trial.done["filter 0.96"]
     oracle, matched, loss = trial.done["oracle"], difference(ours, curve.at(ours.forwards)), difference(ours, one)
     calibrated = trial.done["filter, calibrated bar"]
     at_equal = difference(calibrated, curve.at(calibrated.forwards))
     saved = {
-        name: works[name] / works[f"{name}, EoTP"] for name in ("one token a step", "filter 0.96", "threshold 0.9")
+        f"{ending}, {name}": works[name] / works[f"{name}, {ending}"]
+        for ending in CUTS
+        for name in ("one token a step", "filter 0.96", "threshold 0.9")
     }
+    quickest = min(trial.done[f"threshold {bar:g}"].forwards for bar in THRESHOLDS)
     short, long = _by_length(trial, ours, trial.done["filter 0.96, EoTP"])
     checks = {
         "at least twice fewer forwards": one.forwards >= 2 * ours.forwards,
         "no more than a point lost": loss.points >= -1,
         "at equal forwards not below a threshold": matched.points >= 0,
-        "the oracle is clearly faster": oracle.forwards < 0.8 * ours.forwards,
-        "cutting behind the end saves work": saved["filter 0.96"] > 1,
+        "the oracle is clearly faster than both": oracle.forwards < 0.8 * min(ours.forwards, quickest),
+        "cutting behind the end saves work": saved["EoTP, filter 0.96"] > 1,
         "and more where the answer is shorter": short > long,
     }
     rows = {name: _row(trial, works, arm, curve) for name, arm in trial.done.items() if name in works}
@@ -81,7 +82,8 @@ def run(budget: Budget) -> Claim:
         verdict=verdict_of(checks),
         reason=f"{one.forwards / ours.forwards:.1f}x fewer forwards than one token a step at {loss} points; at equal forwards {matched} "
         f"against a threshold ({verdict}), {at_equal} with the calibrated bar; the oracle takes {oracle.forwards:.1f} forwards against "
-        f"{ours.forwards:.1f}; EoTP computes {saved['filter 0.96']:.2f}x fewer columns",
+        f"{ours.forwards:.1f}; EoTP computes {saved['EoTP, filter 0.96']:.2f}x fewer columns, stopping at the first finished block "
+        f"with an end token {saved['early stop, filter 0.96']:.2f}x",
         checks=checks,
         seeds=budget.seeds,
         extra={
@@ -89,7 +91,7 @@ def run(budget: Budget) -> Claim:
             "epochs": learnt.report.epochs,
             "wrong among kept at 0.96, test records": None if np.isnan(wrong) else round(wrong, 4),
             "accuracy and base rate, test records": [learnt.report.test.accuracy, learnt.report.test.base_rate],
-            "fewer columns by EoTP": saved,
+            "fewer columns by cutting": saved,
             "fewer forwards by EoTP, shorter and longer half of the answers": [short, long],
         },
     )
@@ -102,24 +104,33 @@ def _run(trial: Trial, works: dict[str, float], name: str, sampler: Sampler) -> 
     return trial.done[name]
 
 
+def taught(bed: testbed.TestBed, asked: Sequence[testbed.Item], block: int, epochs: int) -> tuple[Records, Filter]:
+    """What the model's own answers to these prompts teach: the records, and the filter."""
+    prompts = [bed.tokenizer(item.prompt)["input_ids"] for item in asked]
+    records = collect(bed.predictor, None, prompts, block=block, gen_length=testbed.ANSWER, batch_size=64)
+    return records, train(records, epochs=epochs)
+
+
 def _oracle(trial: Trial, works: dict[str, float], base: Sampler) -> None:
-    """The ceiling: texts are those of one token a step by construction."""
-    ids, nfe, work = trial.bed.tokenizer, [], []
+    """The ceiling: texts are those of one token a step by construction, up to the end token."""
+    arms = {"oracle": base} | {f"oracle, {ending}": replace(base, edit=edit) for ending, edit in CUTS.items()}
+    nfe: dict[str, list[int]] = {name: [] for name in arms}
+    work: dict[str, list[int]] = {name: [] for name in arms}
     for start in range(0, len(trial.asked), 128):
-        prompts = [ids(item.prompt)["input_ids"] for item in trial.asked[start : start + 128]]
+        prompts = [trial.bed.tokenizer(item.prompt)["input_ids"] for item in trial.asked[start : start + 128]]
         sequences = replace(base, commit=TopK())(trial.bed.predictor, None, prompts).sequences
         answers = torch.stack([sequences[row, len(prompt) :] for row, prompt in enumerate(prompts)])
-        out = replace(base, commit=Oracle(answers))(trial.bed.predictor, None, prompts)
-        assert out.nfe is not None
-        assert out.trace is not None
-        nfe += out.nfe.tolist()
-        work += out.trace.work.tolist()
-    works["oracle"] = float(np.mean(work))
-    trial.done["oracle"] = Arm("oracle", trial.done["one token a step"].right, np.array(nfe, dtype=float))
+        for name, sampler in arms.items():
+            out = replace(sampler, commit=Oracle(answers))(trial.bed.predictor, None, prompts)
+            nfe[name] += out.nfe.tolist()
+            work[name] += out.trace.work.tolist()
+    for name in arms:
+        works[name] = float(np.mean(work[name]))
+        trial.done[name] = Arm(name, trial.done["one token a step"].right, np.array(nfe[name], dtype=float))
 
 
 def _row(trial: Trial, works: dict[str, float], arm: Arm, curve: denoising.Curve) -> tuple[Any, ...]:
-    forwards, right, ahead = trial.row(arm, None if arm.name == "oracle" else curve)
+    forwards, right, ahead = trial.row(arm, None if arm.name.startswith("oracle") else curve)
     return forwards, right, f"{works[arm.name]:.0f}", ahead
 
 

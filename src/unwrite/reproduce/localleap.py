@@ -69,7 +69,10 @@ def run(budget: Budget) -> Claim:
         checks=checks,
         seeds=budget.seeds,
         extra={
-            "final_by_confidence_and_distance": [[round(float(v), 4) for v in line] for line in share.share],
+            "final_by_confidence_and_distance": [
+                [round(v, 4) if seen else None for v, seen in zip(*lines, strict=True)]
+                for lines in zip(share.share.tolist(), share.seen.tolist(), strict=True)
+            ],
             "seen": share.seen.tolist(),
         },
     )
