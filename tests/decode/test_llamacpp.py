@@ -15,7 +15,7 @@ from tiny_gguf import make_model, write_gguf
 from unwrite.decode.aded import ADED
 from unwrite.decode.base import Strategy
 from unwrite.decode.draft_model import DraftModel
-from unwrite.decode.engine import llamacpp
+from unwrite.decode.engine import llamacpp, llamacpp_check
 from unwrite.decode.engine.bridge import generate
 from unwrite.decode.engine.costs import SIZES
 from unwrite.decode.engine.curves import read_shape, write_shape
@@ -47,7 +47,7 @@ def file(model, tmp_path_factory):
 @pytest.fixture
 def runtime(file, monkeypatch):
     """In float32 a lone row needs a twin, whatever that costs beside so small a model."""
-    monkeypatch.setattr(llamacpp, "_twin_costs", lambda runtime, length: 1.0)
+    monkeypatch.setattr(llamacpp_check, "_twin_costs", lambda runtime, length: 1.0)
     forget_knowledge()
     with LlamaCppRuntime(file, threads=1) as made:
         yield made
@@ -217,7 +217,7 @@ def test_the_check_runs_once_for_a_file(file, monkeypatch):
 
 
 def test_a_file_whose_trees_disagree_decodes_plainly_and_says_so(file, monkeypatch):
-    monkeypatch.setattr(llamacpp, "_agreeing", lambda together, alone: 1)
+    monkeypatch.setattr(llamacpp_check, "_agreeing", lambda together, alone: 1)
     with pytest.warns(UserWarning, match=r"tiny\.gguf.*without drafts"):
         runtime = LlamaCppRuntime(file, threads=1)
     assert runtime.max_nodes == 1
@@ -229,8 +229,8 @@ def test_the_check_takes_the_largest_size_up_to_which_all_agree(monkeypatch):
     alone = torch.arange(63.0)[:, None]
     wrong = alone[:24] + (torch.arange(24) == 23)[:, None]
     together = [alone[:2], alone[:8], wrong, alone[:63]]
-    assert llamacpp._agreeing(together, alone) == 8
-    assert llamacpp._agreeing([alone[:2] + 1, *together], alone) == 1
+    assert llamacpp_check._agreeing(together, alone) == 8
+    assert llamacpp_check._agreeing([alone[:2] + 1, *together], alone) == 1
 
 
 @pytest.mark.parametrize("twin_from", [None, 0])
@@ -276,7 +276,7 @@ def test_a_plain_step_keeps_its_token_and_says_what_a_forward_says(runtime, twin
 
 @pytest.mark.parametrize("plain_from", [0, 40])
 def test_where_a_twin_would_cost_too_much_nothing_is_drafted(file, monkeypatch, plain_from):
-    monkeypatch.setattr(llamacpp, "_twin_costs", lambda runtime, length: 2.0)
+    monkeypatch.setattr(llamacpp_check, "_twin_costs", lambda runtime, length: 2.0)
     with LlamaCppRuntime(file, threads=1) as runtime, LlamaCppRuntime(file, threads=1, max_nodes=1) as lone:
         assert runtime._plain_from == 0
         assert runtime._twin_from is None
@@ -310,8 +310,18 @@ def test_what_the_check_ran_is_the_first_belief_in_costs(file):
         assert read_shape(runtime.fingerprint) == shape[::-1]
 
 
+def test_costs_that_were_lost_come_back_from_the_stored_check(file, monkeypatch):
+    with LlamaCppRuntime(file, threads=1) as runtime:
+        shape = read_shape(runtime.fingerprint)
+    for stored in cache_dir("forward-costs").glob("*.json"):
+        stored.unlink()
+    monkeypatch.setattr(llamacpp, "check", None)
+    with LlamaCppRuntime(file, threads=1) as runtime:
+        assert read_shape(runtime.fingerprint) == shape
+
+
 def test_costs_between_the_sizes_that_ran_lie_in_proportion():
-    shape = llamacpp._shape({1: [9.0, 1.0, 1.0], 2: [2.0], 5: [5.0], 13: [4.0], 63: [55.0]})
+    shape = llamacpp_check._shape({1: [9.0, 1.0, 1.0], 2: [2.0], 5: [5.0], 13: [4.0], 63: [55.0]})
     at = dict(zip(SIZES, shape, strict=True))
     assert (at[1], at[2], at[3], at[4], at[6], at[12]) == (1.0, 2.0, 3.0, 4.0, 5.0, 5.0)
     assert at[64] == pytest.approx(56.0)
@@ -320,7 +330,7 @@ def test_costs_between_the_sizes_that_ran_lie_in_proportion():
 
 def test_what_a_twin_costs_is_timed(file):
     with LlamaCppRuntime(file, threads=1, max_nodes=1) as runtime:
-        assert 0.2 < llamacpp._twin_costs(runtime, 20) < 20
+        assert 0.2 < llamacpp_check._twin_costs(runtime, 20) < 20
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -202,7 +202,7 @@ def random_step(generator):
         masked=masked,
         counts=counts,
         count=counts.__setitem__,
-        random=lambda n: torch.rand(rows, n, dtype=torch.float64, generator=generator),
+        random_places=lambda: torch.rand(rows, width, dtype=torch.float64, generator=generator),
     )
 
 
@@ -266,7 +266,7 @@ def test_random_neighbours_are_uniform():
     )
     step.confidence[:, 3] = 0.95
     generator = torch.Generator().manual_seed(0)
-    step.random = lambda n: torch.rand(4000, n, dtype=torch.float64, generator=generator)
+    step.random_places = lambda: torch.rand(4000, 8, dtype=torch.float64, generator=generator)
     drawn = commit.neighbours(step, step.confidence >= 0.9).double().mean(0)
     assert drawn[3] == 0
     assert drawn[[0, 1, 2, 4, 5, 6, 7]].tolist() == pytest.approx([2 / 7] * 7, abs=0.03)

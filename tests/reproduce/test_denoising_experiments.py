@@ -7,8 +7,8 @@ from typing import get_args
 import pytest
 import torch
 
-from unwrite.diffusion import MaskPredictor, testbed
-from unwrite.reproduce import denoising
+from unwrite.diffusion import FixedBlocks, MaskPredictor, Sampler, testbed
+from unwrite.reproduce import denoising, learn2pd
 from unwrite.reproduce.claims import Budget, Verdict, store
 
 # {system: its grid, made small}
@@ -67,3 +67,22 @@ def test_the_curve_goes_from_few_forwards_to_one_by_one(bed):
     trial = denoising.Trial(bed, denoising.prompts(3, 0))
     curve = trial.curve(thresholds=(0.0, 0.5))
     assert [arm.forwards for arm in curve.arms][0::2] == [2.0, 64.0]
+
+
+def test_learn2pds_arms_count_what_they_compute(bed):
+    """Where nothing is cut every forward computes the whole canvas; a cut computes no more, and the oracle needs no more
+    forwards than one token a step."""
+    trial = denoising.Trial(bed, denoising.prompts(3, 0))
+    base = Sampler(gen_length=testbed.ANSWER, blocks=FixedBlocks(learn2pd.BLOCK))
+    _, learnt = learn2pd.taught(bed, denoising.prompts(6, 1), learn2pd.BLOCK, 5)
+    arms = learn2pd._arms(trial, base, learnt, 0.5)
+    whole = testbed.PROMPT + testbed.ANSWER
+    plain = [name for name in arms if not name.endswith(tuple(learn2pd.CUTS))]
+    assert len(plain) == 1 + len(learn2pd.THRESHOLDS) + len(learn2pd.BARS) + 2
+    for name in plain:
+        assert (arms[name].work == whole * arms[name].nfe).all()
+        for ending in learn2pd.CUTS:
+            assert (arms[f"{name}, {ending}"].work <= whole * testbed.ANSWER).all()
+    assert arms["one token a step"].nfe.tolist() == [testbed.ANSWER] * 3
+    assert (arms["oracle"].nfe <= testbed.ANSWER).all()
+    assert (arms["oracle, EoTP"].work <= arms["oracle"].work).all()

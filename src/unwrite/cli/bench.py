@@ -28,7 +28,7 @@ def bench(
     Args:
         what: unlearn-step, against the same method as open-unlearning computes it; decode, every strategy against
             transformers and llama.cpp (where it is installed), in about 45 minutes; diffusion, every sampler's accuracy
-            against its forwards on the test bed, and its speed on a model of real size, in under 20 minutes.
+            against its forwards on the test bed, and its speed on a model of real size.
         model: what to time it on.
         batch: of unlearn-step, forget rows a step.
         pairs: of unlearn-step, paired repeats.

@@ -151,10 +151,13 @@ class Step:
         return self.canvas.gather(1, self.columns)
 
     def random(self, *shape: int) -> Tensor:
-        """Uniform draws [rows, *shape] in float64, each row's from its own generator. Where they are for the block's places a
-        row draws for those it has, so that a wider row beside it changes nothing."""
-        of_block = self.masked.dim() == 2 and shape[:1] == self.masked.shape[1:]
-        return self.desk.random(self.rows, shape, (self.end - self.start) if of_block else None)
+        """Uniform draws [rows, *shape] in float64, each row's from its own generator."""
+        return self.desk.random(self.rows, shape)
+
+    def random_places(self) -> Tensor:
+        """Uniform draws [rows, width] in float64, one for every place of the block. A row draws for the places it has, so that
+        a wider row beside it changes nothing."""
+        return self.desk.random(self.rows, self.masked.shape[1:], self.end - self.start)
 
     def memory(self, part: Any) -> PartMemory:
         """What `part` remembers of these rows."""

@@ -102,7 +102,7 @@ class RandomNeighbours(LocalLeap):
         """[rows, width]"""
         others = step.masked & ~anchors
         count = (_near(anchors, self.radius) & others).sum(1)
-        return ranked(step, count, step.random(others.shape[1]).masked_fill(anchors, -torch.inf))
+        return ranked(step, count, step.random_places().masked_fill(anchors, -torch.inf))
 
 
 def _near(anchors: Tensor, radius: int) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,39 +22,12 @@ from .adapter import MaskPredictor
 from .base import Commit, Desk, Part, Step, Stop, Wide
 from .block_cache import BlockCache
 from .proposing import parts_of
+from .trace import Trace
 
 if TYPE_CHECKING:
     from .sampler import Sampler
 
 Fixed = Mapping[int, int]  # generated position -> id
-
-
-@dataclass
-class Trace:
-    """What one call did.
-
-    Attributes:
-        nfe: [batch] forwards of each row (two a step with guidance).
-        work: [batch] columns computed, summed over forwards.
-        order: [batch, generated] the row's step at which a position got its last token, from 0; -1 where it never was masked.
-        blocks: for each row the sizes of its blocks.
-        exits: [batch] the step at which a stop filled the row, or -1.
-        counts: {name: [batch]} what parts counted.
-        revealed: for each row how many positions each of its steps revealed.
-        canvases: for each row the generated part after each of its steps, where they were asked for; what was cut off before
-            a step shows as masks.
-        seconds: {"forward": ..., "parts": ...}
-    """
-
-    nfe: Tensor
-    work: Tensor
-    order: Tensor
-    blocks: list[list[int]]
-    exits: Tensor
-    counts: dict[str, Tensor] = field(default_factory=dict)
-    revealed: list[list[int]] = field(default_factory=list)
-    canvases: list[list[list[int]]] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=lambda: {"forward": 0.0, "parts": 0.0})
 
 
 class Denoising:
@@ -349,7 +322,7 @@ class Denoising:
         after, length = replace(step, canvas=canvas), step.length
         for part in parts_of(self.sampler.edit):
             length = torch.minimum(length, torch.maximum(part.edit(after, reveal), step.prompt + 1))
-        self._note(step, canvas)
+        self.trace.note(step, canvas, self.sampler.keep_history)
         self.canvas[step.rows, : canvas.shape[1]] = canvas
         told = torch.cat([(canvas == mask_id).long(), torch.stack([stopped.long(), length, changed.long()], 1)], 1)
         told = told.cpu()  # the step's one synchronisation
@@ -369,22 +342,6 @@ class Denoising:
             )
         if self.sampler.watch is not None:
             self.sampler.watch(replace(after, length=length))
-
-    def _note(self, step: Step, canvas: Tensor) -> None:
-        """Keeps the order, and the canvases where they are wanted."""
-        size = self.sampler.gen_length
-        places = step.prompt[:, None] + torch.arange(size, device=canvas.device)
-        mask_id, cut = self.predictor.mask_id, places >= step.length[:, None]
-        places = places.clamp(max=canvas.shape[1] - 1)
-        before, now = (one.gather(1, places).masked_fill(cut, mask_id) for one in (step.canvas, canvas))
-        shown = (before == mask_id) & (now != mask_id)
-        order = torch.where(shown, step.number[:, None], self.trace.order[step.rows])
-        self.trace.order[step.rows] = torch.where((now == mask_id) & ~cut, -1, order)
-        if self.sampler.keep_history:
-            counts = shown.sum(1).tolist()
-            for at, row in enumerate(step.rows.tolist()):
-                self.trace.revealed[row].append(counts[at])
-                self.trace.canvases[row].append(now[at].tolist())
 
     def _synchronise(self) -> None:
         if self.canvas.device.type == "cuda":

@@ -141,7 +141,7 @@ class RandomOrder(Score):
 
     def score(self, step: Step) -> Tensor:
         """[rows, width] in [0, 1)."""
-        return step.random(step.masked.shape[1])
+        return step.random_places()
 
 
 @dataclass(frozen=True)

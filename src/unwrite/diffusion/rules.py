@@ -118,7 +118,7 @@ class TopK(CommitRule):
     def commit(self, step: Step) -> Commit:
         if self.temperature == 0:
             return Commit(ranked(step, step.quota))
-        u = step.random(step.masked.shape[1]).clamp(min=1e-300)
+        u = step.random_places().clamp(min=1e-300)
         return Commit(ranked(step, step.quota, step.confidence / self.temperature - torch.log(-torch.log(u))))
 
 
@@ -133,7 +133,7 @@ class Origin(CommitRule):
     schedule: Fading = Fading()
 
     def commit(self, step: Step) -> Commit:
-        return Commit(step.masked & (step.random(step.masked.shape[1]) < self.schedule.share(step)[:, None]))
+        return Commit(step.masked & (step.random_places() < self.schedule.share(step)[:, None]))
 
 
 @dataclass(frozen=True)

@@ -233,8 +233,8 @@ def rows(count: int, seed: int, tasks: Sequence[str] | None = None) -> Rows:
 @dataclass(frozen=True)
 class Recipe:
     """Args:
-    rows, epochs, batch_size, lr, eps: of the training. Shares of hidden tokens go from eps to 1: below a tenth hardly anything
-        is left to learn, and the loss divides by them.
+    rows, epochs, batch_size, lr, eps: of the training. Shares of hidden tokens go from eps to 1; the loss divides by them, so
+        small ones make its gradient noisy.
     tasks: None for the mix.
     """
 

@@ -270,10 +270,7 @@ def mask_predictor_recipe(
         return built
 
     def fit(model: nn.Module, data: Any, indices: list[int], seed: int, folder: Path) -> None:
-        rows = [data[index] for index in indices]
-        held = next((index for index, row in zip(indices, rows, strict=True) if mask_id in row.input_ids), None)
-        if held is not None:
-            raise DataError(f"row {held} holds the mask token {mask_id}. Use a token of its own.")
+        rows = _without(mask_id, data, indices)
         predictor = MaskPredictor.of(model.to(device), mask_id=mask_id)
 
         def loss(_: nn.Module, batch: list[Any], device: str) -> Tensor:
@@ -287,6 +284,15 @@ def mask_predictor_recipe(
         raise ModelError(f"eps is {eps}; use a value above 0 and below 1.")
     of = {"mask_id": mask_id, "end_id": end_id, "length": length, "eps": eps, "spread": spread}
     return TrainRecipe(build, fit, "mask predictor", {"version": 1, "start": begin.origin, **of, **how.settings})
+
+
+def _without(mask_id: int, data: Any, indices: Sequence[int]) -> list[Any]:
+    """The rows, none of which may hold the mask token."""
+    rows = [data[index] for index in indices]
+    held = next((index for index, row in zip(indices, rows, strict=True) if mask_id in row.input_ids), None)
+    if held is not None:
+        raise DataError(f"row {held} holds the mask token {mask_id}. Use a token of its own.")
+    return rows
 
 
 def _of(row: Any, name: str, default: Any = None) -> Any:

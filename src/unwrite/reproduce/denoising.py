@@ -21,7 +21,7 @@ import numpy as np
 from ..diffusion import Sampler, testbed
 from ..diffusion.rules import FixedBlocks, Threshold
 from ..errors import DataError
-from ..runs import cache_dir, hash_file, hash_json, hash_model, write_json
+from ..runs import cache_dir, hash_file, hash_json, hash_model, versions, write_json
 from .claims import Budget
 
 RESAMPLES = 2000
@@ -40,11 +40,13 @@ class Arm:
         name: of it.
         right: [prompts] 1 or 0; a mix may be between.
         nfe: [prompts] forwards.
+        work: [prompts] columns computed, summed over forwards; None where it isn't known.
     """
 
     name: str
     right: np.ndarray
     nfe: np.ndarray
+    work: np.ndarray | None = None
 
     @property
     def accuracy(self) -> float:
@@ -83,12 +85,12 @@ class Trial:
         """One arm."""
         if name not in self.done:
             self.tell(name)
-            right, nfe = self._judged(sampler, fixed)
-            self.done[name] = Arm(name, np.array(right, dtype=float), np.array(nfe, dtype=float))
+            self.done[name] = Arm(name, *(np.array(found, dtype=float) for found in self._judged(sampler, fixed)))
         return self.done[name]
 
-    def _judged(self, sampler: Sampler, fixed: Mapping[int, int] | None) -> tuple[list[bool], list[int]]:
-        """[prompts] right, [prompts] forwards; from the disk where model, prompts, sampler and code are those of an earlier run."""
+    def _judged(self, sampler: Sampler, fixed: Mapping[int, int] | None) -> tuple[list[bool], list[int], list[int]]:
+        """right, forwards and work, [prompts] each; from the disk where model, prompts, sampler, code and packages are those of
+        an earlier run."""
         file = None
         if _is_plain(sampler):
             what = [
@@ -97,14 +99,14 @@ class Trial:
                 repr(sampler),
                 sorted((fixed or {}).items()),
             ]
-            file = cache_dir("arms") / f"{hash_json([*what, _code()])}.json"
+            file = cache_dir("arms") / f"{hash_json([*what, _code(), versions()])}.json"
             if file.exists():
                 kept = json.loads(file.read_text(encoding="utf-8"))
-                return kept["right"], kept["nfe"]
+                return kept["right"], kept["nfe"], kept["work"]
         found = testbed.judge(self.bed, sampler, self.asked, fixed=fixed)
         if file is not None:
-            write_json(file, {"right": found.right, "nfe": found.nfe})
-        return found.right, found.nfe
+            write_json(file, {"right": found.right, "nfe": found.nfe, "work": found.work})
+        return found.right, found.nfe, found.work
 
     def row(self, arm: Arm, curve: Curve | None = None) -> tuple[Any, ...]:
         """An arm's figures for `COLUMNS`: forwards, accuracy with its spread over seeds, the difference at equal forwards."""
