@@ -102,16 +102,6 @@ def test_the_most_likely_nodes_are_kept():
     assert generous.prune(tree, 10).nodes > 2
 
 
-@pytest.mark.parametrize(("forward", "nodes"), [(1.1, 3), (3.0, 0)])
-def test_a_draft_that_may_lose_much_must_promise_more(forward, nodes):
-    """Three nodes promise 5 % over plain decoding; refused, they lose a tenth of a step, or two whole ones."""
-    paths = ForwardPaths(["stock"])
-    paths.observe("stock", 1, 10, 1.0)
-    paths.observe("stock", 4, 10, forward)
-    gains = np.array([0.0, 0.0, 1.05 * forward - 1])
-    assert Planner(paths, lambda kind: 0.5)._best_size(gains, 10) == nodes
-
-
 def test_right_drafts_are_drafted_whole_and_wrong_ones_not_at_all():
     cheap = lambda rows, path: 1.0 + 0.02 * rows  # noqa: E731
     good, _ = run(Scripted(oracle(LOGITS, 7)), cheap)

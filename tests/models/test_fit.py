@@ -185,10 +185,11 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(monkeypatc
 
 
 @pytest.mark.parametrize("steps", [1, 4, 8])
-def test_a_killed_causal_training_goes_on_to_the_same_weights(monkeypatch, tmp_path, steps):
+@pytest.mark.parametrize("muon", [False, True])
+def test_a_killed_causal_training_goes_on_to_the_same_weights(monkeypatch, tmp_path, steps, muon):
     """Three epochs of three steps, with dropout, killed in the first, second or third epoch."""
     monkeypatch.setenv("UNWRITE_CACHE", str(tmp_path / "whole"))
-    expected = hash_model(load_model(trained(recipe(), rows(), range(7), 0)))
+    expected = hash_model(load_model(trained(recipe(muon=muon), rows(), range(7), 0)))
     monkeypatch.setenv("UNWRITE_CACHE", str(tmp_path / "killed"))
     real, done = torch.optim.AdamW.step, []
 
@@ -200,11 +201,29 @@ def test_a_killed_causal_training_goes_on_to_the_same_weights(monkeypatch, tmp_p
 
     monkeypatch.setattr(torch.optim.AdamW, "step", killed)
     with pytest.raises(KeyboardInterrupt):
-        trained(recipe(), rows(), range(7), 0)
+        trained(recipe(muon=muon), rows(), range(7), 0)
     again = []
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: (again.append(1), real(self, *a, **k))[1])
-    assert hash_model(load_model(trained(recipe(), rows(), range(7), 0))) == expected
+    assert hash_model(load_model(trained(recipe(muon=muon), rows(), range(7), 0))) == expected
     assert len(again) == 9 - 3 * (steps // 3)
+
+
+def test_muon_has_the_inner_matrices_and_adamw_all_else():
+    from unwrite.models.recipe import CausalTraining, _optimisers
+
+    model = tiny_model("llama", layers=2)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    muon, adamw = _optimisers(model, CausalTraining(1, 1e-3, 1, muon=True))
+    of = [{names[id(one)] for group in each.param_groups for one in group["params"]} for each in (muon, adamw)]
+    assert of[0] == {name for name in names.values() if name.endswith("_proj.weight")}
+    assert of[0] | of[1] == set(names.values())
+    assert not of[0] & of[1]
+    assert {"model.embed_tokens.weight", "model.norm.weight"} <= of[1]
+
+
+def test_the_optimiser_is_in_the_hash_and_the_ordinary_one_changes_no_hash():
+    assert "muon" not in recipe().settings
+    assert recipe(muon=True).settings["muon"] is True
 
 
 def test_a_batch_is_averaged_over_its_labelled_tokens_whatever_the_padding():

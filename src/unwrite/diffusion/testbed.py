@@ -233,15 +233,15 @@ def rows(count: int, seed: int, tasks: Sequence[str] | None = None) -> Rows:
 @dataclass(frozen=True)
 class Recipe:
     """Args:
-    rows, epochs, batch_size, lr, eps: of the training. Shares of hidden tokens go from eps to 1; the loss divides by them, so
+    rows, epochs, batch_size, lr, eps: of the training, by Muon. Shares of hidden tokens go from eps to 1; the loss divides by them, so
         small ones make its gradient noisy.
     tasks: None for the mix.
     """
 
-    rows: int = 96_000
-    epochs: int = 6
-    batch_size: int = 64
-    lr: float = 2e-3
+    rows: int = 120_000
+    epochs: int = 3
+    batch_size: int = 32
+    lr: float = 4e-3
     eps: float = 0.1
     width: int = 128
     layers: int = 4
@@ -275,6 +275,7 @@ def folder(how: Recipe = Recipe(), seed: int = 0) -> Path:
         batch_size=how.batch_size,
         eps=how.eps,
         spread=True,
+        muon=True,
     )
     found = trained(recipe, rows(how.rows, seed, how.tasks), range(how.rows), seed)
     if not (found / "tokenizer.json").exists():

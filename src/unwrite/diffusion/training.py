@@ -239,6 +239,7 @@ def mask_predictor_recipe(
     eps: float = 1e-3,
     spread: bool = False,
     device: str = "cpu",
+    muon: bool = False,
 ) -> TrainRecipe:
     """A recipe for `trained` that makes a decoder a mask predictor, on `MaskedRow`s.
 
@@ -255,7 +256,7 @@ def mask_predictor_recipe(
         ModelError: a setting outside its range; a start that isn't there.
         DataError: a row that holds the mask token.
     """
-    how = CausalTraining(epochs, lr, batch_size, warmup, weight_decay, clip, device)
+    how = CausalTraining(epochs, lr, batch_size, warmup, weight_decay, clip, device, muon)
     begin = Start(start)
     collate = MaskedCollator(end_id, length)
 

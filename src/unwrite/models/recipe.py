@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ class CausalTraining:
     weight_decay: AdamW's, on every parameter, >= 0.
     clip: largest gradient norm, > 0.
     device: where to train.
+    muon: Muon (`torch.optim.Muon`, updates as large as AdamW's) for the matrices between embedding and head, AdamW for the rest.
+        Where much of a small model's training is spent on learning to copy and to look up, it needs about half the steps.
     """
 
     epochs: int
@@ -53,6 +55,7 @@ class CausalTraining:
     weight_decay: float = 0.0
     clip: float = 1.0
     device: str = "cpu"
+    muon: bool = False
 
     def __post_init__(self) -> None:
         wanted = {
@@ -70,7 +73,8 @@ class CausalTraining:
     @property
     def settings(self) -> dict[str, Any]:
         """What the result depends on: all but where it is trained."""
-        return {name: value for name, value in asdict(self).items() if name != "device"}
+        found = {name: value for name, value in asdict(self).items() if name != "device"}
+        return found if self.muon else {name: value for name, value in found.items() if name != "muon"}
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of step `step` (from 0) of `steps`."""
@@ -90,6 +94,7 @@ def causal_recipe(
     weight_decay: float = 0.0,
     clip: float = 1.0,
     device: str = "cpu",
+    muon: bool = False,
 ) -> TrainRecipe:
     """A recipe for `trained` on rows with `.input_ids` and `.labels`: lists of equal length, -100 for no label.
 
@@ -101,7 +106,7 @@ def causal_recipe(
     Raises:
         ModelError: a setting outside its range; a start that isn't there.
     """
-    how = CausalTraining(epochs, lr, batch_size, warmup, weight_decay, clip, device)
+    how = CausalTraining(epochs, lr, batch_size, warmup, weight_decay, clip, device, muon)
     begin = Start(start)
 
     def fit(model: nn.Module, data: Any, indices: list[int], seed: int, folder: Path) -> None:
@@ -151,10 +156,10 @@ class Start:
 def fit_rows(model: nn.Module, rows: list[Any], how: CausalTraining, seed: int, folder: Path, loss: BatchLoss) -> None:
     """Trains in place. What `loss` draws from torch's global generator is the same after a kill: each epoch seeds it."""
     model.to(how.device).train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=how.lr, weight_decay=how.weight_decay)
+    optimisers = _optimisers(model, how)
     per_epoch = math.ceil(len(rows) / how.batch_size)
     steps = how.epochs * per_epoch
-    first = _resume(model, optimiser, folder)
+    first = _resume(model, optimisers, folder)
     with tqdm(total=steps, initial=first * per_epoch, desc="training", delay=2, disable=None) as bar:
         for epoch in range(first, how.epochs):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
@@ -163,7 +168,7 @@ def fit_rows(model: nn.Module, rows: list[Any], how: CausalTraining, seed: int, 
             for number in range(per_epoch):
                 batch = [rows[i] for i in order[number * how.batch_size : (number + 1) * how.batch_size]]
                 step = epoch * per_epoch + number
-                value = _step(model, optimiser, batch, how, how.rate(step, steps), loss)
+                value = _step(model, optimisers, batch, how, how.rate(step, steps), loss)
                 if not math.isfinite(value):
                     raise NotFinite(
                         f"the loss is {value} at step {step + 1} of {steps} (lr {how.lr}). Lower the learning rate."
@@ -171,26 +176,45 @@ def fit_rows(model: nn.Module, rows: list[Any], how: CausalTraining, seed: int, 
                 bar.update()
                 bar.set_postfix(loss=f"{value:.3f}", refresh=False)
             if epoch + 1 < how.epochs:
-                _checkpoint(model, optimiser, epoch + 1, folder)
+                _checkpoint(model, optimisers, epoch + 1, folder)
     model.eval()
 
 
 def _step(
     model: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    optimisers: Sequence[torch.optim.Optimizer],
     batch: list[Any],
     how: CausalTraining,
     lr: float,
     loss: BatchLoss,
 ) -> float:
-    for group in optimiser.param_groups:
-        group["lr"] = lr
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = lr
     value = loss(model, batch, how.device)
     value.backward()
     nn.utils.clip_grad_norm_(model.parameters(), how.clip)
-    optimiser.step()
-    optimiser.zero_grad()
+    for optimiser in optimisers:
+        optimiser.step()
+        optimiser.zero_grad()
     return value.item()
+
+
+def _optimisers(model: nn.Module, how: CausalTraining) -> list[torch.optim.Optimizer]:
+    """AdamW for all parameters, or Muon and AdamW."""
+    if not how.muon:
+        return [torch.optim.AdamW(model.parameters(), lr=how.lr, weight_decay=how.weight_decay)]
+    network: Any = model
+    ends = {
+        id(end.weight) for end in (network.get_input_embeddings(), network.get_output_embeddings()) if end is not None
+    }
+    matrices = [one for one in model.parameters() if one.ndim == 2 and id(one) not in ends]
+    inner = {id(one) for one in matrices}
+    rest = [one for one in model.parameters() if id(one) not in inner]
+    return [
+        torch.optim.Muon(matrices, lr=how.lr, weight_decay=how.weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=how.lr, weight_decay=how.weight_decay),
+    ]
 
 
 def _loss(model: nn.Module, batch: list[Any], device: str) -> Tensor:
@@ -229,11 +253,12 @@ def _rows(data: Any, indices: Sequence[int]) -> list[Any]:
     return rows
 
 
-def _checkpoint(model: nn.Module, optimiser: torch.optim.Optimizer, epoch: int, folder: Path) -> None:
+def _checkpoint(model: nn.Module, optimisers: Sequence[torch.optim.Optimizer], epoch: int, folder: Path) -> None:
     """Weights and optimiser moments after `epoch` whole epochs; the one before goes once this one is whole."""
     tensors = {f"model.{i}": p.detach().contiguous() for i, p in enumerate(model.parameters())}
-    for i, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{i}.{key}": value.contiguous() for key, value in state.items()}
+    for optimiser, first in _numbered(optimisers):
+        for i, state in optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{first + i}.{key}": value.contiguous() for key, value in state.items()}
     with new_folder(folder / f"epoch-{epoch}") as fresh:
         save_file(tensors, fresh / "state.safetensors")
         write_json(fresh / "epoch.json", {"epoch": epoch})
@@ -243,7 +268,7 @@ def _checkpoint(model: nn.Module, optimiser: torch.optim.Optimizer, epoch: int, 
 
 
 @torch.no_grad()
-def _resume(model: nn.Module, optimiser: torch.optim.Optimizer, folder: Path) -> int:
+def _resume(model: nn.Module, optimisers: Sequence[torch.optim.Optimizer], folder: Path) -> int:
     """Restores the latest whole epoch and returns how many are done."""
     found = sorted(folder.glob("epoch-*/epoch.json"), key=lambda path: int(path.parent.name.split("-")[1]))
     if not found:
@@ -256,8 +281,19 @@ def _resume(model: nn.Module, optimiser: torch.optim.Optimizer, folder: Path) ->
         if name.startswith("optimiser."):
             _, i, key = name.split(".")
             state.setdefault(int(i), {})[key] = value
-    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+    for optimiser, first in _numbered(optimisers):
+        fresh = optimiser.state_dict()
+        mine = {i: state[first + i] for group in fresh["param_groups"] for i in group["params"] if first + i in state}
+        optimiser.load_state_dict({**fresh, "state": mine})
     return int(read_json(found[-1])["epoch"])
+
+
+def _numbered(optimisers: Sequence[torch.optim.Optimizer]) -> Iterator[tuple[torch.optim.Optimizer, int]]:
+    """Each with the number of its first parameter, counted over all."""
+    first = 0
+    for optimiser in optimisers:
+        yield optimiser, first
+        first += sum(len(group["params"]) for group in optimiser.param_groups)
 
 
 def _folder_hash(folder: Path) -> str:

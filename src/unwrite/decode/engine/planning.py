@@ -8,6 +8,7 @@ nodes ran or not: what was committed afterwards shows what would have been accep
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,12 +19,13 @@ import numpy as np
 from .costs import SIZES, Acceptance, ForwardCosts
 from .tree import ROOT, DraftTree, Ints, Path
 
-MARGIN = 1.03  # a draft must promise this much over plain decoding,
-RISK = 0.1  # and this share of what it loses if all of it is refused: estimates are wrong now and then
+MARGIN = 1.03  # a draft must promise this much over plain decoding
 IDLE_AFTER = 8
 LONGEST_REST = 64
 UNKNOWN_DRAFT = 0.3  # of a plain forward, for each level of a drafter that was never timed
 PROBE_SHARE = 0.01  # of the time, for drafts that are not expected to pay
+STAKE = 1.1  # plain steps that drafts may lose in a text which has not shown yet that they pay there
+WORTH = 12.0  # plain steps: the most that a text's gains allow to lose again
 DEAR = 2.0  # times its estimate: twice in a row, and the other ways are tried again
 
 
@@ -85,11 +87,23 @@ class ForwardPaths:
 
 @dataclass
 class _Pending:
-    """A proposal whose fate is not yet known."""
+    """A proposal whose fate is not yet known.
+
+    Args:
+        tree: all that was proposed.
+        children: of each node, by token.
+        node: the last that was committed.
+        kept: nodes of a draft that was thought to pay and did not run, because too much was at stake; None for others.
+        risk: plain steps that this draft would have lost had all of it been refused.
+        won: its nodes that were committed.
+    """
 
     tree: DraftTree
     children: list[dict[int, int]]
     node: int = 0
+    kept: frozenset[int] | None = None
+    risk: float = 0.0
+    won: int = 0
 
 
 class OwnSeconds:
@@ -138,12 +152,14 @@ class DraftCosts:
     Args:
         seconds: {plan: of drafting it}.
         level: {plan: of one of its levels}.
+        reading: seconds a token, of a text's first draft, which reads the prompt; None before the first.
         spare: seconds saved up for a try.
         idle: looks in a row at which nothing paid, as the last text left them.
     """
 
     seconds: dict[int, float] = field(default_factory=dict)
     level: dict[int, float] = field(default_factory=dict)
+    reading: float | None = None
     spare: float = 0.0
     idle: int = 0
 
@@ -159,6 +175,11 @@ class DraftCosts:
 
 class Planner:
     """Chooses one row's drafts and learns from what became of them.
+
+    What other texts taught is only a first belief, and where rows are dear one draft that is refused costs several plain steps.
+    So a text has a credit, in plain steps: a draft may risk no more. What drafts gain raises it and what they lose lowers it; a
+    draft that was thought to pay but risked too much raises it, too, once the text shows that it would have gained. The texts of
+    a batch share their forwards, so one that waits for the others would pay for their rows: there, none has a credit to keep to.
 
     Args:
         paths: forward costs.
@@ -184,10 +205,13 @@ class Planner:
         self.own = OwnSeconds()
         # Where the last text left off, but with a few looks: this one may be of another kind.
         self.idle = min(self.drafting.idle, IDLE_AFTER // 2)
+        self.credit = STAKE if batch == 1 else math.inf
+        self._risked = 0.0  # of the draft that runs
         self._rest = 0  # steps that go by without a look
         self._looked = False
         self._pending: list[_Pending] = []
         self._plan: int | None = None
+        self._length = 0  # of the text for which it was chosen
         self._began = False  # a draft model's first step of a call reads the prompt too
 
     # What to draft.
@@ -213,11 +237,29 @@ class Planner:
             return tree
         chances = self.chances(tree)
         order = np.argsort(-chances[1:], kind="stable") + 1
-        best = self._best_size(np.cumsum(chances[order]), length)
-        self._found(best > 0)
+        gains = np.cumsum(chances[order])
+        wished = self._best_size(gains, length)
+        best = wished
+        if wished and self._risk_of(wished, length) > self.credit:
+            best = self._best_size(gains, length, self.credit)
+        self._found(wished > 0)
+        if best:
+            self._risked = self._risk_of(best, length)
+        elif wished:
+            self._watch(frozenset(order[:wished].tolist()), self._risk_of(wished, length))
         if best == tree.nodes - 1:
             return tree
         return tree.keep(np.sort(np.concatenate([[0], order[:best]])))
+
+    def _watch(self, kept: frozenset[int], risk: float) -> None:
+        """The last proposal is not run but followed, as one that should have paid; one at a time."""
+        if self._pending and all(pending.kept is None for pending in self._pending):
+            self._pending[-1].kept, self._pending[-1].risk = kept, risk
+
+    def _risk_of(self, nodes: int, length: int) -> float:
+        """Plain steps lost if all of a draft is refused."""
+        plain = self._forward(1, length) + self.own.of(False)
+        return _risk(self._forward(1 + nodes, length) + self.own.of(True), plain)
 
     def chances(self, tree: DraftTree) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         """[nodes] estimated probability that each node is accepted; 1 for the root."""
@@ -231,8 +273,10 @@ class Planner:
             chances[node] = chances[parents[node]] * known[kind]
         return np.array(chances)
 
-    def _best_size(self, gains: np.ndarray[tuple[int], np.dtype[np.float64]], length: int) -> int:
-        """How many of the sorted nodes to run. gains: [nodes - 1] cumulative expected acceptances."""
+    def _best_size(
+        self, gains: np.ndarray[tuple[int], np.dtype[np.float64]], length: int, credit: float = math.inf
+    ) -> int:
+        """How many of the sorted nodes to run. gains: [nodes - 1] cumulative expected acceptances; credit: most at risk."""
         if not self.paths.knows_plain:
             return 0
         plain = self._forward(1, length) + self.own.of(False)
@@ -240,7 +284,7 @@ class Planner:
         for rows in (*(size for size in SIZES[1:] if size <= len(gains)), len(gains) + 1):
             seconds = self._forward(rows, length) + self.own.of(True)
             rate = (1 + gains[rows - 2]) / seconds
-            if rate > best_rate and _pays(rate, seconds, plain):
+            if rate > best_rate and _risk(seconds, plain) <= credit and rate * plain > MARGIN:
                 best, best_rate = rows - 1, rate
         return best
 
@@ -263,24 +307,32 @@ class Planner:
         if not fitting or (self.active and not self.paths.knows_plain):
             return 0
         plain = self._forward(1, length) + self.own.of(False)
+        reading = 0.0 if self._began else self._reading(length)
         rates = {}
         for i, plan in fitting:
             drafting = self.drafting.estimate(i, int(plan.depths.max()), UNKNOWN_DRAFT * plain)
             seconds = self._forward(plan.nodes, length) + drafting + self.own.of(False)
             rates[i] = (float(self.chances(plan).sum()) / seconds, seconds)
-        best = max(rates, key=lambda i: rates[i][0])
-        pays = not self.active or _pays(*rates[best], plain)
-        if not pays:
+        risks = {i: _risk(seconds + reading, plain) for i, (_, seconds) in rates.items()}
+        paying = [i for i, (rate, _) in rates.items() if rate * plain > MARGIN and risks[i] <= self.credit]
+        best = max(paying or rates, key=lambda i: rates[i][0])
+        if self.active and not paying:
             self._found(False)
             self.drafting.spare += PROBE_SHARE * plain
-            if self.drafting.spare < rates[best][1] - plain:
+            if self.drafting.spare < risks[best] * plain:
                 return 0
         else:
             self._found(True)
         self.drafting.spare = 0.0
+        self._risked, self._length = risks[best], length
         self._plan = best if self.active else fitting[-1][0]
         self._depth = int(plans[self._plan].depths.max())
         return plans[self._plan].nodes - 1
+
+    def _reading(self, length: int) -> float:
+        """Seconds until a draft model has read a text; as dear a token as the target's widest forward where none was timed."""
+        known = self.drafting.reading
+        return length * (UNKNOWN_DRAFT * self._forward(SIZES[-1], length) / SIZES[-1] if known is None else known)
 
     # What became of it.
 
@@ -291,6 +343,9 @@ class Planner:
 
     def learn(self, tree: DraftTree, path: Path) -> None:
         """The step's outcome. tree: as it ran; path: what was committed."""
+        if tree.nodes > 1:
+            self._credit(len(path.nodes) - 1 - self._risked)
+            self._risked = 0.0
         if tree.draft is not None:
             kept, kinds = set(path.nodes), tree.kinds[0].tolist()
             for node, parent in enumerate(tree.parents[0].tolist()):
@@ -307,9 +362,18 @@ class Planner:
 
     def rested(self, own: float) -> None:
         """A plain step without a look. own: its seconds beside the forward."""
+        self._regain()
         self.own.rested(own)
         if self.paths.knows_plain:
             self.drafting.spare += PROBE_SHARE * self._forward(1, 1)
+
+    def _credit(self, gain: float) -> None:
+        if self.batch == 1:
+            self.credit = min(WORTH, self.credit + gain)
+
+    def _regain(self) -> None:
+        """What was lost is allowed again, little by little."""
+        self.credit += PROBE_SHARE if self.credit < STAKE else 0.0
 
     def _found(self, pays: bool) -> None:
         self.idle = self.drafting.idle = 0 if pays else self.idle + 1
@@ -323,15 +387,21 @@ class Planner:
             self.acceptance.observe(int(kinds[node]), node == hit)
         if hit is None:
             return False
+        if pending.kept is not None and hit in pending.kept:
+            pending.won += 1
+            self._credit(min(1.0, max(0.0, pending.won - pending.risk)))
         pending.node = hit
         return bool(pending.children[hit])
 
     def spent(self, own: float, drafting: float, drafted: bool) -> None:
         """Seconds of the step beside the forward, and of the drafting among them."""
         beside = own - drafting
+        self._regain()
         if self._plan is not None:
             if self._began:
                 self.drafting.observe(self._plan, self._depth, drafting)
+            elif drafted:
+                self.drafting.reading = drafting / self._length
             self._began = True
             own = beside
             self._plan = None  # a step that chooses none must not count as this one's
@@ -345,9 +415,9 @@ class Planner:
         self.own.observe(drafted, own if drafted else beside)
 
 
-def _pays(rate: float, seconds: float, plain: float) -> bool:
-    """Whether a step that is expected to commit `rate` tokens a second is worth its `seconds`, where plain ones take `plain`."""
-    return rate * plain > MARGIN + RISK * max(0.0, seconds / plain - 1)
+def _risk(seconds: float, plain: float) -> float:
+    """Plain steps that a step loses which commits one token."""
+    return max(0.0, seconds / plain - 1)
 
 
 @dataclass
