@@ -4,7 +4,7 @@
     report.save("audit")          # report.json and a self-contained report.html
 
 Metrics and suites are in `base`, `basic`, `tofu`, `muse`, `memorisation`, `membership` and `multiple_choice`; attacks
-in `relearning` and `quantisation`. Names are imported when first used, so `import unwrite.audit` stays light.
+in `relearning` and `quantisation`; what is measured on image models in the `vision_*` modules. Names are imported when first used, so `import unwrite.audit` stays light.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from .requests import scalability, sustainability
     from .suites import SUITES
     from .tofu import tofu_suite
+    from .vision_accuracy import accuracies, average_gap, zero_retrain_forgetting
+    from .vision_features import knn_accuracy, linear_cka, neighbours
+    from .vision_lira import lira, logit_confidence
+    from .vision_membership import attack_success_rate, entropy_attack, membership_attack
+    from .vision_relearning import ain
 
 _HOMES = {
     "base": ("Metric", "Score", "Suite"),
@@ -38,6 +43,11 @@ _HOMES = {
     "requests": ("scalability", "sustainability"),
     "suites": ("SUITES",),
     "tofu": ("tofu_suite",),
+    "vision_accuracy": ("accuracies", "average_gap", "zero_retrain_forgetting"),
+    "vision_features": ("knn_accuracy", "linear_cka", "neighbours"),
+    "vision_lira": ("lira", "logit_confidence"),
+    "vision_membership": ("attack_success_rate", "entropy_attack", "membership_attack"),
+    "vision_relearning": ("ain",),
 }
 
 __all__ = [
@@ -50,14 +60,26 @@ __all__ = [
     "Report",
     "Score",
     "Suite",
+    "accuracies",
+    "ain",
     "answer_choices",
+    "attack_success_rate",
+    "average_gap",
+    "entropy_attack",
     "evaluate",
+    "knn_accuracy",
+    "linear_cka",
+    "lira",
+    "logit_confidence",
+    "membership_attack",
     "muse_suite",
+    "neighbours",
     "quantise",
     "relearn",
     "scalability",
     "sustainability",
     "tofu_suite",
+    "zero_retrain_forgetting",
 ]
 
 
