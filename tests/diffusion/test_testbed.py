@@ -119,7 +119,8 @@ def test_the_gate_lets_only_a_good_bed_through(monkeypatch):
 
 
 def test_the_folder_is_a_transformers_model_that_knows_its_mask():
-    how = testbed.Recipe(rows=64, epochs=1, batch_size=32, width=16, layers=1, inner=16)
+    short = testbed.Stage(160, 1, 32, 1e-3, ("sums", "lists"), testbed.SHORT)
+    how = testbed.Recipe((short, testbed.Stage(64, 1, 32, 1e-3)), width=16, layers=1, inner=16)
     bed = testbed.load(testbed.folder(how))
     from transformers import AutoTokenizer
 

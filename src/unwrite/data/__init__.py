@@ -1,4 +1,4 @@
-"""Forget, retain and holdout rows: reading, checking, encoding, and the sets that ship.
+"""Forget, retain and holdout rows, texts and images: reading, checking, encoding, and the sets that ship.
 
 Nothing here imports torch or datasets until a name that needs them is used.
 """
@@ -17,11 +17,31 @@ from .landmarks import landmarks
 if TYPE_CHECKING:
     from .benchmarks import MultipleChoice, Muse, muse, tofu, wmdp
     from .encoding import Encoded, encode, encode_all, pad
+    from .image_sets import TrainTest, cifar10, cifar100, digits, digits_regression, glyphs, svhn
+    from .image_splits import (
+        ImageSplit,
+        split_at_random,
+        split_by_class,
+        split_by_identity,
+        split_by_index,
+        split_by_target,
+    )
+    from .images import ImageBatch, Images
     from .reading import read, split_from
 
 _HOMES = {
     "benchmarks": ("MultipleChoice", "Muse", "muse", "tofu", "wmdp"),
     "encoding": ("Encoded", "encode", "encode_all", "pad"),
+    "image_sets": ("TrainTest", "cifar10", "cifar100", "digits", "digits_regression", "glyphs", "svhn"),
+    "image_splits": (
+        "ImageSplit",
+        "split_at_random",
+        "split_by_class",
+        "split_by_identity",
+        "split_by_index",
+        "split_by_target",
+    ),
+    "images": ("ImageBatch", "Images"),
     "reading": ("read", "split_from"),
 }
 
@@ -30,16 +50,31 @@ __all__ = [
     "Example",
     "Examples",
     "ForgetSplit",
+    "ImageBatch",
+    "ImageSplit",
+    "Images",
     "MultipleChoice",
     "Muse",
+    "TrainTest",
     "authors",
+    "cifar10",
+    "cifar100",
+    "digits",
+    "digits_regression",
     "encode",
     "encode_all",
+    "glyphs",
     "landmarks",
     "muse",
     "pad",
     "read",
+    "split_at_random",
+    "split_by_class",
+    "split_by_identity",
+    "split_by_index",
+    "split_by_target",
     "split_from",
+    "svhn",
     "tofu",
     "wmdp",
 ]
