@@ -11,7 +11,7 @@ from .output import console, print_json, progress_console, quiet_libraries
 
 
 def bench(
-    what: Literal["unlearn-step", "decode", "diffusion"],
+    what: Literal["unlearn-step", "decode", "diffusion", "importance"],
     *,
     model: str = "smollm2-135m",
     batch: int = 4,
@@ -28,10 +28,11 @@ def bench(
     Args:
         what: unlearn-step, against the same method as open-unlearning computes it; decode, every strategy against
             transformers and llama.cpp (where it is installed), in about 45 minutes; diffusion, every sampler's accuracy
-            against its forwards on the test bed, and its speed on a model of real size.
+            against its forwards on the test bed, and its speed on a model of real size; importance, every weight's importance
+            against SSD's own loop, a loop over single rows, and vmap.
         model: what to time it on.
         batch: of unlearn-step, forget rows a step.
-        pairs: of unlearn-step, paired repeats.
+        pairs: of unlearn-step and importance, paired repeats.
         full: of decode, repeat until no interval around 1 is wider than 0.06; hours.
         prompts, seed: of diffusion, how many prompts, and what they are drawn from.
         bed: of diffusion, folder of a test bed; the default one is trained if it isn't there (half an hour).
@@ -48,6 +49,8 @@ def bench(
         _decode(model, full, out, json, setting)
     elif what == "diffusion":
         _diffusion(bed, prompts, seed, out, json, setting)
+    elif what == "importance":
+        _importance(pairs, out, json, setting)
     else:
         _unlearn_step(model, batch, pairs, out, json, setting)
 
@@ -77,6 +80,29 @@ def _unlearn_step(model: str, batch: int, pairs: int, out: Path | None, json: bo
         figures = (f"{row['ours_s']:.2f}", f"{row['peer_s']:.2f}", f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}")
         memory = f"{row['ours_mib']:.0f} / {row['peer_mib']:.0f}"
         table.add_row(row["method"], row["rows"], *figures, memory, f"{row['reference_once_s']:.2f}")
+    console().print(table)
+
+
+def _importance(pairs: int, out: Path | None, json: bool, setting: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from ..bench.importance import run_bench
+    from ..runs import write_json
+
+    def keep(found: list[dict[str, Any]]) -> None:
+        progress_console().print(f"[dim]{len(found)} of 9 cases[/]")
+        if out is not None:
+            write_json(out, {"cases": found, **setting})
+
+    rows = run_bench(pairs=pairs, after=keep)
+    if json:
+        print_json(rows)
+        return
+    table = Table("model", "peer", "ours, s", "peer, s", "ratio", "middle half", header_style="bold")
+    for row in rows:
+        low, high = row["middle_half"]
+        figures = (f"{row['ours_s']:.3f}", f"{row['peer_s']:.3f}", f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}")
+        table.add_row(row["case"], row["peer"], *figures)
     console().print(table)
 
 
