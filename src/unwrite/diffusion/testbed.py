@@ -36,8 +36,9 @@ MASK, END = "<mask>", "<end>"
 CHARACTERS = ' \n0123456789abcdefghijklmnopqrstuvwxyz+-=#,:"{}[]'
 LETTERS = "abcdefghijkl"
 LARGEST = 19  # number in a sum
+LINES = 3  # of work at most
 OPERATIONS = ("copy", "flip", "sort", "mix", "mix", "swap", "swap")  # the last two are learnt late
-SHORT = 20  # positions of the canvas on which training begins
+SHORT = 28  # positions of the canvas on which training begins; sums and lists have room there
 NAMES = (
     "ada", "amir", "anna", "bao", "ben", "carl", "cleo", "dana", "dina", "ebba", "elin", "emil", "farid", "fiona", "gita",
     "hugo", "ida", "igor", "ines", "ivan", "jana", "joel", "kofi", "lars", "lena", "lucia", "maya", "milo", "nadia", "noor",
@@ -103,12 +104,12 @@ def _work(random: Random, most: int) -> tuple[str, list[str], int]:
 
 
 def _sums(random: Random) -> Item:
-    chain, lines, value = _work(random, 5)
+    chain, lines, value = _work(random, LINES)
     return Item("sums", _slot(f"calc {chain}"), "".join(lines) + f"#{value}")
 
 
 def _anchored(random: Random) -> Item:
-    chain, lines, value = _work(random, 4)
+    chain, lines, value = _work(random, LINES)
     return Item("anchored", _slot(f"find {chain}"), f"{''.join(lines):<{ANCHOR_AT}}{ANCHOR} {value}")
 
 
@@ -264,8 +265,8 @@ class Recipe:
     """
 
     stages: tuple[Stage, ...] = (
-        Stage(320_000, 2, 64, 4e-3, ("sums", "sums", "lists"), SHORT),
-        Stage(112_000, 2, 32, 2e-3),
+        Stage(256_000, 1, 64, 4e-3, ("sums", "sums", "lists"), SHORT),
+        Stage(160_000, 1, 32, 2e-3),
     )
     eps: float = 0.1
     width: int = 128
