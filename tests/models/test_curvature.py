@@ -199,7 +199,7 @@ def loop(model, batches, loss, power=torch.square, over=None):
     return {name: total / (over or len(batches)) for name, total in found.items()}
 
 
-def same(found, expected, rel=1e-12, zero=1e-24):
+def assert_same(found, expected, rel=1e-12, zero=1e-24):
     """Relative to each tensor's maximum; a gradient that is nothing but rounding (a key's bias) counts as zero."""
     assert list(found) == list(expected)
     floor = zero * max(float(tensor.abs().max()) for tensor in expected.values())
@@ -214,15 +214,15 @@ def same(found, expected, rel=1e-12, zero=1e-24):
 @pytest.mark.parametrize("kind", [*KNOWN, *UNKNOWN, *LANGUAGE])
 def test_by_batch_equals_the_official_loop(kind):
     model, batches, loss = built(kind)
-    same(importances(model, batches, loss).tensors, loop(model, batches, loss))
+    assert_same(importances(model, batches, loss).tensors, loop(model, batches, loss))
 
 
 def test_loss_free_importances_take_absolute_gradients_and_no_labels():
     model, batches, _ = built("convolutions")
     other = [(x, y.flip(0)) for x, y in batches]
     found = importances(model, batches, squared_logit_norm, of="absolute")
-    same(found.tensors, loop(model, batches, squared_logit_norm, torch.abs))
-    same(importances(model, other, squared_logit_norm, of="absolute").tensors, found.tensors, rel=0)
+    assert_same(found.tensors, loop(model, batches, squared_logit_norm, torch.abs))
+    assert_same(importances(model, other, squared_logit_norm, of="absolute").tensors, found.tensors, rel=0)
 
 
 def test_opposite_gradients_in_two_batches_cancel_in_the_sum_that_salun_takes():
@@ -239,22 +239,22 @@ def test_the_last_small_batch_counts_like_the_others():
     model, batches, loss = built("mlp")
     first, last = (importances(model, [batch], loss).tensors for batch in (batches[0], batches[2]))
     both = importances(model, [batches[0], batches[2]], loss).tensors
-    same(both, {name: (first[name] + last[name]) / 2 for name in first})
+    assert_same(both, {name: (first[name] + last[name]) / 2 for name in first})
 
 
 def test_forget_rows_from_the_shared_pass_are_those_of_their_own_pass():
     model, batches, loss = built("convolutions")
     for options in ({}, {"of": "absolute"}, {"each": "row"}, {"of": "gradient", "over": "sum"}):
         full, forget = importances_with_forget(model, batches[:2], batches[2:], loss, **options)
-        same(forget.tensors, importances(model, batches[2:], loss, **options).tensors, rel=0)
+        assert_same(forget.tensors, importances(model, batches[2:], loss, **options).tensors, rel=0)
         alone = importances(model, batches, loss, **options)
-        same(full.tensors, alone.tensors)
+        assert_same(full.tensors, alone.tensors)
         assert (full.rows, full.batches) == (alone.rows, alone.batches) == (12, 3)
 
 
 def test_the_same_data_gives_the_same_importances():
     model, batches, loss = built("resnet")
-    same(importances(model, batches, loss).tensors, importances(model, batches, loss).tensors, rel=0)
+    assert_same(importances(model, batches, loss).tensors, importances(model, batches, loss).tensors, rel=0)
 
 
 def official_model():
@@ -281,7 +281,7 @@ def official_batches():
 def test_by_batch_gives_the_numbers_of_the_authors_code(variant, loss, of):
     found = importances(official_model(), official_batches(), loss, of=of).tensors
     expected = {name: torch.tensor(values).view_as(found[name]) for name, values in OFFICIAL[variant].items()}
-    same(found, expected, rel=1e-5)
+    assert_same(found, expected, rel=1e-5)
 
 
 # --- row by row -------------------------------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ def test_by_row_equals_a_loop_over_single_rows_in_one_backward_a_batch(kind, of)
     model, batches, loss = built(kind)
     found = importances(model, batches, loss, each="row", of=of)
     power, zero = (torch.square, 1e-24) if of == "square" else (torch.abs, 1e-12)
-    same(found.tensors, loop(model, singles(batches), loss, power), zero=zero)
+    assert_same(found.tensors, loop(model, singles(batches), loss, power), zero=zero)
     assert found.looped == ()
 
 
@@ -301,7 +301,7 @@ def test_by_row_equals_a_loop_over_single_rows_in_one_backward_a_batch(kind, of)
 def test_what_is_not_known_goes_one_row_at_a_time_and_says_so(kind):
     model, batches, loss = built(kind)
     found = importances(model, batches, loss, each="row")
-    same(found.tensors, loop(model, singles(batches), loss))
+    assert_same(found.tensors, loop(model, singles(batches), loss))
     assert found.looped
     assert set(found.looped) <= set(names(model))
 
@@ -337,7 +337,7 @@ def test_a_use_that_no_torch_function_shows_is_found_in_the_graph():
         return F.cross_entropy(Hidden.apply(outputs(model, batch), weight), batch[1], reduction="none")
 
     found = importances(model, batches, loss, each="row")
-    same(found.tensors, loop(model, singles(batches), loss))
+    assert_same(found.tensors, loop(model, singles(batches), loss))
     assert found.looped == ("4.bias",)
 
 
@@ -354,7 +354,7 @@ def test_a_weight_changed_in_its_own_operation_is_not_taken_for_itself():
 
     torch.manual_seed(0)
     model, batches = Doubled().double(), images(5, 3)
-    same(
+    assert_same(
         importances(model, batches, cross_entropy, each="row").tensors,
         loop(model, singles(batches), cross_entropy),
         1e-6,
@@ -377,7 +377,7 @@ def test_a_weight_that_is_shifted_and_reshaped_first_is_still_known_unless_used_
     torch.manual_seed(0)
     model, batches = Shifted().double(), images(5, 3)
     found = importances(model, batches, cross_entropy, each="row")
-    same(found.tensors, loop(model, singles(batches), cross_entropy))
+    assert_same(found.tensors, loop(model, singles(batches), cross_entropy))
     assert found.looped == (() if uses == 1 else ("weight",))
 
 
@@ -386,7 +386,7 @@ def test_large_layers_are_taken_a_few_rows_at_a_time():
     wide = nn.Sequential(nn.Flatten(2), nn.Linear(64, 256), nn.Tanh(), nn.Linear(256, 600), nn.Flatten(), nn.Tanh())
     model, batches = nn.Sequential(wide, nn.Linear(1200, CLASSES)).double(), images(19, 9)
     found = importances(model, batches, cross_entropy, each="row")
-    same(found.tensors, loop(model, singles(batches), cross_entropy))
+    assert_same(found.tensors, loop(model, singles(batches), cross_entropy))
     assert found.looped == ()
 
 
@@ -395,15 +395,15 @@ def test_a_batch_of_rows_is_not_a_row():
     by_row, by_batch = (importances(model, batches[:1], loss, each=each).tensors for each in ("row", "batch"))
     assert by_batch["1.weight"].sum() < 0.7 * by_row["1.weight"].sum()
     ones = singles(batches)
-    same(importances(model, ones, loss).tensors, importances(model, batches, loss, each="row").tensors)
+    assert_same(importances(model, ones, loss).tensors, importances(model, batches, loss, each="row").tensors)
 
 
 def test_sums_are_means_times_rows_and_gradients_add_up_over_rows():
     model, batches, loss = built("mlp")
     mean, total = (importances(model, batches, loss, each="row", over=over).tensors for over in ("mean", "sum"))
-    same(total, {name: 12 * tensor for name, tensor in mean.items()})
+    assert_same(total, {name: 12 * tensor for name, tensor in mean.items()})
     gradient = importances(model, batches, loss, each="row", of="gradient", over="sum").tensors
-    same(gradient, loop(model, singles(batches), loss, lambda grad: grad, over=1))
+    assert_same(gradient, loop(model, singles(batches), loss, lambda grad: grad, over=1))
 
 
 @pytest.mark.parametrize("loss", [squared_logit_norm, logit_norm, squared_error])
@@ -411,7 +411,7 @@ def test_any_loss_a_row_will_do(loss):
     model, batches, _ = built("convolutions")
     if loss is squared_error:
         batches = [(x, F.one_hot(y, CLASSES).double()) for x, y in batches]
-    same(importances(model, batches, loss, each="row").tensors, loop(model, singles(batches), loss))
+    assert_same(importances(model, batches, loss, each="row").tensors, loop(model, singles(batches), loss))
 
 
 @pytest.mark.parametrize("places", [1, 8])
@@ -428,7 +428,9 @@ def test_float32_is_close_and_half_precision_is_accumulated_in_float32():
     expected = loop(model, singles(batches), loss)
     model.float()
     single = [(x.float(), y) for x, y in batches]
-    same({n: t.double() for n, t in importances(model, single, loss, each="row").tensors.items()}, expected, rel=1e-5)
+    assert_same(
+        {n: t.double() for n, t in importances(model, single, loss, each="row").tensors.items()}, expected, rel=1e-5
+    )
     model.bfloat16()
     halves = [(x.bfloat16(), y) for x, y in batches]
     for each in ("row", "batch"):
@@ -464,7 +466,7 @@ def test_fisher_is_the_mean_over_the_models_own_labels(kind):
             for total, grad in zip(expected.values(), grads, strict=True):
                 total += scores[label].exp().detach() * grad**2 / 12
     found = fisher(model, batches, outputs)
-    same(found.tensors, expected)
+    assert_same(found.tensors, expected)
     assert found.of == "expected"
 
 
@@ -614,7 +616,7 @@ def test_stored_importances_are_computed_once_and_read_again():
     first = kept(model, batches, calls)
     again = kept(model, batches, calls)
     assert len(calls) == 1
-    same(again.tensors, first.tensors, rel=0)
+    assert_same(again.tensors, first.tensors, rel=0)
     assert (again.rows, again.batches, again.cost, again.of) == (first.rows, first.batches, first.cost, first.of)
 
 
@@ -655,7 +657,7 @@ def test_what_is_saved_is_whole_or_refused(tmp_path):
     found = importances(model, batches, loss, each="row")
     folder = found.save(tmp_path / "kept")
     loaded = Importances.load(folder)
-    same(loaded.tensors, found.tensors, rel=0)
+    assert_same(loaded.tensors, found.tensors, rel=0)
     assert loaded.each == "row"
     (folder / "importances.safetensors").write_bytes(b"0" * 100)
     with pytest.raises(ModelError, match="damaged"):

@@ -9,14 +9,12 @@ nodes ran or not: what was committed afterwards shows what would have been accep
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 
 import numpy as np
 
-from .costs import SIZES, Acceptance, ForwardCosts
+from .costs import SIZES, Acceptance, DraftCosts, ForwardCosts, OwnSeconds
 from .tree import ROOT, DraftTree, Ints, Path
 
 MARGIN = 1.03  # a draft must promise this much over plain decoding
@@ -104,73 +102,6 @@ class _Pending:
     kept: frozenset[int] | None = None
     risk: float = 0.0
     won: int = 0
-
-
-class OwnSeconds:
-    """What a step takes beside the forward, with and without a draft: the median of the last few.
-
-    What drafting took is forgotten after some plain steps, so that one hiccup does not end it for good.
-    """
-
-    KEPT, FORGET_AFTER = 5, 20
-
-    def __init__(self) -> None:
-        self._seconds: dict[bool, deque[float]] = {drafted: deque(maxlen=self.KEPT) for drafted in (True, False)}
-        self._rests: deque[float] = deque(maxlen=self.KEPT)
-        self._plain = 0  # steps since the last draft
-
-    def observe(self, drafted: bool, seconds: float) -> None:
-        self._seconds[drafted].append(seconds)
-        self._plain = 0 if drafted else self._plain + 1
-        if self._plain == self.FORGET_AFTER:
-            self._seconds[True].clear()
-
-    def rested(self, seconds: float) -> None:
-        """A plain step for which the drafter was not asked."""
-        self._rests.append(seconds)
-        self._plain += 1
-        if self._plain == self.FORGET_AFTER:
-            self._seconds[True].clear()
-
-    @property
-    def of_rest(self) -> float:
-        """Seconds of a plain step without a look."""
-        return median(self._rests) if self._rests else 0.0
-
-    def of(self, drafted: bool) -> float:
-        """Seconds expected; what is known of plain steps where nothing is of the others."""
-        if not drafted and self._rests:
-            return self.of_rest
-        known = self._seconds[drafted] or self._seconds[False]
-        return median(known) if known else 0.0
-
-
-@dataclass
-class DraftCosts:
-    """What drafting by a model takes, by plan, and what may be spent on trying a draft that is not expected to pay.
-
-    Args:
-        seconds: {plan: of drafting it}.
-        level: {plan: of one of its levels}.
-        reading: seconds a token, of a text's first draft, which reads the prompt; None before the first.
-        spare: seconds saved up for a try.
-        idle: looks in a row at which nothing paid, as the last text left them.
-    """
-
-    seconds: dict[int, float] = field(default_factory=dict)
-    level: dict[int, float] = field(default_factory=dict)
-    reading: float | None = None
-    spare: float = 0.0
-    idle: int = 0
-
-    def observe(self, plan: int, depth: int, seconds: float) -> None:
-        before = self.seconds.get(plan, seconds)
-        self.seconds[plan] = 0.7 * before + 0.3 * seconds
-        self.level[plan] = self.seconds[plan] / depth
-
-    def estimate(self, plan: int, depth: int, unknown: float) -> float:
-        """Of a plan never drafted, from the cheapest level known; `unknown` seconds a level where none is."""
-        return self.seconds.get(plan, depth * min(self.level.values(), default=unknown))
 
 
 class Planner:
