@@ -15,7 +15,7 @@ out may be used.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -224,8 +224,7 @@ class Rows(list[MaskedRow]):
 
 
 def rows(count: int, seed: int, tasks: Sequence[str] | None = None, room: int = ANSWER) -> Rows:
-    """Training rows: prompt, answer, one end token; the rest is filled up with more of them. Those whose answer has no room in so
-    many positions are left out."""
+    """Training rows: prompt, answer, one end token, filled up with more of them; without answers that have no room."""
     ids = tokenizer()
     return Rows(
         MaskedRow([*ids(item.prompt)["input_ids"], *ids(item.answer)["input_ids"], ids.eos_token_id], PROMPT)
@@ -399,9 +398,3 @@ def gate(bed: TestBed, count: int = 400, least: float = 0.9, seed: int = 2_000) 
 def anchor() -> dict[int, int]:
     """The anchor of "anchored" sums as `fixed` tokens: {generated position: id}."""
     return {ANCHOR_AT + place: token for place, token in enumerate(tokenizer()(ANCHOR)["input_ids"])}
-
-
-def accuracy(judged: Iterable[bool]) -> float:
-    """Share of right answers in points, 0 to 100."""
-    found = list(judged)
-    return 100 * sum(found) / len(found)
