@@ -31,6 +31,7 @@ NEEDS = (
     "retrain reference",
     "labels",
     "original training data",
+    "training recipe",
 )
 
 
@@ -83,6 +84,7 @@ class MethodRecord:
         cost: training and inference, in words.
         weights_changed, reversible: whether the model given is altered, and whether that can be undone.
         system: the slug of the system it is, or None for a baseline.
+        forgets: the kinds of data it has a meaning for, "text" and "images".
     """
 
     slug: str
@@ -98,6 +100,7 @@ class MethodRecord:
     weights_changed: bool
     reversible: bool
     system: str | None = None
+    forgets: tuple[str, ...] = ("text",)
 
     def __post_init__(self) -> None:
         _one_of(self.slug, "kind", self.kind, get_args(Kind))
@@ -105,6 +108,8 @@ class MethodRecord:
         _one_of(self.slug, "guarantee", self.guarantee, ("exact", "(epsilon, delta)", "empirical", "none"))
         for need in self.needs:
             _one_of(self.slug, "needs", need, NEEDS)
+        for kind in self.forgets:
+            _one_of(self.slug, "forgets", kind, ("text", "images"))
         if self.intent == "suppression" and not self.weights_changed and not self.reversible:
             raise UnwriteError(f"catalog.toml: {self.slug} suppresses without changing weights, so it is reversible.")
 

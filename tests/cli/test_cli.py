@@ -58,7 +58,7 @@ def test_every_method_round_trips_through_its_flags(slug):
     plain = build(slug, {})
     flags = {
         field.name.replace("_", "-"): str(getattr(plain, field.name)).lower()
-        if isinstance(getattr(plain, field.name), bool)
+        if isinstance(getattr(plain, field.name), bool) or getattr(plain, field.name) is None
         else str(getattr(plain, field.name))
         for field in dataclasses.fields(plain)
         if not isinstance(getattr(plain, field.name), tuple)

@@ -21,7 +21,7 @@ from unwrite.errors import DataError, MethodError, ModelError
 from unwrite.forget import Edit, Guard, Method, Objective
 from unwrite.runs import hash_model
 
-METHODS = catalog.methods()
+METHODS = {slug: record for slug, record in catalog.methods().items() if "text" in record.forgets}
 FIELDS = {"rmu": {"layer": 1}, "uld": {"layers": 2}}
 KINDS = {"objective": Objective, "edit": Edit, "guard": Guard}
 every_method = pytest.mark.parametrize("slug", METHODS)

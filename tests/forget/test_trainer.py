@@ -228,7 +228,7 @@ def test_phases_run_in_order_on_their_own_optimisers_and_references_come_from_be
     seen = []
 
     class TwoPhases(NPO):
-        def phases(self):
+        def phases(self, work):
             def noted(name):
                 def loss(batch):
                     seen.append((name, [part for part, _ in batch.present()], batch["forget"].reference.clone()))

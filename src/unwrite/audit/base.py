@@ -127,7 +127,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Suite:
-    """A named list of metrics, or a function of the split that gives one.
+    """A named list of metrics, or a function of the split that gives one: `Metric`s for texts, `ImageMetric`s for images.
 
     Args:
         axes: the metrics on the trade-off plot and in the headline: what should go, what should stay.
@@ -137,7 +137,7 @@ class Suite:
     """
 
     name: str
-    metrics: Sequence[Metric] | Callable[[ForgetSplit], Sequence[Metric]]
+    metrics: Sequence[Any] | Callable[[Any], Sequence[Any]]
     about: str = ""
     axes: tuple[str, str] = ("forget_rouge", "utility")
     answers: tuple[str, str] = ("forget_rouge", "retain_rouge")
@@ -145,7 +145,7 @@ class Suite:
     max_new_tokens: int | None = None
     max_length: int = 512
 
-    def for_split(self, split: ForgetSplit) -> list[Metric]:
+    def for_split(self, split: Any) -> list[Any]:
         """The metrics that apply to this split, in report order."""
         listed = self.metrics(split) if callable(self.metrics) else self.metrics
         return [metric for metric in listed if metric.applies(split)]

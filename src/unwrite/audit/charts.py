@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .report import AttackResult, Report
 
 INK, MUTED, GRID = "#1f1d1a", "#77716a", "#e4e0d8"
-COLOURS = {"before": "#7d8694", "after": "#b4532a", "oracle": "#2f7566"}
+COLOURS = {"before": "#7d8694", "after": "#b4532a", "oracle": "#2f7566", "head only": "#8b5aa0"}
 STEPS = ("#b4532a", "#8b5aa0", "#3d6fa8", "#a87a1c", "#4f8a4b", "#a04a63")
 
 DASHES = [[1, 0], [5, 4], [2, 2], [8, 3]]
@@ -103,8 +103,8 @@ def attack_curve(attack: AttackResult, roles: Sequence[str]) -> str:
 
 
 def steps_chart(report: Report, names: Mapping[str, str]) -> str:
-    """How metrics move over a driver's steps (columns other than before and oracle). names: metric -> colour."""
-    steps = [role for role in report.roles if role not in ("before", "oracle")]
+    """How metrics move over a driver's steps (columns other than references). names: metric -> colour."""
+    steps = [role for role in report.roles if role not in ("before", "oracle", "head only")]
     points = [
         {"step": role, "metric": _words(name), "y": report.value(name, role)}
         for role in (["before", *steps] if "before" in report.columns else steps)
@@ -125,6 +125,40 @@ def steps_chart(report: Report, names: Mapping[str, str]) -> str:
     }
     mark = {"type": "line", "point": {"size": 40, "filled": True}, "strokeWidth": 2.2}
     return _draw({"data": {"values": points}, "encoding": encoding, "mark": mark})
+
+
+def heatmaps(tables: Mapping[str, Any], names: Sequence[str]) -> str:
+    """One matrix a model side by side: counts `[true, said]`, shaded by their share of the row."""
+    cells = [
+        {"model": role, "true": names[i], "said": names[j], "share": count / max(1, int(sum(row)))}
+        for role, table in tables.items()
+        for i, row in enumerate(table.tolist())
+        for j, count in enumerate(row)
+    ]
+    axis = {"type": "nominal", "sort": list(names), "axis": {"labelAngle": 0, "labelOverlap": True}}
+    encoding = {
+        "x": {"field": "said", "title": "said", **axis},
+        "y": {"field": "true", "title": "true", **axis},
+        "color": {
+            "field": "share",
+            "type": "quantitative",
+            "legend": None,
+            "scale": {"range": ["#00000008", "#b4532a"]},
+        },
+        "facet": {"field": "model", "sort": list(tables), "title": None, "columns": 2, "header": {"labelColor": INK}},
+    }
+    return _draw({"data": {"values": cells}, "mark": "rect", "encoding": encoding, "width": 190, "height": 190})
+
+
+def layers_chart(shares: Mapping[str, float]) -> str:
+    """A bar a parameter, in the model's order."""
+    points = [{"parameter": name, "share": share} for name, share in shares.items()]
+    encoding = {
+        "y": {"field": "parameter", "type": "nominal", "sort": list(shares), "title": None},
+        "x": {"field": "share", "type": "quantitative", "title": "share selected", "axis": {"format": "%"}},
+    }
+    mark = {"type": "bar", "color": COLOURS["after"]}
+    return _draw({"data": {"values": points}, "mark": mark, "encoding": encoding, "height": 18 * len(points)})
 
 
 def _colour(roles: Sequence[str], *, legend: bool) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Container, Iterable
 from typing import Any, Protocol
 
 from ..data.examples import Example, ForgetSplit
+from ..data.image_splits import ImageSplit
 from ..errors import MethodError, ModelError
 from .base import Metric, Score, Suite, kept_sets, rows_of
 from .context import Context
@@ -29,27 +30,51 @@ class Attack(Protocol):
 
 def evaluate(
     model: Any,
-    split: ForgetSplit,
+    split: ForgetSplit | ImageSplit,
     *,
-    tokenizer: Any,
+    tokenizer: Any = None,
     suite: str | Suite = "basic",
     before: Any = None,
     oracle: Any = None,
+    control: Any = None,
+    random: Any = None,
     attacks: Iterable[Attack] = (),
     batch_size: int = 16,
 ) -> Report:
     """Measures an unlearned model beside the model it came from and one retrained without the forget set.
 
     Args:
-        model: anything with `forward(input_ids, attention_mask)` giving logits, and `generate`.
+        model: anything with `forward(input_ids, attention_mask)` giving logits, and `generate`; or, with an `ImageSplit`,
+            a module that takes pixels to `[rows, outputs]`.
+        tokenizer: of texts.
         before: the model before unlearning; must be another object than `model`.
         oracle: the model trained without the forget set, where there is one.
-        attacks: applied to every model alike.
+        control: of images, the model before with only its head changed (`HeadOnly`), in a column of its own.
+        random: of images, an untrained model of the same kind, for ZRF.
+        attacks: applied to every model alike; on texts.
         batch_size: rows per pass; the scores don't depend on it.
 
     Returns:
         A `Report` with columns before, after and oracle. All passes are cached by the models' content.
     """
+    if isinstance(split, ImageSplit):
+        if attacks:
+            raise MethodError("these attacks are for texts. On images, use lira, ain or knn_accuracy.")
+        from .vision import evaluate_images
+
+        return evaluate_images(
+            model,
+            split,
+            suite=suite,
+            before=before,
+            oracle=oracle,
+            control=control,
+            random=random,
+            batch_size=batch_size,
+        )
+    if tokenizer is None or control is not None or random is not None:
+        wrong = "needs a tokenizer" if tokenizer is None else "has no control and no random model; those are for images"
+        raise MethodError(f"an audit of texts {wrong}.")
     suite = suite_named(suite)
     if before is model or oracle is model:
         which = "before" if before is model else "oracle"
@@ -156,7 +181,7 @@ def _asked(row: Example, reference: str) -> str:
     return row.answer[: max(0, len(row.answer) - len(reference))] if row.answer.endswith(reference) else row.answer
 
 
-def provenance(split: ForgetSplit, suite: Suite) -> dict[str, str | float]:
+def provenance(split: ForgetSplit | ImageSplit, suite: Suite) -> dict[str, str | float]:
     """What a score depends on besides the models: data, suite, versions, machine."""
     import importlib.metadata
     import platform

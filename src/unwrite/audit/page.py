@@ -58,13 +58,14 @@ def render(report: Report) -> str:
             colour_of=_colour_of(report),
             forget=[s for s in report.samples if s.part == "forget"],
             kept=[s for s in report.samples if s.part != "forget"],
+            pictures=[(picture, Markup(picture.svg)) for picture in report.pictures],
         )
     )
 
 
 def _colour_of(report: Report) -> Callable[[str], str]:
     table = charts.colours(report.roles)
-    return lambda role: f"var(--{role})" if role in charts.COLOURS else table[role]
+    return lambda role: f"var(--{role.replace(' ', '-')})" if role in charts.COLOURS else table[role]
 
 
 def _panels(report: Report) -> list[dict[str, Any]]:

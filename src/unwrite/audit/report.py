@@ -46,6 +46,32 @@ class AttackResult:
 
 
 @dataclass(frozen=True)
+class Tile:
+    """A small image: a data URI, and what stands under it."""
+
+    image: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Tiles in a row, with what stands before them (a role, or words)."""
+
+    label: str
+    tiles: tuple[Tile, ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawing (SVG made here), or strips of tiles."""
+
+    title: str
+    about: str
+    svg: str = ""
+    strips: tuple[Strip, ...] = ()
+
+
+@dataclass(frozen=True)
 class Report:
     """What one audit found.
 
@@ -55,6 +81,8 @@ class Report:
         axes: what should go and what should stay, on the trade-off plot.
         answers: the same for the headline, as metrics with a value per row.
         scale: 1 where those are fractions, 100 where they are percentages.
+        asked: what the models were asked for: "answers" (texts), "labels" or "values" (images).
+        pictures: of images, what there is to see.
     """
 
     suite: str
@@ -67,6 +95,8 @@ class Report:
     axes: tuple[str, str] = ("forget_rouge", "utility")
     answers: tuple[str, str] = ("forget_rouge", "retain_rouge")
     scale: float = 1.0
+    asked: str = "answers"
+    pictures: tuple[Picture, ...] = ()
     provenance: Mapping[str, str | float] = field(default_factory=dict)
 
     @property
@@ -144,6 +174,7 @@ class Report:
             plain["columns"] = {r: {n: Score(**s) for n, s in columns[r].items()} for r in value["roles"]}
             plain["samples"] = [Sample(**sample) for sample in plain["samples"]]
             plain["attacks"] = [AttackResult(**attack) for attack in plain["attacks"]]
+            plain["pictures"] = tuple(_picture(picture) for picture in plain.get("pictures", ()))
             plain["axes"], plain["answers"] = tuple(plain["axes"]), tuple(plain["answers"])
             return cls(**plain)
         except (KeyError, TypeError) as error:
@@ -172,6 +203,11 @@ class Report:
         from .page import render
 
         return render(self)
+
+
+def _picture(value: Mapping[str, Any]) -> Picture:
+    strips = tuple(Strip(strip["label"], tuple(Tile(**tile) for tile in strip["tiles"])) for strip in value["strips"])
+    return Picture(value["title"], value["about"], value["svg"], strips)
 
 
 GOOD = {"higher": "↑", "lower": "↓", "toward_reference": "→ oracle"}

@@ -8,6 +8,7 @@ from .basic import BASIC
 from .membership import ATTACKS, Membership
 from .muse import MUSE
 from .tofu import TOFU
+from .vision import VISION, VISION_REGRESSION
 
 MEMBERSHIP = Suite(
     "membership",
@@ -15,7 +16,7 @@ MEMBERSHIP = Suite(
     "Six membership-inference attacks between forget and holdout rows.",
 )
 
-SUITES: dict[str, Suite] = {suite.name: suite for suite in (BASIC, TOFU, MUSE, MEMBERSHIP)}
+SUITES: dict[str, Suite] = {suite.name: suite for suite in (BASIC, TOFU, MUSE, MEMBERSHIP, VISION, VISION_REGRESSION)}
 SUITES["landmarks"] = BASIC  # the shipped set has what the default suite reads
 
 

@@ -53,6 +53,8 @@ def _pair(report: Report, name: str) -> tuple[list[bool] | None, list[bool] | No
 
 
 def _removed(report: Report) -> tuple[str, str]:
+    if report.asked != "answers":
+        return _images_removed(report)
     then, now = _pair(report, report.answers[0])
     if now is None:
         return "Removed: not measured by this suite.", "unknown"
@@ -71,7 +73,34 @@ def _removed(report: Report) -> tuple[str, str]:
     return f"Removed: {known} forget answers it could reproduce before are gone{extra}.", mark
 
 
+def _images_removed(report: Report) -> tuple[str, str]:
+    """Forgetting a few rows at random leaves them as right as any others: what counts is the retrained model."""
+    name, unit = (report.axes[0], " %") if report.asked == "labels" else ("forget_mae", "")
+    told = "it is right on {:.3g} % of the forget rows" if unit else "its error on the forget rows is {:.3g}"
+    now, oracle = report.value(name), report.value(name, "oracle")
+    if now is None:
+        return "Removed: not measured by this suite.", "unknown"
+    sentence = f"Removed: {told.format(now)}"
+    if oracle is None:
+        return f"{sentence}; without a retrained model beside it, that says little.", "unknown"
+    apart = abs(now - oracle) / (100 if unit else max(abs(oracle), 1e-12))
+    mark = "good" if apart <= 0.05 else "mixed" if apart <= 0.2 else "bad"
+    return f"{sentence}, the retrained model {oracle:.3g}{unit}.", mark
+
+
+def _values_kept(report: Report) -> tuple[str, str]:
+    now, before = report.value("retain_mae"), report.value("retain_mae", "before")
+    if now is None:
+        return "Kept: not measured; give a retain set to learn what was lost.", "unknown"
+    if before is None:
+        return f"Kept: its error on retain rows is {now:.3g}; there is no earlier error to compare.", "unknown"
+    mark = "good" if now <= 1.1 * before else "mixed" if now <= 1.5 * before else "bad"
+    return f"Kept: its error on retain rows is {now:.3g} (before {before:.3g}).", mark
+
+
 def _kept(report: Report) -> tuple[str, str]:
+    if report.asked == "values":
+        return _values_kept(report)
     then, now = _pair(report, report.answers[1])
     if now is None:
         return "Kept: not measured; give a retain set to learn what was lost.", "unknown"
@@ -81,7 +110,7 @@ def _kept(report: Report) -> tuple[str, str]:
     stayed = sum(a and b for a, b in zip(then, now, strict=True))
     share = stayed / sum(then)
     mark = "good" if share >= 0.9 else "mixed" if share >= 0.6 else "bad"
-    return f"Kept: {stayed} of the {sum(then)} retained answers it knew are still there.", mark
+    return f"Kept: {stayed} of the {sum(then)} retained {report.asked} it knew are still there.", mark
 
 
 def wilson(hits: int, total: int) -> tuple[float, float]:
@@ -93,6 +122,8 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
 
 
 def _sure(report: Report) -> tuple[str, str]:
+    if report.asked != "answers":
+        return _images_sure(report)
     _, now = _pair(report, report.answers[0])
     sentences = []
     if now:
@@ -105,6 +136,31 @@ def _sure(report: Report) -> tuple[str, str]:
         sentences.append("no retrained model to compare with")
         mark = "mixed" if mark == "good" else mark
     return f"How sure: {'; '.join(sentences)}.", mark
+
+
+def _images_sure(report: Report) -> tuple[str, str]:
+    """Whether the features below the head, and an attack, tell the same story as the outputs."""
+    sentences, marks = [], []
+    gap = report.value("avg_gap")
+    if gap is not None:
+        sentences.append(
+            f"on average {gap:.2g} points from the retrained model over UA, RA, TA and a membership attack"
+        )
+        marks.append("good" if gap <= 2 else "mixed" if gap <= 8 else "bad")
+    changed = report.value("forget_cka")
+    if changed is not None:
+        still = changed > 0.99
+        sentences.append(
+            f"features of forget rows {'are what they were' if still else 'have changed'} (CKA {changed:.3f})"
+            + (", so only the head forgot" if still else "")
+        )
+        marks.append("bad" if still else "good")
+    if "oracle" not in report.columns:
+        sentences.append("no retrained model to compare with")
+        marks.append("mixed")
+    order = ["good", "mixed", "bad"]
+    worst = max(marks, key=order.index) if marks else "unknown"
+    return f"How sure: {'; '.join(sentences) or 'nothing to judge by'}.", worst
 
 
 def _relearned(report: Report, attack: AttackResult | None) -> tuple[str, str]:

@@ -60,6 +60,8 @@ def parse(name: str, text: str, hint: Any) -> Any:
             return hint(text)
         except ValueError:
             raise MethodError(f"{name} is {text!r}; it must be {hint.__name__}.") from None
+    if hasattr(hint, "forgets"):  # a method inside another, by its name, with its defaults
+        return catalog.method(text).load()()
     for reader in ("load", "of"):  # a file of one's own before a published name
         if hasattr(hint, reader):
             return getattr(hint, reader)(text)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from ..errors import MethodError
 from ..runs import Run, hash_json
 from .fields import build
 from .output import console, print_json, quiet_libraries
@@ -66,6 +67,10 @@ def forget(
     """
     settings = {name: value for name, value in locals().items() if name not in ("resume", "json", "out")}
     chosen = build(method, fields)  # a wrong field is refused before anything is loaded
+    if "text" not in chosen.forgets:
+        raise MethodError(
+            f"{method} forgets images, by {type(chosen).__name__}().apply in Python. See unwrite methods."
+        )
     run = Run.start(out, {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}, resume=resume)
     try:
         report = _carry_out(run, chosen, settings)

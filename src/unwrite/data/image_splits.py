@@ -23,6 +23,7 @@ from .images import Images, first_few, shared
 
 __all__ = [
     "ImageSplit",
+    "check_images",
     "read_indices",
     "split_at_random",
     "split_by_class",
@@ -67,21 +68,9 @@ class ImageSplit:
         for kind in ("forget", "retain"):
             if kind not in parts:
                 raise DataError(f"the {kind} set is empty. Give at least one row to {_VERBS[kind]}.")
-        for kind, rows in parts.items():
-            for what in ("shape", "num_outputs"):
-                mine, theirs = getattr(self.forget, what), getattr(rows, what)
-                if mine != theirs:
-                    raise DataError(
-                        f"the {what} of forget is {mine} and of {kind} {theirs}. Take parts of one data set."
-                    )
         if taken := sorted(set(self.evaluation) & _OWN):
             raise DataError(f"an evaluation set can't be called {taken[0]!r}, a part of the split itself. Rename it.")
-        for one, other in combinations([kind for kind in parts if kind in _OWN], 2):
-            if both := shared(parts[one], parts[other]):
-                raise DataError(
-                    f"{one} and {other} share {len(both)} rows (index {first_few(both)}). Remove them from one, or, if "
-                    "they are different images, number the sets apart."
-                )
+        check_images(parts)
         if self.test_forget is not None and (
             self.test is None or len(shared(self.test_forget, self.test)) < len(self.test_forget)
         ):
@@ -110,6 +99,26 @@ class ImageSplit:
     def hash(self) -> str:
         """Content hash over all parts."""
         return hash_json({kind: rows.hash for kind, rows in self.parts.items()})
+
+
+def check_images(parts: Mapping[str, Images]) -> None:
+    """Refuses sets that don't fit one model, or that share rows: of forget, retain, holdout and test no two may.
+
+    Raises:
+        DataError: it names the sets, and the first few of the rows.
+    """
+    first, rows_of_first = next(iter(parts.items()))
+    for kind, rows in parts.items():
+        for what in ("shape", "num_outputs"):
+            mine, theirs = getattr(rows_of_first, what), getattr(rows, what)
+            if mine != theirs:
+                raise DataError(f"the {what} of {first} is {mine} and of {kind} {theirs}. Take parts of one data set.")
+    for one, other in combinations([kind for kind in parts if kind in _OWN], 2):
+        if both := shared(parts[one], parts[other]):
+            raise DataError(
+                f"{one} and {other} share {len(both)} rows (index {first_few(both)}). Remove them from one, or, if "
+                "they are different images, number the sets apart."
+            )
 
 
 def split_by_class(

@@ -1,6 +1,7 @@
 """The one call behind which every forgetting method stands, and the three kinds of method.
 
-    unlearned = NPO(beta=0.1).apply(model, forget, retain, processing_class=tokenizer)
+    unlearned = NPO(beta=0.1).apply(model, forget, retain, processing_class=tokenizer)    texts
+    unlearned = SCRUB().apply(model, split.forget, split.retain)                          images
 
 Objective: a loss that training minimises. Edit: a rule that rewrites weights. Guard: the weights stay and the
 inference changes. A method is a frozen dataclass: its fields are its hyper-parameters.
@@ -11,13 +12,15 @@ from __future__ import annotations
 import copy as copying
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ..data import Examples, ForgetSplit
+from ..data.image_splits import check_images
+from ..data.images import Images
 from ..errors import DataError, MethodError, ModelError
 from .batch import KLMask, PairedBatch
 from .loss import Loss, PerPosition, PerToken, Term, kl_divergence
@@ -26,78 +29,124 @@ from .stream import Stream
 RetainLoss = Literal["none", "nll", "kl"]
 
 
+@dataclass
+class Cost:
+    """What was computed, in forwards of one row; a backward counts two."""
+
+    forwards: float = 0.0
+
+    def add(self, rows: int, forwards: float = 1, backwards: float = 0) -> None:
+        """Counts so many passes of each of `rows` rows."""
+        self.forwards += rows * (forwards + 2 * backwards)
+
+
+@dataclass(kw_only=True)
+class Work:
+    """One application of a method: what it was given.
+
+    Args:
+        model: changed in place.
+        forget, retain, holdout: rows of text (`Examples`) or `Images`.
+        recipe: how the model was trained, or None.
+        tokenizer: of texts.
+        args: training arguments, or a dict of those that differ from the defaults.
+        peft_config, callbacks: as `Method.apply`.
+        cost: what is spent; counted for images.
+    """
+
+    model: Any
+    forget: Any
+    retain: Any = None
+    holdout: Any = None
+    recipe: Any = None
+    tokenizer: Any = None
+    args: Any = None
+    peft_config: Any = None
+    callbacks: Sequence[Any] = ()
+    cost: Cost = field(default_factory=Cost)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """Anything that takes a forget set out of a model.
 
-    `training` holds the training arguments that differ from `UnlearnArguments` for this method.
+    `training` holds the training arguments that differ from the defaults for this method; `forgets`, the kinds of data
+    it has a meaning for ("text", "images"); `requires`, what it can't do without ("retain", "recipe").
     """
 
     training: ClassVar[dict[str, Any]] = {}
+    forgets: ClassVar[tuple[str, ...]] = ("text",)
+    requires: ClassVar[tuple[str, ...]] = ()
 
     def apply(
         self,
         model: Any,
-        forget: Examples,
-        retain: Examples | None = None,
+        forget: Examples | Images,
+        retain: Examples | Images | None = None,
         *,
-        holdout: Examples | None = None,
+        holdout: Examples | Images | None = None,
         recipe: Any = None,
-        processing_class: Any,
+        processing_class: Any = None,
         args: Any = None,
         peft_config: Any = None,
         callbacks: Sequence[Any] = (),
         copy: bool = False,
         allow_overlap: bool = False,
+        cost: Cost | None = None,
     ) -> Any:
         """Unlearns and returns the model (a PeftModel with a peft config; a guard returns its own model).
 
         Args:
-            model: a causal language model of transformers; changed in place unless `copy`.
+            model: a causal language model of transformers, or any module that takes pixels
+                `[rows, channels, height, width]` to `[rows, outputs]`; changed in place unless `copy`.
             forget, retain, holdout: the rows to remove, to keep, and never seen.
-            recipe: how the model was trained, for methods that retrain; others ignore it.
-            processing_class: the tokenizer.
-            args: `UnlearnArguments`, or a dict of those that differ from the defaults.
-            peft_config: trains adapters instead of the weights.
-            callbacks: transformers TrainerCallbacks, such as `StopWhenForgotten`.
-            allow_overlap: warn instead of refusing rows that are in forget and retain alike.
+            recipe: how the model was trained, for methods that need a fresh model or a retrained one; others ignore it.
+            processing_class: the tokenizer, for texts.
+            args: `UnlearnArguments` for texts or `ImageArguments` for images, or a dict of those that differ.
+            peft_config: trains adapters instead of the weights; language models only.
+            callbacks: transformers TrainerCallbacks, such as `StopWhenForgotten` or `KeepMask`.
+            allow_overlap: warn instead of refusing rows that are in forget and retain alike; texts only.
+            cost: counts what is spent, in forwards of one row; images only.
 
         Raises:
-            DataError: empty or overlapping sets, rows that can't be encoded.
-            ModelError: a tokenizer without a pad token.
+            DataError: empty or overlapping sets, rows that can't be encoded, data of a kind this method can't forget.
+            ModelError: a tokenizer without a pad token; a model that doesn't fit the data.
             MethodError: a setting without meaning for this model or data.
         """
-        ForgetSplit(forget, retain, holdout, allow_overlap=allow_overlap)
-        if getattr(processing_class, "pad_token_id", None) is None:
-            raise ModelError("the tokenizer has no pad token. Set one: tokenizer.pad_token = tokenizer.eos_token")
+        given: dict[str, Any] = {"forget": forget, "retain": retain, "holdout": holdout}
+        images = isinstance(forget, Images)
+        self._need("images" if images else "text", retain, recipe)
+        if images:
+            check_images({name: rows for name, rows in given.items() if rows is not None})
+        else:
+            ForgetSplit(**given, allow_overlap=allow_overlap)
+            if getattr(processing_class, "pad_token_id", None) is None:
+                raise ModelError("the tokenizer has no pad token. Set one: tokenizer.pad_token = tokenizer.eos_token")
         self.check(forget, retain)
         if copy:
             model = copying.deepcopy(model)
-        return self._apply(
-            model,
-            forget,
-            retain,
-            tokenizer=processing_class,
-            args=args,
-            peft_config=peft_config,
-            callbacks=callbacks,
-        )
+        given |= {"model": model, "recipe": recipe, "tokenizer": processing_class, "args": args}
+        given |= {"peft_config": peft_config, "callbacks": callbacks, "cost": cost or Cost()}
+        if not images:
+            return self._apply(Work(**given))
+        from .vision.work import ImageWork
 
-    def check(self, forget: Examples, retain: Examples | None) -> None:  # noqa: B027
+        return self._apply(ImageWork(**given))
+
+    def _need(self, kind: str, retain: Any, recipe: Any) -> None:
+        name = type(self).__name__
+        if kind not in self.forgets:
+            raise DataError(f"{name} has no meaning for {kind}; it forgets {' and '.join(self.forgets)}.")
+        if "retain" in self.requires and retain is None:
+            raise DataError(f"{name} needs a retain set. Give the rows to keep.")
+        if "recipe" in self.requires and recipe is None:
+            raise MethodError(f"{name} needs a fresh model of the same kind. Give the recipe that trained this one.")
+
+    def check(self, forget: Any, retain: Any) -> None:  # noqa: B027
         """Refuses data this method has no meaning for; subclasses add to it."""
 
     @abstractmethod
-    def _apply(
-        self,
-        model: Any,
-        forget: Examples,
-        retain: Examples | None,
-        *,
-        tokenizer: Any,
-        args: Any,
-        peft_config: Any,
-        callbacks: Sequence[Any],
-    ) -> Any: ...
+    def _apply(self, work: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -105,16 +154,28 @@ class Phase:
     """One stretch of training.
 
     Args:
-        stream: which rows a step brings: "forget", "retain", "paired" (both, as many of each) or "mixed".
+        stream: which rows a step brings: "forget", "retain", "paired" (forget rows, each with a retain row),
+            "covering" (retain rows, each with a forget row), "mixed" (forget and retain rows interleaved, the longer
+            set cut to fit) or "union" (all rows of both, shuffled together).
         loss: what is minimised, a function of the batch.
-        optimiser: builds an optimiser from the trainable parameters; None for the arguments' own.
+        optimiser: builds an optimiser from the trainable parameters; None for the arguments' own. Phases with the same
+            function share one optimiser, with its moments; images only.
         epochs: passes over the stream; None for the arguments' own.
+        batch_size: rows a step; None for the arguments' own. Images only.
+        forget, retain: other rows than the ones given, such as relabelled ones. Images only.
+        lr: factor of the learning rate in this phase. Images only.
+        then: what follows on the same rows in the same step, with another loss or optimiser. Images only.
     """
 
     stream: Stream
-    loss: Callable[[PairedBatch], Loss]
+    loss: Callable[[Any], Loss]
     optimiser: Callable[[list[Tensor]], torch.optim.Optimizer] | None = None
     epochs: float | None = None
+    batch_size: int | None = None
+    forget: Images | None = None
+    retain: Images | None = None
+    lr: float = 1.0
+    then: Phase | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +221,7 @@ class Objective(Method):
         """Where retain logits are taken; None for the positions that predict a label."""
         return self.kl_mask if self.retain_loss == "kl" else None
 
-    def phases(self) -> list[Phase]:
+    def phases(self, work: Work) -> list[Phase]:
         """What training consists of: by default one phase on paired rows."""
         return [Phase(stream="paired", loss=self.total_loss)]
 
@@ -186,11 +247,11 @@ class Objective(Method):
         """Parameters to train; None for all. Others are bit-identical afterwards."""
         return None
 
-    def alternates(self, forget: Examples, seed: int) -> Examples | None:
+    def alternates(self, forget: Any, seed: int) -> Any:
         """Another answer for every forget row (a refusal), a function of (seed, row); None if not read."""
         return None
 
-    def check(self, forget: Examples, retain: Examples | None) -> None:
+    def check(self, forget: Any, retain: Any) -> None:
         if retain is not None:
             return
         if self.retain_loss != "none":
@@ -201,10 +262,23 @@ class Objective(Method):
         if "retain nll" in self.needed():
             raise DataError(f"{type(self).__name__} trains on retain rows too, but there is no retain set. Give one.")
 
-    def _apply(self, model: Any, forget: Examples, retain: Examples | None, **options: Any) -> Any:
+    def _apply(self, work: Work) -> Any:
+        if isinstance(work.forget, Images):
+            from .vision.training import train_on_images
+
+            return train_on_images(self, work)  # type: ignore[arg-type]
         from .trainer import train_objective
 
-        return train_objective(self, model, forget, retain, **options)
+        return train_objective(
+            self,
+            work.model,
+            work.forget,
+            work.retain,
+            tokenizer=work.tokenizer,
+            args=work.args,
+            peft_config=work.peft_config,
+            callbacks=work.callbacks,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

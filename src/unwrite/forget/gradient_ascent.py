@@ -10,6 +10,7 @@ The ascent has no lower bound: it never stops pushing, and the model collapses u
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from .base import Objective, RetainLoss
 from .batch import PairedBatch
@@ -19,6 +20,8 @@ from .loss import Loss, PerToken
 @dataclass(frozen=True, kw_only=True)
 class GradientAscent(Objective):
     """Raises the mean token nll of forget answers."""
+
+    forgets: ClassVar[tuple[str, ...]] = ("text", "images")
 
     def loss(self, batch: PairedBatch) -> Loss:
         """batch.forget.token_nll: [label tokens], in nats."""

@@ -34,6 +34,7 @@ class NPO(Objective):
         retain_loss, retain_weight: the retain term: "nll" is the paper's NPO+RT, "kl" its NPO+KL, "none" plain NPO.
     """
 
+    forgets: ClassVar[tuple[str, ...]] = ("text", "images")
     beta: float = 0.1
     retain_loss: RetainLoss = "nll"
     reads: ClassVar[frozenset[str]] = frozenset({"nll", "reference nll"})

@@ -9,6 +9,7 @@ Dividing by the answer's length keeps long answers from fading first, and no ref
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ class SimNPO(Objective):
         forget_weight: 0.125 for TOFU forget10, 0.1375 for forget05.
     """
 
+    forgets: ClassVar[tuple[str, ...]] = ("text", "images")
     beta: float = 4.5
     margin: float = 0.0
     forget_weight: float = 0.125

@@ -6,6 +6,7 @@ Nothing depends on a random state that training moves, so a run that is killed a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.utils.data import Dataset, Sampler
 
 from ..data.encoding import Encoded, pad
 
-Stream = Literal["forget", "retain", "paired", "mixed"]
+Stream = Literal["forget", "retain", "paired", "covering", "mixed", "union"]
 Key = tuple[int, int]  # (epoch, row)
 Item = dict[str, Encoded]
 
@@ -25,7 +26,7 @@ def permutation(n: int, *seed: int) -> np.ndarray:
 
 
 def partner(seed: int, epoch: int, index: int, forget: int, retain: int) -> int:
-    """The retain row that goes with forget row `index` in `epoch`.
+    """The retain row that goes with forget row `index` in `epoch`; with the two numbers of rows swapped, the other way.
 
     Successive draws walk through fresh permutations of the retain set, so it is covered evenly.
 
@@ -33,7 +34,22 @@ def partner(seed: int, epoch: int, index: int, forget: int, retain: int) -> int:
     [0, 1, 2, 3]
     """
     draw = epoch * forget + index
-    return int(permutation(retain, seed, 1, draw // retain)[draw % retain])
+    return int(_walk(retain, seed, draw // retain)[draw % retain])
+
+
+@lru_cache(maxsize=4)
+def _walk(rows: int, seed: int, number: int) -> np.ndarray:
+    return permutation(rows, seed, 1, number)
+
+
+def epoch_order(stream: Stream, forget: int, retain: int, seed: int, epoch: int) -> list[int]:
+    """Row numbers of one epoch; where a stream brings both kinds one by one, retain rows are numbered after forget rows."""
+    if stream == "mixed":
+        return interleave(
+            permutation(forget, seed, 2, epoch).tolist(), (forget + permutation(retain, seed, 3, epoch)).tolist()
+        )
+    rows = {"retain": retain, "covering": retain, "union": forget + retain}.get(stream, forget)
+    return permutation(rows, seed, 2, epoch).tolist()
 
 
 def interleave(first: Sequence[int], second: Sequence[int]) -> list[int]:
@@ -65,15 +81,9 @@ class UnlearnRows(Dataset[Item]):
         self._order: dict[int, list[int]] = {}
 
     def order(self, epoch: int) -> list[int]:
-        """Row numbers of one epoch; in a mixed stream, retain rows are numbered after the forget rows."""
+        """Row numbers of one epoch, see `epoch_order`."""
         if epoch not in self._order:
-            f, r = len(self.forget), len(self.retain)
-            if self.stream == "mixed":
-                ours = permutation(f, self.seed, 2, epoch)
-                theirs = f + permutation(r, self.seed, 3, epoch)
-                rows = interleave(ours.tolist(), theirs.tolist())
-            else:
-                rows = permutation(r if self.stream == "retain" else f, self.seed, 2, epoch).tolist()
+            rows = epoch_order(self.stream, len(self.forget), len(self.retain), self.seed, epoch)
             self._order = {epoch: rows}
         return self._order[epoch]
 
@@ -84,11 +94,16 @@ class UnlearnRows(Dataset[Item]):
         epoch, row = key
         if self.stream == "retain":
             return {"retain": self.retain[row]}
-        if self.stream == "mixed" and row >= len(self.forget):
+        if self.stream in ("mixed", "union") and row >= len(self.forget):
             return {"retain": self.retain[row - len(self.forget)]}
-        item = {"forget": self.forget[row]}
+        if self.stream == "covering":
+            index = partner(self.seed, epoch, row, len(self.retain), len(self.forget))
+            item = {"forget": self.forget[index], "retain": self.retain[row]}
+        else:
+            item = {"forget": self.forget[row]}
+            index = row
         if self.alternate:
-            item["alternate"] = self.alternate[row]
+            item["alternate"] = self.alternate[index]
         if self.stream == "paired" and self.retain:
             item["retain"] = self.retain[partner(self.seed, epoch, row, len(self.forget), len(self.retain))]
         return item

@@ -8,14 +8,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ..data import Examples
-from .base import Edit, Objective, require
+from .base import Edit, Objective, Work, require
 from .batch import PairedBatch
 from .loss import Loss, PerToken
 from .trainer import train_objective
@@ -43,31 +41,21 @@ class TaskVector(Edit):
     def __post_init__(self) -> None:
         require("alpha", self.alpha, at_least=0)
 
-    def _apply(
-        self,
-        model: Any,
-        forget: Examples,
-        retain: Examples | None,
-        *,
-        tokenizer: Any,
-        args: Any,
-        peft_config: Any,
-        callbacks: Sequence[Any],
-    ) -> Any:
+    def _apply(self, work: Work) -> Any:
         """Fine-tunes a copy on forget rows with `args`, then edits `model`; retain rows are not needed."""
         tuned = train_objective(
             _Remember(),
-            copy.deepcopy(model),
-            forget,
+            copy.deepcopy(work.model),
+            work.forget,
             None,
-            tokenizer=tokenizer,
-            args=args,
-            peft_config=peft_config,
-            callbacks=callbacks,
+            tokenizer=work.tokenizer,
+            args=work.args,
+            peft_config=work.peft_config,
+            callbacks=work.callbacks,
         )
-        if peft_config is not None:
+        if work.peft_config is not None:
             tuned = tuned.merge_and_unload()
         with torch.no_grad():
-            for ours, theirs in zip(model.parameters(), tuned.parameters(), strict=True):
+            for ours, theirs in zip(work.model.parameters(), tuned.parameters(), strict=True):
                 ours -= self.alpha * (theirs - ours)
-        return model
+        return work.model

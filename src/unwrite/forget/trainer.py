@@ -25,7 +25,7 @@ from ..data import Examples
 from ..data.encoding import Encoded, encode_all
 from ..errors import MethodError, NotFinite
 from ..models import anatomy as anatomy_of
-from .base import Objective, Phase
+from .base import Objective, Phase, Work
 from .batch import make_parts, run
 from .reference import Reference, Wanted, compute
 from .stream import Collator, EpochSampler, UnlearnRows
@@ -224,9 +224,12 @@ def train_objective(
 
         model = get_peft_model(model, peft_config)
     before = _freeze(objective, model)
+    work = Work(model=model, forget=forget, retain=retain, tokenizer=tokenizer, args=settings, peft_config=peft_config)
     try:
         # All references are taken before the first phase moves a weight.
-        plans = [_plan(objective, phase, model, rows, tokenizer.pad_token_id, settings) for phase in objective.phases()]
+        plans = [
+            _plan(objective, phase, model, rows, tokenizer.pad_token_id, settings) for phase in objective.phases(work)
+        ]
         for plan in plans:
             _train_phase(objective, plan, model, tokenizer.pad_token_id, callbacks)
     finally:
@@ -270,7 +273,7 @@ def _plan(
     args: UnlearnArguments,
 ) -> _Plan:
     uses_retain = phase.stream != "forget" and (
-        phase.stream in ("retain", "mixed")
+        phase.stream in ("retain", "covering", "mixed", "union")
         or objective.retain_loss != "none"
         or any(n == "retain nll" or "hidden:" in n for n in objective.needed())
     )

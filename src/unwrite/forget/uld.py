@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,7 +19,7 @@ from torch import Tensor
 from ..data import Examples
 from ..errors import DataError, MethodError
 from ..models import anatomy
-from .base import Guard, Objective, Phase, require
+from .base import Guard, Objective, Phase, Work, require
 from .batch import KLMask, PairedBatch
 from .logit_difference import LogitDifferenceModel
 from .loss import Loss, PerPosition, PerToken, Term
@@ -42,7 +41,7 @@ class _ReversedObjective(Objective):
     def retain_positions(self) -> KLMask:
         return self.positions
 
-    def phases(self) -> list[Phase]:
+    def phases(self, work: Work) -> list[Phase]:
         return [Phase(stream="mixed", loss=self.loss)]
 
     def loss(self, batch: PairedBatch) -> Loss:
@@ -99,21 +98,11 @@ class ULD(Guard):
         if retain is None:
             raise DataError("ULD needs a retain set: without one the assistant would suppress everything.")
 
-    def _apply(
-        self,
-        model: Any,
-        forget: Examples,
-        retain: Examples | None,
-        *,
-        tokenizer: Any,
-        args: Any,
-        peft_config: Any,
-        callbacks: Sequence[Any],
-    ) -> LogitDifferenceModel:
-        assert retain is not None
+    def _apply(self, work: Work) -> LogitDifferenceModel:
+        model, forget, retain = work.model, work.forget, work.retain
         if isinstance(model, LogitDifferenceModel):
             raise MethodError("the model is already wrapped by ULD. Apply it to the model inside: model.target")
-        settings = training_arguments(args, self.training)
+        settings = training_arguments(work.args, self.training)
         assistant = anatomy(model).truncate(self.layers)
         assistant.requires_grad_(False)
         tuned = train_objective(
@@ -121,10 +110,10 @@ class ULD(Guard):
             assistant,
             remember_rows(forget, self.paraphrases),
             uniform_rows(forget, retain, self.wrong_answers, settings.seed),
-            tokenizer=tokenizer,
+            tokenizer=work.tokenizer,
             args=settings,
-            peft_config=peft_config or self._lora(),
-            callbacks=callbacks,
+            peft_config=work.peft_config or self._lora(),
+            callbacks=work.callbacks,
         )
         return LogitDifferenceModel(model, tuned.merge_and_unload(), self.alpha, self.top_filter, self.raw)
 

@@ -34,6 +34,7 @@ class UNDIAL(Objective):
             open-unlearning's value. The usual learning rate is 1e-4.
     """
 
+    forgets: ClassVar[tuple[str, ...]] = ("text", "images")
     strength: float = 10.0
     reads: ClassVar[frozenset[str]] = frozenset({"logits", "reference logits"})
     training: ClassVar[dict[str, Any]] = {"learning_rate": 1e-4}

@@ -9,6 +9,7 @@ own probability turns that round. (Rethinking LLM unlearning objectives, arXiv 2
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from .base import Objective, RetainLoss, require
 from .batch import PairedBatch
@@ -23,6 +24,7 @@ class WGA(Objective):
         beta: how much a token's probability counts, >= 0; 0 is gradient ascent, 1 the usual value.
     """
 
+    forgets: ClassVar[tuple[str, ...]] = ("text", "images")
     beta: float = 1.0
     retain_loss: RetainLoss = "nll"
 

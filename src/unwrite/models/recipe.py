@@ -46,6 +46,7 @@ class CausalTraining:
     device: where to train.
     muon: Muon (`torch.optim.Muon`, updates as large as AdamW's) for the matrices between embedding and head, AdamW for the rest.
         Where much of a small model's training is spent on learning to copy and to look up, it needs about half the steps.
+    momentum: SGD with this momentum instead of AdamW, 0 to 1; None for AdamW.
     """
 
     epochs: int
@@ -56,6 +57,7 @@ class CausalTraining:
     clip: float = 1.0
     device: str = "cpu"
     muon: bool = False
+    momentum: float | None = None
 
     def __post_init__(self) -> None:
         wanted = {
@@ -65,6 +67,7 @@ class CausalTraining:
             "warmup": 0 <= self.warmup <= 1,
             "weight_decay": 0 <= self.weight_decay < math.inf,
             "clip": self.clip > 0,
+            "momentum": self.momentum is None or (0 <= self.momentum < 1 and not self.muon),
         }
         wrong = next((name for name, holds in wanted.items() if not holds), None)
         if wrong:
@@ -74,7 +77,7 @@ class CausalTraining:
     def settings(self) -> dict[str, Any]:
         """What the result depends on: all but where it is trained."""
         found = {name: value for name, value in asdict(self).items() if name != "device"}
-        return found if self.muon else {name: value for name, value in found.items() if name != "muon"}
+        return {name: value for name, value in found.items() if name not in ("muon", "momentum") or value}
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of step `step` (from 0) of `steps`."""
@@ -153,15 +156,33 @@ class Start:
         return model
 
 
-def fit_rows(model: nn.Module, rows: list[Any], how: CausalTraining, seed: int, folder: Path, loss: BatchLoss) -> None:
-    """Trains in place. What `loss` draws from torch's global generator is the same after a kill: each epoch seeds it."""
+def fit_rows(
+    model: nn.Module,
+    rows: list[Any],
+    how: CausalTraining,
+    seed: int,
+    folder: Path,
+    loss: BatchLoss,
+    *,
+    begin: int = 0,
+    stop_after: int | None = None,
+    after_step: Callable[[nn.Module], None] | None = None,
+) -> None:
+    """Trains in place. What `loss` draws from torch's global generator is the same after a kill: each epoch seeds it.
+
+    Args:
+        begin: epochs to pass over, as if they were done: learning rates and orders of rows are those of the later ones.
+        stop_after: epochs after which to stop, on the learning rates of the whole training.
+        after_step: called after every update of the weights.
+    """
     model.to(how.device).train()
     optimisers = _optimisers(model, how)
     per_epoch = math.ceil(len(rows) / how.batch_size)
     steps = how.epochs * per_epoch
-    first = _resume(model, optimisers, folder)
+    first = max(begin, _resume(model, optimisers, folder))
     with tqdm(total=steps, initial=first * per_epoch, desc="training", delay=2, disable=None) as bar:
-        for epoch in range(first, how.epochs):
+        last = how.epochs if stop_after is None else min(stop_after, how.epochs)
+        for epoch in range(first, last):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
             torch.manual_seed(seed * 1_000_003 + epoch)  # dropout
             order = torch.randperm(len(rows), generator=generator).tolist()
@@ -173,9 +194,11 @@ def fit_rows(model: nn.Module, rows: list[Any], how: CausalTraining, seed: int, 
                     raise NotFinite(
                         f"the loss is {value} at step {step + 1} of {steps} (lr {how.lr}). Lower the learning rate."
                     )
+                if after_step is not None:
+                    after_step(model)
                 bar.update()
                 bar.set_postfix(loss=f"{value:.3f}", refresh=False)
-            if epoch + 1 < how.epochs:
+            if epoch + 1 < last:
                 _checkpoint(model, optimisers, epoch + 1, folder)
     model.eval()
 
@@ -202,6 +225,8 @@ def _step(
 
 def _optimisers(model: nn.Module, how: CausalTraining) -> list[torch.optim.Optimizer]:
     """AdamW for all parameters, or Muon and AdamW."""
+    if how.momentum is not None:
+        return [torch.optim.SGD(model.parameters(), how.lr, how.momentum, weight_decay=how.weight_decay)]
     if not how.muon:
         return [torch.optim.AdamW(model.parameters(), lr=how.lr, weight_decay=how.weight_decay)]
     network: Any = model
@@ -255,10 +280,11 @@ def _rows(data: Any, indices: Sequence[int]) -> list[Any]:
 
 def _checkpoint(model: nn.Module, optimisers: Sequence[torch.optim.Optimizer], epoch: int, folder: Path) -> None:
     """Weights and optimiser moments after `epoch` whole epochs; the one before goes once this one is whole."""
-    tensors = {f"model.{i}": p.detach().contiguous() for i, p in enumerate(model.parameters())}
+    tensors = {f"model.{i}": tensor.detach().contiguous() for i, tensor in enumerate(_state(model))}
     for optimiser, first in _numbered(optimisers):
         for i, state in optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{first + i}.{key}": value.contiguous() for key, value in state.items()}
+            kept = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+            tensors |= {f"optimiser.{first + i}.{key}": value.contiguous() for key, value in kept.items()}
     with new_folder(folder / f"epoch-{epoch}") as fresh:
         save_file(tensors, fresh / "state.safetensors")
         write_json(fresh / "epoch.json", {"epoch": epoch})
@@ -274,8 +300,8 @@ def _resume(model: nn.Module, optimisers: Sequence[torch.optim.Optimizer], folde
     if not found:
         return 0
     tensors = load_file(found[-1].parent / "state.safetensors")
-    for i, parameter in enumerate(model.parameters()):
-        parameter.copy_(tensors[f"model.{i}"])
+    for i, tensor in enumerate(_state(model)):
+        tensor.copy_(tensors[f"model.{i}"])
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimiser."):
@@ -286,6 +312,11 @@ def _resume(model: nn.Module, optimisers: Sequence[torch.optim.Optimizer], folde
         mine = {i: state[first + i] for group in fresh["param_groups"] for i in group["params"] if first + i in state}
         optimiser.load_state_dict({**fresh, "state": mine})
     return int(read_json(found[-1])["epoch"])
+
+
+def _state(model: nn.Module) -> list[Tensor]:
+    """Parameters, and what is kept beside them (running statistics)."""
+    return [*model.parameters(), *model.buffers()]
 
 
 def _numbered(optimisers: Sequence[torch.optim.Optimizer]) -> Iterator[tuple[torch.optim.Optimizer, int]]:

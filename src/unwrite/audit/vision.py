@@ -1,0 +1,399 @@
+"""The audit of an image model: what it says of forgotten, kept and unseen rows, and what its features still hold.
+
+`evaluate(model, split, before=..., oracle=..., control=...)` with an `ImageSplit` comes here. The control is the model
+with nothing but its head changed: it passes the accuracies, and the features (CKA, nearest neighbours) show it for what it is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..data.image_splits import ImageSplit
+from ..data.images import Images
+from ..errors import MethodError, ModelError
+from ..models.curvature import evaluating
+from ..models.vision_layout import VisionLayout, vision_layout
+from ..runs import hash_model
+from .base import Better, Panel, Score, Suite
+from .report import Report
+from .vision_accuracy import accuracy, average_gap, unlearning_accuracy, zero_retrain_forgetting
+from .vision_arrays import Floats, Labelled, Whole
+from .vision_features import knn_accuracy, linear_cka
+from .vision_membership import Feature, attack_success_rate, entropy_attack, membership_attack
+from .vision_regression import regression_error, regression_membership_attack, relative_difference, wasserstein
+
+__all__ = ["VISION", "VISION_REGRESSION", "ImageContext", "ImageMetric", "evaluate_images"]
+
+CONTROL = "head only"
+
+
+@dataclass
+class ImageContext:
+    """One model on one split; what it says of a set is computed once.
+
+    Args:
+        model: takes pixels `[rows, channels, height, width]` to `[rows, outputs]`.
+        split: the data.
+        batch_size: rows a pass.
+        others: contexts of the other models, by role; "random" is an untrained one.
+    """
+
+    model: nn.Module
+    split: ImageSplit
+    batch_size: int = 256
+    others: dict[str, ImageContext] = field(default_factory=dict, repr=False)
+    _seen: dict[str, tuple[Floats, Floats]] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def layout(self) -> VisionLayout:
+        """The model's parts."""
+        device = next(self.model.parameters()).device
+        return vision_layout(self.model, self.split.forget.pixels[:2].to(device))
+
+    def set(self, name: str) -> Images:
+        """A set of the split; "test retain" and "test forget" are the test rows of either kind.
+
+        Raises:
+            MethodError: the split has no such set.
+        """
+        special = {"test retain": self.split.test_retain, "test forget": self.split.test_forget}
+        rows = {**self.split.parts, **special}.get(name)
+        if rows is None:
+            raise MethodError(f"the split {self.split.name} has no {name} rows.")
+        return rows
+
+    def logits(self, name: str) -> Floats:
+        """`[rows, outputs]`, float64."""
+        return self._pass(name)[0]
+
+    def features(self, name: str) -> Floats:
+        """`[rows, dim]`, what goes into the head."""
+        return self._pass(name)[1]
+
+    def labels(self, name: str) -> Whole:
+        """`[rows]`"""
+        return self.set(name).target.numpy()
+
+    def labelled(self, name: str) -> Labelled:
+        """(logits, labels), or (predictions, targets) of a regressor."""
+        logits = self.logits(name)
+        return (logits[:, 0] if self.set(name).labels is None else logits), self.labels(name)
+
+    @torch.no_grad()
+    def _pass(self, name: str) -> tuple[Floats, Floats]:
+        if name not in self._seen:
+            rows, device = self.set(name), next(self.model.parameters()).device
+            logits, features = [], []
+            with evaluating(self.model):
+                for first in range(0, len(rows), self.batch_size):
+                    seen = self.layout.observe(rows.pixels[first : first + self.batch_size].to(device))
+                    logits.append(seen.logits.double().cpu())
+                    features.append(seen.features.double().cpu())
+            self._seen[name] = torch.cat(logits).numpy(), torch.cat(features).numpy()
+        return self._seen[name]
+
+
+@dataclass(frozen=True)
+class ImageMetric:
+    """One metric of a suite for images.
+
+    Args:
+        name: unique within a suite.
+        measure: gives the score of one model.
+        about, better, panel: as `Metric`.
+        needs: sets of the split it reads.
+        against: role of the model it compares with ("before", "oracle", "random"), which must be there.
+    """
+
+    name: str
+    measure: Callable[[ImageContext], Score]
+    about: str
+    better: Better = "toward_reference"
+    panel: Panel = "forgotten"
+    needs: tuple[str, ...] = ("forget",)
+    against: str | None = None
+    moments: ClassVar[bool] = False
+
+    def applies(self, split: ImageSplit) -> bool:
+        """Whether the split has the sets it reads."""
+        special = {"test retain": split.test_retain, "test forget": split.test_forget}
+        return all({**split.parts, **special}.get(name) is not None for name in self.needs)
+
+    def __call__(self, context: ImageContext) -> Score:
+        """Measures one model; a comparison with itself, or with a model that isn't there, has no value."""
+        if self.against is not None and self.against not in context.others:
+            return Score(self.name, None, [], self.better, f"There is no {self.against} model to compare with.")
+        score = self.measure(context)
+        return Score(self.name, score.value, score.per_example, self.better, score.note)
+
+    def described(self) -> dict[str, Any]:
+        """What the report says about this metric."""
+        return {"name": self.name, "better": self.better, "about": self.about, "panel": self.panel}
+
+
+def _right(name: str) -> Callable[[ImageContext], Score]:
+    return lambda context: accuracy(*context.labelled(name), name)
+
+
+def _mia(feature: Feature) -> Callable[[ImageContext], Score]:
+    def attack(context: ImageContext) -> Score:
+        return membership_attack(*_three(context), feature)
+
+    return attack
+
+
+def _three(context: ImageContext) -> tuple[Labelled, Labelled, Labelled]:
+    """Forget, retain and unseen rows; no more unseen ones than retain rows, evenly drawn."""
+    logits, labels = context.labelled("test retain")
+    most = len(context.set("retain"))
+    picks = [i * len(labels) // min(most, len(labels)) for i in range(min(most, len(labels)))]
+    return context.labelled("forget"), context.labelled("retain"), (logits[picks], labels[picks])
+
+
+def _knn(context: ImageContext) -> Score:
+    """Among all training rows, each forget row's own left out."""
+    features = np.concatenate([context.features("forget"), context.features("retain")])
+    labels = np.concatenate([context.labels("forget"), context.labels("retain")])
+    return _first(knn_accuracy(features, labels), len(context.set("forget")))
+
+
+def _first(score: Score, count: int) -> Score:
+    return Score.mean(score.name, score.per_example[:count], score.better, score.note)
+
+
+GAPS: dict[str, Callable[[ImageContext], Score]] = {
+    "UA": lambda context: unlearning_accuracy(*context.labelled("forget")),
+    "RA": _right("retain"),
+    "TA": _right("test retain"),
+    "MIA": _mia("confidence"),
+}
+
+
+def _gap(context: ImageContext) -> Score:
+    mine, theirs = ({name: of(one) for name, of in GAPS.items()} for one in (context, context.others["oracle"]))
+    return average_gap(mine, theirs)
+
+
+VISION = Suite(
+    "vision",
+    [
+        ImageMetric("UA", GAPS["UA"], "Share of forget rows (in training) it gets wrong."),
+        ImageMetric("forget_accuracy", _right("forget"), "Share of forget rows (in training) it gets right."),
+        ImageMetric(
+            "test_forget_accuracy",
+            _right("test forget"),
+            "The same of unseen rows of the forgotten kind.",
+            needs=("test forget",),
+        ),
+        ImageMetric(
+            "zrf",
+            lambda c: zero_retrain_forgetting(c.logits("forget"), c.others["random"].logits("forget")),
+            "Whether it answers on forget rows like an untrained model (1).",
+            against="random",
+        ),
+        ImageMetric(
+            "forget_knn", _knn, "k-NN accuracy of forget rows in feature space: what the head alone can't hide."
+        ),
+        ImageMetric(
+            "forget_cka",
+            lambda c: linear_cka(c.others["before"].features("forget"), c.features("forget")),
+            "Likeness (CKA) of the forget rows' features to those before: 1 where only the head changed.",
+            against="before",
+        ),
+        ImageMetric("RA", GAPS["RA"], "Share of retain rows it gets right.", "higher", "kept", ("retain",)),
+        ImageMetric(
+            "TA", GAPS["TA"], "Share of unseen rows to be kept it gets right.", "higher", "kept", ("test retain",)
+        ),
+        ImageMetric(
+            "retain_cka",
+            lambda c: linear_cka(c.others["before"].features("retain"), c.features("retain")),
+            "Likeness (CKA) of the retain rows' features to those before.",
+            "toward_reference",
+            "kept",
+            ("retain",),
+            "before",
+        ),
+        *(
+            ImageMetric(
+                f"mia_{feature}",
+                _mia(feature),
+                f"Share of forget rows an attack on {feature.replace('_', ' ')} calls never trained on.",
+                panel="privacy",
+                needs=("forget", "retain", "test retain"),
+            )
+            for feature in ("confidence", "entropy", "modified_entropy", "published_modified_entropy")
+        ),
+        ImageMetric(
+            "mia_entropy_members",
+            lambda c: entropy_attack(*(logits for logits, _ in _three(c))),
+            "Share of forget rows that a balanced attack on entropy calls members.",
+            panel="privacy",
+            needs=("forget", "retain", "test retain"),
+        ),
+        ImageMetric(
+            "asr",
+            lambda c: attack_success_rate(*(logits for logits, _ in _three(c))),
+            "Accuracy of boosted trees at telling forget rows from unseen ones; 50 is chance.",
+            panel="privacy",
+            needs=("forget", "retain", "test retain"),
+        ),
+        ImageMetric(
+            "avg_gap",
+            _gap,
+            "Mean distance to the retrained model over UA, RA, TA and MIA on confidence.",
+            "lower",
+            "privacy",
+            ("forget", "retain", "test retain"),
+            "oracle",
+        ),
+    ],
+    "Image classifiers: accuracies, distance to the retrained model, membership attacks, features.",
+    axes=("forget_accuracy", "TA"),
+    answers=("forget_accuracy", "RA"),
+    scale=100.0,
+)
+
+
+def _error(name: str) -> Callable[[ImageContext], Score]:
+    return lambda context: regression_error(*context.labelled(name), on=name.replace(" ", "_"))
+
+
+def _predictions(context: ImageContext) -> tuple[Any, Any]:
+    return context.labelled("forget")[0], context.others["oracle"].labelled("forget")[0]
+
+
+VISION_REGRESSION = Suite(
+    "vision-regression",
+    [
+        ImageMetric("forget_mae", _error("forget"), "Mean absolute error on forget rows (in training)."),
+        ImageMetric(
+            "test_forget_mae",
+            _error("test forget"),
+            "The same of unseen rows of the forgotten kind.",
+            needs=("test forget",),
+        ),
+        ImageMetric(
+            "wasserstein",
+            lambda c: wasserstein(*_predictions(c)),
+            "Distance of the forget rows' predictions, as a distribution, to the retrained model's.",
+            "lower",
+            against="oracle",
+        ),
+        ImageMetric(
+            "relative_difference",
+            lambda c: relative_difference(*_predictions(c), c.labels("forget")),
+            "Distance to the retrained model's predictions, row by row, over the target.",
+            "lower",
+            against="oracle",
+        ),
+        ImageMetric(
+            "forget_cka",
+            lambda c: linear_cka(c.others["before"].features("forget"), c.features("forget")),
+            "Likeness (CKA) of the forget rows' features to those before: 1 where only the head changed.",
+            against="before",
+        ),
+        ImageMetric(
+            "retain_mae", _error("retain"), "Mean absolute error on retain rows.", "lower", "kept", ("retain",)
+        ),
+        ImageMetric(
+            "test_retain_mae", _error("test retain"), "The same of unseen rows.", "lower", "kept", ("test retain",)
+        ),
+        ImageMetric(
+            "mia_l1",
+            lambda c: regression_membership_attack(
+                c.labelled("forget"), c.labelled("retain"), c.labelled("test retain")
+            ),
+            "Share of forget rows an attack on the absolute error calls members.",
+            panel="privacy",
+            needs=("forget", "retain", "test retain"),
+        ),
+    ],
+    "Image regressors: errors, distance to the retrained model's predictions, a membership attack.",
+    axes=("forget_mae", "retain_mae"),
+    answers=("", ""),
+)
+
+
+def evaluate_images(
+    model: nn.Module,
+    split: ImageSplit,
+    *,
+    suite: str | Suite = "basic",
+    before: nn.Module | None = None,
+    oracle: nn.Module | None = None,
+    control: nn.Module | None = None,
+    random: nn.Module | None = None,
+    batch_size: int = 256,
+    pictures: bool = True,
+) -> Report:
+    """The report of one audit; "basic" is the suite for this kind of target. See `evaluate`.
+
+    Args:
+        control: the model before with only its head changed; a column of its own.
+        random: an untrained model of the same kind, for ZRF; no column.
+        pictures: confusion matrices, nearest neighbours.
+
+    Raises:
+        ModelError: two roles are one object; outputs that don't fit the data.
+        MethodError: a suite for other data.
+    """
+    from .evaluation import provenance
+    from .suites import suite_named
+    from .vision_pictures import pictures_of
+
+    chosen = (
+        (VISION if split.forget.labels is not None else VISION_REGRESSION) if suite == "basic" else suite_named(suite)
+    )
+    metrics: Any = chosen.for_split(split)
+    if not all(isinstance(metric, ImageMetric) for metric in metrics):
+        raise MethodError(f"suite {chosen.name!r} is for texts. For images: 'vision', 'vision-regression' or your own.")
+    started = time.perf_counter()
+    contexts = _contexts(
+        {"before": before, "after": model, "oracle": oracle, CONTROL: control, "random": random}, split, batch_size
+    )
+    shown = {role: context for role, context in contexts.items() if role != "random"}
+    return Report(
+        suite=chosen.name,
+        split=split.name,
+        rows={name: len(rows) for name, rows in split.parts.items()},
+        metrics=[metric.described() for metric in metrics],
+        columns={role: {m.name: m(context) for m in metrics} for role, context in shown.items()},
+        axes=chosen.axes,
+        answers=chosen.answers,
+        scale=chosen.scale,
+        asked="labels" if split.forget.labels is not None else "values",
+        pictures=pictures_of(shown, split) if pictures else (),
+        provenance={
+            **provenance(split, chosen),
+            **{f"{role} model": hash_model(context.model) for role, context in contexts.items()},
+            "seconds": round(time.perf_counter() - started, 1),
+        },
+    )
+
+
+def _contexts(models: dict[str, nn.Module | None], split: ImageSplit, batch_size: int) -> dict[str, ImageContext]:
+    given = {role: model for role, model in models.items() if model is not None}
+    for role, one in given.items():
+        twin = next((other for other, model in given.items() if model is one and other != role), None)
+        if twin is not None:
+            raise ModelError(
+                f"{role} and {twin} are one object. Unlearning changes a model in place: pass copy=True to apply, or load "
+                "the original again."
+            )
+    contexts = {role: ImageContext(model, split, batch_size) for role, model in given.items()}
+    for role, context in contexts.items():
+        context.others = contexts
+        if context.layout.num_outputs != split.forget.num_outputs:
+            raise ModelError(
+                f"the {role} model has {context.layout.num_outputs} outputs and the data {split.forget.num_outputs}. "
+                "Give a model made for this data."
+            )
+    return contexts
