@@ -134,6 +134,7 @@ class Suite:
         scale: 1 where those are fractions, 100 where they are percentages.
         max_new_tokens: the longest generation; None picks twice the longest reference answer, 32 to 200.
         max_length: rows are cut at this many tokens, the same for every model.
+        of: the kind of data it is for, "text" or "images".
     """
 
     name: str
@@ -144,6 +145,7 @@ class Suite:
     scale: float = 1.0
     max_new_tokens: int | None = None
     max_length: int = 512
+    of: Literal["text", "images"] = "text"
 
     def for_split(self, split: Any) -> list[Any]:
         """The metrics that apply to this split, in report order."""

@@ -76,6 +76,8 @@ def evaluate(
         wrong = "needs a tokenizer" if tokenizer is None else "has no control and no random model; those are for images"
         raise MethodError(f"an audit of texts {wrong}.")
     suite = suite_named(suite)
+    if suite.of != "text":
+        raise MethodError(f"suite {suite.name!r} is for images; this split is of texts.")
     if before is model or oracle is model:
         which = "before" if before is model else "oracle"
         raise ModelError(

@@ -259,6 +259,7 @@ VISION = Suite(
     axes=("forget_accuracy", "TA"),
     answers=("forget_accuracy", "RA"),
     scale=100.0,
+    of="images",
 )
 
 
@@ -319,6 +320,7 @@ VISION_REGRESSION = Suite(
     "Image regressors: errors, distance to the retrained model's predictions, a membership attack.",
     axes=("forget_mae", "retain_mae"),
     answers=("", ""),
+    of="images",
 )
 
 
@@ -352,9 +354,9 @@ def evaluate_images(
     chosen = (
         (VISION if split.forget.labels is not None else VISION_REGRESSION) if suite == "basic" else suite_named(suite)
     )
-    metrics: Any = chosen.for_split(split)
-    if not all(isinstance(metric, ImageMetric) for metric in metrics):
+    if chosen.of != "images":
         raise MethodError(f"suite {chosen.name!r} is for texts. For images: 'vision', 'vision-regression' or your own.")
+    metrics: Any = chosen.for_split(split)
     started = time.perf_counter()
     contexts = _contexts(
         {"before": before, "after": model, "oracle": oracle, CONTROL: control, "random": random}, split, batch_size

@@ -71,9 +71,10 @@ def planned() -> str:
 
 def methods() -> str:
     """The table that helps choose a method."""
-    lines = ["| method | kind | intent | needs | guarantee | cost |", "|---|---|---|---|---|---|"]
+    lines = ["| method | of | kind | intent | needs | guarantee | cost |", "|---|---|---|---|---|---|---|"]
     for m in catalog.methods().values():
-        cells = (f"`{m.slug}` {m.title}", m.kind, m.intent, ", ".join(m.needs), m.guarantee, m.cost)
+        of = " and ".join(m.forgets)
+        cells = (f"`{m.slug}` {m.title}", of, m.kind, m.intent, ", ".join(m.needs), m.guarantee, m.cost)
         lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
     return "\n".join(lines)
 

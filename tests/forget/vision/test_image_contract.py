@@ -121,7 +121,7 @@ def test_gives_a_model_in_evaluation_mode_and_counts_its_cost(slug, model):
     assert unlearned is model
     assert not any(module.training for module in unlearned.modules())
     assert torch.isfinite(unlearned(parts.forget.pixels)).all()
-    assert cost.forwards > 0
+    assert cost.forwards > 0 or slug == "head-only"  # a class is closed by its bias
 
 
 @every_method

@@ -1,0 +1,343 @@
+"""Selective synaptic dampening: shrink the weights that matter far more to the forget set than to all data.
+
+One pass over each set finds how much every weight matters; no step of training follows. A weight is selected where
+its forget importance exceeds alpha times its importance on all data, and shrunk the more, the more it exceeds it.
+(SSD, arXiv 2308.07707; without labels: LFSSD, 2402.19308; alpha found by itself: ASSD; for poison: Potion, 2406.09173)
+
+    theta_i <- beta_i theta_i  where  I_f,i > alpha I_D,i,   beta_i = min(lambda I_D,i / I_f,i, 1)
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+from zlib import crc32
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data.images import Images
+from ..errors import DataError, MethodError, ModelError
+from ..models.curvature import Importances, Loss, importances, stored, trainable
+from .base import Edit, Work, require
+from .importance import Rows, accuracy, batches, logit_norms, prepared, row_loss, squared_logit_norms
+from .importance_ratio import (
+    LayerSelection,
+    Selection,
+    dampen,
+    factors,
+    percentile_of_share,
+    ratios,
+    selection,
+    tensors_of,
+    times,
+)
+from .vision.work import ImageWork
+
+__all__ = [
+    "ASSD",
+    "LFSSD",
+    "SSD",
+    "Dampening",
+    "LayerSelection",
+    "Potion",
+    "RandomDampening",
+    "Selection",
+    "dampen",
+    "percentile_of_share",
+    "selection",
+]
+
+WORTH_A_WARNING = 0.2  # of the weights: more than that is no selection any more
+FIRST_SHARE, GROWTH = 1 / 25, 1.1  # of Potion's search: what part of |D_f| / |D| it begins with, and each next try
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dampening(Edit):
+    """Weights that matter more to the forget set than to all data, made smaller. Subclasses say how alpha is found.
+
+    I_D is taken over the retain batches and then the forget batches, in evaluation mode and in the sets' own order.
+    So a batch's rows are of one kind, and I_f / I_D never exceeds the number of all batches over that of forget
+    batches: an alpha above it selects nothing.
+
+    Args:
+        lam: lambda, >= 0; 1 in the paper, 0.1 for faces.
+        importance_batch: rows whose gradient is averaged before it is squared; the same for both sets, or alpha loses
+            its meaning. 128 in the official code; less for long texts.
+        stored: a folder with I_D that `importances_of(...).save(folder)` wrote, taken of all training rows; then no
+            retain rows are needed.
+        cache: keep the importances of retain rows on disk, by content.
+    """
+
+    forgets: ClassVar[tuple[str, ...]] = ("text", "images")
+    of: ClassVar[Literal["square", "absolute"]] = "square"
+    lam: float = 1.0
+    importance_batch: int = 128
+    stored: str | None = None
+    cache: bool = True
+
+    def __post_init__(self) -> None:
+        require("lam", self.lam, at_least=0)
+        require("importance_batch", self.importance_batch, at_least=1)
+
+    def check(self, forget: Any, retain: Any) -> None:
+        super().check(forget, retain)
+        if retain is None and self.stored is None:
+            raise DataError(
+                f"{type(self).__name__} compares importances on forget rows with those on all data, but there is no "
+                "retain set. Give one, or stored importances (stored=folder)."
+            )
+
+    def importances_of(
+        self, model: nn.Module, rows: Any, *, processing_class: Any = None, args: Any = None
+    ) -> Importances:
+        """Importances of some rows as this method takes them; of all training rows they can be saved for `stored`."""
+        work = _work(model, rows, None, processing_class, args)
+        return self._importances(work, self._prepared(work, rows))
+
+    def select(
+        self, model: nn.Module, forget: Any, retain: Any = None, *, processing_class: Any = None, args: Any = None
+    ) -> Selection:
+        """What `apply` with these arguments selects, for reports; the model stays as it is.
+
+        With `cache` the pass over retain rows is not repeated by the `apply` that follows.
+
+        Raises:
+            as `apply`.
+        """
+        self.check(forget, retain)
+        work = _work(model, forget, retain, processing_class, args)
+        found = self._both(work)
+        return selection(model, *found, self._alpha(work, *found), self.lam)
+
+    def _apply(self, work: Work) -> nn.Module:
+        if work.peft_config is not None:
+            raise MethodError(f"{type(self).__name__} rewrites weights and trains no adapters. Leave out peft_config.")
+        found = self._both(work)
+        alpha = self._alpha(work, *found)
+        self._warn(selection(work.model, *found, alpha, self.lam), *found)
+        self._dampen(work.model, *found, alpha)
+        model: nn.Module = work.model.eval()
+        return model
+
+    @abstractmethod
+    def _alpha(self, work: Work, all_data: Importances, forget: Importances) -> float:
+        """The bar on I_f / I_D."""
+
+    def _loss(self, rows: Rows) -> Loss:
+        """What the gradient is of."""
+        return row_loss(rows)
+
+    def _beta(self, name: str, all_data: Tensor, forget: Tensor, alpha: float) -> Tensor:
+        """What the parameter is multiplied with, float64 in its shape; 1 where it is not selected."""
+        return factors(all_data, forget, alpha, self.lam)[0]
+
+    @torch.no_grad()
+    def _dampen(self, model: nn.Module, all_data: Importances, forget: Importances, alpha: float) -> None:
+        for name, theta in trainable(model).items():
+            theta.copy_(times(theta, self._beta(name, *tensors_of(name, theta, all_data, forget), alpha)))
+
+    def _both(self, work: Work) -> tuple[Importances, Importances]:
+        """(I_D, I_f); every batch goes through the model once.
+
+        Raises:
+            ModelError: an image model that doesn't fit the data; stored importances of another kind or model.
+        """
+        if isinstance(work, ImageWork):
+            _ = work.layout
+        wanted = self._importances(work, self._prepared(work, work.forget))
+        work.cost.forwards += wanted.cost
+        if self.stored is not None:
+            return self._loaded(work.model), wanted
+        rows = self._prepared(work, work.retain)
+        if self.cache:
+            kept = stored(
+                lambda: self._importances(work, rows),
+                model=work.model,
+                data=rows if isinstance(rows, Images) else [(row.input_ids, row.labels) for row in rows],
+                settings={"loss": self._loss(rows).__name__, "of": self.of, "batch": self.importance_batch},
+            )
+        else:
+            kept = self._importances(work, rows)
+        work.cost.forwards += kept.cost  # also where they were on disk: what a method costs depends on no cache
+        return kept.joined(wanted), wanted
+
+    def _prepared(self, work: Work, rows: Any) -> Rows:
+        return prepared(work, rows, self.training)
+
+    def _importances(self, work: Work, rows: Rows) -> Importances:
+        return importances(work.model, batches(work, rows, self.importance_batch), self._loss(rows), of=self.of)
+
+    def _loaded(self, model: nn.Module) -> Importances:
+        """Stored importances, once they are of this kind and batch size."""
+        assert self.stored is not None
+        found = Importances.load(self.stored).need_finite()
+        have = (found.each, found.of, found.over)
+        if have != ("batch", self.of, "mean"):
+            raise ModelError(
+                f"{self.stored} holds the {found.over} of each {found.each}'s {found.of}; {type(self).__name__} needs "
+                f"the mean of each batch's {self.of}. Take them by its importances_of."
+            )
+        full = -(-found.rows // self.importance_batch)
+        if found.batches not in (full, full + 1):  # two sets one after the other have two last batches
+            raise ModelError(
+                f"{self.stored} was taken on {found.rows} rows in {found.batches} batches, which are not of "
+                f"{self.importance_batch} rows. Set importance_batch to what it was taken with."
+            )
+        for name, theta in trainable(model).items():
+            tensors_of(name, theta, found, found)
+        return found
+
+    def _warn(self, chosen: Selection, all_data: Importances, forget: Importances) -> None:
+        name = type(self).__name__
+        if not chosen.selected:
+            most = all_data.batches / forget.batches
+            why = f" With {forget.batches} of {all_data.batches} batches to forget, none can exceed {most:.3g}."
+            warnings.warn(
+                f"{name} selects none of {chosen.weights} weights at alpha {chosen.alpha:.3g}, so nothing is forgotten."
+                f"{why if self.stored is None and chosen.alpha >= most else ''} Lower alpha.",
+                stacklevel=4,
+            )
+        elif chosen.share > WORTH_A_WARNING:
+            warnings.warn(
+                f"{name} selects {chosen.share:.0%} of {chosen.weights} weights at alpha {chosen.alpha:.3g}, which "
+                "can wreck the model. Raise alpha.",
+                stacklevel=4,
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SSD(Dampening):
+    """Selective synaptic dampening by the squared gradient of the loss (arXiv 2308.07707).
+
+    Args:
+        alpha: how many times its importance on all data a weight's forget importance must exceed, >= 0. 10 for
+            ResNet-18 (50 for faces); 5 (a class) or 25 (a sub-class) for ViT. `inf` selects none.
+        lam, importance_batch, stored, cache: see `Dampening`.
+    """
+
+    alpha: float = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.alpha != math.inf:
+            require("alpha", self.alpha, at_least=0)
+
+    def _alpha(self, work: Work, all_data: Importances, forget: Importances) -> float:
+        return self.alpha
+
+
+@dataclass(frozen=True, kw_only=True)
+class LFSSD(SSD):
+    """SSD without labels: importances are |gradient| of the mean squared norm of the logits (arXiv 2402.19308).
+
+    Args:
+        alpha, lam, importance_batch, stored, cache: see `SSD`.
+    """
+
+    of: ClassVar[Literal["square", "absolute"]] = "absolute"
+
+    def _loss(self, rows: Rows) -> Loss:
+        return squared_logit_norms
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomDampening(SSD):
+    """The control of SSD: in every parameter as many weights by the same betas, at random places.
+
+    Args:
+        control_seed: of the places.
+        alpha, lam, importance_batch, stored, cache: see `SSD`.
+    """
+
+    control_seed: int = 0
+
+    def _beta(self, name: str, all_data: Tensor, forget: Tensor, alpha: float) -> Tensor:
+        beta = super()._beta(name, all_data, forget, alpha)
+        generator = torch.Generator().manual_seed(self.control_seed + crc32(name.encode()))
+        places = torch.randperm(beta.numel(), generator=generator).to(beta.device)
+        return beta.flatten()[places].view_as(beta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ASSD(Dampening):
+    """SSD whose alpha is a percentile of I_f / I_D over all weights, p = 100 - ln(1 + 100 |D_f| / |D|).
+
+    Args:
+        lam, importance_batch, stored, cache: see `Dampening`.
+    """
+
+    def _alpha(self, work: Work, all_data: Importances, forget: Importances) -> float:
+        share = forget.rows / all_data.rows
+        return float(np.percentile(ratios(all_data, forget), percentile_of_share(share)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Potion(Dampening):
+    """Heals poisoned models: the share of weights grows until the forget rows' poisoned labels are gone (2406.09173).
+
+    Importances are |gradient| of the mean norm of the logits. A share s takes the place of |D_f| / |D| in ASSD's
+    percentile: it begins at |D_f| / |D| / 25 and grows by 1.1, each time from the original weights, while accuracy on
+    the forget rows with the labels they have exceeds rho times what it was. Of texts, accuracy is over label tokens.
+
+    Args:
+        rho: what may be left of that accuracy, 0 to 1. The official script sweeps 0 to 0.75.
+        tries: at most so many shares.
+        lam, importance_batch, stored, cache: see `Dampening`.
+    """
+
+    of: ClassVar[Literal["square", "absolute"]] = "absolute"
+    rho: float = 0.2
+    tries: int = 500
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require("rho", self.rho, at_least=0, at_most=1)
+        require("tries", self.tries, at_least=1)
+
+    def check(self, forget: Any, retain: Any) -> None:
+        super().check(forget, retain)
+        if isinstance(forget, Images) and forget.labels is None:
+            raise DataError("Potion stops by accuracy, which regression targets don't have. Use ASSD.")
+
+    def _loss(self, rows: Rows) -> Loss:
+        return logit_norms
+
+    def _alpha(self, work: Work, all_data: Importances, forget: Importances) -> float:
+        rows = self._prepared(work, work.forget)
+        original = {name: theta.detach().clone() for name, theta in trainable(work.model).items()}
+        bar = self.rho * accuracy(work, rows, self.importance_batch)
+        first = forget.rows / all_data.rows * FIRST_SHARE
+        shares = [first * GROWTH**number for number in range(self.tries)]
+        alphas = np.percentile(ratios(all_data, forget), [percentile_of_share(share) for share in shares]).tolist()
+        try:
+            for alpha in alphas:
+                self._dampen(work.model, all_data, forget, alpha)
+                left = accuracy(work, rows, self.importance_batch)
+                _restore(work.model, original)
+                if left <= bar:
+                    return float(alpha)
+        finally:
+            _restore(work.model, original)
+        warnings.warn(
+            f"Potion tried {self.tries} shares, up to {shares[-1]:.3g}, and {left:.1%} of the forget rows still have "
+            f"their labels; rho={self.rho:g} allows {bar:.1%}. The last share is kept: raise tries or rho.",
+            stacklevel=5,
+        )
+        return float(alphas[-1])
+
+
+@torch.no_grad()
+def _restore(model: nn.Module, original: Mapping[str, Tensor]) -> None:
+    for name, theta in trainable(model).items():
+        theta.copy_(original[name])
+
+
+def _work(model: nn.Module, forget: Any, retain: Any, tokenizer: Any, args: Any) -> Work:
+    kind = ImageWork if isinstance(forget, Images) else Work
+    return kind(model=model, forget=forget, retain=retain, tokenizer=tokenizer, args=args)
