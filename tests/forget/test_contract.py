@@ -22,7 +22,8 @@ from unwrite.forget import Edit, Guard, Method, Objective
 from unwrite.runs import hash_model
 
 METHODS = {slug: record for slug, record in catalog.methods().items() if "text" in record.forgets}
-REACHED = {"alpha": 1.0, "importance_batch": 4}  # no ratio of importances reaches 10 where half of all rows are forgotten
+# Half of all rows are forgotten here, and then no ratio of importances reaches 10.
+REACHED = {"alpha": 1.0, "importance_batch": 4}
 FIELDS = {"rmu": {"layer": 1}, "uld": {"layers": 2}, "ssd": REACHED, "lfssd": REACHED, "random-dampening": REACHED}
 KINDS = {"objective": Objective, "edit": Edit, "guard": Guard}
 every_method = pytest.mark.parametrize("slug", METHODS)

@@ -16,7 +16,7 @@ from ..forget.dampening import ASSD, LFSSD, SSD, RandomDampening
 from ..forget.vision.fine_tuning import FineTune
 from ..forget.vision.head_only import HeadOnly
 from .claims import Budget, Claim, verdict_of
-from .image_bed import COLUMNS, DIGIT, ImageBed, Measured, rows_of
+from .image_bed import BEDS, COLUMNS, DIGIT, ImageBed, Measured, digits_at_random, rows_of
 
 ALPHAS, BATCHES = (1.0, 5.0, 10.0, 50.0), (128, 16)
 FEW = 0.01  # of all rows, forgotten at random
@@ -31,8 +31,8 @@ def run(budget: Budget) -> Claim:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that alphas of the grid select nothing, or much
         for seed in budget.seeds:
-            _class(ImageBed(seed), alphas, batches, found)
-            _few(ImageBed(seed, FEW), few)
+            _class(ImageBed(BEDS["digits/class"], seed), alphas, batches, found)
+            _few(ImageBed(digits_at_random(FEW), seed), few)
     best = _best(found)
     random = found[best.replace("SSD", "random places", 1)]
     checks = _checks(found[best], random, found)
