@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from ..audit.vision_relearning import ain
+from ..audit.vision_relearning import Relearning, relearn, validation_loss
 from ..forget.base import Method
 from ..forget.vision.fine_tuning import FineTune
 from ..forget.vision.head_only import HeadOnly
@@ -36,13 +36,18 @@ COLUMNS = (
     "cost, forwards a row",
 )  # fmt: skip
 # An epoch has some 40 steps of 32, as the paper's has of 256 on AgeDB.
-ADAM = {"optim": "adam", "learning_rate": 1e-3, "weight_decay": 0.0, "per_device_train_batch_size": 32}
+LR, BATCH = 1e-3, 32
+ADAM = {"optim": "adam", "learning_rate": LR, "weight_decay": 0.0, "per_device_train_batch_size": BATCH}
+ONE, FIVE = {**ADAM, "num_train_epochs": 1}, {**ADAM, "num_train_epochs": 5}
+# Five epochs, and ten of the blind model, are the paper's for STS-B, its smaller set; one, and two, those for AgeDB.
 METHODS: dict[str, tuple[Method, dict[str, Any]]] = {
     "head only": (HeadOnly(), {}),
-    "fine-tuned": (FineTune(), {**ADAM, "num_train_epochs": 5}),
-    "Gaussian amnesiac": (GaussianAmnesiac(), ADAM),
-    "Blindspot": (Blindspot(), ADAM),
-    "Blindspot, outputs alone": (Blindspot(beta=0), ADAM),
+    "fine-tuned": (FineTune(), FIVE),
+    "Gaussian amnesiac": (GaussianAmnesiac(), FIVE),
+    "Blindspot": (Blindspot(blind_epochs=10), FIVE),
+    "Blindspot, outputs alone": (Blindspot(blind_epochs=10, beta=0), FIVE),
+    "Gaussian amnesiac, as on AgeDB": (GaussianAmnesiac(), ONE),
+    "Blindspot, as on AgeDB": (Blindspot(), ONE),
 }
 Found = dict[str, list[Measured]]
 
@@ -60,7 +65,7 @@ def run(budget: Budget) -> Claim:
         claim="On AgeDB Blindspot's error on forgotten ages is 21.6, near retraining's 24.3 (before: 12.8, fine-tuned "
         "14.8), and relearning them takes longest (AIN 0.33, fine-tuned 0.007; AllCNN, arXiv 2210.08196)",
         setting="scikit-learn's digits, target = ink centroid + 2 * class / 10, the lowest fifth forgotten, CNN of 0.08M "
-        f"weights, batches of 32, seeds {', '.join(map(str, budget.seeds))}",
+        f"weights, batches of 32, five epochs, seeds {', '.join(map(str, budget.seeds))}",
         columns=COLUMNS,
         rows=rows_of(found, METRICS),
         verdict=verdict_of(checks),
@@ -71,8 +76,13 @@ def run(budget: Budget) -> Claim:
 
 
 def _seed(bed: ImageBed, found: Found) -> None:
+    theirs = relearning(bed, bed.oracle)
+
     def keep(name: str, one: Measured, model: nn.Module) -> None:
-        found.setdefault(name, []).append(Measured({**one.values, "ain": relearned(bed, model)}, one.cost))
+        ours = theirs if model is bed.oracle else relearning(bed, model)
+        reached = ours.reached and theirs.reached
+        again = ours.steps / theirs.steps if reached else float("nan")
+        found.setdefault(name, []).append(Measured({**one.values, "ain": again}, one.cost))
 
     keep("before", bed.measure(bed.before), bed.before)
     keep("retrained", bed.retraining(), bed.oracle)
@@ -81,13 +91,17 @@ def _seed(bed: ImageBed, found: Found) -> None:
         keep(name, bed.measure(model, cost), model)
 
 
-def relearned(bed: ImageBed, model: nn.Module) -> float:
-    """AIN on the unseen rows of the forgotten range; NaN where neither side got there."""
+def relearning(bed: ImageBed, model: nn.Module) -> Relearning:
+    """How long a model learns until the unseen rows of the forgotten range have 1.05 times the error before.
+
+    At the methods' own learning rate and batch size: at the paper's 0.01 and 256 not even the model before comes back to
+    its own error in ten epochs here.
+    """
     train, unseen = bed.split.train, bed.split.test_forget
     assert unseen is not None
-    pairs = [(rows.pixels, rows.target) for rows in (train, unseen)]
-    found = ain(model, bed.oracle, bed.before, *pairs, learning_rate=0.01, seed=bed.seed).value
-    return float("nan") if found is None else found
+    learnt, asked = (train.pixels, train.target), (unseen.pixels, unseen.target)
+    bar = 1.05 * validation_loss(bed.before, asked)
+    return relearn(model, learnt, asked, bar, learning_rate=LR, batch_size=BATCH, seed=bed.seed)
 
 
 def _mean(found: Mapping[str, Sequence[Measured]], name: str, metric: str) -> float:
@@ -119,4 +133,11 @@ def _reason(found: Found) -> str:
     names = ("before", "fine-tuned", "Gaussian amnesiac", "Blindspot", "retrained", "head only")
     errors = ", ".join(f"{_mean(found, name, 'forget_mae'):.2f} {name}" for name in names)
     again = ", ".join(f"{_mean(found, name, 'ain'):.2f} {name}" for name in names if name != "retrained")
-    return f"Error on forgotten rows: {errors}; AIN: {again}"
+    cost = ", ".join(f"{fmean(one.cost for one in found[n]):.0f} {n}" for n in ("Blindspot", "retrained", "fine-tuned"))
+    short = "Blindspot, as on AgeDB"
+    return (
+        f"Error on forgotten rows: {errors}; AIN: {again}, so a model that forgot nothing isn't relearnt at once either. "
+        f"Cost in forwards a row: {cost}. {short} costs {fmean(one.cost for one in found[short]):.0f}: error "
+        f"{_mean(found, short, 'forget_mae'):.2f} on forgotten rows, {_mean(found, short, 'test_retain_mae'):.3f} on unseen "
+        f"kept ones (retrained {_mean(found, 'retrained', 'test_retain_mae'):.3f})"
+    )
