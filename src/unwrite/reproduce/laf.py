@@ -114,7 +114,8 @@ def _gaps(bed: ImageBed, settings: Mapping[str, Mapping[str, Setting]]) -> dict[
 
 
 def _seed(bed: ImageBed, chosen: Mapping[str, Setting], found: Found) -> None:
-    laf, args = chosen[OWN].method, chosen[OWN].args
+    laf: Any = chosen[OWN].method
+    args = chosen[OWN].args
     variants = {
         "head only": Setting(HeadOnly()),
         **chosen,
