@@ -15,7 +15,7 @@ from unwrite.forget.vision.fine_tuning import FineTune
 from unwrite.reproduce.image_bed import DIGITS, Bed, _by_class
 
 TINY = Bed("tiny", partial(digits, 0.9), partial(_by_class, 3), {**DIGITS, "width": 4}, 1)
-FEW = [Contender("ssd", SSD()), Contender("fine-tune", FineTune(), {"num_train_epochs": 1.0})]
+FEW = [Contender("ssd", SSD(alpha=1.0)), Contender("fine-tune", FineTune(), {"num_train_epochs": 1.0})]
 
 
 def trials(seeds=1, contenders=FEW, beds=(TINY,)):

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import sweeping
+import torch
 from sweeping import FEW, TINY, lines, nothing_to_train, row_of, trials, without_clocks
+from threadpoolctl import threadpool_limits
 
 from unwrite.bench import sweep as sweeps
 from unwrite.bench import sweep_file
@@ -111,12 +113,17 @@ def test_a_key_is_what_the_row_depends_on():
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """(trials of two seeds, their rows by one process in order)."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UNWRITE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("OMP_NUM_THREADS", "2")  # of this process; a worker's is one
-        some = trials(2)
-        return some, sweep(some, tmp_path_factory.mktemp("sweep") / "out.jsonl", 1)
+    """(trials of two seeds, their rows by one process in order), where two threads may be had."""
+    some, threads = trials(2), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.MonkeyPatch.context() as patch, threadpool_limits(2):
+            patch.setenv("UNWRITE_CACHE", str(tmp_path_factory.mktemp("cache")))
+            rows = sweep(some, tmp_path_factory.mktemp("sweep") / "out.jsonl", 1)
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    return some, rows
 
 
 def test_a_row_says_what_was_measured(whole):
@@ -132,7 +139,7 @@ def test_a_row_says_what_was_measured(whole):
 def test_rows_are_those_of_the_bed(whole):
     with one_thread():
         bed = ImageBed(TINY, 0)
-        found = [bed.measure(bed.before), bed.retraining(), bed.apply(HeadOnly()), bed.apply(SSD())]
+        found = [bed.measure(bed.before), bed.retraining(), bed.apply(HeadOnly()), bed.apply(FEW[0].method)]
     for row, one in zip(whole[1], found, strict=False):
         assert (row["values"], row["cost"]) == (one.values, one.cost)
     assert found[1]["avg_gap"] == 0
@@ -148,7 +155,7 @@ def test_two_processes_another_order_and_a_stop_change_nothing(whole, tmp_path):
     assert markdown(again) == markdown(rows)
     assert len(lines(out)) == 1 + len(some)
     assert told[0].startswith("targets and oracles: 0 of 2 done (tiny, seed 1; tiny, seed 0)")
-    assert any(line.startswith("trials: 4 of 10 done, about") for line in told)
+    assert told[-1].startswith("trials: 9 of 10 done, about 1 s left (")
 
 
 def test_what_two_threads_trained_is_not_taken_for_what_one_trains(tmp_path):
@@ -316,6 +323,15 @@ def test_a_worker_that_is_killed_ends_the_sweep_with_a_word(tmp_path, monkeypatc
     monkeypatch.setattr(sweeps, "_prepare", sweeping.killed)
     with pytest.raises(RunError, match=r"a worker was killed, maybe for want of memory, at one of: .* on tiny, seed 0"):
         sweep(trials()[:2], tmp_path / "out.jsonl", 2)
+
+
+def test_bars_of_a_job_see_no_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with crew(1) as each:
+        [(_, seen)] = each(lambda job: print(job, file=sys.stderr) or sys.stderr.isatty(), ["said"], lambda some: None)
+    assert sys.stderr.isatty()
+    assert not seen
+    assert capsys.readouterr().err == "said\n"
 
 
 def test_less_than_one_worker_is_refused_before_a_file_is_made(tmp_path):

@@ -253,20 +253,21 @@ def _train(todo: Sequence[Trial], each: Each, tell: Callable[[str], None]) -> No
 
 def _run(todo: Sequence[Trial], total: int, each: Each, file: SweepFile, tell: Callable[[str], None]) -> dict[str, Any]:
     """Keeps every row as it comes but those of faults, which it returns."""
-    start, done = time.monotonic(), 0
+    faults: dict[str, Any] = {}
+    done, start = 0, time.monotonic()
+    methods, ended = sum(trial.contender.kind == "method" for trial in todo), 0  # all others take no time beside them
 
     def running(some: Sequence[Trial]) -> None:
-        left = "" if not done else f", {_told((time.monotonic() - start) / done * (len(todo) - done))} left"
-        now = total - len(todo) + done
-        tell(f"trials: {now} of {total} done{left}{_listed('; '.join(map(str, some)))}")
+        took = time.monotonic() - start
+        left = f", {_told(took / ended * (methods - ended))} left" if ended else ""
+        tell(f"trials: {total - len(todo) + done} of {total} done{left}{_listed('; '.join(map(str, some)))}")
 
-    faults = {}
     for trial, row in each(run_trial, todo, running):
         if "fault" in row:
             faults[trial.key] = row
         else:
             file.append(row)
-        done += 1
+        done, ended = done + 1, ended + (trial.contender.kind == "method")
     return faults
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from itertools import islice
 from multiprocessing import active_children, get_context, parent_process
 from threading import Thread
@@ -76,7 +76,22 @@ def _here(
 ) -> Iterator[tuple[Any, Any]]:
     for job in jobs:
         tell([job])
-        yield job, work(job)
+        with redirect_stderr(_NoTerminal(sys.stderr)):
+            result = work(job)
+        yield job, result
+
+
+class _NoTerminal:
+    """Standard error that isn't a terminal for those who ask: bars of single trainings stay away from the line of progress."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def isatty(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 @contextmanager
@@ -119,9 +134,9 @@ def _killed(jobs: Any) -> str:
 
 
 def _begin() -> None:
-    """In a new worker: Ctrl-C is the parent's to answer, bars of several would overwrite each other, and none outlives it."""
+    """In a new worker: Ctrl-C is the parent's to answer, and no worker outlives it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = _NoTerminal(sys.stderr)
     Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
 
 

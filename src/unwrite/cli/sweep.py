@@ -48,6 +48,8 @@ def sweep(
         seconds: also show how long unlearning took; without it two runs print the same.
     """
     quiet_libraries()
+    from rich.markup import escape
+
     from ..bench.sweep import sweep as run
     from ..bench.sweep import trials_of
     from ..bench.sweep_table import markdown as lines_of
@@ -61,7 +63,7 @@ def sweep(
     try:
         if shown.is_terminal:
             with shown.status("") as status:
-                rows = run(trials, out, workers, status.update, ray)
+                rows = run(trials, out, workers, lambda line: status.update(escape(line)), ray)
         else:
             rows = run(trials, out, workers, lambda line: shown.print(line, markup=False, soft_wrap=True), ray)
     except KeyboardInterrupt:
