@@ -136,6 +136,7 @@ def test_a_row_says_what_was_measured(whole):
     assert [row["cost"] for row in rows[:3]][::2] == [0, 0]
 
 
+@pytest.mark.filterwarnings("ignore:SSD selects")
 def test_rows_are_those_of_the_bed(whole):
     with one_thread():
         bed = ImageBed(TINY, 0)
