@@ -179,6 +179,19 @@ def test_refuses_adapters_and_unknown_arguments(slug, model):
         apply(slug, model, peft_config=object())
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # that so few rows select nothing
+@every_method
+def test_forgets_regression_rows_or_says_that_it_needs_labels(slug):
+    parts, model = split("blindspot"), REGRESSOR.build(0).eval()
+    given = {"holdout": parts.holdout, "recipe": REGRESSOR, "args": FEW}
+    try:
+        after = made(slug).apply(model, parts.forget, parts.retain, **given)
+    except (DataError, MethodError) as refusal:
+        assert any(word in str(refusal) for word in ("label", "class", "regression targets"))
+    else:
+        assert all(parameter.isfinite().all() for parameter in after.parameters())
+
+
 @pytest.mark.parametrize("slug", ONLY_IMAGES)
 def test_a_method_for_images_refuses_texts(slug, forget, retain, tokenizer, tiny_llama):
     with pytest.raises(DataError, match=r"has no meaning for text; it forgets images"):
