@@ -37,7 +37,8 @@ def sweep(
 
     Args:
         methods: separated by commas, each with settings where it needs them: scrub,ssd:alpha=5,fine-tune:epochs=2,lr=0.01. A
-            setting is a field of the method, or epochs, lr or batch_size.
+            setting is a field of the method, or epochs, lr or batch_size. vision: the twelve of unwrite bench vision, with the
+            settings they have there.
         beds: separated by commas: digits/class, digits/random, digits/range, glyphs/class, glyphs/random, glyphs/identity.
         out: JSON lines, a row a trial. It may grow: more methods, beds and seeds are added to those it has.
         seeds: how many.
@@ -80,7 +81,7 @@ def sweep(
 def contenders_of(text: str) -> list[Any]:
     """`Contender`s from "scrub,ssd:alpha=5,fine-tune:epochs=2,lr=0.01".
 
-    What has a "=" and no ":" before it belongs to the method before it, as does a number: "scrub:decay=3,5,9".
+    "vision" stands for the twelve of `unwrite bench vision`. What has a "=" and no ":" before it belongs to the method before it, as does a number: "scrub:decay=3,5,9".
 
     Raises:
         MethodError: an unknown method or setting, a value that can't be read or lies outside its range.
@@ -92,7 +93,9 @@ def contenders_of(text: str) -> list[Any]:
             texts[-1] += f",{part}"
         else:
             texts.append(part)
-    return [contender_of(one) for one in texts]
+    from ..bench.vision import CONTENDERS
+
+    return [one for text in texts for one in (CONTENDERS if text == "vision" else [contender_of(text)])]
 
 
 def contender_of(text: str) -> Any:
