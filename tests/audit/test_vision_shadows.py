@@ -126,6 +126,7 @@ def test_refusals(shadows):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_it_finds_what_a_model_was_trained_on_and_not_what_it_never_saw():
     """32 shadow models. Said before the first run: AUC of the trained model above 0.6, of the oracle within 0.1 of a half."""
     data = digits()
