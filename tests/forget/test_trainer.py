@@ -24,7 +24,7 @@ FIELDS = {"rmu": {"layer": 1}}
 OBJECTIVES = {
     slug: record.load()(**FIELDS.get(slug, {}))
     for slug, record in catalog.methods().items()
-    if record.kind == "objective"
+    if record.kind == "objective" and "text" in record.forgets
 } | {"npo with kl": NPO(retain_loss="kl"), "rmu with nll": RMU(layer=1, retain_loss="nll")}
 LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
 

@@ -11,7 +11,7 @@ from .output import console, print_json, progress_console, quiet_libraries
 
 
 def bench(
-    what: Literal["unlearn-step", "decode", "diffusion", "importance"],
+    what: Literal["unlearn-step", "decode", "diffusion", "importance", "vision"],
     *,
     model: str = "smollm2-135m",
     batch: int = 4,
@@ -29,14 +29,16 @@ def bench(
         what: unlearn-step, against the same method as open-unlearning computes it; decode, every strategy against
             transformers and llama.cpp (where it is installed), in about 45 minutes; diffusion, every sampler's accuracy
             against its forwards on the test bed, and its speed on a model of real size; importance, every weight's importance
-            against SSD's own loop, a loop over single rows, and vmap.
+            against SSD's own loop, a loop over single rows, and vmap; vision, twelve methods that forget a class, a random
+            tenth and a font of rendered characters, in about ten minutes.
         model: what to time it on.
         batch: of unlearn-step, forget rows a step.
         pairs: of unlearn-step and importance, paired repeats.
         full: of decode, repeat until no interval around 1 is wider than 0.06; hours.
-        prompts, seed: of diffusion, how many prompts, and what they are drawn from.
+        prompts: of diffusion, how many.
+        seed: of diffusion and vision, what everything is drawn from.
         bed: of diffusion, folder of a test bed; the default one is trained if it isn't there (half an hour).
-        out: also write the figures there, as JSON, as they come; a stopped unlearn-step goes on from it. diffusion writes
+        out: also write the figures there, as JSON, as they come; a stopped unlearn-step or vision (JSON lines) goes on from it. diffusion writes
             a page (.html) and pictures (.svg, .png) beside it.
         json: print JSON.
     """
@@ -51,6 +53,8 @@ def bench(
         _diffusion(bed, prompts, seed, out, json, setting)
     elif what == "importance":
         _importance(pairs, out, json, setting)
+    elif what == "vision":
+        _vision(seed, out, json)
     else:
         _unlearn_step(model, batch, pairs, out, json, setting)
 
@@ -104,6 +108,24 @@ def _importance(pairs: int, out: Path | None, json: bool, setting: dict[str, Any
         figures = (f"{row['ours_s']:.3f}", f"{row['peer_s']:.3f}", f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}")
         table.add_row(row["case"], row["peer"], *figures)
     console().print(table)
+
+
+def _vision(seed: int, out: Path | None, json: bool) -> None:
+    from tempfile import TemporaryDirectory
+
+    from ..bench.sweep_table import summary, tables
+    from ..bench.vision import LIMIT, over_limit, run
+
+    with TemporaryDirectory() as folder, progress_console().status("") as status:
+        rows, trained = run(out or Path(folder) / "rows.jsonl", seed, tell=status.update)
+    if json:
+        print_json(summary(rows, seconds=True))
+        return
+    console().print(*tables(rows, seconds=True), sep="\n")
+    for one in trained:
+        console().print(f"target and oracle of {one.bed}: {one.seconds:.1f} s (trained, or found in the cache)")
+    slow = over_limit(rows)
+    console().print(f"over {LIMIT:g} s: {'; '.join(slow)}" if slow else f"no method took more than {LIMIT:g} s")
 
 
 def _stopped(out: Path | None, setting: dict[str, Any], batch: int, pairs: int) -> list[dict[str, Any]]:

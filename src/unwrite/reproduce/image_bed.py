@@ -10,7 +10,7 @@ One seed draws the test rows, the holdout, and the weights of the target and of 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from typing import Any
 
@@ -28,7 +28,18 @@ from ..models.image_training import fitted, image_recipe
 from ..nets.small_vision import SmallCNN
 from .claims import spread
 
-__all__ = ["BEDS", "COLUMNS", "DIGIT", "Bed", "ImageBed", "Measured", "bed_named", "digits_at_random", "rows_of"]
+__all__ = [
+    "BEDS",
+    "COLUMNS",
+    "DIGIT",
+    "Bed",
+    "ImageBed",
+    "Measured",
+    "bed_named",
+    "digits_at_random",
+    "forgetting_class",
+    "rows_of",
+]
 
 DIGIT = 3
 SHARE = 0.1  # of all rows, where rows are forgotten at random
@@ -98,6 +109,11 @@ def _values(seed: int) -> TrainTest:
     return digits_regression(seed=seed)
 
 
+def forgetting_class(digit: int) -> Bed:
+    """Digits, of which one class is forgotten."""
+    return Bed(f"digits, class {digit}", _digits, partial(_by_class, digit), DIGITS, 15)
+
+
 def digits_at_random(share: float, classes: Sequence[int] | None = None) -> Bed:
     """Digits, of which a share of all rows, or of those of some classes, is forgotten at random."""
     split = partial(_at_random, share, classes=classes)
@@ -105,8 +121,8 @@ def digits_at_random(share: float, classes: Sequence[int] | None = None) -> Bed:
 
 
 BEDS: dict[str, Bed] = {
-    "digits/class": Bed("digits/class", _digits, partial(_by_class, DIGIT), DIGITS, 15),
-    "digits/random": Bed("digits/random", _digits, partial(_at_random, SHARE), DIGITS, 15),
+    "digits/class": replace(forgetting_class(DIGIT), name="digits/class"),
+    "digits/random": replace(digits_at_random(SHARE), name="digits/random"),
     "glyphs/class": Bed("glyphs/class", _glyphs, partial(_by_class, "E"), GLYPHS, 12),
     "glyphs/random": Bed("glyphs/random", _glyphs, partial(_at_random, SHARE), GLYPHS, 12),
     "glyphs/identity": Bed("glyphs/identity", _glyphs, _by_font, GLYPHS, 12),

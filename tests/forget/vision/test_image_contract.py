@@ -25,6 +25,24 @@ from unwrite.runs import hash_model
 METHODS = {slug: record for slug, record in catalog.methods().items() if "images" in record.forgets}
 ONLY_IMAGES = [slug for slug, record in METHODS.items() if "text" not in record.forgets]
 FOR_REGRESSORS = {"blindspot", "gaussian-amnesiac"}
+ON_TARGETS = FOR_REGRESSORS | set(
+    [
+        "fine-tune",
+        "cf-k",
+        "eu-k",
+        "retrain",
+        "neg-grad-plus",
+        "pruned",
+        "l1-sparse",
+        "laf",
+        "ssd",
+        "lfssd",
+        "assd",
+        "random-dampening",
+        "influence",
+        "head-only",
+    ]
+)
 KINDS = {"objective": Objective, "edit": Edit}
 RECIPE = image_recipe(SmallCNN, epochs=1, num_classes=3, channels=1, image_size=8, width=4)
 REGRESSOR = image_recipe(SmallCNN, epochs=1, num_classes=1, channels=1, image_size=8, width=4)
@@ -177,6 +195,19 @@ def test_refuses_a_model_whose_outputs_do_not_fit_the_data(slug):
 def test_refuses_adapters_and_unknown_arguments(slug, model):
     with pytest.raises(MethodError, match="adapters"):
         apply(slug, model, peft_config=object())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # that so few rows select nothing
+@every_method
+def test_forgets_regression_rows_or_says_that_it_needs_labels(slug):
+    parts, model = split("blindspot"), REGRESSOR.build(0).eval()
+    given = {"holdout": parts.holdout, "recipe": REGRESSOR, "args": FEW}
+    if slug in ON_TARGETS:
+        after = made(slug).apply(model, parts.forget, parts.retain, **given)
+        assert all(parameter.isfinite().all() for parameter in after.parameters())
+    else:
+        with pytest.raises((DataError, MethodError), match=r"label|class|regression targets"):
+            made(slug).apply(model, parts.forget, parts.retain, **given)
 
 
 @pytest.mark.parametrize("slug", ONLY_IMAGES)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import TrainerControl, TrainerState
 
 from ...data.images import ImageBatch, Images
-from ...errors import MethodError, NotFinite
+from ...errors import DataError, MethodError, NotFinite
 from ...models.vision_layout import logits_of
 from ..base import Objective, Phase
 from ..batch import PairedBatch
@@ -266,6 +266,11 @@ class _Loop:
             logits = torch.cat([self.work.outputs(model, rows) for rows in chosen])
             found["reference_logits"] = _table(chosen, logits)
         if "reference nll" in wanted:
+            if chosen[0].labels is None:
+                raise DataError(
+                    f"{type(self.objective).__name__} compares likelihoods of labels, and {chosen[0].name} has regression "
+                    "targets. Use a method for regressors, such as Blindspot."
+                )
             target = torch.cat([rows.target for rows in chosen]).to(self.work.device)
             found["reference"] = _table(chosen, nn.functional.cross_entropy(logits.float(), target, reduction="none"))
         if "reference features" in wanted:

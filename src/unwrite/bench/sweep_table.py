@@ -1,0 +1,185 @@
+"""The table of a sweep: a bed's contenders by their mean distance to the retrained model, as dicts, Markdown or for the terminal.
+
+References and controls stand above and have no rank. Clocks are shown only where asked for: without them two sweeps give
+the same table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, pstdev
+from typing import Any
+
+from ..reproduce.image_bed import COLUMNS, METRICS
+
+__all__ = ["markdown", "summary", "tables"]
+
+Row = Mapping[str, Any]
+HEADINGS = {  # in the table's order
+    "forget_mae": "error, forget rows",
+    "test_forget_mae": "test, forgotten range",
+    "retain_mae": "error, retain rows",
+    "test_retain_mae": "error, test rows",
+    "wasserstein": "distance to retrained",
+    "mia_l1": "MIA",
+    **dict(zip((*METRICS, "cost"), COLUMNS, strict=True)),
+    "seconds": "seconds",
+}
+RANKED_BY = ("avg_gap", "wasserstein")  # the first that a bed measures
+KINDS = ("reference", "control", "method")
+
+
+def summary(rows: Iterable[Row], seconds: bool = False) -> list[dict[str, Any]]:
+    """An entry a bed and contender, in the table's order.
+
+    Args:
+        rows: of `sweep`, in any order.
+        seconds: with those of the unlearning.
+
+    Returns:
+        [{"bed", "contender", "kind", "rank" from 1 or None, "seeds", metric: {"mean", "sd"} over seeds or None where one has no
+        value, ..., "cost", "errors": {seed: what was refused}}]; who has an error isn't ranked.
+    """
+    beds: dict[str, dict[str, list[Row]]] = {}
+    for row in rows:
+        beds.setdefault(row["bed"], {}).setdefault(row["contender"], []).append(row)
+    found = []
+    for contenders in beds.values():
+        everyone = [row for some in contenders.values() for row in some]
+        metrics = _metrics(everyone)
+        entries = [_entry(sorted(some, key=lambda row: row["seed"]), metrics, seconds) for some in contenders.values()]
+        by = next((name for name in RANKED_BY if name in metrics), None)
+        found += _ordered(entries, by)
+    return found
+
+
+def _metrics(rows: Sequence[Row]) -> list[str]:
+    there = {name for row in rows for name, value in row.get("values", {}).items() if value is not None}
+    return [*(name for name in HEADINGS if name in there), *sorted(there - set(HEADINGS))]
+
+
+def _entry(rows: Sequence[Row], metrics: Sequence[str], seconds: bool) -> dict[str, Any]:
+    good = [row for row in rows if "error" not in row]
+    figures = {name: [row["values"].get(name) for row in good] for name in metrics}
+    figures["cost"] = [row["cost"] for row in good]
+    if seconds:
+        figures["seconds"] = [row["seconds"] for row in good]
+    return {
+        **{name: rows[0][name] for name in ("bed", "contender", "kind")},
+        "rank": None,
+        "seeds": [row["seed"] for row in good],
+        **{name: _spread(values) for name, values in figures.items()},
+        "errors": {row["seed"]: row["error"] for row in rows if "error" in row},
+    }
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, float] | None:
+    known = [value for value in values if value is not None]
+    return {"mean": fmean(known), "sd": pstdev(known)} if known and len(known) == len(values) else None
+
+
+def _ordered(entries: Sequence[dict[str, Any]], by: str | None) -> list[dict[str, Any]]:
+    """References, controls, methods from near to far, and last those without a rank."""
+
+    def place(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+        if entry["kind"] != "method":
+            return KINDS.index(entry["kind"]), 0.0, entry["contender"]
+        if by is None or entry[by] is None or entry["errors"]:
+            return 3, 0.0, entry["contender"]
+        return 2, entry[by]["mean"], entry["contender"]
+
+    ordered = sorted(entries, key=place)
+    ranked = [entry for entry in ordered if place(entry)[0] == 2]
+    for rank, entry in enumerate(ranked, 1):
+        entry["rank"] = rank
+    return ordered
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One bed's table as text."""
+
+    title: str
+    columns: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...]
+
+
+def _blocks(rows: Iterable[Row], seconds: bool) -> list[_Block]:
+    beds: dict[str, list[dict[str, Any]]] = {}
+    for entry in summary(rows, seconds):
+        beds.setdefault(entry["bed"], []).append(entry)
+    return [_block(bed, entries) for bed, entries in beds.items()]
+
+
+def _block(bed: str, entries: Sequence[Mapping[str, Any]]) -> _Block:
+    names = [name for name in entries[0] if name not in ("bed", "contender", "kind", "rank", "seeds", "errors")]
+    seeds = sorted({seed for entry in entries for seed in (*entry["seeds"], *entry["errors"])})
+    several = len(seeds) > 1
+    return _Block(
+        title=f"{bed}, {'seeds' if several else 'seed'} {', '.join(map(str, seeds))}",
+        columns=("", "model", *(HEADINGS.get(name, name) for name in names)),
+        lines=tuple(
+            (_place(entry), entry["contender"], *(_text(entry[name], several) for name in names))
+            for entry in entries
+            if entry["seeds"]
+        ),
+        notes=tuple(note for entry in entries for note in _notes(entry)),
+    )
+
+
+def _place(entry: Mapping[str, Any]) -> str:
+    if entry["kind"] != "method":
+        return str(entry["kind"])
+    return "–" if entry["rank"] is None else str(entry["rank"])
+
+
+def _text(figures: Mapping[str, float] | None, several: bool) -> str:
+    if figures is None:
+        return "–"
+    mean, sd = (round(figures[name], 9) for name in ("mean", "sd"))  # 1 - 1e-16 and 1 differ in nothing
+    return f"{mean:.3g} +- {sd:.2g}" if several else f"{mean:.3g}"
+
+
+def _notes(entry: Mapping[str, Any]) -> list[str]:
+    """What was refused, each sentence once."""
+    by_error: dict[str, list[str]] = {}
+    for seed, error in entry["errors"].items():
+        by_error.setdefault(error, []).append(str(seed))
+    return [f"{entry['contender']}, seed {', '.join(seeds)}: {error}" for error, seeds in by_error.items()]
+
+
+def markdown(rows: Iterable[Row], seconds: bool = False) -> list[str]:
+    """Lines of Markdown: a table a bed, with what was refused below it."""
+    lines: list[str] = []
+    for block in _blocks(rows, seconds):
+        lines += [f"**{block.title}**", "", _line(block.columns), "|---" * len(block.columns) + "|"]
+        lines += [*map(_line, block.lines), ""]
+        lines += [line for note in block.notes for line in (_one_line(note), "")]
+    return lines[:-1]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(map(_one_line, cells)) + " |"
+
+
+def _one_line(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def tables(rows: Iterable[Row], seconds: bool = False) -> list[Any]:
+    """The same for the terminal, each bed a rich table, its last lines what was refused."""
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    found = []
+    for block in _blocks(rows, seconds):
+        caption = Text("\n".join(block.notes)) if block.notes else None
+        how: dict[str, Any] = {"title_justify": "left", "caption_justify": "left", "box": None, "header_style": "bold"}
+        place, model, *figures = block.columns
+        table = Table(place, Column(model, overflow="fold"), *figures, title=block.title, caption=caption, **how)
+        for line in block.lines:
+            table.add_row(*map(Text, line))
+        found.append(table)
+    return found

@@ -1,0 +1,123 @@
+"""unwrite sweep: methods that forget images, on beds over seeds, as one table."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from ..errors import MethodError
+from .fields import build, parse
+from .output import console, print_json, progress_console, quiet_libraries
+
+# Settings that are of training and not of a method: (training argument, type).
+TRAINING: dict[str, tuple[str, type]] = {
+    "epochs": ("num_train_epochs", float),
+    "lr": ("learning_rate", float),
+    "batch_size": ("per_device_train_batch_size", int),
+}
+_VALUE = re.compile(r"[-+.\d][^:=]*")  # goes on with the value before: decay=3,5,9
+
+
+def sweep(
+    *,
+    methods: str,
+    beds: str,
+    out: Path,
+    seeds: int = 3,
+    workers: int | None = None,
+    ray: str | None = None,
+    markdown: bool = False,
+    json: bool = False,
+    seconds: bool = False,
+) -> None:
+    """Run methods on beds over seeds, and compare them with retraining and with the head-only control.
+
+    Every trial is kept as soon as it is done: stopped or killed, the same command goes on.
+
+    Args:
+        methods: separated by commas, each with settings where it needs them: scrub,ssd:alpha=5,fine-tune:epochs=2,lr=0.01. A
+            setting is a field of the method, or epochs, lr or batch_size. vision: the twelve of unwrite bench vision, with the
+            settings they have there.
+        beds: separated by commas: digits/class, digits/random, digits/range, glyphs/class, glyphs/random, glyphs/identity.
+        out: JSON lines, a row a trial. It may grow: more methods, beds and seeds are added to those it has.
+        seeds: how many.
+        workers: processes of one thread each; as many as there are cores.
+        ray: address of a ray cluster to run on, or local to start one here.
+        markdown: print the table as Markdown.
+        json: print it as JSON.
+        seconds: also show how long unlearning took; without it two runs print the same.
+    """
+    quiet_libraries()
+    from rich.markup import escape
+
+    from ..bench.sweep import sweep as run
+    from ..bench.sweep import trials_of
+    from ..bench.sweep_table import markdown as lines_of
+    from ..bench.sweep_table import summary, tables
+    from ..reproduce.image_bed import bed_named
+
+    if markdown and json:
+        raise MethodError("--markdown and --json are two forms of one table. Choose one.")
+    trials = trials_of(contenders_of(methods), [bed_named(name) for name in _names(beds)], range(seeds))
+    shown = progress_console()
+    try:
+        if shown.is_terminal:
+            with shown.status("") as status:
+                rows = run(trials, out, workers, lambda line: status.update(escape(line)), ray)
+        else:
+            rows = run(trials, out, workers, lambda line: shown.print(line, markup=False, soft_wrap=True), ray)
+    except KeyboardInterrupt:
+        shown.print(f"What is done is in {out}; the same command goes on from there.", markup=False, soft_wrap=True)
+        raise
+    if json:
+        print_json(summary(rows, seconds))
+    elif markdown:
+        print("\n".join(lines_of(rows, seconds)))
+    else:
+        console().print(*tables(rows, seconds), sep="\n")
+
+
+def contenders_of(text: str) -> list[Any]:
+    """`Contender`s from "scrub,ssd:alpha=5,fine-tune:epochs=2,lr=0.01".
+
+    "vision" stands for the twelve of `unwrite bench vision`. What has a "=" and no ":" before it belongs to the method before it, as does a number: "scrub:decay=3,5,9".
+
+    Raises:
+        MethodError: an unknown method or setting, a value that can't be read or lies outside its range.
+    """
+    texts: list[str] = []
+    for part in _names(text):
+        head, equals, _ = part.partition("=")
+        if texts and ":" in texts[-1] and (_VALUE.fullmatch(part) or (equals and ":" not in head)):
+            texts[-1] += f",{part}"
+        else:
+            texts.append(part)
+    from ..bench.vision import CONTENDERS
+
+    return [one for text in texts for one in (CONTENDERS if text == "vision" else [contender_of(text)])]
+
+
+def contender_of(text: str) -> Any:
+    """One `Contender`; see `contenders_of`."""
+    from ..bench.sweep import Contender
+
+    slug, colon, given = text.partition(":")
+    settings: dict[str, str] = {}
+    for part in given.split(",") if colon else ():
+        name, equals, value = (word.strip() for word in part.partition("="))
+        name = name.replace("-", "_")
+        if not equals and settings:
+            settings[next(reversed(settings))] += f",{part.strip()}"
+        elif not equals or name in settings:
+            raise MethodError(f"{part!r} in {text!r} is no new setting. Write {slug}:name=value,name=value.")
+        else:
+            settings[name] = value
+    label = ",".join(f"{name}={value}" for name, value in settings.items())
+    fields = {name: value for name, value in settings.items() if name not in TRAINING}
+    args = {TRAINING[name][0]: parse(name, settings[name], TRAINING[name][1]) for name in TRAINING if name in settings}
+    return Contender(f"{slug}:{label}" if label else slug, build(slug, fields), args)
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
