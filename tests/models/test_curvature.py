@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -508,6 +510,22 @@ def test_the_model_and_the_random_state_are_as_they_were():
     assert [name for name, p in model.named_parameters() if p.grad is not None] == ["head.weight"]
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert not any(m._forward_hooks or m._backward_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("take_them", [
+    lambda model, batches: importances(model, batches, cross_entropy, each="row"),
+    lambda model, batches: fisher(model, batches, outputs),
+    lambda model, batches: list(row_gradients(model, batches, cross_entropy)),
+])  # fmt: skip
+def test_nothing_of_a_pass_stays_in_memory(take_them):
+    """Autograd's graph is beyond Python's cycle collector: a hook that held what holds the graph would keep both."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(20, 7), nn.ReLU(), nn.Linear(7, CLASSES)).eval()
+    gone = []
+    model[1].register_forward_hook(lambda module, args, out: gone.append(weakref.ref(args[0])))
+    take_them(model, [(torch.randn(5, 20), torch.arange(5) % CLASSES)])
+    gc.collect()
+    assert gone
+    assert [one for one in gone if one() is not None] == []
 
 
 def test_gradients_are_taken_where_the_caller_has_turned_them_off():

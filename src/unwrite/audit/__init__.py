@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .vision_lira import lira, logit_confidence
     from .vision_membership import attack_success_rate, entropy_attack, membership_attack
     from .vision_relearning import ain
+    from .vision_shadows import Shadows, shadow_models
 
 _HOMES = {
     "base": ("Metric", "Score", "Suite"),
@@ -48,6 +49,7 @@ _HOMES = {
     "vision_lira": ("lira", "logit_confidence"),
     "vision_membership": ("attack_success_rate", "entropy_attack", "membership_attack"),
     "vision_relearning": ("ain",),
+    "vision_shadows": ("Shadows", "shadow_models"),
 }
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "Relearn",
     "Report",
     "Score",
+    "Shadows",
     "Suite",
     "accuracies",
     "ain",
@@ -77,6 +80,7 @@ __all__ = [
     "quantise",
     "relearn",
     "scalability",
+    "shadow_models",
     "sustainability",
     "tofu_suite",
     "zero_retrain_forgetting",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, Protocol
 
 from ..data.examples import Example, ForgetSplit
@@ -38,6 +38,8 @@ def evaluate(
     oracle: Any = None,
     control: Any = None,
     random: Any = None,
+    shadows: Any = None,
+    selected: Mapping[str, float] | None = None,
     attacks: Iterable[Attack] = (),
     batch_size: int = 16,
 ) -> Report:
@@ -51,6 +53,9 @@ def evaluate(
         oracle: the model trained without the forget set, where there is one.
         control: of images, the model before with only its head changed (`HeadOnly`), in a column of its own.
         random: of images, an untrained model of the same kind, for ZRF.
+        shadows: of images, `shadow_models` for LiRA.
+        selected: of images, what a method selected, a share in 0..1 by parameter name, for a picture:
+            `SSD().select(model, forget, retain).shares`.
         attacks: applied to every model alike; on texts.
         batch_size: rows per pass; the scores don't depend on it.
 
@@ -70,10 +75,14 @@ def evaluate(
             oracle=oracle,
             control=control,
             random=random,
+            shadows=shadows,
+            selected=selected,
             batch_size=batch_size,
         )
-    if tokenizer is None or control is not None or random is not None:
-        wrong = "needs a tokenizer" if tokenizer is None else "has no control and no random model; those are for images"
+    of_images = {"control": control, "random": random, "shadows": shadows, "selected": selected}
+    given = [name for name, value in of_images.items() if value is not None]
+    if tokenizer is None or given:
+        wrong = "needs a tokenizer" if tokenizer is None else f"has no {' and no '.join(given)}: for images only"
         raise MethodError(f"an audit of texts {wrong}.")
     suite = suite_named(suite)
     if suite.of != "text":

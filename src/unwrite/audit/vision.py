@@ -7,7 +7,7 @@ with nothing but its head changed: it passes the accuracies, and the features (C
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -29,6 +29,7 @@ from .vision_arrays import Floats, Labelled, Whole
 from .vision_features import knn_accuracy, linear_cka
 from .vision_membership import Feature, attack_success_rate, entropy_attack, membership_attack
 from .vision_regression import regression_error, regression_membership_attack, relative_difference, wasserstein
+from .vision_shadows import Shadows
 
 __all__ = ["VISION", "VISION_REGRESSION", "ImageContext", "ImageMetric", "evaluate_images"]
 
@@ -333,6 +334,8 @@ def evaluate_images(
     oracle: nn.Module | None = None,
     control: nn.Module | None = None,
     random: nn.Module | None = None,
+    shadows: Shadows | None = None,
+    selected: Mapping[str, float] | None = None,
     batch_size: int = 256,
     pictures: bool = True,
 ) -> Report:
@@ -341,6 +344,8 @@ def evaluate_images(
     Args:
         control: the model before with only its head changed; a column of its own.
         random: an untrained model of the same kind, for ZRF; no column.
+        shadows: shadow models for LiRA, whose figures join the others.
+        selected: what a method selected, a share in 0..1 by parameter name; a picture of its own.
         pictures: confusion matrices, nearest neighbours.
 
     Raises:
@@ -356,7 +361,7 @@ def evaluate_images(
     )
     if chosen.of != "images":
         raise MethodError(f"suite {chosen.name!r} is for texts. For images: 'vision', 'vision-regression' or your own.")
-    metrics: Any = chosen.for_split(split)
+    metrics: Any = [*chosen.for_split(split), *(shadows.metrics() if shadows is not None else ())]
     started = time.perf_counter()
     contexts = _contexts(
         {"before": before, "after": model, "oracle": oracle, CONTROL: control, "random": random}, split, batch_size
@@ -372,7 +377,7 @@ def evaluate_images(
         answers=chosen.answers,
         scale=chosen.scale,
         asked="labels" if split.forget.labels is not None else "values",
-        pictures=pictures_of(shown, split) if pictures else (),
+        pictures=pictures_of(shown, split, selected) if pictures else (),
         provenance={
             **provenance(split, chosen),
             **{f"{role} model": hash_model(context.model) for role, context in contexts.items()},

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..data.image_splits import ImageSplit
 from ..data.images import Images
+from ..errors import MethodError
 from .charts import heatmaps, layers_chart
 from .report import Picture, Strip, Tile
 from .vision_accuracy import confusion
@@ -24,14 +25,21 @@ __all__ = ["layers_picture", "pictures_of"]
 SHOWN, NEAREST, CLASSES = 6, 6, 60
 
 
-def pictures_of(contexts: Mapping[str, ImageContext], split: ImageSplit) -> tuple[Picture, ...]:
-    """Confusion matrices (classifiers of at most 60 classes with test rows), and nearest neighbours."""
+def pictures_of(
+    contexts: Mapping[str, ImageContext], split: ImageSplit, selected: Mapping[str, float] | None = None
+) -> tuple[Picture, ...]:
+    """Confusion matrices (classifiers of at most 60 classes with test rows), nearest neighbours, and what was selected."""
     found = [_neighbours(contexts, split)]
     classes = split.forget.classes
     if split.test is not None and split.forget.labels is not None and len(classes) <= CLASSES:
         tables = {role: confusion(*context.labelled("test")) for role, context in contexts.items()}
         about = "Unseen rows: the row is the true class, the column the answer, a cell's shade the share of its row."
         found.insert(0, Picture("Confusion", about, svg=heatmaps(tables, classes)))
+    if selected is not None:
+        about = (
+            "Share of each parameter's weights that the method chose to change, by their importance to the forget rows."
+        )
+        found.append(layers_picture("Selected weights", about, selected))
     return tuple(found)
 
 
@@ -40,7 +48,13 @@ def layers_picture(title: str, about: str, shares: Mapping[str, float]) -> Pictu
 
     Args:
         shares: by parameter name, 0 to 1.
+
+    Raises:
+        MethodError: a share outside 0..1.
     """
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise MethodError(f"the share of {name} is {share}; it must lie in 0..1.")
     return Picture(title, about, svg=layers_chart(shares))
 
 

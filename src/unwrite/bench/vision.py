@@ -40,17 +40,17 @@ def _training(epochs: float, lr: float, **others: Any) -> dict[str, Any]:
 
 CONTENDERS = (
     Contender("fine-tune", FineTune(), _training(2, 0.02)),
-    Contender("cf-k", CFk(), _training(2, 0.02)),
+    Contender("cf-k", CFk(), _training(2, 0.1)),
     Contender("l1-sparse", L1Sparse(gamma=1e-3), _training(2, 0.02, per_device_train_batch_size=64)),
-    Contender("gradient-ascent", GradientAscent(), _training(3, 1e-4)),
+    Contender("gradient-ascent", GradientAscent(), _training(3, 2e-4)),
     Contender("neg-grad-plus", NegGradPlus(), _training(1, 0.01)),
     Contender("random-label", RandomLabel(), _training(2, 5e-3)),
     Contender("salun", SalUn(), _training(2, 5e-3)),
     Contender("scrub", SCRUB(msteps=1, decay=(2,)), _training(2, 2e-4, optim="adam")),
-    Contender("bad-teacher", BadTeacher(), _training(1, 5e-4)),
-    Contender("boundary-shrink", BoundaryShrink(), _training(5, 3e-4)),
-    Contender("ssd", SSD(alpha=5, importance_batch=16)),
-    Contender("laf", LAF(extractor_lr=5e-4, alignment_lr=1e-3), {"num_train_epochs": 3}),
+    Contender("bad-teacher", BadTeacher(), _training(1, 2e-4)),
+    Contender("boundary-shrink", BoundaryShrink(), _training(5, 1e-4)),
+    Contender("ssd", SSD(alpha=7, importance_batch=16)),
+    Contender("laf", LAF(extractor_lr=5e-4, alignment_lr=1e-3, tau=5, vae_epochs=3), {"num_train_epochs": 3}),
 )
 
 

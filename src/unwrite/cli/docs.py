@@ -21,7 +21,12 @@ def docs(*, root: Path = Path(), check: bool = False) -> None:
         check: only check that they are up to date.
     """
     stale = []
-    for path in (root / "README.md", root / "docs" / "decoding.md", root / "docs" / "diffusion.md"):
+    for path in (
+        root / "README.md",
+        root / "docs" / "decoding.md",
+        root / "docs" / "diffusion.md",
+        root / "docs" / "vision.md",
+    ):
         if not path.exists():
             continue
         old = path.read_text(encoding="utf-8")
@@ -181,6 +186,18 @@ def demo() -> str:
     return "\n".join(lines)
 
 
+def sweep() -> str:
+    """The stored sweep of methods that forget images."""
+    path = files("unwrite").joinpath("bench", "results", "sweep.jsonl")
+    if not path.is_file():
+        return "not measured yet"
+    from ..bench.sweep_table import markdown
+
+    header, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    cpu, commit = header["machine"]["cpu"], header["commit"]
+    return "\n".join([*markdown(rows), "", f"{cpu}, one thread a trial, commit {commit[:7]}."])
+
+
 PICTURED = {
     "forget_probability": "forgotten questions, probability of the answer",
     "forget_paraphrase_probability": "the same, in other words",
@@ -246,4 +263,5 @@ TABLES = {
     "methods": methods,
     "parts": parts,
     "strategies": strategies,
+    "sweep": sweep,
 }

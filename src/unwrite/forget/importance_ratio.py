@@ -88,6 +88,11 @@ class Selection:
         """`selected / weights`, 0 to 1."""
         return self.selected / self.weights
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share selected of each parameter, 0 to 1, by its name; `evaluate(..., selected=)` draws it."""
+        return {layer.name: layer.selected / layer.weights for layer in self.layers}
+
 
 def selection(
     model: nn.Module, all_data: Importances, forget: Importances, alpha: float, lam: float = 1.0

@@ -25,24 +25,10 @@ from unwrite.runs import hash_model
 METHODS = {slug: record for slug, record in catalog.methods().items() if "images" in record.forgets}
 ONLY_IMAGES = [slug for slug, record in METHODS.items() if "text" not in record.forgets]
 FOR_REGRESSORS = {"blindspot", "gaussian-amnesiac"}
-ON_TARGETS = FOR_REGRESSORS | set(
-    [
-        "fine-tune",
-        "cf-k",
-        "eu-k",
-        "retrain",
-        "neg-grad-plus",
-        "pruned",
-        "l1-sparse",
-        "laf",
-        "ssd",
-        "lfssd",
-        "assd",
-        "random-dampening",
-        "influence",
-        "head-only",
-    ]
-)
+OF_EITHER = """
+    fine-tune cf-k eu-k retrain neg-grad-plus pruned l1-sparse laf ssd lfssd assd random-dampening influence head-only
+"""
+ON_TARGETS = FOR_REGRESSORS | set(OF_EITHER.split())
 KINDS = {"objective": Objective, "edit": Edit}
 RECIPE = image_recipe(SmallCNN, epochs=1, num_classes=3, channels=1, image_size=8, width=4)
 REGRESSOR = image_recipe(SmallCNN, epochs=1, num_classes=1, channels=1, image_size=8, width=4)

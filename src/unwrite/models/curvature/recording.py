@@ -9,6 +9,7 @@ that. And autograd's graph must meet each parameter exactly as often as the reco
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -95,12 +96,14 @@ class Recorder(TorchFunctionMode):
 
     def _meet(self, use: Use, out: Tensor, lowest: bool) -> None:
         met = Met(use, get_gradient_edge(out), lowest, out.shape)
-        version = None if use.x is None else use.x._version
+        version, place = None if use.x is None else use.x._version, len(self.met)
+        me = weakref.ref(self)  # the graph holds its hooks and we hold the graph: neither would ever be freed
 
         def hook(grad: Tensor) -> None:
             if use.x is not None and use.x._version != version:
                 raise RuntimeError(f"what went in beside {use.name} was changed in place before its gradient was taken")
-            self.arrived(met, grad)
+            if (recorder := me()) is not None:
+                recorder.arrived(recorder.met[place], grad)
 
         out.register_hook(hook)
         self.met.append(met)
