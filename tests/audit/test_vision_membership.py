@@ -77,6 +77,21 @@ def test_forget_rows_like_members_are_called_members_and_like_strangers_not() ->
     assert membership_attack(drawn(100, -9.0, 3), retain, test).value == 100.0
 
 
+@pytest.mark.parametrize(("wrong", "called"), [(0, {100.0}), (32, {0.0, 100.0})])
+def test_a_class_never_seen_is_judged_as_a_whole_and_either_way_where_members_are_as_often_wrong(
+    wrong: int, called: set[float]
+) -> None:
+    """Forget rows have a probability near 0. Only where hardly a member has, as in a net that knows its rows, are they sure
+    to be non-members; with 8 % of members and of strangers down there, the draw of members decides."""
+
+    def rows(count: int, low: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        sure, other = drawn(count - low, 9.0, seed), drawn(low, -2.0, seed + 50)
+        return np.concatenate([sure[0], other[0]]), np.concatenate([sure[1], other[1]])
+
+    sets = drawn(60, -20.0, 9), rows(400, wrong, 1), rows(100, 8, 2)
+    assert {membership_attack(*sets, seed=seed).value for seed in range(8)} == called
+
+
 def test_value_is_the_mean_of_the_rows_and_the_note_has_the_test_rows() -> None:
     score = membership_attack(drawn(50, 2.0, 0), drawn(80, 4.0, 1), drawn(60, 2.0, 2))
     assert score.value == pytest.approx(np.mean(score.per_example))  # type: ignore[arg-type]

@@ -52,6 +52,15 @@ def test_the_loss_of_forget_rows_is_the_divergence_from_the_random_teacher():
     assert log.lines[0]["forget_loss"] == pytest.approx(((p * (p / q).log()).sum() / together).item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["forget", "retain"])
+def test_where_all_rows_have_one_teacher_the_loss_is_the_divergence_from_it(kind):
+    student, teacher = wave_logits(0), wave_logits(1)
+    p = teacher.softmax(1)
+    expected = (p * (p / student.softmax(1)).log()).sum() / 6
+    torch.testing.assert_close(loss_of(PairedBatch(**{kind: part(student, teacher)})), expected)
+    assert loss_of(PairedBatch(**{kind: part(teacher, teacher)})).abs() < 1e-7  # rounding in float32
+
+
 def test_each_row_has_one_teacher_so_targets_sum_to_one():
     student, before, random = (wave_logits(number) for number in range(3))
     u = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0, 1.0])[:, None]

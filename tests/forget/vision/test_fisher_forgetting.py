@@ -49,14 +49,17 @@ def test_means_and_variances_are_the_official_ones(kind):
             )
 
 
-def test_of_a_logistic_regression_the_bias_has_p_times_one_minus_p():
-    """sum_y p_y (p - e_y)_k^2 = p_k (1 - p_k)."""
+def test_of_a_logistic_regression_a_logit_has_p_times_one_minus_p():
+    """sum_y p_y (p - e_y)_k^2 = p_k (1 - p_k): the bias has that, and a weight that times its input squared."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
     rows = Images(torch.rand(10, 1, 2, 2), labels=torch.arange(10) % 3)
     work = ImageWork(model=net, forget=rows.subset([0]), retain=rows.subset(range(1, 10)))
-    found = FisherForgetting()._information(work)["3.bias"]
-    p = net(work.retain.pixels).softmax(-1)
-    torch.testing.assert_close(found, (p * (1 - p)).mean(0).detach(), rtol=1e-5, atol=1e-7)
+    found = FisherForgetting()._information(work)
+    inputs = net[:3](work.retain.pixels).detach()
+    p = net[3](inputs).softmax(-1).detach()
+    torch.testing.assert_close(found["3.bias"], (p * (1 - p)).mean(0), rtol=1e-5, atol=1e-7)
+    expected = ((p * (1 - p))[:, :, None] * inputs.square()[:, None]).mean(0)
+    torch.testing.assert_close(found["3.weight"], expected, rtol=1e-5, atol=1e-7)
 
 
 def test_noise_falls_where_the_information_rises_up_to_its_cap():

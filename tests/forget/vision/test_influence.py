@@ -90,6 +90,57 @@ def test_the_step_of_the_textbook_is_the_closed_form_of_its_own_curvature():
     torch.testing.assert_close(after, expected, rtol=1e-4, atol=1e-6)
 
 
+def quadratic(residual):
+    """(a linear regressor, forget, retain, Hessian on retain rows): all retain rows have that residual up to its sign.
+
+    A row's gradient is 2 r x, so the mean of its squares is 4 r^2 mean x x^T, and the Hessian of the squared error is
+    2 mean x x^T: they are one where r^2 = 1/2. The forget rows' residuals make the model the best fit to all rows.
+    """
+    generator = torch.Generator().manual_seed(4)
+    x = torch.rand(40, 3, generator=generator, dtype=torch.float64)
+    r = residual * torch.sign(torch.rand(40, generator=generator, dtype=torch.float64) - 0.5)
+    r[:6] = torch.linalg.lstsq(x[:6].T, -x[6:].T @ r[6:]).solution
+    theta = torch.tensor([0.4, -0.7, 0.2], dtype=torch.float64)
+    net = linear_net()
+    net[1].weight.requires_grad_(False).copy_(torch.eye(3))  # a head needs something before it
+    net[2].weight.data.copy_(theta[None])
+    data = Images(x.float().view(40, 1, 1, 3), targets=(x @ theta - r).float())
+    return net, data.subset(range(6)), data.subset(range(6, 40)), 2 * x[6:].T @ x[6:] / 34
+
+
+def test_where_the_curvature_is_the_hessian_a_whole_step_is_retraining_without_the_forget_rows():
+    """The leave-k-out fit, which a Newton step of a quadratic loss reaches, by least squares on retain rows alone."""
+    net, forget, retain, _ = quadratic(0.5**0.5)
+    x, y = retain.pixels.view(34, 3).double(), retain.targets.double()
+    before, without = net[2].weight.detach()[0].double().clone(), torch.linalg.lstsq(x, y).solution
+    assert (without - before).abs().max() > 0.1
+    Influence(alpha=1.0, mode="woodbury", damping=1e-6).apply(net, forget, retain)
+    torch.testing.assert_close(net[2].weight.detach()[0].double(), without, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("damping", [0.01, 0.5, 3.0])
+def test_the_step_is_minus_the_damped_hessians_inverse_times_the_gradient_that_is_left(damping):
+    net, forget, retain, hessian = quadratic(0.5**0.5)
+    x, y = retain.pixels.view(34, 3).double(), retain.targets.double()
+    before = net[2].weight.detach()[0].double().clone()
+    left = 2 * ((x @ before - y)[:, None] * x).mean(0)  # of the loss without the forget rows
+    expected = -torch.linalg.solve(hessian + damping * torch.eye(3, dtype=torch.float64), left)
+    Influence(alpha=0.7, mode="woodbury", damping=damping).apply(net, forget, retain)
+    moved = net[2].weight.detach()[0].double() - before
+    torch.testing.assert_close(moved, 0.7 * expected, rtol=1e-4, atol=1e-6)
+
+
+def test_with_other_residuals_the_curvature_is_no_hessian_and_the_step_is_too_long_or_too_short():
+    """So the card's identity holds for the Hessian, not for the squared gradients that stand for it: by 1 / (2 r^2)."""
+    for residual in (0.25, 1.0):
+        net, forget, retain, _ = quadratic(residual)
+        x, y = retain.pixels.view(34, 3).double(), retain.targets.double()
+        before, without = net[2].weight.detach()[0].double().clone(), torch.linalg.lstsq(x, y).solution
+        Influence(alpha=1.0, mode="woodbury", damping=1e-6).apply(net, forget, retain)
+        moved = net[2].weight.detach()[0].double() - before
+        torch.testing.assert_close(moved, (without - before) / (2 * residual**2), rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("mode", ["repo", "woodbury"])
 def test_alpha_zero_changes_nothing(mode):
     net = edit_net()

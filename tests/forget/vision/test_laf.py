@@ -222,7 +222,7 @@ def test_vaes_and_teacher_stay_as_they_were(net, sets):
 
 
 def test_the_two_optimisers_keep_separate_moments(net, sets):
-    """By hand, with two Adams; with one Adam for both the weights are others. Running statistics are frozen."""
+    """With one Adam for both the weights are others; by hand, see test_musts_laf.py. Running statistics are frozen."""
     method, args = LAF(**FEW), {**SHORT, "num_train_epochs": 1, "per_device_train_batch_size": 8}
 
     class Merged(LAF):

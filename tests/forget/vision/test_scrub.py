@@ -1,16 +1,21 @@
 """SCRUB: the distance and its scale, the order of passes and rates, and rewinding."""
 
+import copy
 import dataclasses
 import math
+from itertools import pairwise
 
 import pytest
 import torch
+from torch import nn
 from trained_toys import CLASSES, Log, accuracy, net, nll, same, split, state, targets, unlearn, work_of
 from transformers import TrainerCallback
 
 from unwrite.data import Images
 from unwrite.errors import DataError, MethodError
 from unwrite.forget.base import Cost
+from unwrite.forget.batch import PairedBatch
+from unwrite.forget.vision.batch import ImagePart
 from unwrite.forget.vision.fine_tuning import FineTune
 from unwrite.forget.vision.scrub import SCRUB, _error, _like, distillation, rewind_point
 
@@ -60,6 +65,49 @@ def test_the_first_max_step_moves_where_batch_statistics_are_taken():
     unlearn(SCRUB(forget_batch=500), model, args=MAX_ONLY, callbacks=[log])
     assert log.lines[0]["kd"] > 1e-3
     assert max((p - q).abs().max() for p, q in zip(model.parameters(), net().parameters(), strict=True)) > 1e-3
+
+
+def test_in_evaluation_mode_no_max_pass_moves_anything_until_a_min_pass_has():
+    """The first may have as many steps as it likes: none of them has a gradient, but for rounding."""
+    log, passes = Log(), States()
+    args = {"learning_rate": 1e-3, "momentum": 0.0, "weight_decay": 0.0, "num_train_epochs": 2, "mode": "eval"}
+    unlearn(SCRUB(forget_batch=8), args=args, callbacks=[log, passes])
+    far = [
+        max((after[name] - before[name]).abs().max().item() for name in after)
+        for before, after in pairwise([state(net()), *passes.states])
+    ]
+    first, min_pass, second, _ = far
+    assert first < 1e-8  # the rate, four steps and what softmax rounds to, 1e-7
+    assert min(min_pass, second) > 1e-5
+    assert log.lines[0]["kd"] == pytest.approx(0, abs=1e-6)
+    assert log.lines[2]["kd"] > 1e-5
+
+
+def test_dropout_begins_the_forgetting_where_there_are_no_batch_statistics():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 4))
+    for mode, moves in (("eval", False), ("train", True)):
+        after = unlearn(SCRUB(forget_batch=500), copy.deepcopy(model), args={**MAX_ONLY, "mode": mode})
+        far = max((p - q).abs().max() for p, q in zip(model.parameters(), after.parameters(), strict=True))
+        assert (far > 1e-3) == moves
+        assert moves or far < 1e-5
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_both_losses_weigh_the_distance_as_they_say_and_are_means_over_rows(temperature):
+    """The card's row, whose student is even and whose teacher has odds of 3, beside one where both are equal."""
+    odds = 3 ** (1 / temperature)
+    p = torch.tensor([odds, 1.0]) / (odds + 1)
+    distance = temperature**2 * (p * (p / 0.5).log()).sum().item()
+    assert temperature != 1 or distance == pytest.approx(0.13081, abs=5e-6)
+    rows = ImagePart(torch.arange(2), torch.zeros(2, 1, 1, 1), torch.tensor([0, 1]), logits=torch.zeros(2, 2))
+    rows.reference_logits = torch.tensor([[math.log(3), 0.0], [0.0, 0.0]])
+    method, counts = SCRUB(gamma=0.5, alpha=3.0, temperature=temperature), {"forget.rows": 2, "retain.rows": 2}
+    counts = {name: torch.tensor(float(count)) for name, count in counts.items()}
+    up, down = method.raise_distance(PairedBatch(rows)), method.loss(PairedBatch(retain=rows))
+    assert up.terms["forget"].total(counts).item() == pytest.approx(-distance / 2, rel=1e-5)
+    assert down.terms["retain"].total(counts).item() == pytest.approx(0.5 * math.log(2) + 3 * distance / 2, rel=1e-5)
+    assert up.logs["kd"].item() == down.logs["kd"].item() == pytest.approx(distance / 2, rel=1e-5)
 
 
 def test_max_passes_come_first_in_the_first_epochs_and_rates_fall_after_the_decay_epochs():

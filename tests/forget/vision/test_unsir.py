@@ -83,6 +83,27 @@ def test_the_impairing_set_is_the_noise_and_retain_rows_as_they_are_and_the_repa
     assert repair.optimiser is not impair.optimiser
 
 
+def test_the_repair_of_a_training_sees_no_noise_and_neither_pass_a_row_of_the_class():
+    seen: dict[int, list] = {0: [], 1: []}  # by epoch: the impairing one, the repairing one
+
+    class Watching(UNSIR):
+        def loss(self, batch):
+            for name, part in batch.present():
+                seen[part.epoch] += [
+                    (name, *row) for row in zip(part.index.tolist(), part.labels.tolist(), strict=True)
+                ]
+            return super().loss(batch)
+
+    unlearn(Watching(**SMALLER))
+    names = {kind: [row[1] for row in rows if row[0] == "retain"] for kind, rows in seen.items()}
+    assert sorted(names[0]) == sorted(names[1]) == split().retain.index.tolist()
+    assert all(label != 0 for rows in seen.values() for kind, _, label in rows if kind == "retain")
+    assert {kind for kind, *_ in seen[1]} == {"retain"}
+    noise = [(name, label) for kind, name, label in seen[0] if kind == "forget"]
+    assert len(noise) == 24
+    assert all(name < 0 and label == 0 for name, label in noise)
+
+
 def test_no_image_of_the_class_is_looked_at():
     other = dataclasses.replace(split().forget, pixels=1 - split().forget.pixels)
     method = UNSIR(**SMALLER)

@@ -107,7 +107,15 @@ class Pruned(Edit):
                 stacklevel=2,
             )
         apply_masks(work.model, masks)
-        held = replace(work, callbacks=[*work.callbacks, KeepMask(masks)], _before=None)
+        held = replace(work, callbacks=[*work.callbacks, _KeepZero(masks)], _before=None)
         model: nn.Module = self.chosen._apply(held)
         apply_masks(model, masks)
         return model
+
+
+class _KeepZero(KeepMask):
+    """Holds what was pruned at 0, also where the method has put new weights since (EU-k)."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **more: Any) -> None:
+        apply_masks(model, self.masks)
+        super().on_train_begin(args, state, control, model=model, **more)

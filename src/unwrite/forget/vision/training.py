@@ -98,14 +98,14 @@ class _Loop:
         self.observes = bool({"features", "blocks"} & needed)
 
     def run(self, phases: Sequence[Phase]) -> None:
-        # What the model before said is taken before the first phase moves a weight.
-        self.references = self._references(phases)
-        self._event("on_init_end")
-        self._event("on_train_begin")
         total = sum(self._steps(phase) for phase in phases)
         if self.settings.max_steps >= 0:
             total = min(total, self.settings.max_steps)
         self.state.max_steps = total
+        # What the model before said is taken before the first phase moves a weight.
+        self.references = self._references(phases)
+        self._event("on_init_end")
+        self._event("on_train_begin")
         with tqdm(total=total, desc=type(self.objective).__name__, delay=2, disable=None) as bar:
             for phase in phases:
                 for epoch in range(math.ceil(self._epochs(phase))):
@@ -136,7 +136,7 @@ class _Loop:
         self._log()
 
     def _update(self, phase: Phase, rows: dict[str, tuple[Images, Tensor]]) -> None:
-        batch = self._forward(rows, together=phase.stream == "union")
+        batch = self._forward(rows, together=phase.stream in ("mixed", "union"))
         loss = phase.loss(batch)
         totals = {name: term.total(self._counts(batch)) for name, term in loss.terms.items()}
         total = torch.stack(list(totals.values())).sum()
@@ -153,7 +153,8 @@ class _Loop:
         self._event("on_pre_optimizer_step")
         optimiser.step()
         self._event("on_optimizer_step")
-        optimiser.zero_grad()
+        for parameter in self.parameters:  # an optimiser of some of them would leave the others' to the next
+            parameter.grad = None
 
     def _forward(self, rows: dict[str, tuple[Images, Tensor]], together: bool) -> PairedBatch:
         """The parts of a step with what the model says of them: a forward a part, or one for all."""
