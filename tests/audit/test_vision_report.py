@@ -199,3 +199,14 @@ def test_a_text_audit_needs_its_tokenizer(forget, tiny_llama):
 def test_outputs_that_do_not_fit_are_refused():
     with pytest.raises(ModelError, match="the after model has 7 outputs and the data 3"):
         evaluate(SmallCNN(7, 1, 8, 4), split())
+
+
+def test_a_model_that_collapsed_has_its_other_figures():
+    dead = copy.deepcopy(trained())
+    with torch.no_grad():
+        dead.blocks[-1].norm.weight.zero_()
+        dead.blocks[-1].norm.bias.zero_()
+    found = evaluate(dead, split(), before=trained()).columns["after"]
+    assert found["forget_cka"].value is None
+    assert "collapsed" in found["forget_cka"].note
+    assert found["UA"].value is not None

@@ -170,6 +170,16 @@ def _first(score: Score, count: int) -> Score:
     return Score.mean(score.name, score.per_example[:count], score.better, score.note)
 
 
+def _cka(name: str) -> Callable[[ImageContext], Score]:
+    def likeness(context: ImageContext) -> Score:
+        before, now = context.others["before"].features(name), context.features(name)
+        if not (now - now[0]).any():  # there is nothing to compare, which says enough
+            return Score("cka", None, [], "toward_reference", "All rows have the same features: the model collapsed.")
+        return linear_cka(before, now)
+
+    return likeness
+
+
 GAPS: dict[str, Callable[[ImageContext], Score]] = {
     "UA": lambda context: unlearning_accuracy(*context.labelled("forget")),
     "RA": _right("retain"),
@@ -205,7 +215,7 @@ VISION = Suite(
         ),
         ImageMetric(
             "forget_cka",
-            lambda c: linear_cka(c.others["before"].features("forget"), c.features("forget")),
+            _cka("forget"),
             "Likeness (CKA) of the forget rows' features to those before: 1 where only the head changed.",
             against="before",
         ),
@@ -215,7 +225,7 @@ VISION = Suite(
         ),
         ImageMetric(
             "retain_cka",
-            lambda c: linear_cka(c.others["before"].features("retain"), c.features("retain")),
+            _cka("retain"),
             "Likeness (CKA) of the retain rows' features to those before.",
             "toward_reference",
             "kept",
@@ -298,7 +308,7 @@ VISION_REGRESSION = Suite(
         ),
         ImageMetric(
             "forget_cka",
-            lambda c: linear_cka(c.others["before"].features("forget"), c.features("forget")),
+            _cka("forget"),
             "Likeness (CKA) of the forget rows' features to those before: 1 where only the head changed.",
             against="before",
         ),
