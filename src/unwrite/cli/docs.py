@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,17 @@ def measured() -> str:
     lines = ["| system | paper's claim | verdict here | why |", "|---|---|---|---|"]
     for system in catalog.systems().values():
         if system.status == "done" and (result := system.result):
-            cells = (f"`{system.slug}` {system.title}", system.claim, f"**{result['verdict']}**", result["reason"])
+            cells = (f"`{system.slug}` {system.title}", system.claim, f"**{result['verdict']}**", _why(result))
             lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
     return "\n".join(lines)
+
+
+def _why(result: Mapping[str, Any]) -> str:
+    """The reason, with what does not hold where it doesn't say so itself."""
+    failed = [name for name, held in result["checks"].items() if not held]
+    if not failed or "does not hold here" in result["reason"]:
+        return str(result["reason"])
+    return f"does not hold here: {'; '.join(failed)}. {result['reason']}"
 
 
 def planned() -> str:
