@@ -1,6 +1,7 @@
 """The audit of an image model: one report of the model before, after and retrained, and of the head-only control."""
 
 import copy
+import re
 from functools import lru_cache
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 from torch import nn
 
 from unwrite.audit import Report, evaluate
+from unwrite.audit.charts import trade_off
+from unwrite.audit.page import _panels
 from unwrite.audit.vision import ImageContext
 from unwrite.audit.vision_pictures import data_uri, layers_picture
 from unwrite.data.image_splits import split_by_class, split_by_target
@@ -140,6 +143,26 @@ def test_the_page_shows_confusion_and_neighbours_and_runs_nothing(tmp_path):
     assert "Nearest neighbours of forgotten rows" in page
     assert "head only" in page
     assert "<script" not in page
+
+
+def test_names_of_points_that_lie_together_do_not_cover_each_other():
+    """Models that forgot alike lie on one point of the trade-off; names are 13 pixels high."""
+    twin = copy.deepcopy(trained(kept_only=True))
+    svg = trade_off(evaluate(twin, split(), before=trained(), oracle=trained(kept_only=True)))
+    found = re.findall(r"translate\(([\d.]+),([\d.]+)\)[^>]*>(before|after|oracle)<", svg)
+    at = {name: (float(x), float(y)) for x, y, name in found}
+    assert at["after"][0] == at["oracle"][0]
+    assert at["oracle"][1] - at["after"][1] >= 13
+    assert at["before"][1] < at["oracle"][1]
+
+
+def test_only_figures_between_0_and_1_have_a_bar():
+    bars = {
+        row["label"]: [cell["bar"] for cell in row["cells"]] for panel in _panels(report()) for row in panel["rows"]
+    }
+    assert bars["UA"] == [None] * 4
+    assert bars["forget cka"][0] == 100
+    assert None not in bars["forget cka"]
 
 
 def test_a_drawing_in_a_stored_report_cannot_run():

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .vision_features import knn_accuracy, linear_cka, neighbours
     from .vision_lira import lira, logit_confidence
     from .vision_membership import attack_success_rate, entropy_attack, membership_attack
+    from .vision_pictures import changed_weights, selection_picture
     from .vision_relearning import ain
     from .vision_shadows import Shadows, shadow_models
 
@@ -48,6 +49,7 @@ _HOMES = {
     "vision_features": ("knn_accuracy", "linear_cka", "neighbours"),
     "vision_lira": ("lira", "logit_confidence"),
     "vision_membership": ("attack_success_rate", "entropy_attack", "membership_attack"),
+    "vision_pictures": ("changed_weights", "selection_picture"),
     "vision_relearning": ("ain",),
     "vision_shadows": ("Shadows", "shadow_models"),
 }
@@ -68,6 +70,7 @@ __all__ = [
     "answer_choices",
     "attack_success_rate",
     "average_gap",
+    "changed_weights",
     "entropy_attack",
     "evaluate",
     "knn_accuracy",
@@ -80,6 +83,7 @@ __all__ = [
     "quantise",
     "relearn",
     "scalability",
+    "selection_picture",
     "shadow_models",
     "sustainability",
     "tofu_suite",

@@ -8,7 +8,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .vision_arrays import Floats
 
 if TYPE_CHECKING:
     from .report import AttackResult, Report
@@ -30,7 +36,7 @@ def colours(roles: Sequence[str]) -> dict[str, str]:
 def trade_off(report: Report) -> str:
     """Forgetting against utility, one point a model; the good corner is top left. "" with fewer than two points."""
     gone, kept = report.axes
-    points = [
+    points: list[dict[str, Any]] = [
         {"model": role, "x": report.value(gone, role), "y": report.value(kept, role)}
         for role in report.roles
         if report.value(gone, role) is not None and report.value(kept, role) is not None
@@ -38,6 +44,8 @@ def trade_off(report: Report) -> str:
     if len(points) < 2:
         return ""
     scale = report.scale
+    for at, point in enumerate(points):  # names of points that lie together stand below each other
+        point["below"] = sum(max(abs(point[a] - other[a]) for a in "xy") < 0.05 * scale for other in points[:at])
     axis = {
         "scale": {"domain": [-0.05 * scale, 1.08 * scale], "nice": False},
         "axis": {"values": [scale * i / 5 for i in range(6)]},
@@ -47,7 +55,7 @@ def trade_off(report: Report) -> str:
         "y": {"field": "y", "type": "quantitative", "title": f"{_words(kept)} (more: better kept)", **axis},
         "color": _colour(report.roles, legend=False),
     }
-    label = {"type": "text", "dy": -11, "fontSize": 13, "fontWeight": 600}
+    label = {"type": "text", "dy": {"expr": "-11 + 15 * datum.below"}, "fontSize": 13, "fontWeight": 600}
     text = {"text": {"field": "model"}}
     middle = f"datum.x < {0.6 * scale}"  # names near the right edge stand to the left of their point
     marks = [
@@ -150,15 +158,99 @@ def heatmaps(tables: Mapping[str, Any], names: Sequence[str]) -> str:
     return _draw({"data": {"values": cells}, "mark": "rect", "encoding": encoding, "width": 190, "height": 190})
 
 
-def layers_chart(shares: Mapping[str, float]) -> str:
-    """A bar a parameter, in the model's order."""
-    points = [{"parameter": name, "share": share} for name, share in shares.items()]
+@dataclass(frozen=True, eq=False)
+class Filters:
+    """Filters of a convolution to draw, some of their weights marked.
+
+    Args:
+        title: what stands above them.
+        numbers: of the filters, `[filters]`.
+        weights: `[filters, channels, height, width]`.
+        marked: in that shape.
+    """
+
+    title: str
+    numbers: Sequence[int]
+    weights: Floats
+    marked: NDArray[np.bool_]
+
+
+def layers_chart(shares: Mapping[str, float], filters: Filters | None = None) -> str:
+    """A bar a parameter, in the model's order; filters, where there are some, below."""
+    points = [{"parameter": name, "share": share, "text": f"{100 * share:.3g} %"} for name, share in shares.items()]
+    top = max(shares.values(), default=0) or 1
+    # Reserved by hand: a reader's font may be wider than the one that is measured here.
+    names = {"labelLimit": 0, "minExtent": 7.5 * max(map(len, shares), default=0)}
     encoding = {
-        "y": {"field": "parameter", "type": "nominal", "sort": list(shares), "title": None},
-        "x": {"field": "share", "type": "quantitative", "title": "share selected", "axis": {"format": "%"}},
+        "y": {"field": "parameter", "type": "nominal", "sort": list(shares), "title": None, "axis": names},
+        "x": {
+            "field": "share",
+            "type": "quantitative",
+            "title": "share selected",
+            "axis": {"format": "~%", "tickCount": 5},
+            "scale": {"domain": [0, min(1, 1.05 * top)]},
+        },
+        "text": {"field": "text"},
     }
-    mark = {"type": "bar", "color": COLOURS["after"]}
-    return _draw({"data": {"values": points}, "mark": mark, "encoding": encoding, "height": 18 * len(points)})
+    marks = [
+        {"mark": {"type": "bar", "color": COLOURS["after"]}},
+        {"mark": {"type": "text", "align": "left", "dx": 5, "color": MUTED, "fontSize": 11}},
+    ]
+    bars = {"data": {"values": points}, "encoding": encoding, "layer": marks, "height": 18 * len(points), "width": 430}
+    return _draw(bars if filters is None else {"vconcat": [bars, _filters(filters)], "spacing": 28})
+
+
+PLANE, GAP, ACROSS = 42, 4, 560  # pixels: a channel of a filter, what is between two, all filters of a row
+
+
+def _filters(filters: Filters) -> dict[str, Any]:
+    """A cell a weight, channels of a filter side by side; a dot on what is marked."""
+    cells, captions, size = _cells(filters)
+    limit = float(np.abs(filters.weights).max()) or 1.0
+    shade = {"domain": [-limit, 0, limit], "range": ["#3d6fa8", "#f3f0ea", "#c9952b"], "interpolate": "rgb"}
+    weight = {"field": "weight", "type": "quantitative", "legend": None, "scale": shade}
+
+    def placed(across: str, down: str, **more: Any) -> dict[str, Any]:
+        plain = {"type": "quantitative", "axis": None}
+        return {
+            "x": {"field": across, "scale": {"domain": [0, size["width"]], "nice": False}, **plain},
+            "y": {"field": down, "scale": {"domain": [size["height"], 0], "nice": False}, **plain},
+            **more,
+        }
+
+    ends = {"x2": {"field": "x2"}, "y2": {"field": "y2"}}
+    across = PLANE / max(filters.weights.shape[2:])
+    dot = {"type": "point", "filled": True, "color": INK, "opacity": 1, "size": (0.45 * across) ** 2}
+    text = {"type": "text", "align": "left", "fontSize": 10, "color": MUTED}
+    marked = {"values": [cell for cell in cells if cell["marked"]]}
+    return {
+        **size,
+        "title": {"text": filters.title, "anchor": "start", "fontSize": 12.5, "fontWeight": 500, "color": INK},
+        "layer": [
+            {"data": {"values": cells}, "mark": "rect", "encoding": placed("x", "y", color=weight, **ends)},
+            {"data": marked, "mark": dot, "encoding": placed("middle", "centre")},
+            {"data": {"values": captions}, "mark": text, "encoding": placed("x", "y", text={"field": "text"})},
+        ],
+    }
+
+
+def _cells(filters: Filters) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, float]]:
+    """Where every weight and every caption stands, in pixels from the upper left, and the size of all."""
+    _, channels, height, width = filters.weights.shape
+    cell = PLANE / max(height, width)
+    wide, high = channels * (width * cell + GAP) + 12, height * cell + 28
+    columns = max(1, int(ACROSS // wide))
+    cells, captions = [], []
+    for at, number in enumerate(filters.numbers):
+        left, top, own = at % columns * wide, at // columns * high, filters.marked[at]
+        told = f"{number}: {int(own.sum())} of {own.size}"
+        captions.append({"x": left, "y": top + height * cell + 11, "text": told})
+        for (channel, row, column), weight in np.ndenumerate(filters.weights[at]):
+            x, y = left + channel * (width * cell + GAP) + column * cell, top + row * cell
+            what = {"weight": float(weight), "marked": bool(own[channel, row, column])}
+            middle = {"middle": x + cell / 2, "centre": y + cell / 2}
+            cells.append({"x": x, "x2": x + cell, "y": y, "y2": y + cell, **middle, **what})
+    return cells, captions, {"width": columns * wide, "height": -(-len(filters.numbers) // columns) * high}
 
 
 def _colour(roles: Sequence[str], *, legend: bool) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Container, Iterable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..data.examples import Example, ForgetSplit
 from ..data.image_splits import ImageSplit
@@ -13,6 +13,9 @@ from .base import Metric, Score, Suite, kept_sets, rows_of
 from .context import Context
 from .report import AttackResult, Report, Sample
 from .suites import suite_named
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Attack(Protocol):
@@ -39,7 +42,7 @@ def evaluate(
     control: Any = None,
     random: Any = None,
     shadows: Any = None,
-    selected: Mapping[str, float] | None = None,
+    selected: Mapping[str, float | Tensor] | None = None,
     attacks: Iterable[Attack] = (),
     batch_size: int = 16,
 ) -> Report:
@@ -54,8 +57,8 @@ def evaluate(
         control: of images, the model before with only its head changed (`HeadOnly`), in a column of its own.
         random: of images, an untrained model of the same kind, for ZRF.
         shadows: of images, `shadow_models` for LiRA.
-        selected: of images, what a method selected, a share in 0..1 by parameter name, for a picture:
-            `SSD().select(model, forget, retain).shares`.
+        selected: of images, what a method selected, for a picture: by parameter name a share in 0..1, or booleans a
+            weight; `changed_weights(before, model)`, or `SSD().select(before, forget, retain).shares`.
         attacks: applied to every model alike; on texts.
         batch_size: rows per pass; the scores don't depend on it.
 

@@ -86,13 +86,13 @@ def _panels(report: Report) -> list[dict[str, Any]]:
 def _row(report: Report, metric: dict[str, Any]) -> dict[str, Any]:
     from .report import short, words
 
-    cells = []
-    for role in report.roles:
+    cells, values = [], [report.value(metric["name"], role) for role in report.roles]
+    shares = all(value is None or -1e-9 < value < 1 + 1e-9 for value in values)
+    for role, value in zip(report.roles, values, strict=True):
         score = report.columns[role].get(metric["name"])
-        value = None if score is None else score.value
         interval = None if score is None else score.interval()
         spread = f"{short(interval[0])} – {short(interval[1])}" if interval and interval[1] > interval[0] else ""
-        bar = None if value is None or not 0 <= value <= 1 else round(100 * value, 1)
+        bar = None if value is None or not shares else round(100 * value, 1)
         cells.append({"role": role, "text": short(value), "spread": spread, "bar": bar})
     main = report.columns[report.main].get(metric["name"])
     return {

@@ -215,7 +215,13 @@ GOOD = {"higher": "↑", "lower": "↓", "toward_reference": "→ oracle"}
 
 def words(name: str) -> str:
     """A metric's name for people."""
-    return name.replace("min_kpp", "min-k++").replace("min_k", "min-k").replace("_", " ").replace("auc", "AUC")
+    return (
+        name.replace("min_kpp", "min-k++")
+        .replace("min_k", "min-k")
+        .replace("_", " ")
+        .replace("auc", "AUC")
+        .replace("lira", "LiRA")
+    )
 
 
 def short(value: float | None) -> str:

@@ -147,6 +147,13 @@ def _images_sure(report: Report) -> tuple[str, str]:
             f"on average {gap:.2g} points from the retrained model over UA, RA, TA and a membership attack"
         )
         marks.append("good" if gap <= 2 else "mixed" if gap <= 8 else "bad")
+    found, chance = report.value("lira_auc"), report.value("lira_auc", "oracle")
+    if found is not None:
+        beside = "" if chance is None else f" ({chance:.2f} in the retrained model)"
+        told = f"LiRA with {report.provenance.get('shadow models', 'its')} shadow models"
+        sentences.append(f"{told} tells forget from unseen rows with AUC {found:.2f}{beside}")
+        apart = abs(found - (0.5 if chance is None else chance))
+        marks.append("good" if apart <= 0.05 else "mixed" if apart <= 0.1 else "bad")
     changed = report.value("forget_cka")
     if changed is not None:
         still = changed > 0.99

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..data.image_splits import ImageSplit
 from ..data.images import Images
@@ -345,7 +345,7 @@ def evaluate_images(
     control: nn.Module | None = None,
     random: nn.Module | None = None,
     shadows: Shadows | None = None,
-    selected: Mapping[str, float] | None = None,
+    selected: Mapping[str, float | Tensor] | None = None,
     batch_size: int = 256,
     pictures: bool = True,
 ) -> Report:
@@ -355,8 +355,8 @@ def evaluate_images(
         control: the model before with only its head changed; a column of its own.
         random: an untrained model of the same kind, for ZRF; no column.
         shadows: shadow models for LiRA, whose figures join the others.
-        selected: what a method selected, a share in 0..1 by parameter name; a picture of its own.
-        pictures: confusion matrices, nearest neighbours.
+        selected: what a method selected, by parameter name: see `selection_picture`.
+        pictures: confusion matrices, nearest neighbours, what was selected.
 
     Raises:
         ModelError: two roles are one object; outputs that don't fit the data.
@@ -391,6 +391,7 @@ def evaluate_images(
         provenance={
             **provenance(split, chosen),
             **{f"{role} model": hash_model(context.model) for role, context in contexts.items()},
+            **({} if shadows is None else {"shadow models": len(shadows.phi)}),
             "seconds": round(time.perf_counter() - started, 1),
         },
     )
