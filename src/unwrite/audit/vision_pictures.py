@@ -20,7 +20,7 @@ from .vision_accuracy import confusion
 from .vision_features import neighbours
 
 if TYPE_CHECKING:
-    from .vision import ImageContext
+    from .vision_context import ImageContext
 
 __all__ = ["changed_weights", "layers_picture", "pictures_of", "selection_picture"]
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,10 +30,8 @@ from ..models.image_training import fitted_many
 from ..models.vision_layout import logits_of
 from .base import Score
 from .vision_arrays import Floats
+from .vision_context import ImageContext, ImageMetric
 from .vision_lira import LEAST, lira, logit_confidence
-
-if TYPE_CHECKING:
-    from .vision import ImageContext, ImageMetric
 
 __all__ = ["Shadows", "shadow_models"]
 
@@ -87,7 +85,6 @@ class Shadows:
 
     def metrics(self) -> list[ImageMetric]:
         """Rows of a report."""
-        from .vision import ImageMetric
 
         def one(name: str) -> Callable[[ImageContext], Score]:
             return lambda context: self.of(context)[name]
