@@ -72,7 +72,7 @@ def test_every_parameter_has_a_bar_with_its_share():
 
 def test_long_names_are_not_cut():
     name = "encoder.layer.11.attention.attention.query.lora.default.weight"
-    assert name in selection_picture(net(), {name: 0.5}).svg
+    assert f">{name}</text>" in selection_picture(net(), {name: 0.5}).svg
 
 
 @pytest.mark.parametrize("channels", [1, 3])

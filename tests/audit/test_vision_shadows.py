@@ -99,6 +99,11 @@ def test_unlearned_shadow_models_forget_the_attacked_rows_that_they_knew(monkeyp
     assert "unlearned" not in replace(found, unlearned=False).metrics()[0].about
 
 
+def test_an_unlearner_that_changes_nothing_but_the_mode_changes_no_confidence(shadows):
+    same = shadow_models(RECIPE, few(), 4, least=4, unlearn=lambda model, forget, retain: model.train())
+    np.testing.assert_allclose(same.phi, shadows.phi, atol=1e-5)
+
+
 def test_confidences_are_those_of_the_models(shadows):
     parts = few()
     pool = parts.train.joined(parts.holdout)
