@@ -37,7 +37,7 @@ def bench(
         full: of decode, repeat until no interval around 1 is wider than 0.06; hours.
         prompts: of diffusion, how many.
         seed: of diffusion and vision, what everything is drawn from.
-        bed: of diffusion, folder of a test bed; the default one is trained if it isn't there (half an hour).
+        bed: of diffusion, folder of a test bed; the one that ships by default.
         out: also write the figures there, as JSON, as they come; a stopped unlearn-step or vision (JSON lines) goes on from it. diffusion writes
             a page (.html) and pictures (.svg, .png) beside it.
         json: print JSON.

@@ -15,8 +15,9 @@ out may be used.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from random import Random
@@ -24,7 +25,7 @@ from typing import Any
 
 from ..errors import ModelError
 from ..models import load_model, trained
-from ..runs import hash_json
+from ..runs import hash_json, write_text
 from .adapter import MaskPredictor
 from .rules import FixedBlocks, Threshold
 from .sampler import Sampler
@@ -37,6 +38,7 @@ CHARACTERS = ' \n0123456789abcdefghijklmnopqrstuvwxyz+-=#,:"{}[]'
 LETTERS = "abcdefghijkl"
 LARGEST = 19  # number in a sum
 LINES = 3  # of work at most
+SHIPPED, MADE_BY = Path(__file__).parent / "testbed_model", "made-by.txt"
 OPERATIONS = ("copy", "flip", "sort", "mix", "mix", "swap", "swap")  # the last two are learnt late
 SHORT = 28  # positions of the canvas on which training begins; sums and lists have room there
 NAMES = (
@@ -286,8 +288,32 @@ class TestBed:
         return self.predictor.model
 
 
+def made_by(how: Recipe = Recipe(), seed: int = 0) -> str:
+    """By what a trained bed is known: its recipe and seed, and a sample of the rows that it learnt."""
+    learnt = [rows(200, seed, stage.tasks, stage.room).hash for stage in how.stages]
+    return hash_json({"recipe": asdict(how), "seed": seed, "rows": learnt})
+
+
 def folder(how: Recipe = Recipe(), seed: int = 0) -> Path:
-    """The saved transformers folder with its tokenizer; trained if it isn't there."""
+    """The saved transformers folder with its tokenizer: the one that ships where it was made by this recipe, or trained."""
+    note = SHIPPED / MADE_BY
+    if note.exists() and note.read_text(encoding="utf-8").strip() == made_by(how, seed):
+        return SHIPPED
+    return train(how, seed)
+
+
+def keep(where: Path = SHIPPED, how: Recipe = Recipe(), seed: int = 0) -> dict[str, float]:
+    """Trains a bed, and keeps it in a folder if it passes its gate: so the one that ships was made. See `gate`."""
+    made = train(how, seed)
+    found = gate(load(made))
+    here = shutil.ignore_patterns("unwrite.json")  # which names folders of this machine
+    shutil.copytree(made, where, ignore=here, dirs_exist_ok=True)
+    write_text(where / MADE_BY, made_by(how, seed) + "\n")
+    return found
+
+
+def train(how: Recipe = Recipe(), seed: int = 0) -> Path:
+    """The folder of a bed trained here, once."""
     ids = tokenizer()
     start: Any = config(how.width, how.layers, how.inner)
     for number, stage in enumerate(how.stages):
