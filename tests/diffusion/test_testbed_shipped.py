@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from unwrite.diffusion import testbed
+from unwrite.diffusion import testbed, testbed_items
 
 
 def test_it_was_made_by_the_recipe_and_the_rows_of_today():
@@ -23,7 +23,7 @@ def test_another_recipe_or_seed_is_trained(monkeypatch):
 
 def test_changed_tasks_are_noticed(monkeypatch):
     before = testbed.made_by()
-    monkeypatch.setattr(testbed, "LARGEST", testbed.LARGEST + 1)
+    monkeypatch.setattr(testbed_items, "LARGEST", testbed_items.LARGEST + 1)
     assert testbed.made_by() != before
 
 

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from unwrite.diffusion import MaskPredictor, testbed
+from unwrite.diffusion import MaskPredictor, testbed, testbed_items
 from unwrite.diffusion.parallelbench import IdealListModel, ListTokens, accuracy, bound
 from unwrite.reproduce import denoising, parallelbench
 from unwrite.reproduce.claims import Budget
 
-IDS, LETTERS = testbed.tokenizer(), ListTokens(tuple(testbed.LETTERS))
+IDS, LETTERS = testbed.tokenizer(), ListTokens(tuple(testbed_items.LETTERS))
 NAMES = parallelbench.OPERATIONS
 
 
@@ -21,7 +21,9 @@ class Characters:
     def __init__(self, sharp=1.0):
         self.inner, self.sharp = IdealListModel(LETTERS, changed=True), sharp
         self.config = SimpleNamespace(vocab_size=len(IDS))
-        self.ids = {i: IDS(letter)["input_ids"][0] for i, letter in enumerate(testbed.LETTERS, LETTERS.first_item)}
+        self.ids = {
+            i: IDS(letter)["input_ids"][0] for i, letter in enumerate(testbed_items.LETTERS, LETTERS.first_item)
+        }
 
     def parameters(self):
         return iter([torch.zeros(1)])

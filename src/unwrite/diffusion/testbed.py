@@ -8,15 +8,14 @@ The kinds of tasks differ in what decoding in parallel can break:
     json     a record whose keys and words are long fixed strings: strong local structure
     lists    copy, flip and sort (items are determined), mix and swap (items depend on each other)
 
-One table, `TASKS`, names the mix. Whoever asks first trains (about half an hour on two cores); `gate` says whether what came
-out may be used.
+One table, `TASKS`, names the mix; `testbed_items` draws them. A trained bed ships (`keep` made it): of another recipe or seed, whoever
+asks first trains, in about half an hour on two cores. `gate` says whether what came out may be used.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -29,142 +28,34 @@ from ..runs import hash_json, write_text
 from .adapter import MaskPredictor
 from .rules import FixedBlocks, Threshold
 from .sampler import Sampler
+from .testbed_items import (
+    ANCHOR,
+    ANCHOR_AT,
+    ANSWER,
+    PROMPT,
+    Item,
+    Task,
+    anchored,
+    exact,
+    list_is_right,
+    lists,
+    records,
+    sums,
+)  # fmt: skip
 from .training import MaskedRow, mask_predictor_recipe
 
-PROMPT, ANSWER = 24, 64  # characters
-ANCHOR, ANCHOR_AT = "answer is", 44  # of anchored sums; the result follows after a space
 MASK, END = "<mask>", "<end>"
 CHARACTERS = ' \n0123456789abcdefghijklmnopqrstuvwxyz+-=#,:"{}[]'
-LETTERS = "abcdefghijkl"
-LARGEST = 19  # number in a sum
-LINES = 3  # of work at most
 SHIPPED, MADE_BY = Path(__file__).parent / "testbed_model", "made-by.txt"
-OPERATIONS = ("copy", "flip", "sort", "mix", "mix", "swap", "swap")  # the last two are learnt late
 SHORT = 28  # positions of the canvas on which training begins; sums and lists have room there
-NAMES = (
-    "ada", "amir", "anna", "bao", "ben", "carl", "cleo", "dana", "dina", "ebba", "elin", "emil", "farid", "fiona", "gita",
-    "hugo", "ida", "igor", "ines", "ivan", "jana", "joel", "kofi", "lars", "lena", "lucia", "maya", "milo", "nadia", "noor",
-    "omar", "otto", "petra", "rana", "rosa", "sami", "tara", "uma", "vera", "zoe",
-)  # fmt: skip
-CITIES = (
-    "accra", "athens", "bergen", "berlin", "bogota", "boston", "cairo", "cork", "dakar", "delhi", "dublin", "essen", "fes",
-    "gdansk", "geneva", "hanoi", "havana", "izmir", "kyoto", "lagos", "leeds", "lima", "lisbon", "lyon", "malmo", "miami",
-    "milan", "nantes", "naples", "odesa", "osaka", "oslo", "paris", "porto", "quito", "riga", "seoul", "tunis", "turin", "york",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Item:
-    """One prompt.
-
-    Args:
-        task: its kind.
-        prompt: PROMPT characters.
-        answer: a right one, without the end token; for "mix" and "swap" one of several.
-    """
-
-    task: str
-    prompt: str
-    answer: str
-
-
-@dataclass(frozen=True)
-class Task:
-    """A kind of items.
-
-    Args:
-        name: of it.
-        share: of the training rows.
-        make: draws an item.
-        right: whether a text answers an item; the strict metric.
-    """
-
-    name: str
-    share: float
-    make: Callable[[Random], Item]
-    right: Callable[[Item, str], bool]
-
-
-def _exact(item: Item, text: str) -> bool:
-    return text == item.answer
-
-
-def _work(random: Random, most: int) -> tuple[str, list[str], int]:
-    """A chain of sums and differences between 0 and LARGEST: the chain, its worked lines, the result."""
-    value = random.randint(1, LARGEST)
-    chain, lines = str(value), []
-    for _ in range(random.randint(1, most)):
-        operand = random.randint(1, 9)
-        sign = random.choice(
-            [sign for sign, after in (("+", value + operand), ("-", value - operand)) if 0 <= after <= LARGEST]
-        )
-        after = value + operand if sign == "+" else value - operand
-        lines.append(f"{value}{sign}{operand}={after}\n")
-        chain += f"{sign}{operand}"
-        value = after
-    return chain, lines, value
-
-
-def _sums(random: Random) -> Item:
-    chain, lines, value = _work(random, LINES)
-    return Item("sums", _slot(f"calc {chain}"), "".join(lines) + f"#{value}")
-
-
-def _anchored(random: Random) -> Item:
-    chain, lines, value = _work(random, LINES)
-    return Item("anchored", _slot(f"find {chain}"), f"{''.join(lines):<{ANCHOR_AT}}{ANCHOR} {value}")
-
-
-def _json(random: Random) -> Item:
-    name, age, city = random.choice(NAMES), random.randint(10, 99), random.choice(CITIES)
-    record = {"name": name, "age": age, "city": city}
-    return Item("json", _slot(f"json {name:<7}{age} {city}"), json.dumps(record, separators=(",", ":")))
-
-
-def _lists(random: Random) -> Item:
-    operation = random.choice(OPERATIONS)
-    size = random.randint(3, 6)
-    letters = random.sample(LETTERS, size + 1)
-    items, new = letters[:size], letters[size]
-    answer = list(items)
-    if operation == "flip":
-        answer.reverse()
-    elif operation == "sort":
-        answer.sort()
-    elif operation == "mix":
-        while answer == items:
-            random.shuffle(answer)
-    elif operation == "swap":
-        answer[random.randrange(size)] = new
-    extra = f"{new}:" if operation == "swap" else "  "
-    return Item("lists", _slot(f"{operation:<5}{extra}{','.join(items)}"), f"[{','.join(answer)}]")
-
-
-def _list_is_right(item: Item, text: str) -> bool:
-    """mix: the same items in another order; swap: one item, and only one, became the new letter; else the list itself."""
-    operation, new, items = item.prompt[:5].strip(), item.prompt[5], item.prompt[7:].strip().split(",")
-    if not (text.startswith("[") and text.endswith("]")):
-        return False
-    found = text[1:-1].split(",")
-    if operation == "mix":
-        return sorted(found) == sorted(items) and found != items
-    if operation == "swap":
-        changed = [(old, now) for old, now in zip(items, found, strict=False) if old != now]
-        return len(found) == len(items) and [now for _, now in changed] == [new]
-    return text == item.answer
-
 
 TASKS = (
-    Task("sums", 0.3, _sums, _exact),
-    Task("anchored", 0.2, _anchored, _exact),
-    Task("json", 0.1, _json, _exact),
-    Task("lists", 0.4, _lists, _list_is_right),
+    Task("sums", 0.3, sums, exact),
+    Task("anchored", 0.2, anchored, exact),
+    Task("json", 0.1, records, exact),
+    Task("lists", 0.4, lists, list_is_right),
 )
 BY_NAME: Mapping[str, Task] = {task.name: task for task in TASKS}
-
-
-def _slot(text: str) -> str:
-    return f"{text:<{PROMPT}}"
 
 
 def items(count: int, seed: int, tasks: Sequence[str] | None = None) -> list[Item]:

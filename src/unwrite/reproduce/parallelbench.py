@@ -21,7 +21,18 @@ from typing import Any
 
 import numpy as np
 
-from ..diffusion import Confidence, FixedBlocks, Gumbel, LeftToRight, RandomOrder, Sampler, Threshold, TopK, testbed
+from ..diffusion import (
+    Confidence,
+    FixedBlocks,
+    Gumbel,
+    LeftToRight,
+    RandomOrder,
+    Sampler,
+    Threshold,
+    TopK,
+    testbed,
+    testbed_items,
+)
 from ..diffusion.adapter import MaskPredictor
 from ..diffusion.parallelbench import Frame, IdealListModel, ListTokens, lower_bound, written_right
 from . import denoising
@@ -222,7 +233,7 @@ def theory(operation: str, k: int) -> tuple[float, float]:
 
 
 def _perfect(asked: Sequence[testbed.Item]) -> Writer:
-    tokens = ListTokens(tuple(testbed.LETTERS))
+    tokens = ListTokens(tuple(testbed_items.LETTERS))
     frames = []
     for operation, new, items in map(_parts, asked):
         frames.append(tokens.prompt(OPERATIONS[operation], items, new if operation == "swap" else None))
