@@ -65,28 +65,31 @@ def evaluate(
     Returns:
         A `Report` with columns before, after and oracle. All passes are cached by the models' content.
     """
+    of_images = {"control": control, "random": random, "shadows": shadows, "selected": selected}
+    both: dict[str, Any] = {"suite": suite, "before": before, "oracle": oracle, "batch_size": batch_size}
     if isinstance(split, ImageSplit):
         if attacks:
             raise MethodError("these attacks are for texts. On images, use lira, ain or knn_accuracy.")
         from .vision import evaluate_images
 
-        return evaluate_images(
-            model,
-            split,
-            suite=suite,
-            before=before,
-            oracle=oracle,
-            control=control,
-            random=random,
-            shadows=shadows,
-            selected=selected,
-            batch_size=batch_size,
-        )
-    of_images = {"control": control, "random": random, "shadows": shadows, "selected": selected}
+        return evaluate_images(model, split, **both, **of_images)
     given = [name for name, value in of_images.items() if value is not None]
     if tokenizer is None or given:
         wrong = "needs a tokenizer" if tokenizer is None else f"has no {' and no '.join(given)}: for images only"
         raise MethodError(f"an audit of texts {wrong}.")
+    return _evaluate_texts(model, split, tokenizer, attacks, **both)
+
+
+def _evaluate_texts(
+    model: Any,
+    split: ForgetSplit,
+    tokenizer: Any,
+    attacks: Iterable[Attack],
+    suite: str | Suite,
+    before: Any,
+    oracle: Any,
+    batch_size: int,
+) -> Report:
     suite = suite_named(suite)
     if suite.of != "text":
         raise MethodError(f"suite {suite.name!r} is for images; this split is of texts.")

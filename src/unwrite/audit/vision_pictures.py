@@ -1,4 +1,4 @@
-"""Pictures for the report of an image model: confusion before and after, who a forgotten row's neighbours are, what was dampened."""
+"""Pictures for the report of an image model: confusion, who a forgotten row's neighbours are, what was selected."""
 
 from __future__ import annotations
 

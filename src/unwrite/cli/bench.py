@@ -38,8 +38,8 @@ def bench(
         prompts: of diffusion, how many.
         seed: of diffusion and vision, what everything is drawn from.
         bed: of diffusion, folder of a test bed; the one that ships by default.
-        out: also write the figures there, as JSON, as they come; a stopped unlearn-step or vision (JSON lines) goes on from it. diffusion writes
-            a page (.html) and pictures (.svg, .png) beside it.
+        out: also write the figures there, as JSON, as they come; a stopped unlearn-step or vision (JSON lines) goes on
+            from it. diffusion writes a page (.html) and pictures (.svg, .png) beside it.
         json: print JSON.
     """
     from ..reproduce.claims import commit, machine

@@ -10,8 +10,9 @@ One seed draws the test rows, the holdout, and the weights of the target and of 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -35,9 +36,11 @@ __all__ = [
     "Bed",
     "ImageBed",
     "Measured",
+    "Setting",
     "bed_named",
     "digits_at_random",
     "forgetting_class",
+    "mean_of",
     "rows_of",
 ]
 
@@ -249,6 +252,28 @@ class ImageBed:
     def retraining(self) -> Measured:
         """The oracle, at what its training cost."""
         return self.measure(self.oracle, 3 * self.bed.epochs * len(self.split.retain))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One point of a grid.
+
+    Args:
+        method: what unlearns.
+        args: its training arguments.
+    """
+
+    method: Method
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+    def short(self) -> Setting:
+        """With two steps of training, where it trains at all."""
+        return replace(self, args={**self.args, "max_steps": 2}) if self.args else self
+
+
+def mean_of(found: Mapping[str, Sequence[Measured]], name: str, metric: str) -> float:
+    """Of one model, over seeds."""
+    return fmean(one[metric] for one in found[name])
 
 
 def rows_of(found: Mapping[str, Sequence[Measured]], metrics: Sequence[str] = METRICS) -> dict[str, tuple[str, ...]]:

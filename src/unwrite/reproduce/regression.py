@@ -19,7 +19,7 @@ from ..forget.vision.fine_tuning import FineTune
 from ..forget.vision.head_only import HeadOnly
 from ..forget.vision.regression import Blindspot, GaussianAmnesiac
 from .claims import Budget, Claim, verdict_of
-from .image_bed import BEDS, ImageBed, Measured, rows_of
+from .image_bed import BEDS, ImageBed, Measured, mean_of, rows_of
 
 METRICS = (
     "forget_mae",
@@ -105,10 +105,6 @@ def relearning(bed: ImageBed, model: nn.Module, epochs: int = EPOCHS) -> Relearn
     return relearn(model, learnt, asked, bar, learning_rate=LR, batch_size=BATCH, epochs=epochs, seed=bed.seed)
 
 
-def _mean(found: Mapping[str, Sequence[Measured]], name: str, metric: str) -> float:
-    return fmean(one[metric] for one in found[name])
-
-
 def _off(found: Mapping[str, Sequence[Measured]], name: str) -> float:
     """How far the error on forgotten rows is from retraining's, the mean over seeds."""
     pairs = zip(found[name], found["retrained"], strict=True)
@@ -121,24 +117,24 @@ def _checks(found: Found) -> dict[str, bool]:
     return {
         "Blindspot's error on forgotten rows is nearest to retraining's": _off(found, "Blindspot")
         < min(_off(found, name) for name in others),
-        "its predictions there are nearest to retraining's (W1)": _mean(found, "Blindspot", "wasserstein")
-        < min(_mean(found, name, "wasserstein") for name in others),
-        "its error on unseen kept rows is within 10 % of retraining's": _mean(found, "Blindspot", "test_retain_mae")
-        <= 1.1 * _mean(found, "retrained", "test_retain_mae"),
-        "relearning takes longer than after fine-tuning (AIN)": _mean(found, "Blindspot", "ain")
-        > _mean(found, "fine-tuned", "ain"),
+        "its predictions there are nearest to retraining's (W1)": mean_of(found, "Blindspot", "wasserstein")
+        < min(mean_of(found, name, "wasserstein") for name in others),
+        "its error on unseen kept rows is within 10 % of retraining's": mean_of(found, "Blindspot", "test_retain_mae")
+        <= 1.1 * mean_of(found, "retrained", "test_retain_mae"),
+        "relearning takes longer than after fine-tuning (AIN)": mean_of(found, "Blindspot", "ain")
+        > mean_of(found, "fine-tuned", "ain"),
     }
 
 
 def _reason(found: Found) -> str:
     names = ("before", "fine-tuned", "Gaussian amnesiac", "Blindspot", "retrained", "head only")
-    errors = ", ".join(f"{_mean(found, name, 'forget_mae'):.2f} {name}" for name in names)
-    again = ", ".join(f"{_mean(found, name, 'ain'):.2f} {name}" for name in names if name != "retrained")
+    errors = ", ".join(f"{mean_of(found, name, 'forget_mae'):.2f} {name}" for name in names)
+    again = ", ".join(f"{mean_of(found, name, 'ain'):.2f} {name}" for name in names if name != "retrained")
     cost = ", ".join(f"{fmean(one.cost for one in found[n]):.0f} {n}" for n in ("Blindspot", "retrained", "fine-tuned"))
     short = "Blindspot, as on AgeDB"
     return (
         f"Error on forgotten rows: {errors}; AIN: {again}, so a model that forgot nothing isn't relearnt at once either. "
         f"Cost in forwards a row: {cost}. {short} costs {fmean(one.cost for one in found[short]):.0f}: error "
-        f"{_mean(found, short, 'forget_mae'):.2f} on forgotten rows, {_mean(found, short, 'test_retain_mae'):.3f} on unseen "
-        f"kept ones (retrained {_mean(found, 'retrained', 'test_retain_mae'):.3f})"
+        f"{mean_of(found, short, 'forget_mae'):.2f} on forgotten rows, {mean_of(found, short, 'test_retain_mae'):.3f} on unseen "
+        f"kept ones (retrained {mean_of(found, 'retrained', 'test_retain_mae'):.3f})"
     )

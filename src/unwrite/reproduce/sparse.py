@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from statistics import fmean
-from typing import Any
 
 from torch import nn
 
-from ..forget.base import Method
 from ..forget.gradient_ascent import GradientAscent
 from ..forget.vision.fine_tuning import FineTune
 from ..forget.vision.fisher_forgetting import FisherForgetting
@@ -27,7 +24,7 @@ from ..forget.vision.pruned import Pruned
 from ..models.image_training import fitted
 from ..models.pruning import Masks, omp, random_masks
 from .claims import Budget, Claim, verdict_of
-from .image_bed import BEDS, COLUMNS, ImageBed, Measured, rows_of
+from .image_bed import BEDS, COLUMNS, ImageBed, Measured, Setting, rows_of
 
 TASKS = {"class": "digits/class", "random": "digits/random"}
 RATES = (0.9, 0.95)
@@ -39,44 +36,28 @@ DENSE = "dense"
 Found = dict[str, dict[str, list[Measured]]]  # {method and net: {setting: a measurement a seed}}
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One point of a grid.
-
-    Args:
-        name: what is set.
-        method: what unlearns.
-        args: its training.
-    """
-
-    name: str
-    method: Method
-    args: Mapping[str, Any] = field(default_factory=dict)
-
-
-def grids(size: str) -> dict[str, list[Setting]]:
-    """{method: its grid}; one point each where the budget is tiny."""
+def grids(size: str) -> dict[str, dict[str, Setting]]:
+    """{method: {what is set: setting}}; one point each where the budget is tiny."""
     ascent = {"num_train_epochs": 5, "per_device_train_batch_size": 64}
+    ascents = (1e-4, 1e-3, 5e-3)
     found = {
-        FT: [Setting(f"lr {lr:g}", FineTune(), {**TUNED, "learning_rate": lr}) for lr in (0.01, 0.04)],
-        "gradient ascent": [
-            Setting(f"lr {lr:g}", GradientAscent(), {**ascent, "learning_rate": lr}) for lr in (1e-4, 1e-3, 5e-3)
-        ],
-        "influence": [Setting(f"alpha {a:g}", Influence(alpha=a)) for a in (1.0, 10.0, 50.0)],
-        "Fisher noise": [Setting(f"alpha {a:g}", FisherForgetting(alpha=a)) for a in (1e-7, 1e-6, 1e-5)],
+        FT: {f"lr {lr:g}": Setting(FineTune(), {**TUNED, "learning_rate": lr}) for lr in (0.01, 0.04)},
+        "gradient ascent": {f"lr {lr:g}": Setting(GradientAscent(), {**ascent, "learning_rate": lr}) for lr in ascents},
+        "influence": {f"alpha {a:g}": Setting(Influence(alpha=a)) for a in (1.0, 10.0, 50.0)},
+        "Fisher noise": {f"alpha {a:g}": Setting(FisherForgetting(alpha=a)) for a in (1e-7, 1e-6, 1e-5)},
     }
-    return {name: [_short(settings[0])] for name, settings in found.items()} if size == "tiny" else found
+    return {name: _few(settings, 0, 1) for name, settings in found.items()} if size == "tiny" else found
 
 
-def _short(one: Setting) -> Setting:
-    return replace(one, args={**one.args, "max_steps": 2}) if one.args else one
-
-
-def penalties(size: str) -> list[Setting]:
+def penalties(size: str) -> dict[str, Setting]:
     """The grid of l1-sparse. The published range ends at 1e-3, for ten times as many steps as there are here."""
     gammas = (1e-5, 1e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
-    found = [Setting(f"gamma {g:g}", L1Sparse(gamma=g), {**TUNED, "learning_rate": 0.01}) for g in gammas]
-    return [_short(one) for one in found[2:4]] if size == "tiny" else found
+    found = {f"gamma {g:g}": Setting(L1Sparse(gamma=g), {**TUNED, "learning_rate": 0.01}) for g in gammas}
+    return _few(found, 2, 4) if size == "tiny" else found
+
+
+def _few(settings: Mapping[str, Setting], first: int, last: int) -> dict[str, Setting]:
+    return {name: one.short() for name, one in list(settings.items())[first:last]}
 
 
 def run(budget: Budget) -> Claim:
@@ -115,9 +96,9 @@ def _seed(bed: ImageBed, size: str, found: Found) -> None:
     keep("before, dense", "", bed.measure(bed.before))
     keep("retrained, dense", "", bed.retraining())
     keep("head only, dense", "", bed.apply(HeadOnly()))
-    _methods(bed, grids(size), found)
-    for one in penalties(size):
-        keep(f"{L1}, {DENSE}", one.name, bed.apply(one.method, one.args))
+    for method, settings in {**grids(size), L1: penalties(size)}.items():
+        for name, one in settings.items():
+            keep(f"{method}, {DENSE}", name, bed.apply(one.method, one.args))
     for rate in RATES[-1:] if size == "tiny" else RATES:
         sparse = omp(bed.recipe_of, train, everything, bed.seed, rate, REWIND)
         _pruned(bed, f"{rate:.0%} pruned", sparse.model, sparse.masks, grids(size), found)
@@ -127,15 +108,8 @@ def _seed(bed: ImageBed, size: str, found: Found) -> None:
     _pruned(bed, f"{RATES[-1]:.0%} at random places", model, masks, tuning, found)
 
 
-def _methods(bed: ImageBed, methods: Mapping[str, Sequence[Setting]], found: Found) -> None:
-    for name, settings in methods.items():
-        for one in settings:
-            measured = bed.apply(one.method, one.args)
-            found.setdefault(f"{name}, {DENSE}", {}).setdefault(one.name, []).append(measured)
-
-
 def _pruned(
-    bed: ImageBed, net: str, model: nn.Module, masks: Masks, methods: Mapping[str, Sequence[Setting]], found: Found
+    bed: ImageBed, net: str, model: nn.Module, masks: Masks, methods: Mapping[str, Mapping[str, Setting]], found: Found
 ) -> None:
     """Unlearns a sparse model, its zeros held, and compares with one retrained under the same mask."""
     oracle = fitted(bed.recipe_of(masks=masks), bed.split.train, bed.kept, bed.seed)
@@ -146,9 +120,9 @@ def _pruned(
 
     keep("before", "", model, 0.0)
     keep("retrained", "", oracle, 3.0 * bed.bed.epochs * len(bed.kept))
-    for name, settings in methods.items():
-        for one in settings:
-            keep(name, one.name, *bed.unlearn(Pruned(inner=one.method, rate=None), one.args, model))
+    for method, settings in methods.items():
+        for name, one in settings.items():
+            keep(method, name, *bed.unlearn(Pruned(inner=one.method, rate=None), one.args, model))
 
 
 def _best(settings: Mapping[str, Sequence[Measured]]) -> str:

@@ -19,7 +19,7 @@ from ..forget.dampening import ASSD, LFSSD, SSD, RandomDampening
 from ..forget.vision.fine_tuning import FineTune
 from ..forget.vision.head_only import HeadOnly
 from .claims import Budget, Claim, verdict_of
-from .image_bed import BEDS, COLUMNS, DIGIT, ImageBed, Measured, digits_at_random, rows_of
+from .image_bed import BEDS, COLUMNS, DIGIT, ImageBed, Measured, digits_at_random, mean_of, rows_of
 
 # The card's 1, 5, 10 and 50, and between 5 and 10: no ratio exceeds 10 by much where a tenth of all rows is forgotten.
 ALPHAS, BATCHES = (1.0, 5.0, 7.0, 8.0, 9.0, 10.0, 50.0), (128, 16)
@@ -30,22 +30,19 @@ Found = dict[str, list[Measured]]
 def run(budget: Budget) -> Claim:
     """The card's comparison on every seed."""
     alphas, batches = (ALPHAS[:2], BATCHES[1:]) if budget.size == "tiny" else (ALPHAS, BATCHES)
+    grid = {f"SSD, alpha {a:g}, batch {b}": SSD(alpha=a, importance_batch=b) for b in batches for a in alphas}
     found: Found = {}
     few: Found = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that alphas of the grid select nothing, or much
         for seed in budget.seeds:
-            _class(ImageBed(BEDS["digits/class"], seed), alphas, batches, found)
+            _class(ImageBed(BEDS["digits/class"], seed), grid, found)
             _few(ImageBed(digits_at_random(FEW), seed), few)
         best = _best(found)
         kept = ImageBed(BEDS["digits/class"], budget.seeds[0])
-        cost = _with_stored(kept, best)
-    random = found[best.replace("SSD", "random places", 1)]
+        cost = _with_stored(kept, grid[best])
+    random = found[_at_random(best)]
     checks = _checks(found[best], random, found)
-    mean = {
-        name: {m: fmean(one[m] for one in seeds) for m in ("TA", "test_forget_accuracy")}
-        for name, seeds in found.items()
-    }
     return Claim(
         slug="ssd",
         claim="Dampening forgets classes, sub-classes and samples without training, competitive with methods that retrain "
@@ -55,20 +52,28 @@ def run(budget: Budget) -> Claim:
         columns=COLUMNS,
         rows=rows_of(found) | {f"{FEW:.0%} at random: {name}": row for name, row in rows_of(few).items()},
         verdict=verdict_of(checks),
-        reason=f"{best}: {mean[best]['test_forget_accuracy']:.1f} % of unseen rows of the class still right, other unseen rows "
-        f"{mean[best]['TA']:.1f} % ({mean['retrained']['TA']:.1f} % retrained); as much at random places leaves "
-        f"{fmean(one['test_forget_accuracy'] for one in random):.1f} % of the class. It costs {found[best][0].cost:.1f} forwards a "
-        f"row, {cost:.1f} where importances of all rows were stored after training, and fine-tuning "
-        f"{found['fine-tuned'][0].cost:.1f}. ASSD, batch 16, which needs no alpha: {mean['ASSD, batch 16']['TA']:.1f} % of other "
-        f"unseen rows, {mean['ASSD, batch 16']['test_forget_accuracy']:.1f} % of the class. Head only: avg gap "
-        f"{fmean(one['avg_gap'] for one in found['head only']):.1f} with CKA 1, so the gap alone shows no removal",
+        reason=_reason(best, found, cost),
         checks=checks,
         seeds=budget.seeds,
         extra={"best": best},
     )
 
 
-def _class(bed: ImageBed, alphas: Sequence[float], batches: Sequence[int], found: Found) -> None:
+def _reason(best: str, found: Found, stored: float) -> str:
+    def right(name: str) -> str:
+        kept, left = mean_of(found, name, "TA"), mean_of(found, name, "test_forget_accuracy")
+        return f"{left:.1f} % of unseen rows of the class still right, other unseen rows {kept:.1f} %"
+
+    return (
+        f"{best}: {right(best)} ({mean_of(found, 'retrained', 'TA'):.1f} % retrained); as much at random places leaves "
+        f"{mean_of(found, _at_random(best), 'test_forget_accuracy'):.1f} % of the class. It costs "
+        f"{found[best][0].cost:.1f} forwards a row, {stored:.1f} where importances of all rows were stored after training, "
+        f"and fine-tuning {found['fine-tuned'][0].cost:.1f}. ASSD, batch 16, which needs no alpha: {right('ASSD, batch 16')}. "
+        f"Head only: avg gap {mean_of(found, 'head only', 'avg_gap'):.1f} with CKA 1, so the gap alone shows no removal"
+    )
+
+
+def _class(bed: ImageBed, grid: Mapping[str, SSD], found: Found) -> None:
     def keep(name: str, one: Measured) -> None:
         found.setdefault(name, []).append(one)
 
@@ -76,17 +81,19 @@ def _class(bed: ImageBed, alphas: Sequence[float], batches: Sequence[int], found
     keep("retrained", bed.retraining())
     keep("head only", bed.apply(HeadOnly()))
     keep("fine-tuned", bed.apply(FineTune()))
-    for batch in batches:
-        for alpha in alphas:
-            keep(f"SSD, alpha {alpha:g}, batch {batch}", bed.apply(_ssd(alpha, batch)))
-            random = RandomDampening(alpha=alpha, importance_batch=batch)
-            keep(f"random places, alpha {alpha:g}, batch {batch}", bed.apply(random))
-        keep(f"LFSSD, batch {batch}", bed.apply(LFSSD(alpha=alphas[0], importance_batch=batch)))
+    for name, method in grid.items():
+        random = RandomDampening(alpha=method.alpha, importance_batch=method.importance_batch)
+        keep(name, bed.apply(method))
+        keep(_at_random(name), bed.apply(random))
+    least = min(method.alpha for method in grid.values())
+    for batch in dict.fromkeys(method.importance_batch for method in grid.values()):
+        keep(f"LFSSD, batch {batch}", bed.apply(LFSSD(alpha=least, importance_batch=batch)))
         keep(f"ASSD, batch {batch}", bed.apply(ASSD(importance_batch=batch)))
 
 
-def _ssd(alpha: float, batch: float) -> SSD:
-    return SSD(alpha=alpha, importance_batch=int(batch))
+def _at_random(name: str) -> str:
+    """What stands beside the SSD of this name."""
+    return name.replace("SSD", "random places", 1)
 
 
 def _few(bed: ImageBed, found: Found) -> None:
@@ -100,13 +107,12 @@ def _few(bed: ImageBed, found: Found) -> None:
         found.setdefault(name, []).append(one)
 
 
-def _with_stored(bed: ImageBed, name: str) -> float:
-    """Cost of the SSD of this name where the importances of all training rows were stored, in forwards a row."""
-    method = _ssd(*(float(part.split()[-1]) for part in name.split(", ")[1:]))
+def _with_stored(bed: ImageBed, method: SSD) -> float:
+    """Its cost where the importances of all training rows were stored, in forwards a row."""
+    cost = Cost()
     with TemporaryDirectory() as folder:
         method.importances_of(bed.before, bed.split.train).save(Path(folder) / "all")
         held = replace(method, stored=str(Path(folder) / "all"))
-        cost = Cost()
         held.apply(bed.before, bed.split.forget, copy=True, cost=cost)
     return cost.forwards / len(bed.split.train)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_toys import small_net, small_sets
 from torch import nn
 
 from unwrite.data import Images
@@ -41,15 +42,12 @@ def wave(*shape, at=0.0):
 
 @pytest.fixture(scope="module")
 def sets():
-    torch.manual_seed(0)
-    data = Images(torch.rand(40, 1, 8, 8), labels=torch.arange(40) % 4)
-    return data.subset(range(8), "forget"), data.subset(range(8, 40), "retain")
+    return small_sets()
 
 
 @pytest.fixture
 def net():
-    torch.manual_seed(1)
-    return SmallCNN(num_classes=4, width=2).eval()
+    return small_net()
 
 
 def work_of(net, sets, **args):

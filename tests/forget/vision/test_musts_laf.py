@@ -5,16 +5,15 @@ import math
 
 import pytest
 import torch
+from small_toys import small_net, small_sets
 from torch.nn import functional as F
 from trained_toys import Log
 
-from unwrite.data import Images
 from unwrite.forget.batch import PairedBatch
 from unwrite.forget.stream import epoch_order, partner
 from unwrite.forget.vision.batch import ImagePart
 from unwrite.forget.vision.laf import LAF, Unlearning, alignment_loss
 from unwrite.forget.vision.work import ImageWork
-from unwrite.nets import SmallCNN
 from unwrite.runs import hash_model
 
 BATCH, SEED = 4, 5
@@ -25,15 +24,12 @@ FEW = {"extractor_lr": 1e-3, "alignment_lr": 3e-3, "vae_epochs": 1, "tau": TAU}
 
 @pytest.fixture(scope="module")
 def sets():
-    torch.manual_seed(0)
-    data = Images(torch.rand(40, 1, 8, 8), labels=torch.arange(40) % 4)
-    return data.subset(range(8), "forget"), data.subset(range(8, 40), "retain")
+    return small_sets()
 
 
 @pytest.fixture
 def net():
-    torch.manual_seed(1)
-    return SmallCNN(num_classes=4, width=2).eval()
+    return small_net()
 
 
 @pytest.mark.parametrize(("retain", "forget"), [(32, 32), (5, 3), (1, 7), (4, 1)])

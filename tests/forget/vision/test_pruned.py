@@ -5,10 +5,10 @@ from typing import ClassVar
 
 import pytest
 import torch
+from small_toys import small_sets
 from torch import nn
 from transformers import TrainerCallback
 
-from unwrite.data import Images
 from unwrite.errors import DataError, MethodError, ModelError
 from unwrite.forget import NPO, Edit, GradientAscent, Objective
 from unwrite.forget.base import Phase
@@ -56,9 +56,7 @@ class Noise(Edit):
 
 @pytest.fixture(scope="module")
 def sets():
-    torch.manual_seed(0)
-    data = Images(torch.rand(40, 1, 8, 8), labels=torch.arange(40) % 4)
-    return data.subset(range(8), "forget"), data.subset(range(8, 40), "retain")
+    return small_sets()
 
 
 @pytest.fixture
