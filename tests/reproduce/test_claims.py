@@ -1,11 +1,13 @@
 """The harness: verdicts follow from checks, records carry how they were got, done systems have results."""
 
 import json
+import subprocess
 
 import pytest
 
 from unwrite import catalog
 from unwrite.errors import UnwriteError
+from unwrite.reproduce import claims
 from unwrite.reproduce.claims import Budget, run, spread, store, verdict_of
 from unwrite.reproduce.synthetic import distance, fit, make
 
@@ -28,6 +30,23 @@ def test_npo_runs_tiny_and_is_stored_with_how_it_was_got(tmp_path):
     assert {"slug", "verdict", "claim", "rows", "checks", "seeds", "versions", "machine", "commit", "seconds"} <= set(
         kept
     )
+
+
+def test_new_results_are_no_change_of_the_code(tmp_path, monkeypatch):
+    home = tmp_path / "src" / "unwrite"
+    for folder in ("reproduce", "results"):
+        (home / folder).mkdir(parents=True)
+        (home / folder / "kept").write_text("")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "a"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(claims, "__file__", str(home / "reproduce" / "claims.py"))
+    clean = claims.commit()
+    assert len(clean) == 40
+    (home / "results" / "new.json").write_text("{}")
+    assert claims.commit() == clean
+    (home / "reproduce" / "kept").write_text("changed")
+    assert claims.commit() == f"{clean}-dirty"
 
 
 def test_an_unknown_system_is_refused():

@@ -18,7 +18,7 @@ SYSTEMS = {
     "prophet": {"TRUNCATED": (4, 32)},
     "learn2pd": {"THRESHOLDS": (0.9,), "BARS": (0.96,)},
     "parallelbench": {"STEPS": (1, 6)},
-    "localleap": {"RADII": (4,), "BARS": (0.75,)},
+    "localleap": {"RADII": (1, 4), "BARS": (0.75,)},
 }
 
 

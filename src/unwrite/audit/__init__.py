@@ -4,7 +4,8 @@
     report.save("audit")          # report.json and a self-contained report.html
 
 Metrics and suites are in `base`, `basic`, `tofu`, `muse`, `memorisation`, `membership` and `multiple_choice`; attacks
-in `relearning` and `quantisation`; what is measured on image models in the `vision_*` modules. Names are imported when first used, so `import unwrite.audit` stays light.
+in `relearning` and `quantisation`; what is measured on image models in the `vision_*` modules. Names are imported when first
+used, so `import unwrite.audit` stays light.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The test bed decides in a millisecond what a language model takes seconds for, so its clock says nothing. Here a sampler runs on the
 test bed once, and the logits it got are kept. Then it runs again on a *timing model*, SmolLM2-135M's shape on a canvas of 256
-positions: each forward computes what the sampler asks for (whole canvas, the rest after a prefix, one block), the result is thrown away, and
-the sampler gets the kept logits, in the timing model's vocabulary. It decides as before; forwards and its own work are timed.
+positions: each forward computes what the sampler asks for (whole canvas, the rest after a prefix, one block), the result is thrown
+away, and the sampler gets the kept logits, in the timing model's vocabulary. It decides as before; forwards and its own work are timed.
 """
 
 from __future__ import annotations

@@ -81,7 +81,8 @@ def sweep(
 def contenders_of(text: str) -> list[Any]:
     """`Contender`s from "scrub,ssd:alpha=5,fine-tune:epochs=2,lr=0.01".
 
-    "vision" stands for the twelve of `unwrite bench vision`. What has a "=" and no ":" before it belongs to the method before it, as does a number: "scrub:decay=3,5,9".
+    "vision" stands for the twelve of `unwrite bench vision`. What has a "=" and no ":" before it belongs to the method before it, as
+    does a number: "scrub:decay=3,5,9".
 
     Raises:
         MethodError: an unknown method or setting, a value that can't be read or lies outside its range.

@@ -112,12 +112,12 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit the code was at, "-dirty" if it had changes; None outside a checkout."""
+    """The commit the code was at, "-dirty" if it had changes (new results are none); None outside a checkout."""
     here = Path(__file__).parent
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
         changed = subprocess.run(
-            ["git", "status", "--porcelain", "--", "src"],
+            ["git", "status", "--porcelain", "--", "src", ":!src/unwrite/results", ":!src/unwrite/bench/results"],
             cwd=here.parents[2],
             capture_output=True,
             text=True,

@@ -95,8 +95,8 @@ def _seed(bed: ImageBed, found: Found, epochs: int) -> None:
 def relearning(bed: ImageBed, model: nn.Module, epochs: int = EPOCHS) -> Relearning:
     """How long a model learns until the unseen rows of the forgotten range have 1.05 times the error before.
 
-    It gives up after so many epochs. At the methods' own learning rate and batch size: at the paper's 0.01 and 256 not even the model before comes back to
-    its own error in ten epochs here.
+    It gives up after so many epochs. At the methods' own learning rate and batch size: at the paper's 0.01 and 256 not even the
+    model before comes back to its own error in ten epochs here.
     """
     train, unseen = bed.split.train, bed.split.test_forget
     assert unseen is not None

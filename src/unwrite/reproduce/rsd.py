@@ -307,8 +307,8 @@ def run(budget: Budget) -> Claim:
         slug="rsd",
         claim="trees sampled without replacement beat a single chain and trees of independent siblings at equal depth always, at "
         "an equal number of drafted tokens mostly (Llama-2 and OPT with a draft of 115M, arXiv 2402.14160)",
-        setting=f"{pair_.name}; {len(pair_.rows)} prompts ({at_low} at T 0.3), {count} new tokens, {len(budget.seeds)} seeds, whole trees; of two "
-        "shapes the better counts, as in the paper",
+        setting=f"{pair_.name}; {len(pair_.rows)} prompts ({at_low} at T 0.3), {count} new tokens, {len(budget.seeds)} seeds, whole "
+        "trees; of two shapes the better counts, as in the paper",
         columns=("N", "T", "tokens/forward", "memory-bound speed-up", "speed"),
         rows=_rows(found, pair_.ratio),
         verdict=verdict_of(checks),
