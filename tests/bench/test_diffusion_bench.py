@@ -146,8 +146,24 @@ def test_what_loses_nothing_is_sorted_by_forwards_and_leaves_controls_out():
 
 def test_the_table_has_a_line_a_sampler_and_the_picture_every_point():
     assert len(table(ROWS)) == 2 + len(ROWS)
-    points = [value for layer in picture(ROWS)["layer"][:2] for value in layer["data"]["values"]]
-    assert {point["sampler"] for point in points} == {row["sampler"] for row in ROWS}
+    drawn = {value["sampler"] for side in picture(ROWS)["hconcat"] for value in side["layer"][1]["data"]["values"]}
+    assert drawn == {row["sampler"] for row in ROWS}
+
+
+def test_a_point_carries_its_number_and_what_lies_on_it_too():
+    rows = [
+        {**ROWS[0], "sampler": name, "kind": "method", "forwards": at}
+        for name, at in zip("abc", (3, 3, 9), strict=True)
+    ]
+    few, many = (side["layer"][2]["data"]["values"] for side in picture(rows)["hconcat"])
+    assert [value["label"] for value in few] == ["1, 2", ""]
+    assert [value["label"] for value in many] == ["3"]
+    assert [line.split("|")[1:3] for line in table(rows)[2:]] == [[" 1 ", " a "], [" 2 ", " b "], [" 3 ", " c "]]
+
+
+def test_the_curve_is_labelled_by_its_thresholds():
+    rows = [{**ROWS[0], "sampler": "threshold 0.9", "kind": "curve", "forwards": 3}]
+    assert picture(rows)["hconcat"][0]["layer"][3]["data"]["values"][0]["label"] == "0.9"
 
 
 def test_names_in_the_page_are_escaped():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,23 +14,24 @@ SHOWN = {
     "baseline": "baseline",
     "control": "random control",
 }
+FEW = 5  # forwards; the picture's left part ends here
 COLOURS = ("#9aa5b1", "#d1495b", "#2e4057", "#66a182", "#c9b79c")
 
 
 def table(rows: Sequence[Row]) -> list[str]:
-    """Lines of Markdown."""
+    """Lines of Markdown, numbered as the points of the picture."""
     lines = [
-        "| sampler | forwards an answer | right, % | against the threshold at equal forwards | positions/s | own work |",
-        "|---|---|---|---|---|---|",
+        "| # | sampler | forwards an answer | right, % | against the threshold at equal forwards | positions/s | own work |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
+    for number, row in enumerate(rows, 1):
         ahead = row["ahead"]
         points = (
             f"{ahead['points']:+.1f} ({ahead['low']:+.1f} to {ahead['high']:+.1f})" if row["kind"] != "curve" else ""
         )
         speed = f"{row['positions_per_second']:.1f}" if "positions_per_second" in row else ""
         own = f"{100 * row['own_share']:.1f} %" if "own_share" in row else ""
-        cells = (row["sampler"], f"{row['forwards']:.1f}", f"{row['right']:.1f}", points, speed, own)
+        cells = (str(number), row["sampler"], f"{row['forwards']:.1f}", f"{row['right']:.1f}", points, speed, own)
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -41,53 +43,83 @@ def losing_nothing(rows: Sequence[Row], least: float = -1.0) -> list[Row]:
 
 
 def picture(rows: Sequence[Row]) -> dict[str, Any]:
-    """A Vega-Lite specification."""
-    values = [
-        {"sampler": row["sampler"], "kind": SHOWN[row["kind"]], "forwards": row["forwards"], "right": row["right"]}
-        for row in rows
-    ]
+    """A Vega-Lite specification: few forwards at the left, more at the right, each point with its numbers in the table."""
+    values = _points(rows)
+    most = max(float(value["forwards"]) for value in values)
+    lowest = 10 * (min(float(value["right"]) for value in values) // 10)
+    few, many = ([value for value in values if (value["forwards"] <= FEW) is first] for first in (True, False))
+    return {
+        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+        "background": "white",
+        "padding": 14,
+        "spacing": 6,
+        "hconcat": [
+            _side(few, (2, FEW), 460, lowest, first=True),
+            _side(many, (FEW, max(FEW + 1, most)), 220, lowest, first=False),
+        ],
+        "config": {"view": {"stroke": None}, "font": "Helvetica, Arial, sans-serif"},
+    }
+
+
+def _points(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """A point a row. The curve's are labelled by their threshold, others by number; what lies on another shares its label."""
+    found: list[dict[str, Any]] = []
+    labels: dict[tuple[int, int, bool], dict[str, Any]] = {}
+    for number, row in enumerate(rows, 1):
+        point = {"kind": SHOWN[row["kind"]], "label": "", **{key: row[key] for key in ("sampler", "forwards", "right")}}
+        found.append(point)
+        curve = row["kind"] == "curve"
+        first = labels.setdefault((round(24 * math.log2(row["forwards"])), round(row["right"]), curve), point)
+        label = row["sampler"].removeprefix("threshold ") if curve else str(number)
+        first["label"] += f", {label}" if first["label"] else label
+    return found
+
+
+def _side(values: Sequence[Row], domain: Sequence[float], width: int, lowest: float, *, first: bool) -> dict[str, Any]:
+    """One of the two panels."""
+    at = {"values": [2, 2.5, 3, 4, 5] if first else [8, 16, 32, 64], "grid": False}
     x = {
         "field": "forwards",
         "type": "quantitative",
-        "scale": {"type": "log", "nice": False},
-        "axis": {"title": "forwards an answer of 64 positions", "values": [2, 4, 8, 16, 32, 64], "grid": False},
+        "scale": {"type": "log", "domain": domain, "nice": False, "clamp": True},
+        "axis": {"title": "forwards an answer" if first else "more forwards", **at},
     }
     y = {
         "field": "right",
         "type": "quantitative",
-        "scale": {"zero": False, "nice": True},
-        "axis": {"title": "right answers, %", "tickCount": 6},
+        "scale": {"domain": [lowest, 100]},
+        "axis": {"title": "right answers, %", "tickCount": 6} if first else None,
     }
     colour = {
         "field": "kind",
         "scale": {"domain": list(SHOWN.values()), "range": list(COLOURS)},
         "legend": {"title": None, "orient": "bottom", "columns": 5},
     }
-    named = [value for value in values if value["kind"] != SHOWN["curve"]]
     return {
-        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-        "width": 640,
-        "height": 380,
-        "background": "white",
-        "padding": 14,
+        "width": width,
+        "height": 420,
         "layer": [
             {
                 "data": {"values": [value for value in values if value["kind"] == SHOWN["curve"]]},
-                "mark": {"type": "line", "point": True, "color": COLOURS[0]},
+                "mark": {"type": "line", "color": COLOURS[0]},
                 "encoding": {"x": x, "y": y, "order": {"field": "forwards"}},
             },
             {
-                "data": {"values": named},
-                "mark": {"type": "point", "filled": True, "size": 70, "opacity": 0.95},
+                "data": {"values": list(values)},
+                "mark": {"type": "point", "filled": True, "size": 60, "opacity": 0.95},
                 "encoding": {"x": x, "y": y, "color": colour, "tooltip": [{"field": "sampler"}]},
             },
             {
-                "data": {"values": named},
-                "mark": {"type": "text", "align": "left", "dx": 7, "dy": 3, "fontSize": 9, "color": "#333"},
-                "encoding": {"x": x, "y": y, "text": {"field": "sampler"}},
+                "data": {"values": [value for value in values if value["kind"] != SHOWN["curve"]]},
+                "mark": {"type": "text", "align": "left", "dx": 6, "dy": 4, "fontSize": 10, "color": "#333"},
+                "encoding": {"x": x, "y": y, "text": {"field": "label"}},
+            },
+            {
+                "data": {"values": [value for value in values if value["kind"] == SHOWN["curve"]]},
+                "mark": {"type": "text", "align": "right", "dx": -6, "dy": -6, "fontSize": 10, "color": "#7a8591"},
+                "encoding": {"x": x, "y": y, "text": {"field": "label"}},
             },
         ],
-        "config": {"view": {"stroke": None}, "font": "Helvetica, Arial, sans-serif"},
     }
 
 
@@ -106,6 +138,6 @@ def html(found: Mapping[str, Any]) -> str:
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>Samplers</title><style>{style}</style>"
         f"<h1>Right answers over forwards</h1><p>{found['prompts']} prompts. The line is the plain threshold at several values; what "
-        f"lies above it gains at equal forwards.</p>{vl_convert.vegalite_to_svg(picture(found['rows']))}"
+        f"lies above it gains at equal forwards. Numbers are those of the table.</p>{vl_convert.vegalite_to_svg(picture(found['rows']))}"
         f"<table><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table></html>"
     )

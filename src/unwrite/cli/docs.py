@@ -36,11 +36,13 @@ def docs(*, root: Path = Path(), check: bool = False) -> None:
             stale.append(str(path))
             if not check:
                 write_text(path, new)
-    picture = root / "docs" / "demo.svg"
-    if (svg := demo_picture()) is not None and not (picture.exists() and picture.read_text(encoding="utf-8") == svg):
-        stale.append(str(picture))
-        if not check:
-            write_text(picture, svg)
+    for name, draw in PICTURES.items():
+        picture = root / "docs" / name
+        svg = draw()
+        if svg is not None and not (picture.exists() and picture.read_text(encoding="utf-8") == svg):
+            stale.append(str(picture))
+            if not check:
+                write_text(picture, svg)
     if check and stale:
         raise RunError(f"out of date: {', '.join(stale)}. Run: unwrite docs")
     console().print("up to date" if not stale else f"written: {', '.join(stale)}")
@@ -207,6 +209,29 @@ def sweep() -> str:
     return "\n".join([*markdown(rows), "", f"{cpu}, one thread a trial, commit {commit[:7]}."])
 
 
+def diffusion() -> str:
+    """The stored comparison of samplers of diffusion language models."""
+    stored = _stored("diffusion")
+    if stored is None:
+        return "not measured yet"
+    from ..bench.diffusion_report import table
+
+    foot = f"{stored['prompts']} prompts, {stored['machine']['cpu']}, commit {stored['commit'][:7]}."
+    return "\n".join([*table(stored["rows"]), "", foot])
+
+
+def diffusion_picture() -> str | None:
+    """The same as an SVG; None if it was not stored."""
+    stored = _stored("diffusion")
+    if stored is None:
+        return None
+    import vl_convert
+
+    from ..bench.diffusion_report import picture
+
+    return str(vl_convert.vegalite_to_svg(picture(stored["rows"])))
+
+
 PICTURED = {
     "forget_probability": "forgotten questions, probability of the answer",
     "forget_paraphrase_probability": "the same, in other words",
@@ -267,6 +292,7 @@ TABLES = {
     "decode": decode,
     "decode-sampled": decode_sampled,
     "demo": demo,
+    "diffusion": diffusion,
     "measured": measured,
     "planned": planned,
     "methods": methods,
@@ -274,3 +300,4 @@ TABLES = {
     "strategies": strategies,
     "sweep": sweep,
 }
+PICTURES = {"demo.svg": demo_picture, "diffusion.svg": diffusion_picture}
