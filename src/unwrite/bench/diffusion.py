@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -184,30 +184,26 @@ def _counted(
 ) -> dict[str, Arm]:
     """Right answers and forwards; the longest arms first, so that the workers end together."""
     names = sorted(everyone, key=lambda name: name != "one by one")
-    jobs = [(str(bed.folder), everyone[name].sampler, count, seed) for name in names]
-    if workers < 2:
-        found = []
-        for name, job in zip(names, jobs, strict=True):
-            tell(f"counting: {name}")
-            found.append(_count(job))
-        return dict(_named(names, found))
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        results = []
-        for name, result in zip(names, pool.map(_count, jobs), strict=True):
-            tell(f"counted: {name}")
-            results.append(result)
-    return dict(_named(names, results))
+    jobs = [(str(bed.folder), name, everyone[name].sampler, count, seed) for name in names]
+    arms: dict[str, Arm] = {}
+    with ExitStack() as stack:
+        counted: Iterator[Arm] = map(_count, jobs)
+        if workers > 1:
+            counted = stack.enter_context(ProcessPoolExecutor(workers, get_context("spawn"))).map(_count, jobs)
+        for arm in counted:
+            tell(f"counted: {arm.name}")
+            arms[arm.name] = arm
+    return arms
 
 
-def _named(names: Sequence[str], found: Sequence[tuple[Any, Any]]) -> Any:
-    return ((name, Arm(name, right, nfe)) for name, (right, nfe) in zip(names, found, strict=True))
-
-
-def _count(job: tuple[str, Sampler, int, int]) -> tuple[Any, Any]:
-    folder, sampler, count, seed = job
+def _count(job: tuple[str, str, Sampler, int, int]) -> Arm:
+    folder, name, sampler, count, seed = job
     torch.set_num_threads(1)
-    found = testbed.judge(testbed.load(Path(folder)), sampler, prompts(count, seed), batch_size=64)
-    return np.array(found.right, dtype=float), np.array(found.nfe, dtype=float)
+    return _arm(testbed.load(Path(folder)), name, sampler, prompts(count, seed))
+
+
+def _arm(bed: testbed.TestBed, name: str, sampler: Sampler, asked: Sequence[testbed.Item]) -> Arm:
+    return Arm.judged(name, testbed.judge(bed, sampler, asked, batch_size=64))
 
 
 def _drawn(bed: testbed.TestBed, sampler: Sampler, asked: Sequence[testbed.Item], tell: Callable[[str], None]) -> Arm:
@@ -216,8 +212,7 @@ def _drawn(bed: testbed.TestBed, sampler: Sampler, asked: Sequence[testbed.Item]
     few = [bed.tokenizer(item.prompt)["input_ids"] for item in asked[:100]]
     trace = sampler(bed.predictor, None, few).trace
     sizes = tuple(size for row in trace.blocks for size in row)
-    found = testbed.judge(bed, replace(sampler, blocks=DrawnBlocks(sizes)), asked, batch_size=64)
-    return Arm("drawn blocks", np.array(found.right, dtype=float), np.array(found.nfe, dtype=float))
+    return _arm(bed, "drawn blocks", replace(sampler, blocks=DrawnBlocks(sizes)), asked)
 
 
 def _by_chance(
@@ -226,8 +221,7 @@ def _by_chance(
     """Prophet's numbers of forwards, given to rows by chance."""
     tell("counting: stop at random")
     after = After(tuple(int(count) for count in arm.nfe))
-    found = testbed.judge(bed, replace(sampler, stop=after), asked, batch_size=64)
-    return Arm("stop at random", np.array(found.right, dtype=float), np.array(found.nfe, dtype=float))
+    return _arm(bed, "stop at random", replace(sampler, stop=after), asked)
 
 
 def _clocks(

@@ -48,6 +48,11 @@ class Arm:
     nfe: np.ndarray
     work: np.ndarray | None = None
 
+    @classmethod
+    def judged(cls, name: str, found: testbed.Judged) -> Arm:
+        """From what `testbed.judge` found."""
+        return cls(name, *(np.array(column, dtype=float) for column in (found.right, found.nfe, found.work)))
+
     @property
     def accuracy(self) -> float:
         """Points, 0 to 100."""
