@@ -292,6 +292,7 @@ def test_the_layers_are_joined_by_relu():
     torch.testing.assert_close(model(torch.tensor([[0.5, 0.4]])), torch.tensor([[0.2, 0.0]]))
 
 
+@pytest.mark.timeout(60)  # a minute is the claim
 def test_a_filter_learns_a_bar():
     model = train(made(lambda c: c > 0.8), epochs=6000)
     assert model.report.validation.accuracy > 0.99

@@ -31,8 +31,8 @@ def written(confidences, commit=HAND, block=None, fixed=None):
 
 def first(confidences, commit=HAND, **more):
     """Positions that the first step reveals."""
-    order = written(confidences, commit, **more).trace.order[0]
-    return [place for place, step in enumerate(order.tolist()) if step == 0]
+    order = written(confidences, commit, **more).trace.order[0].tolist()
+    return [place for place, step in enumerate(order) if step == 0]
 
 
 def steps_of(sampler, model, prompts):
@@ -116,6 +116,8 @@ def test_neighbours_of_anchors_pass_the_lower_bar():
     confidences = [0.95, 0.80, 0.76, 0.80, 0.50, 0.70, 0.92, 0.74]
     assert first(confidences) == [0, 1, 2, 6]  # 3 is three away; 4, 5 and 7 are below .75
     assert first(confidences, Threshold(0.9)) == [0, 6]
+    near = HAND.neighbours(None, torch.tensor([[sure >= 0.9 for sure in confidences]]))[0]
+    assert torch.nonzero(near)[:, 0].tolist() == [0, 1, 2, 4, 5, 6, 7]
 
 
 def test_without_an_anchor_one_token_is_revealed_a_step():
@@ -133,8 +135,7 @@ def test_what_the_lower_bar_lets_through_is_no_anchor():
 
 
 def test_it_is_no_anchor_in_later_steps_either():
-    out = written([0.95] + [0.80] * 4)
-    assert out.trace.order[0].tolist() == [0, 0, 0, 1, 2]
+    assert written([0.95] + [0.80] * 4).trace.order[0].tolist() == [0, 0, 0, 1, 2]
 
 
 def test_revealed_tokens_are_no_anchors():
@@ -143,8 +144,7 @@ def test_revealed_tokens_are_no_anchors():
 
 def test_an_anchor_does_not_reach_into_the_next_block():
     confidences = [0.5, 0.95, 0.8, 0.8]
-    out = written(confidences, LocalLeap(0.9, 0.75, 4), 2)
-    assert out.trace.order[0].tolist() == [1, 0, 2, 3]
+    assert written(confidences, LocalLeap(0.9, 0.75, 4), 2).trace.order[0].tolist() == [1, 0, 2, 3]
     assert first(confidences, LocalLeap(0.9, 0.75, 4)) == [1, 2, 3]
 
 
@@ -169,10 +169,10 @@ def test_with_no_bar_at_all_an_anchor_completes_its_block(seed, radius):
 @pytest.mark.parametrize("commit", [LocalLeap(0.7, 0.4, 2), RandomNeighbours(0.7, 0.4, 2)])
 def test_a_step_reveals_what_the_threshold_would_and_never_more_than_there_is(commit):
     sampler = Sampler(gen_length=24, blocks=FixedBlocks(8), commit=commit)
-    _, steps = steps_of(sampler, lively(3, 2.0), prompts_of(3, 8))
-    for step in steps:
+    prompts = prompts_of(3, 8)  # at 1.0 most steps have no anchor, at 2.0 all have one
+    for step in (step for sharp in (1.0, 2.0) for step in steps_of(sampler, lively(0, sharp), prompts)[1]):
         shown = step.masked & (step.tokens != MASK)
-        assert bool(shown[step.masked & (step.confidence >= 0.7)].all())
+        assert bool(shown[Threshold(0.7).commit(step).reveal].all())
         assert bool((shown.sum(1) >= step.masked.any(1).long()).all())
         assert bool((shown.sum(1) <= step.masked.sum(1)).all())
 
@@ -274,9 +274,8 @@ def test_random_neighbours_are_uniform():
 
 def test_random_neighbours_without_a_lower_bar_are_threshold_decoding():
     plain = Sampler(gen_length=20, blocks=FixedBlocks(8), commit=Threshold(0.7))
-    prompts = prompts_of(3, 8)
-    found = replace(plain, commit=RandomNeighbours(0.7, None))(lively(0, 2.0), None, prompts)
-    assert same_run(found, plain(lively(0, 2.0), None, prompts))
+    found = replace(plain, commit=RandomNeighbours(0.7, None))(lively(0, 2.0), None, prompts_of(3, 8))
+    assert same_run(found, plain(lively(0, 2.0), None, prompts_of(3, 8)))
 
 
 # Diagnostics

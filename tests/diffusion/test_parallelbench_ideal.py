@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from unwrite import diffusion
 from unwrite.diffusion import (
     RCR,
     AdaBlock,
@@ -14,24 +15,30 @@ from unwrite.diffusion import (
     Confidence,
     CreditDecoding,
     CreditThreshold,
+    DrawnBlocks,
+    EndLast,
     EOSReject,
     Factor,
     Fading,
     FixedBlocks,
     Gumbel,
+    LearnedSelect,
     LeftToRight,
     LocalLeap,
     Margin,
     MaskPredictor,
     NegativeEntropy,
+    NoEnd,
     Nucleus,
     Origin,
     Prophet,
+    RandomNeighbours,
     RandomOrder,
     ReMDM,
     Sampler,
     Threshold,
     TopK,
+    Uniform,
 )
 from unwrite.diffusion.parallelbench import TASKS, IdealListModel, ListTokens, accuracy, bound, load, threshold_accuracy
 from unwrite.errors import MethodError, ModelError
@@ -250,10 +257,14 @@ EVERYTHING = {
     "CreditDecoding": {"logits": CreditDecoding()},
     "CreditThreshold": {"logits": CreditDecoding(), "commit": CreditThreshold()},
     "Dream's": {"quota": Fading(), "commit": TopK(0.5), "propose": Nucleus(), "steps": 3},
+    "DrawnBlocks": {"blocks": DrawnBlocks((1, 2, 3))},
+    "End tokens": {"logits": NoEnd(), "score": EndLast(), "quota": Uniform(), "commit": TopK()},
     "EOSReject": {"score": EOSReject(ends=(TOKENS.first_item,))},
+    "LearnedSelect": {"commit": LearnedSelect(torch.logit), "steps": 3},
     "LocalLeap": {"commit": LocalLeap()},
     "Origin": {"commit": Origin(), "steps": 3},
     "Prophet": {"stop": Prophet(region="all_masked"), "commit": TopK(), "steps": 6},
+    "RandomNeighbours": {"commit": RandomNeighbours()},
     "RCR": {"commit": RCR(), "steps": 3},
     "ReMDM": {"commit": ReMDM(), "steps": 3},
 }
@@ -263,6 +274,15 @@ EVERYTHING = {
 def test_a_copy_is_right_with_every_decoder_there_is(name):
     parts = {"propose": Gumbel(1.0), **EVERYTHING[name]}
     assert right("copy", 6, written("copy", 6, 8, **parts)) == 1
+
+
+def test_every_part_that_decides_what_is_written_has_copied():
+    kinds = tuple(getattr(diffusion, kind) for kind in ("Blocks", "Logits", "Proposal", "Score", "Quota", "CommitRule"))
+    exported = [getattr(diffusion, name) for name in diffusion.__all__]
+    known = {part for part in exported if isinstance(part, type) and issubclass(part, (*kinds, diffusion.Stop))}
+    used = {type(part) for parts in EVERYTHING.values() for part in parts.values()}
+    strategies = {FixedBlocks, RandomOrder, LeftToRight, Confidence, Margin, NegativeEntropy, Threshold, Factor, Gumbel}
+    assert known - {*kinds, diffusion.Stop} == (used | strategies) - {int}
 
 
 @pytest.mark.parametrize("block", [1, 2, 3])

@@ -18,6 +18,7 @@ from unwrite.diffusion.parallelbench import (
     total_correlation,
     written_right,
 )
+from unwrite.diffusion.parallelbench.theory import DETERMINED
 from unwrite.errors import MethodError
 
 EXACT = 1e-9  # the card's; sums of float64 over at most a few thousand outcomes are far closer
@@ -44,7 +45,8 @@ def in_steps_of(k, n):
 def test_the_correlations_are_the_papers(n, replaced, shuffled):
     assert correlation("replace_random", n) == pytest.approx(replaced, abs=5e-5)  # four decimals are given
     assert correlation("shuffle", n) == pytest.approx(shuffled, abs=5e-5)
-    assert correlation("copy", n) == correlation("replace_index", n) == 0
+    assert {bound(task, n, k) for task in DETERMINED for k in (1, n)} == {0}
+    assert {correlation(task, n) for task in DETERMINED} == {0}
 
 
 @pytest.mark.parametrize("task", JOINTS)
