@@ -62,6 +62,20 @@ def test_computing_every_column_anew_is_no_cache(shift):
     torch.testing.assert_close(found, predictor.logits(canvas, lengths, where), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("shift", "prompts"), [(False, [[]]), (True, [[5], [6]])])
+def test_a_dual_cache_that_computes_the_whole_row_every_step_is_no_cache(shift, prompts):
+    """One block without a prompt before it; a shifted model computes the one column before the block too."""
+    predictor, seen = lively(shift=shift), {}
+    for cache in ("none", "dual"):
+        steps = []
+        whole = replace(SAMPLER, blocks=FixedBlocks(None), commit=Dictated(), cache=cache, watch=steps.append)
+        whole(predictor, None, prompts)
+        seen[cache] = steps
+    assert len(seen["none"]) == SIZE // 2
+    for one, other in zip(seen["none"], seen["dual"], strict=True):
+        torch.testing.assert_close(one.clean, other.clean, atol=1e-5, rtol=1e-5)
+
+
 def test_prefix_is_exact_while_what_precedes_the_block_is_unchanged_in_a_one_layer_model():
     """With one layer, keys and values depend on their own column's token alone, so kept prompt columns are exact."""
     from conftest import make_llama

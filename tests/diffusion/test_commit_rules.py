@@ -1,6 +1,7 @@
 """Quotas, thresholds and factors by hand; remasking's own identities."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +24,27 @@ def revealed(confidences, **settings):
 )
 def test_quotas_are_spread_with_the_rest_first(size, steps, expected):
     assert revealed([0.5] * size, steps=steps, commit=TopK()) == expected
+
+
+def quotas_of(masks, steps, size=16):
+    """What `Uniform` says of every step of a single block."""
+    block = {"at_entry": torch.tensor([masks]), "opened": torch.tensor([size]), "total": steps, "size": size}
+    counts = [Uniform().count(SimpleNamespace(**block, in_block=torch.tensor([number]))) for number in range(steps)]
+    return [int(count) for count in counts]
+
+
+@pytest.mark.parametrize("steps", range(1, 17))
+def test_quotas_sum_to_the_masks_and_differ_by_one_at_most(steps):
+    for masks in range(17):
+        quotas = quotas_of(masks, steps)
+        assert sum(quotas) == masks
+        assert quotas == sorted(quotas, reverse=True)
+        assert quotas[0] - quotas[-1] <= 1
+
+
+def test_quotas_may_be_zero():
+    assert quotas_of(2, 4) == [1, 1, 0, 0]
+    assert quotas_of(0, 4) == [0, 0, 0, 0]
 
 
 def test_a_block_with_fewer_masks_than_steps_has_quotas_of_zero():

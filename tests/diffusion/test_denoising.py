@@ -67,9 +67,14 @@ def test_a_threshold_above_one_is_one_token_a_step(seed):
     assert strict(predictor, None, prompts).nfe.tolist() == [SIZE] * 3
 
 
-def test_a_threshold_of_zero_takes_one_forward_a_block():
-    out = replace(ONE_BY_ONE, commit=Threshold(0.0))(lively(), None, prompts_of(5, 3))
-    assert out.nfe.tolist() == [2, 2]
+@pytest.mark.parametrize("propose", [Gumbel(), Gumbel(9.0)])
+def test_a_threshold_of_zero_takes_one_forward_a_block(propose):
+    """However unlikely a token is: at a temperature of 9 many of those drawn are."""
+    steps = []
+    sampler = replace(ONE_BY_ONE, commit=Threshold(0.0), propose=propose, watch=steps.append)
+    assert sampler(lively(), None, prompts_of(5, 3)).nfe.tolist() == [2, 2]
+    least = min(float(step.confidence.min()) for step in steps)
+    assert least < 1e-4 or propose == Gumbel()
 
 
 def test_blocks_of_one_go_strictly_from_left_to_right():
@@ -117,12 +122,20 @@ def test_a_batch_writes_what_each_row_writes_alone(rule, cache):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_no_mask_is_left_and_the_prompt_is_as_it_was(rule):
-    predictor, prompts = lively(1), prompts_of(3, 8)
-    out = Sampler(gen_length=SIZE, blocks=FixedBlocks(8), **RULES[rule])(predictor, None, prompts)
+@pytest.mark.parametrize("how", [{}, {"guidance": 0.5}, {"guidance": 0.5, "cache": "dual"}])
+def test_no_mask_is_left_and_the_prompt_is_as_it_was(rule, how):
+    """After every step."""
+    prompts, canvases = prompts_of(3, 8), []
+
+    def watch(step):
+        canvases.extend(zip(step.rows.tolist(), step.canvas.tolist(), strict=True))
+
+    sampler = Sampler(gen_length=SIZE, blocks=FixedBlocks(8), **RULES[rule], **how, watch=watch)
+    out = sampler(lively(1), None, prompts)
     assert not (out.sequences == MASK).any()
-    for row, prompt in zip(out.sequences.tolist(), prompts, strict=True):
-        assert row[: len(prompt)] == prompt
+    for row, canvas in [*canvases, *enumerate(out.sequences.tolist())]:
+        assert canvas[: len(prompts[row])] == prompts[row]
+    assert prompts == prompts_of(3, 8)
 
 
 @pytest.mark.parametrize("rule", ["threshold", "factor", "two a step", "left to right", "origin"])

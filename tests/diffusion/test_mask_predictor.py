@@ -44,9 +44,9 @@ def test_rows_of_a_model_that_ignores_the_mask_are_run_by_length():
         return canvas.sum(1, keepdim=True)[..., None].float().repeat(1, canvas.shape[1], VOCAB)
 
     predictor = scripted(leaky)
-    canvas = torch.tensor([[5, 6, 7, 8], [5, 6, 0, 0]])
-    logits = predictor.logits(canvas, torch.tensor([4, 2]), all_columns(canvas)[:, :2])
-    assert logits[:, 0, 0].tolist() == [26.0, 11.0]
+    canvas = torch.tensor([[5, 6, 7, 8], [5, 6, 9, 4], [5, 6, 3, 3]])
+    logits = predictor.logits(canvas, torch.tensor([4, 2, 2]), all_columns(canvas)[:, :2])
+    assert logits[:, 0, 0].tolist() == [26.0, 11.0, 11.0]
 
 
 def test_a_causal_model_is_refused_with_what_to_do():

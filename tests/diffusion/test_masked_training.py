@@ -1,11 +1,12 @@
 """The loss, its trainer, and the recipe that makes a causal model a mask predictor."""
 
+import itertools
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
-from masks import END, MASK, VOCAB, prompts_of, random_predictor, scripted
+from masks import END, MASK, VOCAB, lively, prompts_of, random_predictor, scripted
 from transformers import TrainingArguments
 
 from conftest import make_llama
@@ -129,6 +130,33 @@ def test_other_seeds_change_a_long_answers_likelihood_within_its_error():
     few = torch.tensor([log_likelihood(predictor, prompt, answer, samples=8, batch_size=8, seed=s) for s in range(8)])
     assert 0 < float(found.std()) < float(few.std())
     assert abs(float(found.mean() - few.mean())) < 4 * float(few.std()) / math.sqrt(8)
+
+
+def every_draw(predictor, prompt, answer):
+    """Mean and deviation of one draw, over every set of hidden tokens with its probability."""
+    size, values, weights = len(answer), [], []
+    for count in range(1, size + 1):
+        for hidden in itertools.combinations(range(len(prompt), len(prompt) + size), count):
+            canvas = torch.tensor([[*prompt, *answer]])
+            canvas[0, list(hidden)] = MASK
+            logits = predictor.model(input_ids=canvas).logits[0].detach().double()
+            log_p = logits.index_fill(-1, torch.tensor(MASK), -torch.inf).log_softmax(-1)
+            values.append(size / count * sum(float(log_p[place, answer[place - len(prompt)]]) for place in hidden))
+            weights.append(1 / size / math.comb(size, count))
+    assert sum(weights) == pytest.approx(1.0)
+    mean = sum(value * weight for value, weight in zip(values, weights, strict=True))
+    return mean, math.sqrt(sum((v - mean) ** 2 * w for v, w in zip(values, weights, strict=True)))
+
+
+def test_every_seeds_likelihood_is_the_exact_one_within_its_error():
+    """Counts spread evenly within a batch vary less than independent draws, whose error is taken here."""
+    predictor = lively()
+    prompt, answer = prompts_of(4, 6)
+    exact, sigma = every_draw(predictor, prompt, answer)
+    found = [log_likelihood(predictor, prompt, answer, samples=256, seed=seed) for seed in range(10)]
+    assert max(abs(one - exact) for one in found) < 3 * sigma / math.sqrt(256)
+    assert abs(sum(found) / 10 - exact) < 3 * sigma / math.sqrt(2560)
+    assert len(set(found)) == 10
 
 
 def test_a_factorised_models_likelihood_is_the_sum_whatever_is_hidden():

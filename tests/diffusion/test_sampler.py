@@ -100,6 +100,14 @@ def test_prompts_that_cannot_be_written_after_are_refused(prompts, what):
         SAMPLER(lively(), None, prompts)
 
 
+def test_generate_refuses_the_mask_token_in_a_prompt():
+    predictor = lively()
+    predictor.model.config.mask_token_id = MASK
+    ids, mask = left_padded([[5, 6, 7], [5, MASK]])
+    with pytest.raises(MethodError, match="prompt 1 holds the mask token"):
+        predictor.model.generate(ids, attention_mask=mask, custom_generate=SAMPLER, **options())
+
+
 def test_an_empty_prompt_is_fine_unless_the_model_shifts():
     assert SAMPLER(lively(), None, [[]]).sequences.shape == (1, 8)
     with pytest.raises(MethodError, match="prompt 0 is empty"):
