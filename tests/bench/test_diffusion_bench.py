@@ -76,12 +76,12 @@ def test_counting_runs_on_one_thread_and_clocks_on_all(folder, small, monkeypatc
 
         monkeypatch.setattr(diffusion, name, noted)
 
-    for name in ("contenders", "_count", "_drawn", "_by_chance", "_clocks"):
+    for name in ("contenders", "_count", "_controls", "_clocks"):
         noting(name, getattr(diffusion, name))
     torch.set_num_threads(2)
     try:
         diffusion.run(folder, 2, workers=1)
-        assert threads == {"contenders": 1, "_count": 1, "_drawn": 1, "_by_chance": 1, "_clocks": 2}
+        assert threads == {"contenders": 1, "_count": 1, "_controls": 1, "_clocks": 2}
     finally:
         torch.set_num_threads(before)
 

@@ -138,10 +138,9 @@ def run(
         tell("calibrating Prophet, training Learn2PD's filter")
         everyone = contenders(bed, seed)
         arms = _counted(bed, everyone, count, seed, workers, tell)
-        arms["drawn blocks"] = _drawn(bed, everyone["AdaBlock"].sampler, asked, tell)
-        everyone["drawn blocks"] = Contender(everyone["AdaBlock"].sampler, "control", False)
-        arms["stop at random"] = _by_chance(bed, everyone["Prophet"].sampler, arms["Prophet"], asked, tell)
-        everyone["stop at random"] = Contender(everyone["Prophet"].sampler, "control", False)
+        controls = _controls(bed, everyone, arms, asked)
+        arms |= _counted(bed, controls, count, seed, workers, tell)
+        everyone |= controls
     curve = Curve([arms[name] for name, one in everyone.items() if one.kind == "curve"])
     clocks = _clocks(bed, {name: one.sampler for name, one in everyone.items() if one.timed}, asked[:TIMED], tell)
     rows = []
@@ -199,29 +198,21 @@ def _counted(
 def _count(job: tuple[str, str, Sampler, int, int]) -> Arm:
     folder, name, sampler, count, seed = job
     torch.set_num_threads(1)
-    return _arm(testbed.load(Path(folder)), name, sampler, prompts(count, seed))
+    return Arm.judged(name, testbed.judge(testbed.load(Path(folder)), sampler, prompts(count, seed), batch_size=64))
 
 
-def _arm(bed: testbed.TestBed, name: str, sampler: Sampler, asked: Sequence[testbed.Item]) -> Arm:
-    return Arm.judged(name, testbed.judge(bed, sampler, asked, batch_size=64))
-
-
-def _drawn(bed: testbed.TestBed, sampler: Sampler, asked: Sequence[testbed.Item], tell: Callable[[str], None]) -> Arm:
-    """AdaBlock's block sizes at boundaries that are drawn."""
-    tell("counting: drawn blocks")
+def _controls(
+    bed: testbed.TestBed, everyone: Mapping[str, Contender], arms: Mapping[str, Arm], asked: Sequence[testbed.Item]
+) -> dict[str, Contender]:
+    """AdaBlock's block sizes at boundaries that are drawn; Prophet's numbers of forwards, given to rows by chance."""
+    ada, prophet = everyone["AdaBlock"].sampler, everyone["Prophet"].sampler
     few = [bed.tokenizer(item.prompt)["input_ids"] for item in asked[:100]]
-    trace = sampler(bed.predictor, None, few).trace
-    sizes = tuple(size for row in trace.blocks for size in row)
-    return _arm(bed, "drawn blocks", replace(sampler, blocks=DrawnBlocks(sizes)), asked)
-
-
-def _by_chance(
-    bed: testbed.TestBed, sampler: Sampler, arm: Arm, asked: Sequence[testbed.Item], tell: Callable[[str], None]
-) -> Arm:
-    """Prophet's numbers of forwards, given to rows by chance."""
-    tell("counting: stop at random")
-    after = After(tuple(int(count) for count in arm.nfe))
-    return _arm(bed, "stop at random", replace(sampler, stop=after), asked)
+    sizes = tuple(size for row in ada(bed.predictor, None, few).trace.blocks for size in row)
+    after = After(tuple(int(forwards) for forwards in arms["Prophet"].nfe))
+    return {
+        "drawn blocks": Contender(replace(ada, blocks=DrawnBlocks(sizes)), "control", False),
+        "stop at random": Contender(replace(prophet, stop=after), "control", False),
+    }
 
 
 def _clocks(
