@@ -100,13 +100,18 @@ def test_bars_and_filter_come_from_prompts_that_no_arm_is_asked_and_come_again(f
 NAMES = ("one by one", "threshold 0.5", "Prophet", "Learn2PD")
 
 
-def test_workers_count_what_one_process_counts(folder):
+def test_workers_count_what_one_process_counts_and_parts_what_the_whole_does(folder, monkeypatch):
     bed = testbed.load(folder)
     arms = {name: one for name, one in diffusion.contenders(bed).items() if name in NAMES}
+    whole = {name: testbed.judge(bed, one.sampler, diffusion.prompts(4, 0)) for name, one in arms.items()}
+    monkeypatch.setattr(diffusion, "CHUNK", 3)
     alone, together = (diffusion._counted(bed, arms, 4, 0, workers, lambda line: None) for workers in (1, 2))
     for name in arms:
         assert (alone[name].nfe == together[name].nfe).all()
         assert (alone[name].right == together[name].right).all()
+        assert alone[name].right.tolist() == whole[name].right
+        assert alone[name].nfe.tolist() == whole[name].nfe
+        assert alone[name].work.tolist() == whole[name].work
 
 
 def test_every_contender_runs_on_the_bed(folder):

@@ -30,6 +30,7 @@ from ..reproduce.learn2pd import taught
 from ..reproduce.prophet import After, calibrated, written
 
 PROMPTS, TIMED = 2000, 1
+CHUNK = 512  # prompts a job
 CALIBRATED, LEARNT, EPOCHS = 64, 128, 1000  # prompts for Prophet's bars and for the filter; of its training
 PLAIN = "threshold 0.9"
 
@@ -181,24 +182,31 @@ def _counted(
     workers: int,
     tell: Callable[[str], None],
 ) -> dict[str, Arm]:
-    """Right answers and forwards; the longest arms first, so that the workers end together."""
-    names = sorted(everyone, key=lambda name: name != "one by one")
-    jobs = [(str(bed.folder), name, everyone[name].sampler, count, seed) for name in names]
+    """Right answers, forwards and work: `CHUNK` prompts a job, the longest arms first, so that the workers end together."""
+    names = sorted(everyone, key=lambda name: name not in ("one by one", "Prophet"))
+    jobs = []
+    for name in names:
+        plain = everyone[name].sampler
+        for place, start in enumerate(range(0, count, CHUNK)):  # each job draws random numbers of its own
+            part = slice(start, start + CHUNK)
+            jobs.append((str(bed.folder), name, replace(plain, seed=plain.seed + place), count, seed, part))
     arms: dict[str, Arm] = {}
     with ExitStack() as stack:
         counted: Iterator[Arm] = map(_count, jobs)
         if workers > 1:
             counted = stack.enter_context(ProcessPoolExecutor(workers, get_context("spawn"))).map(_count, jobs)
         for arm in counted:
-            tell(f"counted: {arm.name}")
-            arms[arm.name] = arm
+            tell(f"counting: {arm.name}")
+            arms[arm.name] = arms[arm.name].joined(arm) if arm.name in arms else arm
     return arms
 
 
-def _count(job: tuple[str, str, Sampler, int, int]) -> Arm:
-    folder, name, sampler, count, seed = job
+def _count(job: tuple[str, str, Sampler, int, int, slice]) -> Arm:
+    """A part of one arm."""
+    folder, name, sampler, count, seed, part = job
     torch.set_num_threads(1)
-    return Arm.judged(name, testbed.judge(testbed.load(Path(folder)), sampler, prompts(count, seed), batch_size=64))
+    asked = prompts(count, seed)[part]
+    return Arm.judged(name, testbed.judge(testbed.load(Path(folder)), sampler, asked, batch_size=64))
 
 
 def _controls(

@@ -63,6 +63,12 @@ class Arm:
         """A prompt, on average."""
         return float(self.nfe.mean())
 
+    def joined(self, other: Arm) -> Arm:
+        """With the same sampler's on further prompts."""
+        work = None if self.work is None or other.work is None else np.concatenate([self.work, other.work])
+        right, nfe = np.concatenate([self.right, other.right]), np.concatenate([self.nfe, other.nfe])
+        return Arm(self.name, right, nfe, work)
+
     def of(self, which: np.ndarray) -> Arm:
         """On some of the prompts. which: [prompts] bool."""
         return Arm(self.name, self.right[which], self.nfe[which])
