@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import time
 from functools import partial
@@ -52,5 +53,6 @@ def killed(trial):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in the background
     sweeps._prepare, sweeps.run_trial = nothing_to_train, slow
     sweeps.sweep(trials(seeds=8), sys.argv[1], workers=2)
