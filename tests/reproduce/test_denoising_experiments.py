@@ -4,11 +4,12 @@ from dataclasses import asdict
 from importlib import import_module
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 
 from unwrite.diffusion import FixedBlocks, MaskPredictor, Sampler, testbed
-from unwrite.reproduce import denoising, learn2pd
+from unwrite.reproduce import adablock, denoising, learn2pd
 from unwrite.reproduce.claims import Budget, Verdict, store
 
 # {system: its grid, made small}
@@ -51,6 +52,19 @@ def test_an_experiment_runs_tiny(slug, bed, monkeypatch, tmp_path):
     assert all(len(row) == len(claim.columns) for row in claim.rows.values())
     assert "2 seeds" in claim.setting
     assert store(asdict(claim), tmp_path).exists()
+
+
+def test_adablock_is_held_against_the_fixed_blocks_with_as_many_forwards(monkeypatch):
+    """Of its own size none takes four forwards; of blocks of 4 one does, and is as often right."""
+    monkeypatch.setattr(adablock, "SIZES", (4, 8))
+    monkeypatch.setattr(adablock, "BARS", (0.5,))
+    figures = {"fixed 4": (4, 0.9), "fixed 8": (2, 0.5), "adaptive 4": (4, 0.9), "adaptive 8": (4, 0.9)}
+    trial = denoising.Trial(None, [])
+    for kind, (forwards, right) in figures.items():
+        for cache in adablock.CACHES:
+            name = f"{kind}, threshold 0.5, cache {cache}"
+            trial.done[name] = denoising.Arm(name, np.full(5, right), np.full(5, forwards))
+    assert adablock._against_any_size(trial) == pytest.approx(0.0)
 
 
 def test_a_trial_runs_an_arm_once_and_spreads_over_seeds(bed):

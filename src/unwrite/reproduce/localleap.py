@@ -64,7 +64,8 @@ def run(budget: Budget) -> Claim:
         verdict=verdict_of(checks),
         reason=f"{ours.forwards:.1f} forwards against {plain.forwards:.1f} of the threshold and {one.forwards:.0f} one by one "
         f"({100 * ours.forwards / one.forwards:.0f} %); {loss} points against the threshold, {matched} against a lower one at equal "
-        f"forwards, {nearby} against random neighbours ({nearest} with radius 1, where fewer are neighbours); P(final) changes by {falls:+.3f} a position of distance",
+        f"forwards, {nearby} against random neighbours ({nearest} with radius 1, where fewer are neighbours); P(final) changes by "
+        f"{falls:+.3f} a position of distance",
         checks=checks,
         seeds=budget.seeds,
         extra={
