@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from tiny_gguf import make_model, write_gguf
 from unwrite.decode.aded import ADED
@@ -24,6 +25,7 @@ from unwrite.decode.engine.planning import forget_knowledge
 from unwrite.decode.engine.stopping import Stopping
 from unwrite.decode.engine.tree import DraftTree
 from unwrite.decode.joined import Joined
+from unwrite.decode.plain import Plain
 from unwrite.decode.prompt_lookup import PromptLookup
 from unwrite.decode.rsd import RSD
 from unwrite.decode.token_recycling import TokenRecycling
@@ -365,6 +367,18 @@ def test_greedy_text_is_one_token_decodings(runtime, strategy):
             stop = Stopping(len(prompt) + 60, frozenset(runtime.eos_token_ids))
             found = generate(runtime, prompt, strategy(cost_model=cost_model), stopping=stop)
             assert found.sequences == [plain(runtime, prompt, 60)]
+
+
+@pytest.mark.parametrize("strategy", [PromptLookup, TokenRecycling, ADED])
+def test_sampled_text_is_plain_decodings_at_the_same_seed(runtime, strategy):
+    config = GenerationConfig(max_new_tokens=60, do_sample=True, temperature=0.3, top_k=20)
+    for seed in range(3):
+        prompt, texts = np.tile(ids(seed, 12), 3), []
+        for made in (Plain(), strategy(cost_model=False)):
+            torch.manual_seed(seed)
+            texts.append(generate(runtime, prompt, made, config))
+        assert texts[1].sequences == texts[0].sequences
+        assert texts[1].stats.drafted > 0
 
 
 @pytest.fixture(scope="module")

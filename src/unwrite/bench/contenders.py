@@ -150,12 +150,12 @@ class PlainLoop:
 
 
 def _sampling(temperature: float) -> Sampling:
-    """As `generate` samples."""
+    """As `generate` samples on llama.cpp."""
     from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper
 
     if temperature == 0:
         return Sampling()
-    return from_processors([TemperatureLogitsWarper(temperature), TopKLogitsWarper(TOP_K)], True)
+    return from_processors([TemperatureLogitsWarper(temperature), TopKLogitsWarper(TOP_K)], True, inverts=True)
 
 
 class HighLevel:

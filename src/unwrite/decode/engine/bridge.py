@@ -124,7 +124,7 @@ def generate(
         raise MethodError(
             f"max_length is {stopping.max_length}, and the longest prompt has {longest} tokens already. Set max_new_tokens."
         )
-    sampling = sampling or from_processors(_warpers(config), bool(config.do_sample))
+    sampling = sampling or from_processors(_warpers(config), bool(config.do_sample), runtime.inverts)
     _refuse_state(sampling, len(prompts))
     decoding = Decoding(
         runtime,

@@ -53,6 +53,8 @@ class LlamaCppRuntime(Runtime):
         MethodError: threads or max_nodes out of range.
     """
 
+    inverts = True
+
     def __init__(self, path: str | Path, *, threads: int | None = None, max_nodes: int = MOST_ROWS) -> None:
         self.path = Path(path).expanduser()
         self.threads = torch.get_num_threads() if threads is None else threads

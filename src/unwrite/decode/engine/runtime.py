@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -46,6 +46,7 @@ class Runtime(ABC):
         lengths: [batch] cached tokens of every row.
         max_nodes: rows one forward may have; None for no limit.
         max_positions: positions the model can encode; None for no limit.
+        inverts: no `generate` decodes this target, so a draw need not be the one it would make (`Sampling.inverts`).
         paths: names of the ways a forward can run, the default first; the loop times them and picks (see `use`).
     """
 
@@ -54,6 +55,7 @@ class Runtime(ABC):
     lengths: Ints
     max_nodes: int | None = None
     max_positions: int | None = None
+    inverts: ClassVar[bool] = False
     paths: tuple[str, ...] = ("stock",)
 
     @abstractmethod
