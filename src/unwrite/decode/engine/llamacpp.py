@@ -28,6 +28,7 @@ from ...runs import cache_dir, hash_file, hash_json, write_json
 from .curves import read_shape, write_shape
 from .llamacpp_check import MOST_ROWS, Checked, check
 from .llamacpp_context import Floats, NativeContext, NativeModel
+from .llamacpp_trial import try_apart
 from .runtime import Output, Runtime
 from .tree import ROOT, DraftTree, Ints
 
@@ -49,7 +50,7 @@ class LlamaCppRuntime(Runtime):
 
     Raises:
         MissingExtra: llama-cpp-python isn't installed.
-        ModelError: a file that llama.cpp can't load, or a model whose cache can't be rolled back.
+        ModelError: a file that llama.cpp can't load or crashes on, or a model whose cache can't be rolled back.
         MethodError: threads or max_nodes out of range.
     """
 
@@ -63,6 +64,7 @@ class LlamaCppRuntime(Runtime):
         if not 1 <= max_nodes <= MOST_ROWS:
             raise MethodError(f"max_nodes is {max_nodes}: use 1 (plain decoding) to {MOST_ROWS}, or leave it out.")
         self.model = NativeModel(self.path)
+        try_apart(self.path, self.threads, self.fingerprint)
         self._context: NativeContext | None = None
         self._tree: DraftTree | None = None
         self.vocab = self.model.vocab
