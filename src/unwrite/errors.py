@@ -30,7 +30,7 @@ class RunError(UnwriteError):
 
 
 class NotFinite(UnwriteError):
-    """A loss stopped being a number."""
+    """A loss, or what a token is drawn from, is no number."""
 
 
 class MissingExtra(UnwriteError):

@@ -12,6 +12,7 @@ from unwrite.decode import Plain, TokenRecycling, TransformersRuntime
 from unwrite.decode.engine.bridge import generate
 from unwrite.decode.engine.planning import forget_knowledge
 from unwrite.decode.engine.sampling import Sampling, inverted
+from unwrite.errors import NotFinite
 
 P = torch.tensor([0.1, 0.0, 0.4, 0.2, 0.3, 0.0])
 
@@ -46,6 +47,12 @@ def test_a_draw_takes_one_number_of_the_generator():
     inverted(P.log(), ours)
     torch.rand((), generator=theirs, dtype=torch.float64)
     assert torch.equal(ours.get_state(), theirs.get_state())
+
+
+@pytest.mark.parametrize("wrong", [[0.0, torch.nan], [0.0, torch.inf], [-torch.inf, -torch.inf]])
+def test_scores_that_are_no_distribution_are_refused(wrong):
+    with pytest.raises(NotFinite, match="nothing can be drawn"):
+        inverted(torch.tensor(wrong))
 
 
 class Inverting(Tabular):

@@ -28,7 +28,7 @@ from ...runs import cache_dir, hash_file, hash_json, write_json
 from .curves import read_shape, write_shape
 from .llamacpp_check import MOST_ROWS, Checked, check
 from .llamacpp_context import Floats, NativeContext, NativeModel
-from .llamacpp_trial import try_apart
+from .llamacpp_trial import RISKY, try_apart
 from .runtime import Output, Runtime
 from .tree import ROOT, DraftTree, Ints
 
@@ -64,7 +64,8 @@ class LlamaCppRuntime(Runtime):
         if not 1 <= max_nodes <= MOST_ROWS:
             raise MethodError(f"max_nodes is {max_nodes}: use 1 (plain decoding) to {MOST_ROWS}, or leave it out.")
         self.model = NativeModel(self.path)
-        try_apart(self.path, self.threads, self.fingerprint)
+        if RISKY in self.model.features:
+            try_apart(self.path, self.threads, self.fingerprint)
         self._context: NativeContext | None = None
         self._tree: DraftTree | None = None
         self.vocab = self.model.vocab
@@ -179,9 +180,8 @@ class LlamaCppRuntime(Runtime):
     @cached_property
     def fingerprint(self) -> str:
         """File content, llama.cpp's version and processor features, threads."""
-        lib = self.model.lib
-        system = lib.llama_print_system_info().decode()
-        return f"llamacpp {lib.__version__} {hash_file(self.path)[:16]} {self.threads} threads {system}"
+        version = self.model.lib.__version__
+        return f"llamacpp {version} {hash_file(self.path)[:16]} {self.threads} threads {self.model.features}"
 
     def encode(self, text: str) -> Ints:
         """[length] ids of plain text; control tokens spelled out in it stay text."""

@@ -102,6 +102,11 @@ class NativeModel:
         self.lib.llama_model_meta_val_str(self.pointer, key.encode(), buffer, size + 1)
         return buffer.value.decode()
 
+    @property
+    def features(self) -> str:
+        """The processor features this build of llama.cpp uses, as it lists them."""
+        return str(self.lib.llama_print_system_info().decode())
+
     @cached_property
     def ends(self) -> tuple[int, ...]:
         """Ids that end a text or a turn."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from ...errors import ModelError
 from ...runs import cache_dir, hash_json
 
-_RISKY = "AMX_INT8 = 1"
+RISKY = "AMX_INT8 = 1"  # in llama.cpp's list of processor features
 _FORWARDS = """
 import sys
 from pathlib import Path
@@ -27,17 +27,15 @@ context.one(0, 40)
 
 
 def try_apart(path: Path, threads: int, fingerprint: str, program: str = _FORWARDS) -> None:
-    """Runs a prompt and a token in another process if the build may crash; once for a fingerprint.
+    """Runs a prompt and a token in another process, once for a fingerprint.
 
     Args:
-        fingerprint: of file and build, with llama.cpp's own list of processor features in it.
+        fingerprint: of file, build and threads.
         program: what that process runs.
 
     Raises:
         ModelError: the process was killed by a signal.
     """
-    if _RISKY not in fingerprint:
-        return
     passed = cache_dir("llamacpp") / f"{hash_json([fingerprint, 'trial'])}.passed"
     if passed.exists():
         return

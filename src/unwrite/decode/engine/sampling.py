@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...errors import NotFinite
+
 
 @dataclass
 class Sampling:
@@ -70,10 +72,17 @@ def inverted(scores: Tensor, generator: torch.Generator | None = None) -> int:
 
     Args:
         scores: [vocab] float32 logits; tokens at -inf are never drawn.
+
+    Raises:
+        NotFinite: a score is NaN or infinite, or none is left.
     """
-    support = (scores > -torch.inf).nonzero()[:, 0]
-    left = scores[support]
-    summed = (left - left.max()).double().exp().cumsum(0)
+    support = (scores != -torch.inf).nonzero()[:, 0]
+    left = scores[support].double()
+    if not len(left) or not left.sum().isfinite():
+        raise NotFinite(
+            "the target's scores hold NaN or infinity, or exclude every token: nothing can be drawn from them."
+        )
+    summed = (left - left.max()).exp().cumsum(0)
     number = torch.rand(
         (), generator=generator, dtype=torch.float64, device=None if generator is None else generator.device
     )
