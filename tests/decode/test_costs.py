@@ -7,7 +7,8 @@ from tabular import Clock, Scripted, Tabular, greedy, hashed, junk, oracle
 from unwrite.decode.engine.costs import SIZES, Acceptance, ForwardCosts
 from unwrite.decode.engine.curves import calibrate, read_shape, write_shape
 from unwrite.decode.engine.loop import Decoding
-from unwrite.decode.engine.planning import DraftCosts, ForwardPaths, Planner, forget_knowledge
+from unwrite.decode.engine.paths import ForwardPaths
+from unwrite.decode.engine.planning import DraftCosts, Planner, forget_knowledge
 from unwrite.decode.engine.sampling import Sampling
 from unwrite.decode.engine.stopping import Stopping
 from unwrite.decode.engine.tree import DraftTree

@@ -7,11 +7,11 @@ from tabular import Clock, Tabular, greedy, hashed, junk, oracle
 from unwrite.decode import Joined, PromptLookup, TokenRecycling
 from unwrite.decode.base import Drafter, Strategy
 from unwrite.decode.engine.loop import Decoding
+from unwrite.decode.engine.paths import ForwardPaths
 from unwrite.decode.engine.planning import (
     IDLE_AFTER,
     LONGEST_REST,
     PROBE_SHARE,
-    ForwardPaths,
     Planner,
     forget_knowledge,
 )

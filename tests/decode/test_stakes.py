@@ -8,11 +8,11 @@ from test_resting import Asked
 from unwrite.decode.engine import planning
 from unwrite.decode.engine.costs import SIZES
 from unwrite.decode.engine.loop import Decoding
+from unwrite.decode.engine.paths import ForwardPaths
 from unwrite.decode.engine.planning import (
     PROBE_SHARE,
     STAKE,
     WORTH,
-    ForwardPaths,
     Knowledge,
     Planner,
     forget_knowledge,

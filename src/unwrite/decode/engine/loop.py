@@ -149,6 +149,7 @@ class Decoding:
         )
         # Which ways a forward can run is known once the prompt is cached.
         self.knowledge = knowledge_of(self.runtime.fingerprint, self.runtime.paths)
+        self._use(self.knowledge.paths.begin(new, int(self.runtime.lengths.max())))
         self.stats.batch = len(prompts)
         texts = [
             Text(prompt, new, self.device, count, width - len(prompt))
@@ -193,6 +194,7 @@ class Decoding:
                 self._plain(row)
                 return
         began = self.clock()
+        way, entering = self._way()
         trees, drafting = [], []
         for row in rows:
             before = self.clock()
@@ -200,8 +202,6 @@ class Decoding:
             drafting.append(self.clock() - before)
         stacked = DraftTree.stack(trees)
         length = int(self.runtime.lengths.max())
-        way = self.knowledge.paths.next()
-        self.runtime.use(way)
         ready = self.clock()
         output = self.runtime.forward(stacked, self.strategy.needs)
         if output.logits.is_cuda:  # the walk waits for it anyway; here it counts as the forward's
@@ -221,7 +221,7 @@ class Decoding:
                 self.stats.drafted += tree.nodes - 1
                 self.stats.accepted += len(path.nodes) - 1
         ended = self.clock()
-        own = (ended - began) - (forwarded - ready)
+        own = (ended - began) - (forwarded - ready) - entering
         for row, tree, seconds in zip(rows, trees, drafting, strict=True):
             row.planner.spent(own / len(rows), seconds, tree.nodes > 1)
         self._count(way, stacked.nodes, sum(drafting), ready - began, forwarded - ready, ended - forwarded)
@@ -230,8 +230,7 @@ class Decoding:
         """A step of the only row in which nothing is drafted: no tree, no observation, one token."""
         began = self.clock()
         length = int(self.runtime.lengths[0])
-        way = self.knowledge.paths.next()
-        self.runtime.use(way)
+        way, entering = self._way()
         ready = self.clock()
         logits = self.runtime.step(int(row.text.ids[-1]))
         if logits.is_cuda:
@@ -243,8 +242,18 @@ class Decoding:
         self._commit_token(row, token, scores)
         row.planner.follow(token)
         ended = self.clock()
-        row.planner.rested((ended - began) - (forwarded - ready))
+        row.planner.rested((ended - began) - (forwarded - ready) - entering)
         self._count(way, 1, 0.0, ready - began, forwarded - ready, ended - forwarded)
+
+    def _way(self) -> tuple[str, float]:
+        """The way this step's forward runs, and seconds that entering it took."""
+        way = self.knowledge.paths.next()
+        return way, self._use(way)
+
+    def _use(self, way: str) -> float:
+        before = self.clock()
+        self.runtime.use(way)
+        return self.knowledge.paths.entered(way, self.clock() - before)
 
     def _count(self, way: str, nodes: int, drafting: float, before: float, forward: float, after: float) -> None:
         self.stats.forwards += 1

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .costs import SIZES, Acceptance, DraftCosts, ForwardCosts, OwnSeconds
+from .costs import SIZES, Acceptance, DraftCosts, OwnSeconds
+from .paths import ForwardPaths
 from .tree import ROOT, DraftTree, Ints, Path
 
 MARGIN = 1.03  # a draft must promise this much over plain decoding
@@ -24,63 +25,6 @@ UNKNOWN_DRAFT = 0.3  # of a plain forward, for each level of a drafter that was 
 PROBE_SHARE = 0.01  # of the time, for drafts that are not expected to pay
 STAKE = 1.1  # plain steps that drafts may lose in a text which has not shown yet that they pay there
 WORTH = 12.0  # plain steps: the most that a text's gains allow to lose again
-DEAR = 2.0  # times its estimate: twice in a row, and the other ways are tried again
-
-
-class ForwardPaths:
-    """The ways a runtime can run a forward, and which is fastest here and now.
-
-    The default runs; now and then a step runs another way, ever more rarely, and the faster of the two stays.
-    """
-
-    FIRST, RAREST = 4, 512
-
-    def __init__(self, names: Sequence[str], shape: tuple[float, ...] | None = None) -> None:
-        self.costs = {name: ForwardCosts(shape) if shape else ForwardCosts() for name in names}
-        self.names, self.current = tuple(names), names[0]
-        self._step, self._gap = 0, self.FIRST
-        self._due = self.FIRST
-        self._rival = 0
-        self._surprises = 0
-        self._wins: dict[str, int] = {}
-
-    def next(self) -> str:
-        """The path for the next forward."""
-        self._step += 1
-        if len(self.names) == 1 or self._step < self._due:
-            return self.current
-        rivals = [name for name in self.names if name != self.current]
-        return rivals[self._rival % len(rivals)]
-
-    def observe(self, path: str, rows: int, length: int, seconds: float) -> None:
-        """Learns; after a rival's forward, decides."""
-        dear = self.knows_plain and seconds > DEAR * self.estimate(rows, length)
-        self.costs[path].observe(rows, length, seconds)
-        if path == self.current:
-            self._surprises = self._surprises + 1 if dear else 0
-            if self._surprises == 2:  # once is noise
-                self._gap = self.FIRST
-                self._due = min(self._due, self._step + 1)
-            return
-        faster = seconds < 0.95 * self.costs[self.current].estimate(rows, length)
-        self._wins[path] = self._wins.get(path, 0) + 1 if faster else 0
-        if self._wins[path] >= 2:
-            self.current, self._gap, self._wins = path, self.FIRST, {}
-        elif faster:
-            self._gap = self.FIRST
-        else:
-            self._gap = min(2 * self._gap, self.RAREST)
-            self._rival += 1
-        self._due = self._step + self._gap
-
-    def estimate(self, rows: int, length: int) -> float:
-        """Seconds of a forward on the current path."""
-        return self.costs[self.current].estimate(rows, length)
-
-    @property
-    def knows_plain(self) -> bool:
-        """Whether a first step, which is plain, was timed: without it, nothing says what a draft must beat."""
-        return self.costs[self.current].steps > 0
 
 
 @dataclass

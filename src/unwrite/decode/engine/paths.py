@@ -1,0 +1,131 @@
+"""Which of the ways a runtime can run a forward is fastest, for this text.
+
+One runs; now and then a step runs another way, ever more rarely, and the faster of the two stays. A way may have to be
+entered, once a text: packs are compared with the weights they were made from. A short text does not enter one whose
+steps would not make up for it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from statistics import median
+
+from .costs import ForwardCosts
+
+__all__ = ["ForwardPaths"]
+
+FASTER = 0.95  # of the other way's seconds, twice in a row: then a way takes its place
+DEAR = 2.0  # times its estimate: twice in a row, and the other ways are tried again
+KEPT = 3  # of a way's last tries and entries
+
+
+class ForwardPaths:
+    """The ways of one runtime.
+
+    Args:
+        names: of the ways, the default first.
+        shape: of the forward costs, as kept on disk.
+    """
+
+    FIRST, RAREST = 4, 512
+
+    def __init__(self, names: Sequence[str], shape: tuple[float, ...] | None = None) -> None:
+        self.costs = {name: ForwardCosts(shape) if shape else ForwardCosts() for name in names}
+        self.names, self.current = tuple(names), names[0]
+        self._step, self._gap = 0, self.FIRST
+        self._due = self.FIRST
+        self._rival = 0
+        self._surprises = 0
+        self._wins: dict[str, int] = {}
+        self._ratios: dict[str, deque[float]] = {}  # seconds of a rival's tries over those of the current way
+        self._entries: dict[str, deque[float]] = {}
+        self._entered: set[str] = set()
+        self._left = 0.0
+
+    def begin(self, tokens: int, length: int) -> str:
+        """A text of at most so many new tokens begins behind a prompt of `length`. Returns the way that pays for it."""
+        self._entered, self._left = set(), float(tokens)
+        gains = {name: self._gain(name, length) for name in self.names if name != self.current}
+        best = max(gains, key=lambda name: gains[name], default=self.current)
+        if gains and gains[best] > 0:
+            self._replace(best)
+        return self.current
+
+    def entered(self, path: str, seconds: float) -> float:
+        """Taking a way took so many seconds beside its forward. Returns them the text's first time, else 0."""
+        if path in self._entered:
+            return 0.0
+        self._entered.add(path)
+        self._entries.setdefault(path, deque(maxlen=KEPT)).append(seconds)
+        return seconds
+
+    def next(self) -> str:
+        """The path for the next forward."""
+        self._step += 1
+        self._left -= 1
+        if len(self.names) == 1 or self._step < self._due:
+            return self.current
+        rivals = [name for name in self.names if name != self.current]
+        rival = rivals[self._rival % len(rivals)]
+        if rival not in self._entered and self._gap < self.RAREST and self._gain(rival, 1) < 0:
+            self._put_off()
+            return self.current
+        return rival
+
+    def observe(self, path: str, rows: int, length: int, seconds: float) -> None:
+        """Learns; after a rival's forward, decides."""
+        dear = self.knows_plain and seconds > DEAR * self.estimate(rows, length)
+        self.costs[path].observe(rows, length, seconds)
+        if path == self.current:
+            self._surprises = self._surprises + 1 if dear else 0
+            if self._surprises == 2:  # once is noise
+                self._gap = self.FIRST
+                self._due = min(self._due, self._step + 1)
+            return
+        ratio = seconds / max(1e-9, self.costs[self.current].estimate(rows, length))
+        tries = self._ratios.setdefault(path, deque(maxlen=KEPT))
+        if ratio < FASTER and tries and median(tries) >= FASTER:
+            tries.clear()  # something has changed, or this is noise: the next try tells
+        tries.append(ratio)
+        self._wins[path] = self._wins.get(path, 0) + 1 if ratio < FASTER else 0
+        if self._wins[path] >= 2:
+            self._replace(path)
+            self._gap = self.FIRST
+        elif ratio < FASTER:
+            self._gap = self.FIRST
+        else:
+            self._put_off()
+        self._due = self._step + self._gap
+
+    def estimate(self, rows: int, length: int) -> float:
+        """Seconds of a forward on the current path."""
+        return self.costs[self.current].estimate(rows, length)
+
+    @property
+    def knows_plain(self) -> bool:
+        """Whether a first step, which is plain, was timed: without it, nothing says what a draft must beat."""
+        return self.costs[self.current].steps > 0
+
+    def _gain(self, rival: str, length: int) -> float:
+        """Seconds that the rest of the text would save on another way; 0 where it was not tried often enough to tell."""
+        ratios = self._ratios.get(rival, ())
+        if len(ratios) < 2 or not self.knows_plain:
+            return 0.0
+        steps = self._left * self.estimate(1, length) * (1 - median(ratios))
+        return steps - self._entry(rival) + self._entry(self.current)
+
+    def _entry(self, path: str) -> float:
+        """Seconds that using a way would yet take; the least of the last few, as the first holds the packing."""
+        return 0.0 if path in self._entered else min(self._entries.get(path, (0.0,)))
+
+    def _replace(self, path: str) -> None:
+        """Another way is the current one; what was known of it is known of the old one, turned round."""
+        ratios = [1 / ratio for ratio in self._ratios.get(path, ()) if ratio > 0]
+        self._ratios = {self.current: deque(ratios, maxlen=KEPT)}
+        self.current, self._wins = path, {}
+
+    def _put_off(self) -> None:
+        self._gap = min(2 * self._gap, self.RAREST)
+        self._rival += 1
+        self._due = self._step + self._gap
