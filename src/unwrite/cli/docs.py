@@ -153,11 +153,17 @@ def decode() -> str:
     if slow := report.slow_cells(rows):
         lines += ["", "Below the floor: " + "; ".join(slow) + "."]
     lines += ["", "What bounds the best of each:", "", *report.bounds(rows, stored["costs"]), ""]
-    lines.append(
-        f"{stored['tokens']} tokens a text, {stored['threads']} threads, {stored['machine']['cpu']}, "
-        f"{stored['seconds'] / 60:.0f} minutes in all."
-    )
+    lines.append(f"{stored['tokens']} tokens a text, {_decode_foot(stored)}")
     return "\n".join(lines)
+
+
+def _decode_foot(stored: Mapping[str, Any]) -> str:
+    machine = stored["machine"]
+    processor = f"{machine['cpu']} ({machine['vectors']})" if "vectors" in machine else machine["cpu"]
+    commit = stored["commit"] or "unknown"
+    return (
+        f"{stored['threads']} threads, {processor}, {stored['seconds'] / 60:.0f} minutes in all, commit {commit[:7]}."
+    )
 
 
 def decode_sampled() -> str:
@@ -174,7 +180,8 @@ def decode_sampled() -> str:
         )
         lines += [f"**{runtime}**, temperature {heat:g}, {tokens} tokens a text", ""]
         lines += [*report.cells(rows, runtime, heat), ""]
-    return "\n".join(lines).rstrip()
+    lines.append(_decode_foot(stored))
+    return "\n".join(lines)
 
 
 def demo() -> str:

@@ -102,13 +102,16 @@ def store(record: Mapping[str, Any], folder: Path | None = None) -> Path:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, and GPU if one was there."""
+    """Processor, the widest vectors torch uses on it, and cores."""
+    import torch
+
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
         models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
         name = models[0] if models else name
-    return {"cpu": name, "cores": os.cpu_count(), "system": platform.system()}
+    vectors = torch.backends.cpu.get_cpu_capability()
+    return {"cpu": name, "vectors": vectors, "cores": os.cpu_count(), "system": platform.system()}
 
 
 def commit() -> str | None:
