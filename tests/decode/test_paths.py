@@ -101,12 +101,16 @@ def test_entering_is_no_part_of_a_step_s_own_work():
     assert found.stats.seconds["other"] == pytest.approx(50.0)
 
 
-def test_what_taking_a_way_took_counts_once_a_text():
+def test_a_way_that_a_text_has_entered_already_costs_it_nothing_more():
     paths = ForwardPaths(WAYS)
-    paths.begin(10, 5)
-    assert [paths.entered("packed", 2.0), paths.entered("packed", 2.0)] == [2.0, 0.0]
-    paths.begin(10, 5)
-    assert paths.entered("packed", 3.0) == 3.0
+    for _ in range(3):
+        paths.begin(10, 5)
+        paths.entered("packed", 5.0)
+        for way in ("packed", "packed", "stock", "stock"):
+            paths.observe(way, 1, 5, 1.0)
+    assert paths.begin(10, 5) == "stock"
+    paths.current = "packed"
+    assert ForwardPaths.begin(paths, 10, 5, sunk=("packed",)) == "packed"
 
 
 def test_a_single_way_is_always_the_one():

@@ -48,7 +48,8 @@ def seconds(fn, cost=dear, count=COUNT):
     runtime = Tabular(LOGITS, VOCAB, cost, clock)
     shape = tuple(cost(rows, None) for rows in SIZES)
     planning._known.setdefault(
-        f"{runtime.fingerprint}|{'|'.join(runtime.paths)}", Knowledge(ForwardPaths(runtime.paths, shape))
+        f"{runtime.fingerprint}|{'|'.join(runtime.paths)}",
+        Knowledge(ForwardPaths(runtime.paths, shape), ForwardPaths(runtime.paths)),
     )
     found = Decoding(runtime, Asked(fn, clock, 0.0), Sampling(), Stopping(2 + count), clock=clock).run(
         [np.array(PROMPT)]

@@ -128,6 +128,18 @@ class Arena:
         """Gives all storage back; the next prompt shows the shapes anew."""
         self._blocks, self.capacity = [], 0
 
+    def lay_out(self, shapes: Sequence[tuple[int, int]], like: Tensor, columns: int) -> None:
+        """Before the first prompt of a model whose layers' (kv heads, width) are known: storage of at least `columns`.
+
+        Args:
+            like: any tensor of the keys' precision and device.
+        """
+        if not self._blocks:
+            for layer, (heads, width) in zip(self.layers, shapes, strict=True):
+                empty = like.new_empty(len(self.lengths), heads, 0, width)
+                layer.lazy_initialization(empty, empty)
+            self._allocate(len(self.lengths), columns)
+
     def settle(self, columns: int) -> None:
         """After the first prompt: moves what the layers hold into storage of at least `columns`."""
         held = [layer for layer in self.layers if layer.is_initialized]

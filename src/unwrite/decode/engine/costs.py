@@ -75,6 +75,11 @@ class ForwardCosts:
         last = self._latest(at)
         return others if last is None else min(others, last)
 
+    def knows(self, rows: int, length: int) -> bool:
+        """Whether forwards of this size were measured lately."""
+        size = self._sizes.get((bucket(rows), _context(length)))
+        return size is not None and size.fresh(self.steps)
+
     def measured(self) -> tuple[float, ...] | None:
         """The shape with what was measured in its place, or None if one row never was."""
         base = self._latest(0)

@@ -159,13 +159,22 @@ class FusedLoop:
         return sum(p.nbytes for p in [*products, self.head] if isinstance(p, Pack))
 
     def __call__(
-        self, tokens: Tensor, positions: Tensor, mask: Tensor | None, arena: Arena, want: frozenset[str]
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        arena: Arena,
+        want: frozenset[str],
+        causal: bool = False,
+        heads: Tensor | None = None,
     ) -> Output:
         """One forward; its keys go where `arena.expect` said.
 
         Args:
             tokens, positions: [batch, nodes].
             mask: [batch or 1, 1, nodes, columns], added to the scores; None where every node sees every column.
+            causal: instead, every node sees itself and those before it, and there are no other columns.
+            heads: [batch] the node of every row whose logits are wanted; None for all nodes'.
         """
         backbone = self.model.model
         batch, nodes = tokens.shape
@@ -175,10 +184,12 @@ class FusedLoop:
         x = embedded.reshape(batch * nodes, -1)  # [rows, width], rows = batch x nodes
         layers = {}
         for index, block in enumerate(self.blocks):
-            x = _attend(block, x, turn, mask, arena, batch)
+            x = _attend(block, x, turn, mask, arena, batch, causal)
             x = _expand(block, x)
             if f"layer:{index}" in want:
                 layers[index] = x.view(batch, nodes, -1)
+        if heads is not None:
+            x, nodes = x.view(batch, nodes, -1)[torch.arange(batch), heads], 1
         final = _norm(backbone.norm, x)
         return Output(
             self.head(final).view(batch, nodes, -1),
@@ -209,7 +220,7 @@ def _rotation(cos: Tensor, sin: Tensor, attention: Any) -> tuple[Tensor, Tensor]
 
 
 def _attend(
-    block: Block, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor | None, arena: Arena, batch: int
+    block: Block, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor | None, arena: Arena, batch: int, causal: bool
 ) -> Tensor:
     """x plus attention. x: [rows, width]."""
     own = block.layer.self_attn
@@ -226,7 +237,7 @@ def _attend(
     keys = arena.write(store.keys, turned[:, heads : heads + kv])
     values = arena.write(store.values, turned[:, heads + kv :])
     seen = F.scaled_dot_product_attention(
-        turned[:, :heads], keys, values, attn_mask=mask, scale=own.scaling, enable_gqa=heads != kv
+        turned[:, :heads], keys, values, attn_mask=mask, is_causal=causal, scale=own.scaling, enable_gqa=heads != kv
     )
     return block.out.add_to(x, seen.transpose(1, 2).reshape(len(x), -1))
 

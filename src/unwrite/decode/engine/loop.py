@@ -149,7 +149,8 @@ class Decoding:
         )
         # Which ways a forward can run is known once the prompt is cached.
         self.knowledge = knowledge_of(self.runtime.fingerprint, self.runtime.paths)
-        self._use(self.knowledge.paths.begin(new, int(self.runtime.lengths.max())))
+        paths = self.knowledge.paths
+        self._use(paths.begin(new, int(self.runtime.lengths.max()), sunk=self.runtime.entered))
         self.stats.batch = len(prompts)
         texts = [
             Text(prompt, new, self.device, count, width - len(prompt))
@@ -252,8 +253,10 @@ class Decoding:
 
     def _use(self, way: str) -> float:
         before = self.clock()
-        self.runtime.use(way)
-        return self.knowledge.paths.entered(way, self.clock() - before)
+        ready = self.runtime.use(way)
+        spent = self.clock() - before
+        self.knowledge.paths.entered(way, spent if ready is None else ready)
+        return spent
 
     def _count(self, way: str, nodes: int, drafting: float, before: float, forward: float, after: float) -> None:
         self.stats.forwards += 1

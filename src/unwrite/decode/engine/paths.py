@@ -2,13 +2,13 @@
 
 One runs; now and then a step runs another way, ever more rarely, and the faster of the two stays. A way may have to be
 entered, once a text: packs are compared with the weights they were made from. A short text does not enter one whose
-steps would not make up for it.
+steps would not make up for it. Prompts have ways of their own, timed by the token.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from statistics import median
 
 from .costs import ForwardCosts
@@ -16,7 +16,6 @@ from .costs import ForwardCosts
 __all__ = ["ForwardPaths"]
 
 FASTER = 0.95  # of the other way's seconds, twice in a row: then a way takes its place
-DEAR = 2.0  # times its estimate: twice in a row, and the other ways are tried again
 KEPT = 3  # of a way's last tries and entries
 
 
@@ -26,13 +25,18 @@ class ForwardPaths:
     Args:
         names: of the ways, the default first.
         shape: of the forward costs, as kept on disk.
+        rarest: forwards between two tries of the other ways, at most.
+        dear: a forward that takes so many times its estimate, twice in a row, and the other ways are tried again.
     """
 
-    FIRST, RAREST = 4, 512
+    FIRST = 4  # forwards until the first try
 
-    def __init__(self, names: Sequence[str], shape: tuple[float, ...] | None = None) -> None:
+    def __init__(
+        self, names: Sequence[str], shape: tuple[float, ...] | None = None, rarest: int = 512, dear: float = 2.0
+    ) -> None:
         self.costs = {name: ForwardCosts(shape) if shape else ForwardCosts() for name in names}
         self.names, self.current = tuple(names), names[0]
+        self.rarest, self.dear = rarest, dear
         self._step, self._gap = 0, self.FIRST
         self._due = self.FIRST
         self._rival = 0
@@ -41,24 +45,33 @@ class ForwardPaths:
         self._ratios: dict[str, deque[float]] = {}  # seconds of a rival's tries over those of the current way
         self._entries: dict[str, deque[float]] = {}
         self._entered: set[str] = set()
-        self._left = 0.0
+        self._sunk: frozenset[str] = frozenset()
+        self._left, self._rows, self._length = 0.0, 1, 1
 
-    def begin(self, tokens: int, length: int) -> str:
-        """A text of at most so many new tokens begins behind a prompt of `length`. Returns the way that pays for it."""
-        self._entered, self._left = set(), float(tokens)
+    def begin(self, tokens: int, length: int, rows: int = 1, sunk: Collection[str] = ()) -> str:
+        """At most so many tokens are to be forwarded behind `length` cached ones. Returns the way that pays for them.
+
+        Args:
+            rows: of the forwards, where their seconds are given by the token.
+            sunk: ways that this text enters, or has entered, whatever is decided here.
+        """
+        self._sunk = frozenset(sunk)
+        self._entered, self._left, self._rows, self._length = set(), float(tokens), rows, length
         gains = {name: self._gain(name, length) for name in self.names if name != self.current}
         best = max(gains, key=lambda name: gains[name], default=self.current)
         if gains and gains[best] > 0:
             self._replace(best)
         return self.current
 
-    def entered(self, path: str, seconds: float) -> float:
-        """Taking a way took so many seconds beside its forward. Returns them the text's first time, else 0."""
+    def entered(self, path: str, seconds: float) -> None:
+        """A way is taken, and getting ready for it took so many seconds in this text; only the first time counts."""
         if path in self._entered:
-            return 0.0
+            return
         self._entered.add(path)
-        self._entries.setdefault(path, deque(maxlen=KEPT)).append(seconds)
-        return seconds
+        if path in self._entries:
+            self._entries[path].append(seconds)
+        else:
+            self._entries[path] = deque(maxlen=KEPT)  # the first is no measure: packs are made then
 
     def next(self) -> str:
         """The path for the next forward."""
@@ -66,16 +79,18 @@ class ForwardPaths:
         self._left -= 1
         if len(self.names) == 1 or self._step < self._due:
             return self.current
+        if self._rows > 1 and not self.costs[self.current].knows(self._rows, self._length):
+            return self.current  # there is nothing to compare a try with
         rivals = [name for name in self.names if name != self.current]
         rival = rivals[self._rival % len(rivals)]
-        if rival not in self._entered and self._gap < self.RAREST and self._gain(rival, 1) < 0:
+        if rival not in self._entered and self._gap < self.rarest and self._gain(rival, 1) < 0:
             self._put_off()
             return self.current
         return rival
 
     def observe(self, path: str, rows: int, length: int, seconds: float) -> None:
         """Learns; after a rival's forward, decides."""
-        dear = self.knows_plain and seconds > DEAR * self.estimate(rows, length)
+        dear = self.knows_plain and seconds > self.dear * self.estimate(rows, length)
         self.costs[path].observe(rows, length, seconds)
         if path == self.current:
             self._surprises = self._surprises + 1 if dear else 0
@@ -112,12 +127,13 @@ class ForwardPaths:
         ratios = self._ratios.get(rival, ())
         if len(ratios) < 2 or not self.knows_plain:
             return 0.0
-        steps = self._left * self.estimate(1, length) * (1 - median(ratios))
+        steps = self._left * self.estimate(self._rows, length) * (1 - median(ratios))
         return steps - self._entry(rival) + self._entry(self.current)
 
     def _entry(self, path: str) -> float:
-        """Seconds that using a way would yet take; the least of the last few, as the first holds the packing."""
-        return 0.0 if path in self._entered else min(self._entries.get(path, (0.0,)))
+        """Seconds that using a way would yet take."""
+        known = self._entries.get(path, ())
+        return median(known) if known and path not in self._entered | self._sunk else 0.0
 
     def _replace(self, path: str) -> None:
         """Another way is the current one; what was known of it is known of the old one, turned round."""
@@ -126,6 +142,6 @@ class ForwardPaths:
         self.current, self._wins = path, {}
 
     def _put_off(self) -> None:
-        self._gap = min(2 * self._gap, self.RAREST)
+        self._gap = min(2 * self._gap, self.rarest)
         self._rival += 1
         self._due = self._step + self._gap

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .costs import SIZES, Acceptance, DraftCosts, OwnSeconds
+from .costs import SHAPE, SIZES, Acceptance, DraftCosts, OwnSeconds
 from .paths import ForwardPaths
 from .tree import ROOT, DraftTree, Ints, Path
 
@@ -297,9 +297,16 @@ def _risk(seconds: float, plain: float) -> float:
 
 @dataclass
 class Knowledge:
-    """What calls on one runtime leave for the next: forward costs; acceptance and drafting costs by strategy."""
+    """What calls on one runtime leave for the next.
+
+    Args:
+        paths: the ways of a step's forward and their costs.
+        reading: the ways of a prompt's, timed by the token.
+        acceptance, drafting: by strategy.
+    """
 
     paths: ForwardPaths
+    reading: ForwardPaths
     acceptance: dict[str, Acceptance] = field(default_factory=dict)
     drafting: dict[str, DraftCosts] = field(default_factory=dict)
 
@@ -313,7 +320,10 @@ def knowledge_of(fingerprint: str, names: Sequence[str]) -> Knowledge:
     if key not in _known:
         from .curves import read_shape
 
-        _known[key] = Knowledge(ForwardPaths(names, read_shape(fingerprint)))
+        by_token = tuple(seconds / rows for seconds, rows in zip(SHAPE, SIZES, strict=True))
+        # Prompts of all lengths come in turn: one that takes longer than the last ones is no sign of anything.
+        reading = ForwardPaths(names, by_token, rarest=64, dear=math.inf)
+        _known[key] = Knowledge(ForwardPaths(names, read_shape(fingerprint)), reading)
     return _known[key]
 
 

@@ -6,7 +6,7 @@ Invariant between steps: the cache holds every committed token but the last, whi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -48,6 +48,7 @@ class Runtime(ABC):
         max_positions: positions the model can encode; None for no limit.
         inverts: no `generate` decodes this target, so a draw need not be the one it would make (`Sampling.inverts`).
         paths: names of the ways a forward can run, the default first; the loop times them and picks (see `use`).
+        entered: of these, the ones this call is ready for.
     """
 
     vocab: int
@@ -57,6 +58,7 @@ class Runtime(ABC):
     max_positions: int | None = None
     inverts: ClassVar[bool] = False
     paths: tuple[str, ...] = ("stock",)
+    entered: Collection[str] = ()
 
     @abstractmethod
     def prefill(self, rows: Sequence[Ints], room: int) -> Tensor:
@@ -94,8 +96,13 @@ class Runtime(ABC):
     def nbytes(self) -> int:
         """Bytes the cache's storage takes."""
 
-    def use(self, path: str) -> None:  # noqa: B027
-        """Runs the next forwards the named way."""
+    def use(self, path: str) -> float | None:
+        """Runs the next forwards the named way.
+
+        Returns:
+            Seconds that getting ready for it took in this call, now or earlier; None to have this call timed.
+        """
+        return None
 
     @property
     def fingerprint(self) -> str:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import functools
 import inspect
 import platform
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -21,13 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import Cache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
 from ...errors import MethodError, ModelError
 from ...models import anatomy, unwrap
 from .arena import Arena, empty_cache, fill, filled_length
 from .fused import FusedLoop, is_stock
+from .model_check import check_model
 from .packed import fits_memory, packable, packed_copy, structural_copy
+from .planning import knowledge_of
 from .runtime import Output, Runtime, positions, visible
 from .tree import DraftTree, Ints
 
@@ -39,6 +41,7 @@ OURS = {
     "cache_position", "return_dict",
 }  # fmt: skip
 LOGITS = frozenset({"logits"})
+Twin = tuple[Any, dict[int, nn.Module]]  # a structural copy, and {id of an original: its copy}
 
 
 class TransformersRuntime(Runtime):
@@ -75,8 +78,9 @@ class TransformersRuntime(Runtime):
         hidden = {name if name == "final_hidden" else "layers" for name in self._observed}
         self.provides = LOGITS | hidden
         self._extras: dict[str, Any] = {}
-        self._bodies: dict[str, Callable[..., Output]] = {}
-        self._twin: tuple[Any, dict[int, nn.Module]] | None = None
+        self._bodies: dict[str, FusedLoop | Twin | None] = {}
+        self._readying: dict[str, float] = {}  # seconds that making each took
+        self._twin: Twin | None = None
         self._placed: tuple[Any, ...] = ()
         self._path = ""
         self._paths: tuple[str, ...] | None = None
@@ -135,10 +139,10 @@ class TransformersRuntime(Runtime):
             ids[row, : len(text) - skip] = text[skip:]
         tokens = torch.from_numpy(ids).to(self.device)
         self._extras = _extra_inputs(self.model, tokens, self._cache)
-        logits = self._prompt_logits(tokens, sizes - skip, skip)
+        self._bodies, self._readying, self._twin, self._paths = {}, {}, None, None
+        logits = self._read(tokens, sizes - skip, skip, columns)
         self._arena.settle(columns)
         self._arena.kept(sizes)
-        self._bodies, self._twin, self._paths = {}, None, None
         return logits
 
     @torch.no_grad()
@@ -158,7 +162,10 @@ class TransformersRuntime(Runtime):
         self._arena.expect(trees.nodes)
         tokens = torch.from_numpy(trees.tokens).to(self.device)
         places = torch.from_numpy(positions(trees, self.lengths)).to(self.device)
-        return body(tokens, places, self._mask(trees), want)
+        mask = self._mask(trees)
+        if isinstance(body, FusedLoop):
+            return body(tokens, places, mask, self._arena, want)
+        return self._run(body, tokens, places, mask, want)
 
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
         """See `Runtime.commit`."""
@@ -168,8 +175,13 @@ class TransformersRuntime(Runtime):
         """Bytes of the arena's storage."""
         return self._arena.nbytes()
 
-    def use(self, path: str) -> None:
-        """Runs the next forwards as one of `paths`: "fused", "packed" or "stock".
+    @property
+    def entered(self) -> Collection[str]:  # type: ignore[override]
+        """The ways whose packs have been compared with the weights in this call."""
+        return self._bodies.keys()
+
+    def use(self, path: str) -> float:
+        """Runs the next forwards as one of `paths`: "fused", "packed" or "stock". See `Runtime.use`.
 
         Raises:
             MethodError: this model has no such path.
@@ -178,6 +190,7 @@ class TransformersRuntime(Runtime):
             raise MethodError(f"{type(self.model).__name__} runs as {', '.join(self.paths)}, not as {path!r}.")
         self._path = path
         self._body_of(path)  # here, so that no forward's time holds the packing
+        return self._readying[path]
 
     @property
     def fingerprint(self) -> str:
@@ -196,23 +209,26 @@ class TransformersRuntime(Runtime):
             return ("fused", "stock")
         return ("packed", "stock") if self._packs else ("stock",)
 
-    def _body_of(self, path: str) -> Callable[..., Output]:
-        """A forward: (tokens, positions, mask, want) -> Output. Packs are compared with the weights once a call, here."""
+    def _body_of(self, path: str) -> FusedLoop | Twin | None:
+        """What runs a forward; None for the model itself. Packs are compared with the weights once a call, here."""
         if path not in self._bodies:
+            start = time.perf_counter()
             if path == "fused":
-                self._bodies[path] = functools.partial(_fused, FusedLoop(self.model, self._packs), self._arena)
+                self._bodies[path] = FusedLoop(self.model, self._packs)
             else:
-                twin = packed_copy(self.model) if path == "packed" else None
-                self._bodies[path] = functools.partial(self._run, twin)
+                self._bodies[path] = packed_copy(self.model) if path == "packed" else None
+            self._readying[path] = time.perf_counter() - start
         return self._bodies[path]
 
-    def _run(self, twin: Any, tokens: Tensor, places: Tensor, mask: Tensor | None, want: frozenset[str]) -> Output:
-        """The model's own forward, or that of a structural copy: (copy, {id of an original: its copy})."""
+    def _run(
+        self, twin: Twin | None, tokens: Tensor, places: Tensor, mask: Tensor | None, want: frozenset[str]
+    ) -> Output:
+        """The model's own forward, or that of a structural copy."""
         wanted = {name: self._observed[name] for name in want if name != "logits"}
         if wanted and twin is None:
             twin = self._twin = self._twin or structural_copy(self.model)  # the user's model never carries our hooks
-        body = self.model if twin is None else twin[0]
-        heard = {name: (twin[1][id(module)], kind) for name, (module, kind) in wanted.items()}
+        body, copies = (self.model, {}) if twin is None else twin
+        heard = {name: (copies[id(module)], kind) for name, (module, kind) in wanted.items()}
         with _listening(heard) as found:
             result = body(
                 input_ids=tokens,
@@ -225,14 +241,43 @@ class TransformersRuntime(Runtime):
         layers = {int(name.split(":")[1]): states for name, states in found.items() if name.startswith("layer:")}
         return Output(result.logits, found.get("final_hidden"), layers or None)
 
-    def _prompt_logits(self, tokens: Tensor, sizes: Ints, skip: int) -> Tensor:
-        """The stock forward over prompts padded on the right, where no real token sees it. Returns [batch, vocab]."""
+    def _read(self, tokens: Tensor, sizes: Ints, skip: int, columns: int) -> Tensor:
+        """The prompts' forward, the way that has been fastest for prompts. Returns [batch, vocab]."""
+        known, count = knowledge_of(self.fingerprint, self.paths), tokens.numel()
+        reading = known.reading
+        reading.begin(count, 1, count, sunk=(known.paths.current,))
+        way = reading.next()
+        body = self._body_of(way)
+        reading.entered(way, self._readying[way])
+        start = time.perf_counter()
+        if isinstance(body, FusedLoop):
+            logits = self._fused_prompt(body, tokens, sizes, skip, columns)
+        else:
+            logits = self._prompt_logits(self.model if body is None else body[0], tokens, sizes, skip)
+        reading.observe(way, count, 1, (time.perf_counter() - start) / count)
+        return logits
+
+    def _fused_prompt(self, loop: FusedLoop, tokens: Tensor, sizes: Ints, skip: int, columns: int) -> Tensor:
+        nodes = tokens.shape[1]
+        parts = [block.layer.self_attn for block in loop.blocks]
+        shapes = [(part.k_proj.out_features // part.head_dim, part.head_dim) for part in parts]
+        self._arena.lay_out(shapes, self.model.lm_head.weight, columns)
+        self._arena.expect(nodes)
+        places = torch.arange(skip, skip + nodes).expand(len(tokens), -1)
+        mask = None
+        if skip:
+            mask = torch.full((nodes, skip + nodes), torch.finfo(self.model.dtype).min).triu_(skip + 1)[None, None]
+        heads = torch.from_numpy(sizes - 1)
+        return loop(tokens, places, mask, self._arena, LOGITS, causal=not skip, heads=heads).logits[:, 0]
+
+    def _prompt_logits(self, model: Any, tokens: Tensor, sizes: Ints, skip: int) -> Tensor:
+        """A model's forward over prompts padded on the right, where no real token sees it. Returns [batch, vocab]."""
         last = torch.from_numpy(sizes - 1).to(tokens.device)
         even = bool((sizes == sizes[0]).all())
         keep = {"logits_to_keep": 1 if even else last} if "logits_to_keep" in self._accepts else {}
         self._arena.expect(tokens.shape[1])
         places = torch.arange(skip, skip + tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
-        logits = self.model(
+        logits = model(
             input_ids=tokens,
             position_ids=places,
             past_key_values=self._cache,
@@ -267,59 +312,6 @@ def _last_position(config: Any) -> int | None:
         original = rope.get("original_max_position_embeddings")
         return int(original or config.original_max_position_embeddings)
     return getattr(config, "max_position_embeddings", None)
-
-
-def check_model(model: Any, cache: Any = None) -> None:
-    """Refuses, before the first token, what cannot be drafted for without changing its text.
-
-    Raises:
-        ModelError: an encoder-decoder; layers with a sliding window, a recurrent state or shared keys; an attention
-            implementation that takes no mask; no position ids; learned prompts; a cache that cannot roll back.
-    """
-    name, config = type(model).__name__, getattr(model, "config", None)
-    if config is None or not hasattr(model, "prepare_inputs_for_generation"):
-        raise ModelError(f"{name} is not a transformers model that generates. Load one with AutoModelForCausalLM.")
-    if config.is_encoder_decoder or getattr(config, "add_cross_attention", False):
-        raise ModelError(f"{name} is an encoder-decoder; drafts need a decoder alone. Use its own `generate`.")
-    if getattr(model, "_is_stateful", False):
-        raise ModelError(f"{name} keeps a recurrent state, which cannot be rolled back. Use its own `generate`.")
-    attention = getattr(config, "_attn_implementation", None)
-    if attention not in (None, "eager", "sdpa"):
-        raise ModelError(
-            f"attention {attention!r} cannot take a tree's mask. Call model.set_attn_implementation('sdpa') first."
-        )
-    if "position_ids" not in inspect.signature(model.forward).parameters:
-        raise ModelError(f"{name} takes no position ids, and the nodes of a tree share some. Use its own `generate`.")
-    owner = getattr(model.prepare_inputs_for_generation, "__self__", model)
-    if getattr(getattr(owner, "active_peft_config", None), "is_prompt_learning", False):
-        raise ModelError("learned prompts lie in the cache before the text. Use the adapter's own `generate`, or LoRA.")
-    for given in (empty_cache(model), cache):
-        if given is not None:
-            _check_cache(given, name)
-
-
-def _check_cache(cache: Any, model: str) -> None:
-    if not isinstance(cache, Cache):
-        raise ModelError(f"the cache is a {type(cache).__name__}; pass an empty DynamicCache, or none.")
-    if cache.offloading:
-        raise ModelError("an offloaded cache cannot be rolled back in place. Pass an empty DynamicCache, or none.")
-    for layer in cache.layers:
-        if isinstance(layer, DynamicSlidingWindowLayer):
-            raise ModelError(
-                f"{model} has layers that see only the last {layer.sliding_window} tokens, and a tree's mask would "
-                "undo that. Use a model with full attention, or its own `generate`; where all layers are alike and "
-                "texts stay shorter than the window, config.sliding_window = None says the same thing."
-            )
-        if isinstance(layer, StaticLayer):
-            raise ModelError("a static cache cannot hold a tree. Pass an empty DynamicCache, or none.")
-        if type(layer) is not DynamicLayer:
-            raise ModelError(
-                f"{model} keeps a {type(layer).__name__}, which cannot be rolled back to an earlier token. Use a model "
-                "with full attention in every layer and a DynamicCache, or its own `generate`."
-            )
-    for held in vars(cache).values():
-        if isinstance(held, Cache):
-            _check_cache(held, model)
 
 
 def _fitting_length(cache: Cache, sizes: Ints) -> int:
@@ -379,12 +371,6 @@ def _listening(modules: dict[str, tuple[nn.Module, str]]) -> Iterator[dict[str, 
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _fused(
-    loop: FusedLoop, arena: Arena, tokens: Tensor, places: Tensor, mask: Tensor | None, want: frozenset[str]
-) -> Output:
-    return loop(tokens, places, mask, arena, want)
 
 
 @functools.cache

@@ -1,0 +1,133 @@
+"""Prompts are read the way that has been fastest for prompts, and every way caches the same."""
+
+import numpy as np
+import pytest
+import torch
+from targets import CLOSE, FAMILIES, fresh_logits, make_target, prompt
+from transformers import DynamicCache
+
+from unwrite.decode.engine.planning import forget_knowledge, knowledge_of
+from unwrite.decode.engine.transformers_runtime import TransformersRuntime
+from unwrite.decode.engine.tree import DraftTree
+
+WAYS = dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), ("fused", "stock"))
+CASES = [(family, way) for family in FAMILIES for way in WAYS.get(family, ("packed", "stock"))]
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    forget_knowledge()
+    yield
+    forget_knowledge()
+
+
+def reading(model, way, **options):
+    """A runtime that reads its next prompt one way."""
+    runtime = TransformersRuntime(model, pack="always", **options)
+    knowledge_of(runtime.fingerprint, runtime.paths).reading.current = way
+    return runtime
+
+
+def check_next(runtime, model, texts, logits):
+    """The prompts' logits, and those of one more token behind them."""
+    for row, text in enumerate(texts):
+        torch.testing.assert_close(logits[row], fresh_logits(model, text), atol=CLOSE, rtol=CLOSE)
+    output = runtime.forward(DraftTree.stack([DraftTree.of([7], [-1])] * len(texts)))
+    for row, text in enumerate(texts):
+        torch.testing.assert_close(output.logits[row, 0], fresh_logits(model, [*text, 7]), atol=CLOSE, rtol=CLOSE)
+
+
+@pytest.mark.parametrize(("family", "way"), CASES)
+def test_prompts_of_uneven_lengths_are_cached_as_every_text_alone_would_be(family, way):
+    model, rng = make_target(family), np.random.default_rng(2)
+    runtime = reading(model, way)
+    assert way in runtime.paths
+    for sizes in ((9, 4, 12), (3, 15, 1), (1, 1, 1)):  # the second time in storage that is there already
+        texts = [prompt(rng, size) for size in sizes]
+        check_next(runtime, model, texts, runtime.prefill(texts, 4))
+
+
+@pytest.mark.parametrize(("family", "way"), CASES)
+def test_a_prompt_behind_a_filled_cache_sees_what_the_cache_holds(family, way):
+    model, rng = make_target(family), np.random.default_rng(3)
+    text = prompt(rng, 11)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(input_ids=torch.from_numpy(text[None, :6]), past_key_values=cache, use_cache=True)
+    runtime = reading(model, way, cache=cache)
+    check_next(runtime, model, [text], runtime.prefill([text], 4))
+
+
+@pytest.mark.parametrize("way", ["fused", "stock"])
+def test_the_cache_handed_back_is_the_prompts(way):
+    model, text = make_target("llama"), prompt(np.random.default_rng(4), 8)
+    given, wanted = DynamicCache(config=model.config), DynamicCache(config=model.config)
+    runtime = reading(model, way, cache=given)
+    runtime.prefill([text], 4)
+    assert runtime.hand_back() is given
+    with torch.no_grad():
+        model(input_ids=torch.from_numpy(text[None]), past_key_values=wanted, use_cache=True)
+    for found, known in zip(given.layers, wanted.layers, strict=True):
+        assert found.keys.shape == known.keys.shape
+        torch.testing.assert_close(found.keys, known.keys, atol=CLOSE, rtol=CLOSE)
+        torch.testing.assert_close(found.values, known.values, atol=CLOSE, rtol=CLOSE)
+
+
+def test_a_prompt_follows_an_edit_of_the_weights():
+    model, text = make_target("llama"), prompt(np.random.default_rng(5), 8)
+    runtime = reading(model, "fused")
+    before = runtime.prefill([text], 4)
+    model.lm_head.weight.data.mul_(-1)
+    model.model.layers[0].mlp.down_proj.weight.data.add_(0.1)
+    after = runtime.prefill([text], 4)
+    torch.testing.assert_close(after[0], fresh_logits(model, text), atol=CLOSE, rtol=CLOSE)
+    assert not torch.allclose(after, before, atol=0.1)
+
+
+def test_a_long_prompt_is_not_read_by_a_mask_of_its_square():
+    model, text = make_target("llama"), prompt(np.random.default_rng(6), 90)
+    runtime = reading(model, "fused")
+    seen = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+    try:
+        torch.nn.functional.scaled_dot_product_attention = lambda *a, **k: (
+            seen.append((k["attn_mask"], k["is_causal"])) or attend(*a, **k)
+        )
+        runtime.prefill([text], 4)
+    finally:
+        torch.nn.functional.scaled_dot_product_attention = attend
+    assert seen
+    assert all(mask is None and causal for mask, causal in seen)
+
+
+def read_prompts(sizes, seconds):
+    """Ways that prompts of some sizes are read. seconds(way, tokens) -> of one."""
+    paths, ways = knowledge_of("prompts", ("fused", "stock")).reading, []
+    for size in sizes:
+        paths.begin(size, 1, size)
+        way = paths.next()
+        paths.entered(way, 0.02 if way == "fused" else 0.0)
+        paths.observe(way, size, 1, seconds(way, size) / size)
+        ways.append(way)
+    return ways
+
+
+def sizes_of(count):
+    return np.random.default_rng(7).integers(60, 400, count).tolist()
+
+
+def test_a_faster_way_keeps_reading_prompts_of_all_lengths():
+    ways = read_prompts(sizes_of(200), lambda way, size: max(0.02, 0.001 * size) * (1 if way == "fused" else 1.8))
+    assert ways.count("stock") <= 8
+
+
+def test_a_slower_way_is_left_and_comes_back_when_it_is_faster():
+    ways = read_prompts(sizes_of(100), lambda way, size: max(0.02, 0.001 * size) * (2 if way == "fused" else 1))
+    assert ways[20:].count("fused") <= 5
+    ways = read_prompts(sizes_of(400), lambda way, size: max(0.02, 0.001 * size) * (0.5 if way == "fused" else 1))
+    assert ways[-100:].count("fused") > 90
+
+
+def test_short_prompts_do_not_enter_a_way_that_gains_less_than_it_takes():
+    ways = read_prompts([10] * 200, lambda way, size: 0.1 * (0.97 if way == "fused" else 1))
+    assert ways[12:].count("fused") <= 3
