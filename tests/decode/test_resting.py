@@ -124,8 +124,30 @@ def test_plain_decoding_rests():
     calls = []
     runtime.step, inner = lambda token: calls.append(token) or inner(token), runtime.step
     found = Decoding(runtime, Plain(), Sampling(), Stopping(202), clock=clock).run([PROMPT])
-    assert len(calls) > 90
+    assert len(calls) == 199
     assert found.stats.forwards == 200
+    assert found.stats.rows == {1: 199}
+    assert found.sequences == [greedy(LOGITS, PROMPT, 200)]
+
+
+def test_plain_steps_between_two_looks_stop_where_the_text_does():
+    for count in range(1, 12):
+        runtime = Tabular(LOGITS, VOCAB, clock=Clock())
+        found = Decoding(runtime, Plain(), Sampling(), Stopping(2 + count), clock=runtime.clock).run([PROMPT])
+        assert found.sequences == [greedy(LOGITS, PROMPT, count)]
+        assert found.stats.forwards == runtime.forwards == count
+        assert sum(found.stats.seconds.values()) == pytest.approx(runtime.clock.now)
+
+
+def test_a_step_that_looks_and_drafts_nothing_forwards_no_tree():
+    clock = Clock()
+    runtime = Tabular(LOGITS, VOCAB, clock=clock)
+    calls = []
+    runtime.step, inner = lambda token: calls.append(token) or inner(token), runtime.step
+    strategy = Asked(lambda ids, budget: DraftTree.of([int(ids[-1])], [-1]), clock, 0.5)
+    found = Decoding(runtime, strategy, Sampling(), Stopping(42), clock=clock).run([PROMPT])
+    assert strategy.asked
+    assert len(calls) == found.stats.forwards - 1 == 39
 
 
 def test_the_next_text_begins_with_a_few_looks_only():

@@ -24,9 +24,11 @@ class Drafter(ABC):
     """What proposes, for one row of one call.
 
     rests: it may be left out of plain steps altogether; it neither proposes, observes nor commits then.
+    drafts: off, it never proposes anything and is never asked.
     """
 
     rests: ClassVar[bool] = False
+    drafts: ClassVar[bool] = True
 
     def reset(self, prompt: Ints, prefill: Any) -> None:  # noqa: B027
         """A new text begins. prompt: [length] ids; prefill: [vocab] logits after it."""

@@ -25,6 +25,7 @@ class NoDrafter(Drafter):
     """Proposes the root alone."""
 
     rests = True
+    drafts = False
 
     def propose(self, committed: Ints, budget: int) -> DraftTree:
         return DraftTree.of([int(committed[-1])], [-1])

@@ -28,6 +28,8 @@ from .stopping import Stopping
 from .tree import DraftTree, Ints, Path
 
 Clock = Callable[[], float]
+LOGITS = frozenset({"logits"})
+RUN = 8  # plain steps between two looks at what they cost
 
 
 @dataclass
@@ -189,11 +191,10 @@ class Decoding:
         self._commit_token(row, self.sampling.pick(scores), scores)
 
     def _step(self, rows: list[Row]) -> None:
-        if len(rows) == 1 and rows[0].drafter.rests:
-            row = rows[0]
-            if self._deepest(row) < 1 or row.planner.resting():
-                self._plain(row)
-                return
+        alone = rows[0] if len(rows) == 1 else None
+        if alone and alone.drafter.rests and (steps := self._resting(alone)):
+            self._plain(alone, steps)
+            return
         began = self.clock()
         way, entering = self._way()
         trees, drafting = [], []
@@ -203,8 +204,13 @@ class Decoding:
             drafting.append(self.clock() - before)
         stacked = DraftTree.stack(trees)
         length = int(self.runtime.lengths.max())
+        single = alone is not None and stacked.nodes == 1 and self.strategy.needs <= LOGITS
         ready = self.clock()
-        output = self.runtime.forward(stacked, self.strategy.needs)
+        output = (
+            Output(self.runtime.step(int(stacked.tokens[0, 0]))[None, None])
+            if single
+            else self.runtime.forward(stacked, self.strategy.needs)
+        )
         if output.logits.is_cuda:  # the walk waits for it anyway; here it counts as the forward's
             torch.cuda.synchronize(output.logits.device)
         forwarded = self.clock()
@@ -213,7 +219,8 @@ class Decoding:
             self._walk(row, tree, output.row(index, tree.nodes)) if not row.done else Path(nodes=[])
             for index, (row, tree) in enumerate(zip(rows, trees, strict=True))
         ]
-        self.runtime.commit([path.nodes for path in paths])
+        if not single:
+            self.runtime.commit([path.nodes for path in paths])
         for index, (row, tree, path) in enumerate(zip(rows, trees, paths, strict=True)):
             if path.nodes:
                 row.planner.learn(tree, path)
@@ -227,24 +234,39 @@ class Decoding:
             row.planner.spent(own / len(rows), seconds, tree.nodes > 1)
         self._count(way, stacked.nodes, sum(drafting), ready - began, forwarded - ready, ended - forwarded)
 
-    def _plain(self, row: Row) -> None:
-        """A step of the only row in which nothing is drafted: no tree, no observation, one token."""
-        began = self.clock()
-        length = int(self.runtime.lengths[0])
+    def _resting(self, row: Row) -> int:
+        """Steps to come, of at most `RUN`, in which the only row's drafter is not asked."""
+        if not row.drafter.drafts or self._deepest(row) < 1:
+            return RUN
+        return row.planner.resting(RUN)
+
+    def _plain(self, row: Row, steps: int) -> None:
+        """Steps of the only row in which nothing is drafted: no tree, no observation, one token each.
+
+        Small forwards empty the processor's caches of this code, so what can wait is done once for all of them.
+        """
+        began, length = self.clock(), int(self.runtime.lengths[0])
         way, entering = self._way()
-        ready = self.clock()
-        logits = self.runtime.step(int(row.text.ids[-1]))
-        if logits.is_cuda:
-            torch.cuda.synchronize(logits.device)
-        forwarded = self.clock()
-        self.knowledge.paths.observe(way, 1, length, forwarded - ready)
-        scores = self._scores(row, logits)
-        token = row.sampling.pick(scores)
-        self._commit_token(row, token, scores)
-        row.planner.follow(token)
-        ended = self.clock()
-        row.planner.rested((ended - began) - (forwarded - ready) - entering)
-        self._count(way, 1, 0.0, ready - began, forwarded - ready, ended - forwarded)
+        if way != self.knowledge.paths.current:
+            steps = 1  # a try
+        spent = self.clock() - began
+        forwards: list[float] = []
+        while len(forwards) < steps and not row.done:
+            ready = self.clock()
+            logits = self.runtime.step(int(row.text.ids[-1]))
+            if logits.is_cuda:
+                torch.cuda.synchronize(logits.device)
+            forwards.append(self.clock() - ready)
+            scores = self._scores(row, logits)
+            token = row.sampling.pick(scores)
+            self._commit_token(row, token, scores)
+            row.planner.follow(token)
+        self.knowledge.paths.passed(len(forwards) - 1)
+        for seconds in forwards:
+            self.knowledge.paths.observe(way, 1, length, seconds)
+        verifying = self.clock() - began - spent - sum(forwards)
+        row.planner.rested((spent + verifying - entering) / len(forwards), len(forwards))
+        self._count(way, 1, 0.0, spent, sum(forwards), verifying, len(forwards))
 
     def _way(self) -> tuple[str, float]:
         """The way this step's forward runs, and seconds that entering it took."""
@@ -258,10 +280,12 @@ class Decoding:
         self.knowledge.paths.entered(way, spent if ready is None else ready)
         return spent
 
-    def _count(self, way: str, nodes: int, drafting: float, before: float, forward: float, after: float) -> None:
-        self.stats.forwards += 1
-        self.stats.rows[nodes] += 1
-        self.stats.paths[way] += 1
+    def _count(
+        self, way: str, nodes: int, drafting: float, before: float, forward: float, after: float, steps: int = 1
+    ) -> None:
+        self.stats.forwards += steps
+        self.stats.rows[nodes] += steps
+        self.stats.paths[way] += steps
         seconds = self.stats.seconds
         seconds["draft"] += drafting
         seconds["other"] += before - drafting

@@ -88,6 +88,11 @@ class ForwardPaths:
             return self.current
         return rival
 
+    def passed(self, steps: int) -> None:
+        """So many more forwards ran the way that `next` named last."""
+        self._step += steps
+        self._left -= steps
+
     def observe(self, path: str, rows: int, length: int, seconds: float) -> None:
         """Learns; after a rival's forward, decides."""
         dear = self.knows_plain and seconds > self.dear * self.estimate(rows, length)

@@ -93,15 +93,14 @@ class Planner:
 
     def should_look(self) -> bool:
         """Whether to ask a cheap drafter at all; in text it can't predict, only now and then."""
-        self._looked = not self.resting()
+        self._looked = self.resting() == 0
         return self._looked
 
-    def resting(self) -> bool:
-        """Whether this step goes by without asking the drafter. Each question is a step."""
-        if not self.active or self._rest == 0:
-            return False
-        self._rest -= 1
-        return True
+    def resting(self, most: int = 1) -> int:
+        """Steps to come, of at most so many, that go by without asking the drafter; they count as gone."""
+        steps = min(self._rest, most) if self.active else 0
+        self._rest -= steps
+        return steps
 
     def prune(self, tree: DraftTree, length: int) -> DraftTree:
         """The nodes that pay, of one row's proposal."""
@@ -235,12 +234,13 @@ class Planner:
         if self._pending:
             self._pending = [pending for pending in self._pending if self._follow(pending, token)]
 
-    def rested(self, own: float) -> None:
-        """A plain step without a look. own: its seconds beside the forward."""
-        self._regain()
-        self.own.rested(own)
+    def rested(self, own: float, steps: int = 1) -> None:
+        """Plain steps without a look. own: seconds of each beside the forward."""
+        for _ in range(steps):
+            self._regain()
+            self.own.rested(own)
         if self.paths.knows_plain:
-            self.drafting.spare += PROBE_SHARE * self._forward(1, 1)
+            self.drafting.spare += steps * PROBE_SHARE * self._forward(1, 1)
 
     def _credit(self, gain: float) -> None:
         if self.batch == 1:
