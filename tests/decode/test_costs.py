@@ -160,6 +160,17 @@ def test_calibration_keeps_the_shape_for_the_next_process():
     assert len(read_shape("calibrated") or ()) == len(SIZES)
 
 
+def test_another_way_can_be_timed_without_becoming_the_shape_on_disk():
+    clock = Clock()
+    runtime = Tabular(
+        LOGITS, VOCAB, lambda rows, way: rows * {"packed": 1.0, "stock": 2.0}[way], clock, ("packed", "stock")
+    )
+    runtime.name = "timed"
+    calibrate(runtime, length=8, repeats=1, path="stock")
+    assert runtime.way == "stock"
+    assert read_shape("timed") is None
+
+
 def test_a_broken_cost_file_counts_as_none():
     write_shape("some machine", tuple(float(i) for i in SIZES))
     assert read_shape("some machine") == tuple(float(i) for i in SIZES)

@@ -38,6 +38,7 @@ from ..reproduce.texts import corpus
 from .decode import TOKENS, Contender, Measuring, Sample, prompts
 
 ASSISTED, HIGH_LEVEL = "transformers, assisted", "Llama.generate"
+STOCK = "transformers, its own forward"
 FEW = 6  # repeats of a short run
 SAMPLED_TOKENS = 32  # of a text of a short run at temperatures above 0
 TOP_K = 50  # transformers' own default when it samples
@@ -306,6 +307,8 @@ def run(
             found["rows"] += run.run((part.temperature,), most=most)
             if part.runtime not in found["costs"]:
                 found["costs"][part.runtime] = calibrate(part.native or TransformersRuntime(model))
+                if part.native is None:
+                    found["costs"][STOCK] = calibrate(TransformersRuntime(model), path="stock")
             found["seconds"] = time.perf_counter() - start
             keep(found)
     return found

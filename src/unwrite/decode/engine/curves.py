@@ -36,8 +36,13 @@ def write_shape(fingerprint: str, shape: tuple[float, ...]) -> None:
         return
 
 
-def calibrate(runtime: Any, length: int = 128, repeats: int = 5) -> dict[int, float]:
-    """Times forwards of every size on purpose and keeps the shape. Returns {rows: median seconds}."""
+def calibrate(runtime: Any, length: int = 128, repeats: int = 5, path: str | None = None) -> dict[int, float]:
+    """Times forwards of every size on purpose and keeps the shape. Returns {rows: median seconds}.
+
+    Args:
+        length: cached tokens behind which they run.
+        path: the way they run, one of the runtime's; None for the fastest known, whose shape alone is kept on disk.
+    """
     from statistics import median
 
     from .planning import knowledge_of
@@ -45,7 +50,8 @@ def calibrate(runtime: Any, length: int = 128, repeats: int = 5) -> dict[int, fl
     paths = knowledge_of(runtime.fingerprint, runtime.paths).paths
     limit = runtime.max_nodes or SIZES[-1]
     runtime.prefill([np.arange(length) % min(runtime.vocab, 1000)], SIZES[-1])
-    runtime.use(paths.current)
+    way = paths.current if path is None else path
+    runtime.use(way)
     found = {}
     for rows in (size for size in SIZES if size <= limit):
         tree = DraftTree.of(np.arange(rows) % runtime.vocab, (np.arange(rows) - 1) // 2)
@@ -55,9 +61,9 @@ def calibrate(runtime: Any, length: int = 128, repeats: int = 5) -> dict[int, fl
             runtime.forward(tree)
             times.append(time.perf_counter() - start)
             runtime.commit([[]])
-            paths.costs[paths.current].observe(rows, length, times[-1])
+            paths.costs[way].observe(rows, length, times[-1])
         found[rows] = median(times)
-    shape = paths.costs[paths.current].measured()
-    if shape is not None:
+    shape = paths.costs[way].measured()
+    if shape is not None and path is None:
         write_shape(runtime.fingerprint, shape)
     return found
