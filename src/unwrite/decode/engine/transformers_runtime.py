@@ -1,8 +1,8 @@
 """Any causal model of transformers with full attention as a target: trees in, logits out, accepted rows kept.
 
 The model's own forward runs on an arena cache; a tree is a float mask added to the scores and a position id for every
-node. Where that gives the same sums for less, small forwards run on packed copies of the linear layers or, for a stock
-Llama-family model, in a fused loop. The model itself is never changed.
+node. Where that gives the same sums for less, prompts and small forwards run on packed copies of the linear layers or, for a
+stock Llama-family model, in a fused loop. The model itself is never changed.
 
     node i sees column j  iff  j < length  or  node j - length is i or above it;   position(i) = length + depth(i)
 """
