@@ -8,7 +8,7 @@ import torch
 
 from unwrite.diffusion import AdaBlock, LearnedSelect, MaskPredictor, Sampler, Threshold, testbed
 from unwrite.errors import DataError
-from unwrite.reproduce.denoising import Arm, Curve, Difference, Trial, difference, prompts
+from unwrite.reproduce.denoising import Arm, Curve, Trial, difference, prompts
 
 
 def arm(name, accuracy, forwards, count=1000, seed=0):
@@ -56,11 +56,6 @@ def test_the_interval_of_unpaired_noise_covers_the_truth():
         found = difference(a, b)
         covered += found.low <= 0 <= found.high
     assert covered >= 50
-
-
-def test_no_loss_is_a_lower_end_above_minus_one_point():
-    assert Difference(0.0, -0.9, 1.0).no_loss
-    assert not Difference(0.5, -1.0, 2.0).no_loss
 
 
 def test_arms_of_other_prompts_are_refused():

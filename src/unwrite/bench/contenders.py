@@ -265,7 +265,6 @@ def run(
     Returns:
         {"rows": a row a cell, "costs": {runtime: {rows: seconds}}, "seconds": of the whole}
     """
-    from ..decode import TransformersRuntime
     from ..models import load, load_model
 
     start = time.perf_counter()
@@ -306,9 +305,7 @@ def run(
             run = Measuring(part.contenders, peer, encode, deadline, part.runtime, tokens, tell)
             found["rows"] += run.run((part.temperature,), most=most)
             if part.runtime not in found["costs"]:
-                found["costs"][part.runtime] = calibrate(part.native or TransformersRuntime(model))
-                if part.native is None:
-                    found["costs"][STOCK] = calibrate(TransformersRuntime(model), path="stock")
+                found["costs"] |= _costs(part, model)
             found["seconds"] = time.perf_counter() - start
             keep(found)
     return found
@@ -323,6 +320,18 @@ class Part:
     temperature: float
     weight: int
     native: LlamaCppRuntime | None = None
+
+
+def _costs(part: Part, model: Any) -> dict[str, dict[int, float]]:
+    """{runtime: {rows: seconds of a forward}}; of a transformers model, what its own forward takes, too."""
+    from ..decode import TransformersRuntime
+
+    if part.native is not None:
+        return {part.runtime: calibrate(part.native)}
+    return {
+        part.runtime: calibrate(TransformersRuntime(model)),
+        STOCK: calibrate(TransformersRuntime(model), path="stock"),
+    }
 
 
 def _without(contenders: Mapping[str, Contender], name: str) -> dict[str, Contender]:

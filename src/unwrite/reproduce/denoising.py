@@ -25,7 +25,6 @@ from ..runs import cache_dir, hash_file, hash_json, hash_model, versions, write_
 from .claims import Budget
 
 RESAMPLES = 2000
-NO_LOSS = -1.0  # points: "no loss" is a paired interval whose lower end is above this
 THRESHOLDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 PROMPTS_SEED = 10_000  # prompts of seed s are drawn from PROMPTS_SEED + s; training draws from seeds below 1,000
 SIZES = {"tiny": 8, "small": 700, "medium": 2000, "full": 5000}  # prompts a seed
@@ -193,10 +192,6 @@ class Difference:
     points: float
     low: float
     high: float
-
-    @property
-    def no_loss(self) -> bool:
-        return self.low > NO_LOSS
 
     def __str__(self) -> str:
         return f"{self.points:+.1f} ({self.low:+.1f} to {self.high:+.1f})"
