@@ -58,6 +58,26 @@ def test_a_prompt_behind_a_filled_cache_sees_what_the_cache_holds(family, way):
     check_next(runtime, model, [text], runtime.prefill([text], 4))
 
 
+class Holding(DynamicCache):
+    """A user's cache that holds another one, for something of the user's own."""
+
+    def __init__(self, config):
+        super().__init__(config=config)
+        self.other = DynamicCache(config=config)
+
+
+@pytest.mark.parametrize("way", ["fused", "stock"])
+def test_a_cache_that_holds_another_one_is_filled_alone(way):
+    model, text = make_target("llama"), prompt(np.random.default_rng(8), 8)
+    cache = Holding(model.config)
+    runtime = reading(model, way, cache=cache)
+    check_next(runtime, model, [text], runtime.prefill([text], 4))
+    runtime.commit([[0]])
+    assert runtime.hand_back() is cache
+    assert cache.get_seq_length() == 9
+    assert cache.other.get_seq_length() == 0
+
+
 @pytest.mark.parametrize("way", ["fused", "stock"])
 def test_the_cache_handed_back_is_the_prompts(way):
     model, text = make_target("llama"), prompt(np.random.default_rng(4), 8)

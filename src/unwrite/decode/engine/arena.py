@@ -131,11 +131,13 @@ class Arena:
     def lay_out(self, shapes: Sequence[tuple[int, int]], like: Tensor, columns: int) -> None:
         """Before the first prompt of a model whose layers' (kv heads, width) are known: storage of at least `columns`.
 
+        Layers beyond these belong to caches that the given one holds; who fills them shows their shapes.
+
         Args:
             like: any tensor of the keys' precision and device.
         """
         if not self._blocks:
-            for layer, (heads, width) in zip(self.layers, shapes, strict=True):
+            for layer, (heads, width) in zip(self.layers, shapes, strict=False):
                 empty = like.new_empty(len(self.lengths), heads, 0, width)
                 layer.lazy_initialization(empty, empty)
             self._allocate(len(self.lengths), columns)
