@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from tabular import Clock, Tabular, hashed
+from tabular import Clock, Scripted, Tabular, hashed, junk
 
 from unwrite.decode.engine.loop import Decoding
 from unwrite.decode.engine.paths import ForwardPaths
-from unwrite.decode.engine.planning import forget_knowledge, knowledge_of
+from unwrite.decode.engine.planning import Planner, forget_knowledge, knowledge_of
 from unwrite.decode.engine.sampling import Sampling
 from unwrite.decode.engine.stopping import Stopping
 from unwrite.decode.plain import Plain
@@ -106,11 +106,45 @@ def test_a_way_that_a_text_has_entered_already_costs_it_nothing_more():
     for _ in range(3):
         paths.begin(10, 5)
         paths.entered("packed", 5.0)
-        for way in ("packed", "packed", "stock", "stock"):
-            paths.observe(way, 1, 5, 1.0)
+        for way, seconds in (("packed", 0.9), ("stock", 1.0)):
+            paths.observe(way, 1, 5, seconds)
     assert paths.begin(10, 5) == "stock"
-    paths.current = "packed"
-    assert ForwardPaths.begin(paths, 10, 5, sunk=("packed",)) == "packed"
+    assert paths.begin(10, 5) == "stock"
+    assert paths.begin(10, 5, sunk=("packed",)) == "packed"
+
+
+def test_what_the_first_text_took_to_pack_keeps_no_other_from_a_faster_way():
+    clock = Clock()
+    quick, dear = {"packed": 0.5, "stock": 1.0}, Entered.entry
+    try:
+        Entered.entry = 200.0
+        write(quick, 32, clock)
+    finally:
+        Entered.entry = dear
+    stats, runtime, _ = write(quick, 32, clock)
+    assert runtime.entries == 1
+    assert stats.paths["packed"] >= 29
+
+
+def test_another_way_is_tried_for_single_steps():
+    stats, *_ = write({"packed": 0.5, "stock": 1.0}, 200, Clock())
+    assert 2 <= stats.paths["stock"] <= 6
+
+
+@pytest.mark.parametrize("looks", [False, True])
+def test_what_entering_took_is_not_taken_for_own_work(looks, monkeypatch):
+    own = []
+    monkeypatch.setattr(Planner, "rested", lambda self, seconds, steps=1: own.append(seconds))
+    monkeypatch.setattr(Planner, "spent", lambda self, seconds, drafting, drafted: own.append(seconds))
+    clock = Clock()
+    runtime = Entered(LOGITS, VOCAB, lambda rows, way: 1.0, clock, WAYS)
+    knowledge_of(runtime.fingerprint, WAYS).paths.current = "stock"
+    Decoding(runtime, Scripted(junk(VOCAB)) if looks else Plain(), Sampling(), Stopping(12), clock=clock).run(
+        [np.array([1, 2])]
+    )
+    assert runtime.entries == 1
+    assert own
+    assert max(own) == pytest.approx(0.0, abs=1e-9)
 
 
 def test_a_single_way_is_always_the_one():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from tabular import Clock, Tabular, greedy, hashed, junk, oracle
 
+from conftest import make_llama
 from unwrite.decode import Joined, PromptLookup, TokenRecycling
 from unwrite.decode.base import Drafter, Strategy
 from unwrite.decode.engine.loop import Decoding
@@ -17,8 +18,9 @@ from unwrite.decode.engine.planning import (
 )
 from unwrite.decode.engine.sampling import Sampling
 from unwrite.decode.engine.stopping import Stopping
+from unwrite.decode.engine.transformers_runtime import TransformersRuntime
 from unwrite.decode.engine.tree import DraftTree
-from unwrite.decode.plain import Plain
+from unwrite.decode.plain import NoDrafter, Plain
 
 VOCAB = 11
 LOGITS = hashed(VOCAB)
@@ -128,6 +130,37 @@ def test_plain_decoding_rests():
     assert found.stats.forwards == 200
     assert found.stats.rows == {1: 199}
     assert found.sequences == [greedy(LOGITS, PROMPT, 200)]
+
+
+def test_plain_decoding_asks_nobody(monkeypatch):
+    def asked(self, committed, budget):
+        raise AssertionError("asked for a draft")
+
+    monkeypatch.setattr(NoDrafter, "propose", asked)
+    runtime = Tabular(LOGITS, VOCAB, clock=Clock())
+    found = Decoding(runtime, Plain(), Sampling(), Stopping(42), clock=runtime.clock).run([PROMPT])
+    assert found.sequences == [greedy(LOGITS, PROMPT, 40)]
+
+
+def test_a_look_that_drafts_nothing_still_sees_the_hidden_states_it_needs():
+    model, seen = make_llama(), []
+
+    class Watching(Drafter):
+        def propose(self, committed, budget):
+            return DraftTree.of([int(committed[-1])], [-1])
+
+        def observe(self, tree, output, path):
+            seen.append(output.final_hidden.shape)
+
+    class Watched(Strategy):
+        needs = frozenset({"logits", "final_hidden"})
+
+        def drafter(self, runtime, sampling):
+            return Watching()
+
+    runtime = TransformersRuntime(model)
+    Decoding(runtime, Watched(), Sampling(), Stopping(8)).run([PROMPT])
+    assert seen == [(1, model.config.hidden_size)] * 5
 
 
 def test_plain_steps_between_two_looks_stop_where_the_text_does():
