@@ -166,7 +166,7 @@ class FusedLoop:
         arena: Arena,
         want: frozenset[str],
         causal: bool = False,
-        heads: Tensor | None = None,
+        ends: Tensor | None = None,
     ) -> Output:
         """One forward; its keys go where `arena.expect` said.
 
@@ -174,7 +174,7 @@ class FusedLoop:
             tokens, positions: [batch, nodes].
             mask: [batch or 1, 1, nodes, columns], added to the scores; None where every node sees every column.
             causal: instead, every node sees itself and those before it, and there are no other columns.
-            heads: [batch] the node of every row whose logits are wanted; None for all nodes'.
+            ends: [batch] the one node of every row whose logits are wanted; None for all nodes'.
         """
         backbone = self.model.model
         batch, nodes = tokens.shape
@@ -188,8 +188,8 @@ class FusedLoop:
             x = _expand(block, x)
             if f"layer:{index}" in want:
                 layers[index] = x.view(batch, nodes, -1)
-        if heads is not None:
-            x, nodes = x.view(batch, nodes, -1)[torch.arange(batch), heads], 1
+        if ends is not None:
+            x, nodes = x.view(batch, nodes, -1)[torch.arange(batch), ends], 1
         final = _norm(backbone.norm, x)
         return Output(
             self.head(final).view(batch, nodes, -1),

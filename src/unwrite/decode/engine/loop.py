@@ -21,14 +21,13 @@ from ...errors import MethodError
 from ..base import Drafter, Strategy
 from .costs import Acceptance
 from .planning import DraftCosts, Knowledge, Planner, knowledge_of
-from .runtime import Output, Runtime
+from .runtime import LOGITS, Output, Runtime
 from .sampling import Sampling
 from .stats import Stats, remember
 from .stopping import Stopping
 from .tree import DraftTree, Ints, Path
 
 Clock = Callable[[], float]
-LOGITS = frozenset({"logits"})
 RUN = 8  # plain steps between two looks at what they cost
 
 

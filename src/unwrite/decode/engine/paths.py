@@ -46,6 +46,7 @@ class ForwardPaths:
         self._entries: dict[str, deque[float]] = {}
         self._entered: set[str] = set()
         self._sunk: frozenset[str] = frozenset()
+        # Of the text: tokens yet to be forwarded, rows of a forward, cached tokens before it.
         self._left, self._rows, self._length = 0.0, 1, 1
 
     def begin(self, tokens: int, length: int, rows: int = 1, sunk: Collection[str] = ()) -> str:
@@ -57,7 +58,7 @@ class ForwardPaths:
         """
         self._sunk = frozenset(sunk)
         self._entered, self._left, self._rows, self._length = set(), float(tokens), rows, length
-        gains = {name: self._gain(name, length) for name in self.names if name != self.current}
+        gains = {name: self._gain(name) for name in self.names if name != self.current}
         best = max(gains, key=lambda name: gains[name], default=self.current)
         if gains and gains[best] > 0:
             self._replace(best)
@@ -83,7 +84,7 @@ class ForwardPaths:
             return self.current  # there is nothing to compare a try with
         rivals = [name for name in self.names if name != self.current]
         rival = rivals[self._rival % len(rivals)]
-        if rival not in self._entered and self._gap < self.rarest and self._gain(rival, 1) < 0:
+        if rival not in self._entered and self._gap < self.rarest and self._gain(rival) < 0:
             self._put_off()
             return self.current
         return rival
@@ -127,12 +128,12 @@ class ForwardPaths:
         """Whether a first step, which is plain, was timed: without it, nothing says what a draft must beat."""
         return self.costs[self.current].steps > 0
 
-    def _gain(self, rival: str, length: int) -> float:
+    def _gain(self, rival: str) -> float:
         """Seconds that the rest of the text would save on another way; 0 where it was not tried often enough to tell."""
         ratios = self._ratios.get(rival, ())
         if len(ratios) < 2 or not self.knows_plain:
             return 0.0
-        steps = self._left * self.estimate(self._rows, length) * (1 - median(ratios))
+        steps = self._left * self.estimate(self._rows, self._length) * (1 - median(ratios))
         return steps - self._entry(rival) + self._entry(self.current)
 
     def _entry(self, path: str) -> float:

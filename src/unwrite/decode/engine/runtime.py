@@ -15,6 +15,8 @@ from torch import Tensor
 
 from .tree import ROOT, DraftTree, Ints
 
+LOGITS = frozenset({"logits"})
+
 
 @dataclass
 class Output:
@@ -52,7 +54,7 @@ class Runtime(ABC):
     """
 
     vocab: int
-    provides: frozenset[str] = frozenset({"logits"})
+    provides: frozenset[str] = LOGITS
     lengths: Ints
     max_nodes: int | None = None
     max_positions: int | None = None
@@ -70,7 +72,7 @@ class Runtime(ABC):
         """
 
     @abstractmethod
-    def forward(self, trees: DraftTree, want: frozenset[str] = frozenset({"logits"}), graft: Any = None) -> Output:
+    def forward(self, trees: DraftTree, want: frozenset[str] = LOGITS, graft: Any = None) -> Output:
         """One forward over all nodes; their keys lie behind the cached ones until `commit`.
 
         Args:

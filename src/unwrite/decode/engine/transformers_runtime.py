@@ -30,7 +30,7 @@ from .fused import FusedLoop, is_stock
 from .model_check import check_model
 from .packed import fits_memory, packable, packed_copy, structural_copy
 from .planning import knowledge_of
-from .runtime import Output, Runtime, positions, visible
+from .runtime import LOGITS, Output, Runtime, positions, visible
 from .tree import DraftTree, Ints
 
 __all__ = ["TransformersRuntime", "check_model"]
@@ -40,7 +40,6 @@ OURS = {
     "input_ids", "attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "inputs_embeds",
     "cache_position", "return_dict",
 }  # fmt: skip
-LOGITS = frozenset({"logits"})
 Twin = tuple[Any, dict[int, nn.Module]]  # a structural copy, and {id of an original: its copy}
 
 
@@ -258,6 +257,7 @@ class TransformersRuntime(Runtime):
         return logits
 
     def _fused_prompt(self, loop: FusedLoop, tokens: Tensor, sizes: Ints, skip: int, columns: int) -> Tensor:
+        """The same through the fused loop, behind `skip` cached columns, in storage of at least `columns`."""
         nodes = tokens.shape[1]
         parts = [block.layer.self_attn for block in loop.blocks]
         shapes = [(part.k_proj.out_features // part.head_dim, part.head_dim) for part in parts]
@@ -267,8 +267,8 @@ class TransformersRuntime(Runtime):
         mask = None
         if skip:
             mask = torch.full((nodes, skip + nodes), torch.finfo(self.model.dtype).min).triu_(skip + 1)[None, None]
-        heads = torch.from_numpy(sizes - 1)
-        return loop(tokens, places, mask, self._arena, LOGITS, causal=not skip, heads=heads).logits[:, 0]
+        ends = torch.from_numpy(sizes - 1)
+        return loop(tokens, places, mask, self._arena, LOGITS, causal=not skip, ends=ends).logits[:, 0]
 
     def _prompt_logits(self, model: Any, tokens: Tensor, sizes: Ints, skip: int) -> Tensor:
         """A model's forward over prompts padded on the right, where no real token sees it. Returns [batch, vocab]."""
