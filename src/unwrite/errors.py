@@ -5,8 +5,10 @@ The command line turns any of these into one line and exit code 2.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 
 
 class UnwriteError(Exception):
@@ -38,6 +40,32 @@ class MissingExtra(UnwriteError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed. Install it with: pip install 'unwrite[{extra}]'")
+
+
+class Notice(UserWarning):
+    """What a user should know of a result that is given all the same: rows cut, rows twice, nothing changed."""
+
+
+_listening: list[list[str]] = []
+
+
+def notice(message: str) -> None:
+    """Warns with a `Notice`; every `noticing()` block around the call keeps the message, once."""
+    for messages in _listening:
+        if message not in messages:
+            messages.append(message)
+    warnings.warn(message, Notice, stacklevel=3)
+
+
+@contextlib.contextmanager
+def noticing() -> Iterator[list[str]]:
+    """The list of what is noticed within the block, in order, for `run.json` and the report."""
+    messages: list[str] = []
+    _listening.append(messages)
+    try:
+        yield messages
+    finally:
+        _listening[:] = [kept for kept in _listening if kept is not messages]
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import overload
 
-from ..errors import DataError
+from ..errors import DataError, notice
 from ..runs import hash_json
 
 
@@ -136,7 +135,7 @@ class ForgetSplit:
             )
             if not self.allow_overlap:
                 raise DataError(message)
-            warnings.warn(message, stacklevel=2)
+            notice(message)
 
     @property
     def hash(self) -> str:

@@ -10,7 +10,6 @@ its forget importance exceeds alpha times its importance on all data, and shrunk
 from __future__ import annotations
 
 import math
-import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.images import Images
-from ..errors import DataError, MethodError, ModelError
+from ..errors import DataError, MethodError, ModelError, notice
 from ..models.curvature import Importances, Loss, importances, stored, trainable
 from .base import Edit, Work, require
 from .importance import Rows, accuracy, batches, logit_norms, prepared, row_loss, squared_logit_norms
@@ -198,16 +197,14 @@ class Dampening(Edit):
         if not chosen.selected:
             most = all_data.batches / forget.batches
             why = f" With {forget.batches} of {all_data.batches} batches to forget, none can exceed {most:.3g}."
-            warnings.warn(
+            notice(
                 f"{name} selects none of {chosen.weights} weights at alpha {chosen.alpha:.3g}, so nothing is forgotten."
                 f"{why if self.stored is None and chosen.alpha >= most else ''} Lower alpha.",
-                stacklevel=4,
             )
         elif chosen.share > WORTH_A_WARNING:
-            warnings.warn(
+            notice(
                 f"{name} selects {chosen.share:.0%} of {chosen.weights} weights at alpha {chosen.alpha:.3g}, which "
                 "can wreck the model. Raise alpha.",
-                stacklevel=4,
             )
 
 
@@ -324,10 +321,9 @@ class Potion(Dampening):
                     return float(alpha)
         finally:
             _restore(work.model, original)
-        warnings.warn(
+        notice(
             f"Potion tried {self.tries} shares, up to {shares[-1]:.3g}, and {left:.1%} of the forget rows still have "
             f"their labels; rho={self.rho:g} allows {bar:.1%}. The last share is kept: raise tries or rho.",
-            stacklevel=5,
         )
         return float(alphas[-1])
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +22,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from ..data import Examples
 from ..data.encoding import Encoded, encode_all
-from ..errors import MethodError, NotFinite
+from ..errors import MethodError, NotFinite, notice
 from ..models import anatomy as anatomy_of
 from .base import Objective, Phase, Work
 from .batch import make_parts, run
@@ -176,10 +175,9 @@ class UnlearnTrainer(Trainer):
             self._sums.setdefault(name, []).append(float(number.detach() if isinstance(number, Tensor) else number))
         weight = self._sums.get("weight")
         if weight and self.state.global_step < 3 and weight[-1] < 1e-3:
-            warnings.warn(
+            notice(
                 f"the mean gradient weight is {weight[-1]:.1e} at step {self.state.global_step + 1}: the loss is "
                 "saturated, as happens with a large beta on long answers. Lower beta.",
-                stacklevel=2,
             )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

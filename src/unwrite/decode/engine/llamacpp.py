@@ -12,7 +12,6 @@ row costs next to nothing; where it costs more, decoding is plain there: a text 
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import MethodError
+from ...errors import MethodError, notice
 from ...runs import cache_dir, hash_file, hash_json, write_json
 from .curves import read_shape, write_shape
 from .llamacpp_check import MOST_ROWS, Checked, check
@@ -268,10 +267,9 @@ class LlamaCppRuntime(Runtime):
         if found.rows > 1 and read_shape(self.fingerprint) is None:
             write_shape(self.fingerprint, found.shape)
         if found.rows == 1:
-            warnings.warn(
+            notice(
                 f"{self.path.name}: trees and one-token decoding disagree on this machine, so it decodes plainly, "
                 "without drafts. Another number format may help: unwrite models requantise.",
-                stacklevel=4,
             )
         return found
 

@@ -10,7 +10,6 @@ the model before holds the directions of retain features. (LAF, arXiv 2404.00506
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...data.images import Images
-from ...errors import DataError, MethodError, unknown
+from ...errors import DataError, MethodError, notice, unknown
 from ...nets.feature_vae import DecoderOut, FeatureVAE, Reconstruction
 from ..base import Phase, require
 from ..batch import PairedBatch
@@ -204,10 +203,9 @@ class LAF(Phased):
         placed(work, settings)
         size = settings.per_device_train_batch_size
         if len(work.forget) < size:
-            warnings.warn(
+            notice(
                 f"the forget set has {len(work.forget)} rows, fewer than a batch of {size}: an epoch is one step. "
                 "Train longer, or in smaller batches.",
-                stacklevel=2,
             )
         stream: Literal["paired", "covering"] = "paired" if len(work.forget) <= len(work.retain) else "covering"
         losses = self._unlearning(work, settings.seed)

@@ -11,14 +11,13 @@ it as it is, and its oracle is `fitted(recipe_of(masks=masks), ...)` on the reta
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import nn
 
 from ...data.images import Images
-from ...errors import MethodError, unknown
+from ...errors import MethodError, notice, unknown
 from ...models.pruning import Scope, apply_masks, magnitude_masks, zero_masks
 from ..base import Edit, Guard, Method, Phase, require
 from ..batch import PairedBatch
@@ -101,10 +100,9 @@ class Pruned(Edit):
         else:
             masks = magnitude_masks(work.model, self.rate, self.scope)
         if empty := [name for name, mask in masks.items() if not bool(mask.any())]:
-            warnings.warn(
+            notice(
                 f"every weight of {', '.join(empty)} is pruned, so nothing may pass there any more. Lower the rate, or "
                 "give a model that was trained.",
-                stacklevel=2,
             )
         apply_masks(work.model, masks)
         held = replace(work, callbacks=[*work.callbacks, _KeepZero(masks)], _before=None)

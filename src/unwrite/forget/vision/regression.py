@@ -11,7 +11,6 @@ targets on the forget rows. (Deep regression unlearning, arXiv 2210.08196, secti
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...data.images import Images
-from ...errors import DataError, MethodError, NotFinite, unknown
+from ...errors import DataError, MethodError, NotFinite, notice, unknown
 from ...models.vision_layout import VisionLayout, logits_of
 from ..base import Phase, require
 from ..batch import PairedBatch
@@ -188,10 +187,9 @@ class Blindspot(_Regression):
     def _warn(self, work: ImageWork, blind: nn.Module) -> None:
         theirs, ours = self._error(work, blind), self._error(work, work.model)
         if theirs >= 3 * ours:
-            warnings.warn(
+            notice(
                 f"the blind model's error on retain rows is {theirs:.3g}, 3 times the model's {ours:.3g} or more: it may "
                 "guess at random. Raise blind_epochs.",
-                stacklevel=2,
             )
 
 
