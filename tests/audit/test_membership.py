@@ -37,7 +37,7 @@ def test_auc_agrees_with_counting_pairs() -> None:
 
 
 def test_min_k_plus_plus_standardises_under_the_models_own_distribution(tokenizer: Any, split: Any, model: Any) -> None:
-    row = Context(model, tokenizer).encoded(split.forget[:1])[0]
+    row = Context(model, tokenizer).encoded(split.forget[:1])[0][0]
     with torch.no_grad():
         log_p = model(torch.tensor([row.input_ids])).logits[0].double().log_softmax(-1)
     z = []

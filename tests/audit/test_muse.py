@@ -115,8 +115,12 @@ def test_every_stop_mark_cuts(text: str) -> None:
 
 def test_the_few_shot_prompt_is_the_benchmarks() -> None:
     shots = [Example("red", "Which hue?")]
-    prompt = few_shot_prompt("Which town?", shots)
+    prompt = few_shot_prompt("Which town?", shots, blank=True)
     assert prompt == "Question: Which hue?\nAnswer: red\n\nQuestion: Which town?\nAnswer: "
+
+
+def test_the_few_shot_prompt_leaves_the_blank_to_the_answer() -> None:
+    assert few_shot_prompt("Which town?", []) == "Question: Which town?\nAnswer:"
 
 
 def test_perfect_memory_has_verbmem_one_hundred(tokenizer: Any, model: Any, saying: Any) -> None:

@@ -34,7 +34,7 @@ def test_an_end_token_is_added_where_the_template_writes_none(tokenizer):
 
 def test_without_a_template_the_prompt_is_question_and_answer(tokenizer):
     tokenizer.chat_template = None
-    assert prompt_text(ROW, tokenizer) == "Question: who wrote the letter ?\nAnswer: "
+    assert prompt_text(ROW, tokenizer) == "Question: who wrote the letter ?\nAnswer:"
     assert encode(ROW, tokenizer).input_ids[-1] == tokenizer.eos_token_id
 
 
@@ -66,7 +66,7 @@ def test_refuses_a_text_of_one_token(tokenizer):
 
 
 def test_refuses_a_tokenizer_without_an_end_token(tokenizer):
-    tokenizer.eos_token = None
+    tokenizer.eos_token = tokenizer.chat_template = None
     with pytest.raises(ModelError, match="no eos token"):
         encode(ROW, tokenizer)
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..data.examples import Examples, ForgetSplit
 from ..errors import DataError, unknown
+from ..scoring.rouge import Words
 
 if TYPE_CHECKING:
     from .context import Context
@@ -133,7 +134,8 @@ class Suite:
         axes: the metrics on the trade-off plot and in the headline: what should go, what should stay.
         scale: 1 where those are fractions, 100 where they are percentages.
         max_new_tokens: the longest generation; None picks twice the longest reference answer, 32 to 200.
-        max_length: rows are cut at this many tokens, the same for every model.
+        max_length: tokens a row may have, the same for every model; longer answers are cut, longer texts read in windows.
+        words: what ROUGE counts: "unicode", words of every script, or "ascii", rouge-score's own (published figures).
         of: the kind of data it is for, "text" or "images".
     """
 
@@ -145,6 +147,7 @@ class Suite:
     scale: float = 1.0
     max_new_tokens: int | None = None
     max_length: int = 512
+    words: Words = "unicode"
     of: Literal["text", "images"] = "text"
 
     def for_split(self, split: Any) -> list[Any]:

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ..data.encoding import encode_text
 from ..data.examples import Example, ForgetSplit
 from ..scoring import rouge_l
 from .base import Better, Metric, Panel, Score, Suite, harmonic_mean, has_rows, kept_sets, rows_of
@@ -77,7 +78,8 @@ class RougeRecall(_OnSet):
         return f"{self.on}_rouge"
 
     def __call__(self, context: Context, split: ForgetSplit) -> Score:
-        values = [rouge_l(ref, said, stemmer=True).recall for ref, said in context.answers(self.rows(split))]
+        said = context.answers(self.rows(split))
+        values = [rouge_l(ref, text, stemmer=True, words=context.words).recall for ref, text in said]
         return Score.mean(self.name, values, self.better, self._note(split))
 
 
@@ -170,7 +172,7 @@ class Perplexity(Metric):
             return Score(self.name, None, [], self.better, "Needs the model before unlearning.")
         said = [text for _, text in context.answers(split.forget)]
         rows = [row.ask(answer=text) for row, text in zip(split.forget, said, strict=True)]
-        judged = [row for row in rows if len(row.answer.split()) > 0 and self._long_enough(row, context)]
+        judged = [row for row in rows if self._long_enough(row, context)]
         losses = dict(zip(map(id, judged), (s.mean_nll for s in context.before.scores(judged)), strict=True))
         values = [math.exp(min(losses[id(row)], 700)) if id(row) in losses else None for row in rows]
         if not losses:
@@ -179,7 +181,9 @@ class Perplexity(Metric):
         return Score(self.name, value, values, self.better, _empty(values))
 
     def _long_enough(self, row: Example, context: Context) -> bool:
-        return not row.is_text or len(context.tokenizer(row.answer)["input_ids"]) >= 2
+        if not row.answer.strip():
+            return False
+        return not row.is_text or len(encode_text(row.answer, context.tokenizer)) >= 2
 
 
 def _empty(values: Sequence[float | None]) -> str:

@@ -13,11 +13,12 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
-from ..data.encoding import Encoded, encode, encode_prompt
+from ..data.encoding import Encoded, encode_prompt, encode_rows
 from ..data.examples import Example
-from ..errors import ModelError
+from ..errors import ModelError, notice
 from ..runs import cache_dir, canonical_json, hash_json, hash_model, write_text
-from ..scoring import AnswerScore, generate_answers, score_answers
+from ..scoring import AnswerScore, end_ids, generate_answers, row_length, score_answers
+from ..scoring.rouge import Words
 
 FORMAT = 1  # raise it when a cached value changes its meaning
 
@@ -26,6 +27,9 @@ class Context:
     """Shared passes of one model.
 
     Args:
+        max_length: tokens a row may have; longer answers are cut and longer texts read in windows. None takes 512, or
+            all of the model's positions where there are fewer.
+        words: what ROUGE counts, see `rouge_l`.
         before, oracle: contexts of the model before unlearning and of the retrained one, where known.
         max_new_tokens: the longest generation; None picks twice the longest reference, 32 to 200.
     """
@@ -36,15 +40,18 @@ class Context:
         tokenizer: Any,
         *,
         batch_size: int = 16,
-        max_length: int = 512,
+        max_length: int | None = None,
         max_new_tokens: int | None = None,
+        words: Words = "unicode",
         before: Context | None = None,
         oracle: Context | None = None,
     ) -> None:
         if tokenizer.pad_token_id is None:
             raise ModelError("the tokenizer has no pad token. Set tokenizer.pad_token = tokenizer.eos_token.")
         self.model, self.tokenizer = model, tokenizer
-        self.batch_size, self.max_length, self.max_new_tokens = batch_size, max_length, max_new_tokens
+        self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
+        self.words = words
+        self.max_length = row_length(model, max_length)
         self.before, self.oracle = before, oracle
         self._memory: dict[str, Any] = {}
         self._said: dict[tuple[int, ...], str] = {}
@@ -81,13 +88,15 @@ class Context:
             write_text(path, canonical_json(value))
         return value
 
-    def encoded(self, rows: Sequence[Example]) -> list[Encoded]:
-        """Rows as token ids under this context's maximum length."""
-        return [encode(row, self.tokenizer, self.max_length) for row in rows]
+    def encoded(self, rows: Sequence[Example]) -> list[list[Encoded]]:
+        """Rows as token ids under this context's maximum length: the windows of each, one but for long texts."""
+        return encode_rows(rows, self.tokenizer, self.max_length)
 
     def scores(self, rows: Sequence[Example], *, moments: bool = False) -> list[AnswerScore]:
-        """Token log-likelihoods of every row's answer, in row order."""
-        return self.score_encoded(self.encoded(rows), moments=moments)
+        """Token log-likelihoods of every row's answer, or of all of a text, in row order."""
+        encoded = self.encoded(rows)
+        scored = iter(self.score_encoded([window for row in encoded for window in row], moments=moments))
+        return [AnswerScore.joined([next(scored) for _ in row]) for row in encoded]
 
     def score_encoded(self, rows: Sequence[Encoded], *, moments: bool = False) -> list[AnswerScore]:
         """As `scores`, for rows already encoded. With `moments`, also what Min-K%++ reads."""
@@ -118,19 +127,24 @@ class Context:
             return generate_answers(self.model, tok, prompts, max_new_tokens=max_new_tokens, batch_size=self.batch_size)
 
         if not all(name in self._said for name in names):
-            key = [prompts, max_new_tokens, tok.eos_token_id, tok.pad_token_id]
+            key = [prompts, max_new_tokens, end_ids(self.model, tok), tok.pad_token_id]
             self._said |= zip(names, self.remember("text", key, compute), strict=True)
         return [self._said[name] for name in names]
 
     def answers(self, rows: Sequence[Example]) -> list[tuple[str, str]]:
         """(reference, what the model says) for every row.
 
-        A question is asked through the chat template; a plain text is cut in half, and the model continues it.
+        A question is asked through the chat template; a plain text is cut in half, and the model continues it. Of a
+        text longer than `max_length` that is its first window.
         """
         prompts, references = [], []
+        plain = [row for row in rows if row.is_text]
+        windows_of = dict(zip(map(id, plain), self.encoded(plain), strict=True))
+        if long := sum(len(windows) > 1 for windows in windows_of.values()):
+            notice(f"{long} of {len(rows)} texts are continued within their first {self.max_length} tokens alone.")
         for row in rows:
             if row.is_text:
-                ids = encode(row, self.tokenizer, self.max_length).input_ids
+                ids = windows_of[id(row)][0].input_ids
                 half = max(1, len(ids) // 2)
                 prompts.append(ids[:half])
                 references.append(self.tokenizer.decode(ids[half:], skip_special_tokens=True))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..data.examples import Example, ForgetSplit
 from ..data.image_splits import ImageSplit
-from ..errors import MethodError, ModelError
+from ..errors import MethodError, ModelError, noticing
+from ..scoring import WORDS, row_length
 from .base import Metric, Score, Suite, kept_sets, rows_of
 from .context import Context
 from .report import AttackResult, Report, Sample
@@ -45,6 +46,7 @@ def evaluate(
     selected: Mapping[str, float | Tensor] | None = None,
     attacks: Iterable[Attack] = (),
     batch_size: int = 16,
+    max_length: int | None = None,
 ) -> Report:
     """Measures an unlearned model beside the model it came from and one retrained without the forget set.
 
@@ -61,6 +63,8 @@ def evaluate(
             weight; `changed_weights(before, model)`, or `SSD().select(before, forget, retain).shares`.
         attacks: applied to every model alike; on texts.
         batch_size: rows per pass; the scores don't depend on it.
+        max_length: of texts, tokens a row may have: longer answers are cut, longer texts read in windows that cover
+            them. None takes the suite's, within the model's positions.
 
     Returns:
         A `Report` with columns before, after and oracle. All passes are cached by the models' content.
@@ -70,10 +74,13 @@ def evaluate(
     if isinstance(split, ImageSplit):
         if attacks:
             raise MethodError("these attacks are for texts. On images, use lira, ain or knn_accuracy.")
+        if max_length is not None:
+            raise MethodError("max_length is for texts; pictures have no tokens. Leave it out.")
         from .vision import evaluate_images
 
         return evaluate_images(model, split, **both, **of_images)
     given = [name for name, value in of_images.items() if value is not None]
+    both["max_length"] = max_length
     if tokenizer is None or given:
         wrong = "needs a tokenizer" if tokenizer is None else f"has no {' and no '.join(given)}: for images only"
         raise MethodError(f"an audit of texts {wrong}.")
@@ -89,6 +96,7 @@ def _evaluate_texts(
     before: Any,
     oracle: Any,
     batch_size: int,
+    max_length: int | None,
 ) -> Report:
     suite = suite_named(suite)
     if suite.of != "text":
@@ -103,12 +111,14 @@ def _evaluate_texts(
     if not metrics:
         raise MethodError(f"no metric of suite {suite.name!r} applies to {split.name}; it has none of the sets needed.")
     started = time.perf_counter()
-    contexts = contexts_of({"before": before, "after": model, "oracle": oracle}, suite, tokenizer, batch_size)
-    columns = {role: measure(context, metrics, split) for role, context in contexts.items()}
-    results = [
-        AttackResult(a.name, a.about, a.x, a.label, {role: a(context, split) for role, context in contexts.items()})
-        for a in attacks
-    ]
+    roles = {"before": before, "after": model, "oracle": oracle}
+    with noticing() as notices:
+        contexts = contexts_of(roles, suite, tokenizer, batch_size, max_length)
+        columns = {role: measure(context, metrics, split) for role, context in contexts.items()}
+        results = [
+            AttackResult(a.name, a.about, a.x, a.label, {role: a(context, split) for role, context in contexts.items()})
+            for a in attacks
+        ]
     return Report(
         suite=suite.name,
         split=split.name,
@@ -120,8 +130,11 @@ def _evaluate_texts(
         axes=suite.axes,
         answers=headline_metrics(suite, metrics),
         scale=suite.scale,
+        notices=tuple(notices),
         provenance={
             **provenance(split, suite),
+            "max_length": contexts["after"].max_length,
+            "rouge": WORDS[suite.words],
             **{f"{role} model": context.fingerprint or "not hashed" for role, context in contexts.items()},
             "seconds": round(time.perf_counter() - started, 1),
         },
@@ -143,15 +156,20 @@ def measure(context: Context, metrics: Iterable[Metric], split: ForgetSplit) -> 
     return {metric.name: found[metric.name] for metric in metrics}
 
 
-def contexts_of(models: dict[str, Any], suite: Suite, tokenizer: Any, batch_size: int) -> dict[str, Context]:
-    """A context per model that is given, each knowing the before model and the oracle."""
+def contexts_of(
+    models: dict[str, Any], suite: Suite, tokenizer: Any, batch_size: int, max_length: int | None = None
+) -> dict[str, Context]:
+    """A context per model that is given, each knowing the before model and the oracle; rows are of one length for all."""
+    present = [model for model in models.values() if model is not None]
+    length = min(row_length(model, max_length, suite.max_length) for model in present)
     contexts = {
         role: Context(
             model,
             tokenizer,
             batch_size=batch_size,
-            max_length=suite.max_length,
+            max_length=length,
             max_new_tokens=suite.max_new_tokens,
+            words=suite.words,
         )
         for role, model in models.items()
         if model is not None

@@ -70,21 +70,26 @@ def gradient_norm(context: Context, row: Example, p: float = 2.0) -> float:
 
     model = context.model
     was_training, device = model.training, next(model.parameters()).device
-    encoded = context.encoded([row])[0]
-    tensors = pad([encoded], context.tokenizer.pad_token_id)
-    ids, mask = tensors["input_ids"].to(device), tensors["attention_mask"].to(device)
-    labels = tensors["labels"].to(device)
-    where = prediction_mask(labels)
+    windows = context.encoded([row])[0]
     parameters = [q for q in model.parameters() if q.requires_grad]
+    scored = sum(window.targets for window in windows) - (0 if row.is_text else 1)
+    total: dict[int, Any] = {}
     model.eval()
-    with torch.enable_grad():
-        logits, _ = logits_at(model, ids, mask, where)
-        losses = token_nll(logits, labels[:, 1:][where[:, :-1]])
-        loss = losses[_scored(row)].mean()
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    for window in windows:
+        tensors = pad([window], context.tokenizer.pad_token_id)
+        ids, mask = tensors["input_ids"].to(device), tensors["attention_mask"].to(device)
+        labels = tensors["labels"].to(device)
+        where = prediction_mask(labels)
+        with torch.enable_grad():
+            logits, _ = logits_at(model, ids, mask, where)
+            losses = token_nll(logits, labels[:, 1:][where[:, :-1]])
+            loss = losses[_scored(row)].sum() / scored
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for i, gradient in enumerate(gradients):
+            if gradient is not None:
+                total[i] = total[i] + gradient if i in total else gradient
     model.train(was_training)
-    norms = [g.float().norm(p=p) for g in gradients if g is not None]
-    return float(torch.stack(norms).mean())
+    return float(torch.stack([g.float().norm(p=p) for g in total.values()]).mean())
 
 
 def _scored(row: Example) -> slice:
@@ -134,7 +139,7 @@ class Membership(Metric):
     def values(self, context: Context, rows: Sequence[Example]) -> list[float]:
         """One score per row, high = looks unseen."""
         if self.attack == "gradnorm":
-            encoded = [[row.input_ids, row.prompt_length] for row in context.encoded(rows)]
+            encoded = [[[part.input_ids, part.prompt_length] for part in row] for row in context.encoded(rows)]
             return context.remember("gradnorm", encoded, lambda: [gradient_norm(context, row) for row in rows])
         scores = context.scores(rows, moments=self.moments)
         if self.attack == "min_k":
@@ -152,7 +157,9 @@ class Membership(Metric):
 
     def _reference(self, context: Context) -> Context:
         if self.reference is not None:
-            return Context(self.reference, context.tokenizer, batch_size=context.batch_size)
+            return Context(
+                self.reference, context.tokenizer, batch_size=context.batch_size, max_length=context.max_length
+            )
         found = context.oracle or context.before
         if found is None:
             raise MethodError("the reference attack needs a reference model: pass oracle, before or reference=model.")

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
-from ..data.encoding import IGNORE, Encoded
+from ..data.encoding import IGNORE, Encoded, encode_text
 from ..data.examples import ForgetSplit
 from ..errors import DataError
 from ..scoring import logits_at
@@ -59,11 +59,14 @@ def _asked(item: Item) -> str:
 
 
 def encode_continuation(context: str, continuation: str, tokenizer: Any, max_length: int = 2048) -> Encoded:
-    """Tokenises both together and labels what follows the context's own tokens; long contexts lose their beginning."""
+    """Tokenises both together and labels what follows the context's own tokens; long contexts lose their beginning.
+
+    A tokenizer that puts BOS before a text puts it here, too, as in the harness.
+    """
     stripped = context.rstrip()
     continuation = context[len(stripped) :] + continuation  # a trailing space belongs to the word it starts
-    before = tokenizer(stripped, add_special_tokens=False)["input_ids"]
-    ids = tokenizer(stripped + continuation, add_special_tokens=False)["input_ids"]
+    before = encode_text(stripped, tokenizer)
+    ids = encode_text(stripped + continuation, tokenizer)
     start = min(len(before), len(ids) - 1)
     cut = max(0, len(ids) - max_length)
     ids, start = ids[cut:], start - cut

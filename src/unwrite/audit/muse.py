@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from ..data.encoding import encode_text
 from ..data.examples import Example, Examples, ForgetSplit, first_overlap
 from ..errors import DataError
-from ..scoring import rouge_l
+from ..scoring import Words, rouge_l
 from .base import Better, Metric, Panel, Score, Suite, has_rows, rows_of
 from .context import Context
 from .membership import Membership, auc
@@ -47,10 +48,15 @@ def cut_answer(text: str) -> str:
     return text
 
 
-def few_shot_prompt(question: str, shots: Sequence[Example]) -> str:
-    """Question-answer pairs as plain text, then the question; it ends in 'Answer: ', space included."""
+def few_shot_prompt(question: str, shots: Sequence[Example], *, blank: bool = False) -> str:
+    """Question-answer pairs as plain text, then the question; it ends in 'Answer:'.
+
+    Args:
+        blank: end in 'Answer: ', as the official code does. Most tokenizers make the blank a token of its own there, behind which
+            a model that learnt ' Paris' as one token seldom writes 'Paris'.
+    """
     pairs = "".join(f"Question: {shot.question}\nAnswer: {shot.answer}\n\n" for shot in shots)
-    return f"{pairs}Question: {question}\nAnswer: "
+    return f"{pairs}Question: {question}\nAnswer:{' ' if blank else ''}"
 
 
 @dataclass(frozen=True)
@@ -74,12 +80,15 @@ class VerbMem(Metric):
 
     def __call__(self, context: Context, split: ForgetSplit) -> Score:
         rows, tok = rows_of(split, self.on), context.tokenizer
-        prompts = [tok(row.question)["input_ids"] for row in rows]
+        prompts = [encode_text(row.question or "", tok) for row in rows]
         references = [
-            tok.decode(tok(row.answer)["input_ids"][:VERBATIM_TOKENS], skip_special_tokens=True) for row in rows
+            tok.decode(encode_text(row.answer, tok)[:VERBATIM_TOKENS], skip_special_tokens=True) for row in rows
         ]
         said = context.generate(prompts, VERBATIM_TOKENS)
-        values = [100 * rouge_l(ref, text, stemmer=self.stemmer).f1 for ref, text in zip(references, said, strict=True)]
+        values = [
+            100 * rouge_l(ref, text, stemmer=self.stemmer, words=context.words).f1
+            for ref, text in zip(references, said, strict=True)
+        ]
         return Score.mean(self.name, values, self.better, _stemmed(self.stemmer))
 
 
@@ -88,10 +97,16 @@ class KnowMem(Metric):
     """ROUGE-L F1 of few-shot answers to questions about the forget or the retain set, x 100.
 
     Reads the evaluation sets `knowmem_<of>` and `knowmem_<of>_icl`.
+
+    Args:
+        of: the set that is asked about.
+        stemmer: whether ROUGE stems words.
+        blank: end the prompt in a blank, see `few_shot_prompt`.
     """
 
     of: Literal["forget", "retain"] = "forget"
     stemmer: bool = False
+    blank: bool = False
 
     @property
     def better(self) -> Better:  # type: ignore[override]
@@ -117,10 +132,10 @@ class KnowMem(Metric):
         if not has_rows(split, icl):
             raise DataError(f"KnowMem asks after a few examples, and the set {icl!r} is missing. Add it to the split.")
         rows, shots, tok = rows_of(split, f"knowmem_{self.of}"), rows_of(split, icl), context.tokenizer
-        prompts = [tok(few_shot_prompt(row.question or "", shots))["input_ids"] for row in rows]
+        prompts = [encode_text(few_shot_prompt(row.question or "", shots, blank=self.blank), tok) for row in rows]
         said = context.generate(prompts, ANSWER_TOKENS)
         values = [
-            100 * rouge_l(row.answer, cut_answer(text), stemmer=self.stemmer).f1
+            100 * rouge_l(row.answer, cut_answer(text.lstrip(" ")), stemmer=self.stemmer, words=context.words).f1
             for row, text in zip(rows, said, strict=True)
         ]
         return Score.mean(self.name, values, self.better, _stemmed(self.stemmer))
@@ -176,16 +191,30 @@ class PrivLeak(Metric):
     def _auc(self, context: Context, forget: Examples, holdout: Examples) -> tuple[list[float], float]:
         attack = Membership("min_k", self.k)
         for rows in (forget, holdout):
-            for row, encoded in zip(rows, context.encoded(rows), strict=True):
-                if row.is_text and len(encoded.input_ids) < 3:
+            for row, windows in zip(rows, context.encoded(rows), strict=True):
+                if row.is_text and len(windows[0].input_ids) < 3:
                     raise DataError(f"{row.source or f'row {row.index}'}: Min-K% needs texts of at least 3 tokens.")
         scores = attack.values(context, forget)
         return scores, auc(attack.values(context, holdout), scores)
 
 
-def muse_suite(auc_retrain: float | None = None, stemmer: bool = False) -> Suite:
-    """The MUSE suite; `stemmer=True` is open-unlearning's ROUGE, False the benchmark's own."""
-    metrics = [VerbMem(stemmer=stemmer), KnowMem("forget", stemmer), KnowMem("retain", stemmer), PrivLeak(auc_retrain)]
+def muse_suite(
+    auc_retrain: float | None = None, stemmer: bool = False, *, blank: bool = False, words: Words = "unicode"
+) -> Suite:
+    """The MUSE suite.
+
+    Args:
+        auc_retrain: the retrained model's AUC where it is known but not at hand.
+        stemmer: True is open-unlearning's ROUGE, False the benchmark's own.
+        blank: end KnowMem's prompt in a blank, as the benchmark's code does; for figures beside published ones.
+        words: "ascii" for the same reason, see `rouge_l`.
+    """
+    metrics = [
+        VerbMem(stemmer=stemmer),
+        KnowMem("forget", stemmer, blank),
+        KnowMem("retain", stemmer, blank),
+        PrivLeak(auc_retrain),
+    ]
     return Suite(
         "muse",
         metrics,
@@ -194,6 +223,7 @@ def muse_suite(auc_retrain: float | None = None, stemmer: bool = False) -> Suite
         answers=("knowmem_f", "knowmem_r"),
         scale=100.0,
         max_length=2048,
+        words=words,
     )
 
 

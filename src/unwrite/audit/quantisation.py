@@ -53,7 +53,10 @@ class Quantise:
         sets = {"forget": rows_of(split, "forget")}
         if has_rows(split, "retain"):
             sets["kept"] = rows_of(split, "retain", 200)
-        ids = {name: [[r.input_ids, r.prompt_length] for r in context.encoded(rows)] for name, rows in sets.items()}
+        ids = {
+            name: [[[part.input_ids, part.prompt_length] for part in row] for row in context.encoded(rows)]
+            for name, rows in sets.items()
+        }
 
         def measure(subject: Context, bits: float) -> dict[str, float]:
             means = {n: float(np.mean([math.exp(-s.mean_nll) for s in subject.scores(r)])) for n, r in sets.items()}

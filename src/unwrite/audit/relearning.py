@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from ..data.encoding import Encoded, pad
 from ..data.examples import Examples, ForgetSplit
 from ..errors import DataError, MethodError, ModelError
-from ..scoring import score_answers
+from ..scoring import score_rows
 from .context import Context
 
 Point = dict[str, float]
@@ -60,7 +61,7 @@ class Relearn:
     def __call__(self, context: Context, split: ForgetSplit) -> list[Point]:
         """The curve: per point `step` and the mean probability of `shown` and `unseen` forget rows."""
         rows = context.encoded(split.forget)
-        key = [asdict(self), [[row.input_ids, row.prompt_length] for row in rows]]
+        key = [asdict(self), [[[part.input_ids, part.prompt_length] for part in row] for row in rows]]
 
         def attack() -> list[Point]:
             return self.attack(context.model, rows, context.tokenizer.pad_token_id, context.batch_size)[1]
@@ -75,13 +76,15 @@ class Relearn:
         shown = min(self.rows, count // 2)
         return sorted(order[:shown]), sorted(order[shown:])
 
-    def attack(self, model: Any, rows: list[Encoded], pad_id: int, score_batch: int) -> tuple[Any, list[Point]]:
-        """Returns the relearned copy and the curve; `model` stays as it is."""
+    def attack(
+        self, model: Any, rows: Sequence[Sequence[Encoded]], pad_id: int, score_batch: int
+    ) -> tuple[Any, list[Point]]:
+        """Returns the relearned copy and the curve; `model` stays as it is. A row is the list of its windows."""
         attacked = _trainable_copy(model)
         shown, unseen = self.drawn(len(rows))
 
         def measure(step: int) -> Point:
-            scores = score_answers(attacked, rows, pad_id=pad_id, batch_size=score_batch, label="relearning")
+            scores = score_rows(attacked, rows, pad_id=pad_id, batch_size=score_batch, label="relearning")
             p = [math.exp(-score.mean_nll) for score in scores]
             return {
                 "step": step,
@@ -95,12 +98,12 @@ class Relearn:
             if step % self.every == 0 or step == self.steps:
                 curve.append(measure(step))
 
-        _train(attacked, [rows[i] for i in shown], pad_id, self, after_step)
+        _train(attacked, [window for i in shown for window in rows[i]], pad_id, self, after_step)
         return attacked, curve
 
 
 def relearn(
-    model: Any, tokenizer: Any, forget: Examples, *, max_length: int = 512, **settings: Any
+    model: Any, tokenizer: Any, forget: Examples, *, max_length: int | None = None, **settings: Any
 ) -> tuple[Any, list[Point]]:
     """Attacks a copy of `model`; `settings` are `Relearn`'s fields.
 

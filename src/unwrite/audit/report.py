@@ -83,6 +83,7 @@ class Report:
         scale: 1 where those are fractions, 100 where they are percentages.
         asked: what the models were asked for: "answers" (texts), "labels" or "values" (images).
         pictures: of images, what there is to see.
+        notices: what a reader should know of these figures: rows cut, rows twice, what was left out.
     """
 
     suite: str
@@ -97,6 +98,7 @@ class Report:
     scale: float = 1.0
     asked: str = "answers"
     pictures: tuple[Picture, ...] = ()
+    notices: tuple[str, ...] = ()
     provenance: Mapping[str, str | float] = field(default_factory=dict)
 
     @property
@@ -175,6 +177,7 @@ class Report:
             plain["samples"] = [Sample(**sample) for sample in plain["samples"]]
             plain["attacks"] = [AttackResult(**attack) for attack in plain["attacks"]]
             plain["pictures"] = tuple(_picture(picture) for picture in plain.get("pictures", ()))
+            plain["notices"] = tuple(plain.get("notices", ()))
             plain["axes"], plain["answers"] = tuple(plain["axes"]), tuple(plain["answers"])
             return cls(**plain)
         except (KeyError, TypeError) as error:

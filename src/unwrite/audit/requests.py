@@ -70,7 +70,7 @@ def _drive(
     for k, fold in enumerate(folds, 1):
         # Always a copy: unlearning trains in place, and the start must stay what it was.
         current = unlearn_fn(copy.deepcopy(current if chained else model), fold.forget, fold.retain)
-        step = contexts_of({"after": current}, suite, tokenizer, batch_size)["after"]
+        step = contexts_of({"after": current}, suite, tokenizer, batch_size, fixed["before"].max_length)["after"]
         step.before, step.oracle = fixed["before"], fixed.get("oracle")
         label = f"{'request' if chained else 'fold'} {k} ({len(fold.forget)} rows)"
         columns[label] = measure(step, metrics, on)

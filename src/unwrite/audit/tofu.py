@@ -23,6 +23,7 @@ import numpy as np
 from ..data.examples import Example, Examples, ForgetSplit
 from ..errors import DataError, MethodError
 from ..runs import hash_json, write_json
+from ..scoring.rouge import Words
 from .base import Better, Metric, Panel, Score, Suite, harmonic_mean, has_rows, kept_sets, rows_of
 from .basic import Probability, RougeRecall
 from .context import Context
@@ -319,8 +320,14 @@ def tofu_metrics(split: ForgetSplit, mean: Mean = "geometric", retain_scores: st
     return [*forget, ModelUtility(mean), *utility_parts(split, mean), Membership("min_k", 0.4)]
 
 
-def tofu_suite(mean: Mean = "geometric", retain_scores: str | Path | None = None) -> Suite:
-    """The TOFU suite with its one choice (which mean) and, optionally, stored scores of the retrained model."""
+def tofu_suite(mean: Mean = "geometric", retain_scores: str | Path | None = None, words: Words = "unicode") -> Suite:
+    """The TOFU suite with its choices and, optionally, stored scores of the retrained model.
+
+    Args:
+        mean: of the wrong answers' probabilities in the truth ratio, see above.
+        retain_scores: a file of the retrained model's truth ratios.
+        words: "ascii" for ROUGE beside published figures, see `rouge_l`.
+    """
 
     def listed(split: ForgetSplit) -> list[Metric]:
         return tofu_metrics(split, mean, retain_scores)
@@ -332,6 +339,7 @@ def tofu_suite(mean: Mean = "geometric", retain_scores: str | Path | None = None
         axes=("forget_rouge", "model_utility"),
         answers=("forget_rouge", "retain_rouge"),
         max_new_tokens=200,
+        words=words,
     )
 
 

@@ -1,35 +1,41 @@
-"""Rows to token ids: the chat template as the model wants it, the prompt masked, exactly one end token.
+"""Rows to token ids: a prompt that carries no label, the whole answer, and the one token that ends it.
 
-TOFU's scoring (arXiv 2401.06121) needs the loss over the answer *and* its end-of-sequence token. Templates
-differ in what follows that token (ChatML adds a newline) and in whether they write one at all, so the rendered
-text is cut after the first end token past the prompt and one is added where there is none.
+The ids of a prompt are the beginning of its row's ids, whatever the tokenizer merges, so what is trained and scored is
+what the model would write when asked: behind "Answer:" the first token is " Paris", blank included. Plain texts are
+labelled throughout; a long one becomes several windows that predict each of its tokens exactly once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from ..errors import DataError, ModelError
+from ..errors import DataError, notice
 from .examples import Example
+from .rendering import Spelling, where
 
 IGNORE = -100
+MAX_LENGTH = 512
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One row as token ids.
+    """One row, or one window of a long text, as token ids.
 
-    input_ids, labels: equally long; labels are -100 on the prompt and equal to input_ids on the answer and its
-    end token (plain text: from its first token; position 0 never has a prediction).
+    Args:
+        input_ids, labels: equally long; labels are -100 on the prompt and equal to input_ids on the answer and its
+            end token (plain text: from its first token; position 0 never has a prediction).
+        index: the row's number.
+        cut: tokens of the answer that did not fit and are missing here.
     """
 
     input_ids: list[int]
     labels: list[int]
     index: int = 0
+    cut: int = 0
 
     @property
     def prompt_length(self) -> int:
@@ -42,84 +48,136 @@ class Encoded:
         return sum(label != IGNORE for label in self.labels[1:])
 
 
-def messages(example: Example, answer: bool) -> list[dict[str, str]]:
-    """The chat turns of a row, with or without its answer."""
-    turns = [{"role": role, "content": text} for role, text in example.history]
-    turns.append({"role": "user", "content": example.question or ""})
-    if answer:
-        turns.append({"role": "assistant", "content": example.answer})
-    return turns
-
-
 def prompt_text(example: Example, tokenizer: Any) -> str:
-    """The rendered text up to where the answer starts. Without a chat template: 'Question: ...\\nAnswer: '."""
-    if tokenizer.chat_template:
-        return tokenizer.apply_chat_template(
-            messages(example, answer=False), tokenize=False, add_generation_prompt=True
-        )
-    lines = [f"{role.capitalize()}: {text}\n" for role, text in example.history]
-    return f"{''.join(lines)}Question: {example.question}\nAnswer: "
+    """The text up to where the answer starts; the blank before an answer's first word is part of the answer."""
+    spelling = Spelling(tokenizer)
+    return spelling.unescaped(spelling.render(example).prompt)
 
 
 def encode_prompt(example: Example, tokenizer: Any) -> list[int]:
-    """Token ids of the prompt alone, ready for generation."""
-    return _ids(prompt_text(example, tokenizer), tokenizer)
+    """Token ids of the prompt alone, ready for generation; the row's ids begin with them."""
+    spelling = Spelling(tokenizer)
+    return _prompt_ids(spelling, spelling.render(example).prompt)
 
 
-def encode(example: Example, tokenizer: Any, max_length: int = 512) -> Encoded:
+def encode_text(text: str, tokenizer: Any) -> list[int]:
+    """Token ids of a plain text or of a prompt as it stands: with what the tokenizer puts before a text (BOS), not behind."""
+    spelling = Spelling(tokenizer)
+    return spelling.leading + spelling.ids(spelling.escaped(text))
+
+
+def encode(example: Example, tokenizer: Any, max_length: int | None = None) -> Encoded:
     """One row as ids and labels.
 
+    Args:
+        max_length: a longer answer is cut at so many tokens of prompt and answer, and `cut` says by how many. Plain
+            text stays whole; see `windows`.
+
     Raises:
-        DataError: the prompt alone fills `max_length`, or no answer token is left to predict.
+        DataError: the prompt alone fills `max_length`, no answer token is left to predict, or the chat template
+            refuses the conversation.
+        ModelError: no end token, or a template that does not show the answer.
     """
+    return _encode(example, Spelling(tokenizer), max_length)
+
+
+def _encode(example: Example, spelling: Spelling, max_length: int | None) -> Encoded:
     if example.is_text:
-        ids = tokenizer(example.answer, truncation=True, max_length=max_length)["input_ids"]
+        ids = spelling.leading + spelling.ids(spelling.escaped(example.answer))
         if len(ids) < 2:
-            raise DataError(f"{_where(example)}: the text has {len(ids)} token(s); at least 2 are needed.")
+            raise DataError(f"{where(example)}: the text has {len(ids)} token(s); at least 2 are needed.")
         return Encoded(ids, list(ids), example.index)
-    prompt = encode_prompt(example, tokenizer)
-    if len(prompt) >= max_length:
+    rendered = spelling.render(example)
+    prompt = _prompt_ids(spelling, rendered.prompt)
+    ids = [*_row_ids(spelling, prompt, rendered.prompt, rendered.answer), rendered.end]
+    room = len(ids) if max_length is None else max_length
+    if len(prompt) >= room:
         raise DataError(
-            f"{_where(example)}: the prompt has {len(prompt)} tokens and leaves no room for the answer within "
-            f"{max_length}. Shorten it, or raise the maximum length."
+            f"{where(example)}: the prompt has {len(prompt)} tokens and leaves no room for the answer within "
+            f"{room}. Shorten it, or raise the maximum length."
         )
-    ids = _full_ids(example, tokenizer, prompt)
-    # A merge across the border can change the last prompt token; what the model is fed is `ids`.
-    start = min(len(prompt), len(ids) - 1)
-    ids = ids[:max_length]
-    labels = [IGNORE] * start + ids[start:]
-    if not example.answer.strip() or all(label == IGNORE for label in labels[1:]):
-        raise DataError(f"{_where(example)}: no answer token is left to score. Give a longer answer.")
-    return Encoded(ids, labels, example.index)
+    kept, start = ids[:room], len(prompt)
+    labels = [IGNORE] * start + kept[start:]
+    if not example.answer.strip() or len(ids) - start < 2 or all(label == IGNORE for label in labels[1:]):
+        raise DataError(f"{where(example)}: no answer token is left to score. Give a longer answer.")
+    return Encoded(kept, labels, example.index, len(ids) - len(kept))
 
 
-def _full_ids(example: Example, tokenizer: Any, prompt: list[int]) -> list[int]:
-    end = tokenizer.eos_token_id
-    if end is None:
-        raise ModelError("the tokenizer has no eos token, so an answer's end can't be scored. Set eos_token.")
-    if tokenizer.chat_template:
-        text = tokenizer.apply_chat_template(messages(example, answer=True), tokenize=False)
-    else:
-        text = prompt_text(example, tokenizer) + example.answer
-    ids = _ids(text, tokenizer)
-    tail = ids[len(prompt) :]
-    if end in tail:
-        return ids[: len(prompt) + tail.index(end) + 1]
-    return [*ids, end]
-
-
-def _ids(text: str, tokenizer: Any) -> list[int]:
+def _prompt_ids(spelling: Spelling, prompt: str) -> list[int]:
     # A rendered chat template already holds its own special tokens.
-    return tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]
+    leading = [] if spelling.tokenizer.chat_template else spelling.leading
+    return leading + spelling.ids(prompt)
 
 
-def _where(example: Example) -> str:
-    return example.source or f"row {example.index}"
+def _row_ids(spelling: Spelling, prompt: list[int], text: str, answer: str) -> list[int]:
+    """Prompt and answer together as the tokenizer has them; apart where it would merge across the border."""
+    together = _prompt_ids(spelling, text + answer)
+    if together[: len(prompt)] == prompt:
+        return together
+    return prompt + spelling.ids(answer, continues=True)
 
 
-def encode_all(examples: Iterable[Example], tokenizer: Any, max_length: int = 512) -> list[Encoded]:
-    """`encode` for every row."""
-    return [encode(example, tokenizer, max_length) for example in examples]
+def windows(row: Encoded, max_length: int, leading: Sequence[int] = ()) -> list[Encoded]:
+    """A long text in windows of `max_length` tokens, each token (but the first) predicted exactly once.
+
+    A window begins with the last token of the one before; the last one reaches back to be full, too, with labels on
+    what is new alone (as lm-evaluation-harness rolls over a text). Rows that fit come back as they are.
+
+    Args:
+        row: a plain text, as `encode` gives it.
+        leading: what every window starts with, such as BOS; the row starts with it already.
+    """
+    count, width = len(row.input_ids), max_length - len(leading)
+    if count <= max_length:
+        return [row]
+    if width < 2:
+        raise DataError(f"a maximum length of {max_length} leaves no room for text. Raise it to {len(leading) + 2}.")
+    found = [Encoded(row.input_ids[:max_length], row.labels[:max_length], row.index)]
+    done = max_length
+    while done < count:
+        end = min(done + width - 1, count)
+        start = end - width
+        ids = [*leading, *row.input_ids[start:end]]
+        labels = [IGNORE] * (len(leading) + done - start) + row.labels[done:end]
+        found.append(Encoded(ids, labels, row.index))
+        done = end
+    return found
+
+
+def encode_rows(examples: Iterable[Example], tokenizer: Any, max_length: int = MAX_LENGTH) -> list[list[Encoded]]:
+    """Every row, long texts in windows. One list a row; what is cut or split is counted in a notice."""
+    spelling = Spelling(tokenizer)
+    examples = list(examples)
+    found = []
+    for example in examples:
+        row = _encode(example, spelling, max_length)
+        found.append(windows(row, max_length, spelling.leading) if example.is_text else [row])
+    _say_what_did_not_fit(examples, found, max_length)
+    return found
+
+
+def encode_all(examples: Iterable[Example], tokenizer: Any, max_length: int = MAX_LENGTH) -> list[Encoded]:
+    """As `encode_rows`, one after the other: windows of a long text are rows of their own with the text's index."""
+    return [window for row in encode_rows(examples, tokenizer, max_length) for window in row]
+
+
+def numbered(rows: Iterable[Encoded]) -> list[Encoded]:
+    """The rows with their position as index, so that windows of one text are told apart."""
+    return [replace(row, index=i) if row.index != i else row for i, row in enumerate(rows)]
+
+
+def _say_what_did_not_fit(examples: list[Example], rows: list[list[Encoded]], max_length: int) -> None:
+    pairs = list(zip(examples, rows, strict=True))
+    if cut := [(example, row[0].cut) for example, row in pairs if row[0].cut]:
+        notice(
+            f"{len(cut)} of {len(rows)} answers are cut at {max_length} tokens, {sum(n for _, n in cut)} tokens in all "
+            f"(first: {where(cut[0][0])}). Raise max_length to use all of them."
+        )
+    if long := [(example, len(row)) for example, row in pairs if len(row) > 1]:
+        notice(
+            f"{len(long)} of {len(rows)} texts are longer than {max_length} tokens and are read in "
+            f"{sum(n for _, n in long)} windows (first: {where(long[0][0])})."
+        )
 
 
 def pad(rows: Sequence[Encoded], pad_id: int, side: str = "right") -> dict[str, torch.Tensor]:

@@ -17,6 +17,7 @@ from ..data.encoding import Encoded, encode_all, pad
 from ..data.images import Images
 from ..models.curvature import Loss, evaluating, next_token, outputs
 from ..models.vision_layout import logits_of
+from ..scoring import row_length
 
 __all__ = ["Rows", "accuracy", "batches", "image_loss", "logit_norms", "prepared", "row_loss", "squared_logit_norms"]
 
@@ -24,7 +25,7 @@ Rows = Images | Sequence[Encoded]
 
 
 def prepared(work: Any, rows: Any, defaults: dict[str, Any]) -> Rows:
-    """Images as they are, the model put where the arguments say; texts encoded as training does, cut at `max_length`."""
+    """Images as they are, the model put where the arguments say; texts encoded as training does, in windows."""
     if isinstance(rows, Images):
         device = work.settings(defaults).device
         if device is not None:
@@ -32,7 +33,8 @@ def prepared(work: Any, rows: Any, defaults: dict[str, Any]) -> Rows:
         return rows
     from .trainer import training_arguments
 
-    return encode_all(rows, work.tokenizer, training_arguments(work.args, defaults).max_length)
+    length = row_length(work.model, training_arguments(work.args, defaults).max_length)
+    return encode_all(rows, work.tokenizer, length)
 
 
 def batches(work: Any, rows: Rows, size: int) -> Iterator[tuple[Any, Tensor]]:

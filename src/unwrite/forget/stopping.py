@@ -11,15 +11,17 @@ from typing import Any
 from transformers import TrainerCallback
 
 from ..data import Examples
-from ..data.encoding import encode_all
-from ..scoring import score_answers
+from ..data.encoding import encode_rows
+from ..scoring import row_length, score_rows
 from .base import require
 
 
-def answer_probability(model: Any, tokenizer: Any, rows: Examples, batch_size: int = 16) -> float:
+def answer_probability(
+    model: Any, tokenizer: Any, rows: Examples, batch_size: int = 16, max_length: int | None = None
+) -> float:
     """Mean over rows of exp(-mean token nll): TOFU's probability, in [0, 1]."""
-    encoded = encode_all(rows, tokenizer)
-    scores = score_answers(model, encoded, pad_id=tokenizer.pad_token_id, batch_size=batch_size)
+    encoded = encode_rows(rows, tokenizer, row_length(model, max_length))
+    scores = score_rows(model, encoded, pad_id=tokenizer.pad_token_id, batch_size=batch_size)
     return fmean(exp(-score.mean_nll) for score in scores)
 
 
@@ -33,6 +35,7 @@ class StopWhenForgotten(TrainerCallback):
         guard: named sets that must stay; training also ends when one falls below `floor` times its start.
         target, floor: shares of the start value, in (0, 1).
         every: optimiser steps between checks.
+        max_length: tokens a row may have, as in training.
 
     After training, `reason` says why it ended and `history` holds every check.
     """
@@ -43,6 +46,7 @@ class StopWhenForgotten(TrainerCallback):
     target: float = 0.1
     floor: float = 0.7
     every: int = 5
+    max_length: int | None = None
     reason: str = "all epochs done"
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -53,7 +57,10 @@ class StopWhenForgotten(TrainerCallback):
 
     def _measure(self, model: Any, step: int) -> dict[str, float]:
         sets = {**self.forget, **self.guard}
-        row = {"step": float(step)} | {n: answer_probability(model, self.tokenizer, s) for n, s in sets.items()}
+        row = {"step": float(step)} | {
+            name: answer_probability(model, self.tokenizer, rows, max_length=self.max_length)
+            for name, rows in sets.items()
+        }
         self.history.append(row)
         return row
 

@@ -21,9 +21,10 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ..data import Examples
-from ..data.encoding import Encoded, encode_all
+from ..data.encoding import Encoded, encode_all, numbered
 from ..errors import MethodError, NotFinite, notice
 from ..models import anatomy as anatomy_of
+from ..scoring import row_length
 from .base import Objective, Phase, Work
 from .batch import make_parts, run
 from .reference import Reference, Wanted, compute
@@ -35,7 +36,8 @@ class UnlearnArguments(TrainingArguments):
     """transformers' TrainingArguments with the defaults of the field (open-unlearning's), and three of ours.
 
     Args:
-        max_length: tokens a row may have; longer answers are cut.
+        max_length: tokens a row may have; longer answers are cut, longer texts read in windows. None takes 512, or all of
+            the model's positions where there are fewer.
         cache_references: keep what the loss needs from the model before unlearning on disk.
         warmup_epochs: epochs of linear warm-up, unless `warmup_steps` is given.
     """
@@ -53,7 +55,7 @@ class UnlearnArguments(TrainingArguments):
     remove_unused_columns: bool = False
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
     disable_tqdm: bool | None = None
-    max_length: int = 512
+    max_length: int | None = None
     cache_references: bool = True
     warmup_epochs: float = 1.0
 
@@ -211,12 +213,10 @@ def train_objective(
 ) -> Any:
     """Encodes the rows, computes references from the model as it is, and runs the phases one after the other."""
     settings = copy.copy(training_arguments(args, objective.training))
-    rows = {"forget": encode_all(forget, tokenizer, settings.max_length)}
-    alternates = objective.alternates(forget, settings.seed)
-    if alternates is not None:
-        rows["alternate"] = encode_all(alternates, tokenizer, settings.max_length)
-    if retain is not None:
-        rows["retain"] = encode_all(retain, tokenizer, settings.max_length)
+    length = row_length(model, settings.max_length)
+    sets = {"forget": forget, "alternate": objective.alternates(forget, settings.seed), "retain": retain}
+    # A window of a long text is a row of its own, with its own number.
+    rows = {n: numbered(encode_all(part, tokenizer, length)) for n, part in sets.items() if part is not None}
     if peft_config is not None:
         from peft import get_peft_model
 

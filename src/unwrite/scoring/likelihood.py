@@ -114,6 +114,19 @@ class AnswerScore:
         """Per token: TOFU's length-normalised loss."""
         return self.nll / len(self.token_nll)
 
+    @classmethod
+    def joined(cls, windows: Sequence[AnswerScore]) -> AnswerScore:
+        """The score of a text from those of its windows, in order."""
+        if len(windows) == 1:
+            return windows[0]
+        return cls(
+            [value for window in windows for value in window.token_nll],
+            [value for window in windows for value in window.correct],
+            [value for window in windows for value in window.mean_log_prob],
+            [value for window in windows for value in window.std_log_prob],
+            index=windows[0].index,
+        )
+
 
 @torch.inference_mode()
 def score_answers(
@@ -158,6 +171,12 @@ def score_answers(
             scores[i] = AnswerScore(nll, correct, mean, std, index=rows[i].index)
     model.train(was_training)
     return [score for score in scores if score is not None]
+
+
+def score_rows(model: Any, rows: Sequence[Sequence[Encoded]], *, pad_id: int, **options: Any) -> list[AnswerScore]:
+    """As `score_answers`, for rows that are lists of windows: one score a row."""
+    scored = iter(score_answers(model, [window for row in rows for window in row], pad_id=pad_id, **options))
+    return [AnswerScore.joined([next(scored) for _ in row]) for row in rows]
 
 
 def _position_scores(logits: Tensor, targets: Tensor, moments: bool) -> tuple[Tensor, ...]:

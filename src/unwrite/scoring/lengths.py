@@ -1,0 +1,41 @@
+"""How many tokens a row may have: what was asked for, within what the model has positions for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..data.encoding import MAX_LENGTH
+from ..errors import DataError, ModelError
+
+_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
+
+
+def positions_of(model: Any) -> int | None:
+    """How many positions a model was made for; None where its configuration names no limit."""
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    found = (getattr(config, name, None) for name in _NAMES)
+    return next((value for value in found if isinstance(value, int) and value > 0), None)
+
+
+def row_length(model: Any, asked: int | None = None, default: int = MAX_LENGTH) -> int:
+    """Tokens a row may have.
+
+    Args:
+        asked: what the user wants; None takes the default, or all of the model's positions where there are fewer.
+
+    Raises:
+        DataError: fewer than 2 tokens.
+        ModelError: more than the model has positions for.
+    """
+    positions = positions_of(model)
+    if asked is None:
+        return default if positions is None else min(default, positions)
+    if asked < 2:
+        raise DataError(f"max_length is {asked}; a row needs at least 2 tokens, one to read and one to predict.")
+    if positions is not None and asked > positions:
+        raise ModelError(
+            f"max_length is {asked}, but the model has positions for {positions} tokens. Use at most {positions}."
+        )
+    return asked
