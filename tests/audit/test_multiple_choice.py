@@ -128,3 +128,17 @@ def test_refuses_an_item_whose_answer_is_not_among_its_choices(
 ) -> None:
     with pytest.raises(DataError, match=f"item 0 has {len(choices)} choices and answer {answer}"):
         answer_choices(Context(model, tokenizer), [Item("?", choices, answer)])
+
+
+def test_a_tokenizer_that_puts_bos_before_a_text_puts_it_before_a_question(words: Any) -> None:
+    """As lm-evaluation-harness tokenises, which leaves the choice to the tokenizer."""
+    import copy
+
+    from tokenizers import processors
+
+    plain = encode_continuation("Is it so?\nAnswer:", " A", words)
+    own = copy.deepcopy(words)
+    own._tokenizer.post_processor = processors.TemplateProcessing(single="<u> $A", special_tokens=[("<u>", 2)])
+    row = encode_continuation("Is it so?\nAnswer:", " A", own)
+    assert row.input_ids == [2, *plain.input_ids]
+    assert row.labels == [-100, *plain.labels]

@@ -25,7 +25,7 @@ def forget(
     lr: float | None = None,
     batch_size: int = 8,
     accumulate: int | None = None,
-    max_length: int = 512,
+    max_length: int | None = None,
     seed: int = 0,
     lora: int | None = None,
     stop_at: float | None = None,
@@ -52,7 +52,7 @@ def forget(
         lr: learning rate.
         batch_size: forget rows a step (each with a retain row).
         accumulate: steps whose gradients are added up before the weights move.
-        max_length: tokens a row may have.
+        max_length: tokens a row may have; 512 unless given.
         seed: of everything random.
         lora: train LoRA adapters of this rank instead of the weights.
         stop_at: stop once the forget answers' probability is this share of before, such as 0.1.
