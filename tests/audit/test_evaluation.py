@@ -224,3 +224,11 @@ def test_importing_the_audit_does_not_import_torch() -> None:
 
     code = "import sys, unwrite.audit; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_conversations_samples_carry_its_earlier_turns(tokenizer: Any, model: Any) -> None:
+    from unwrite.data import Example, Examples
+
+    earlier = (("user", "Where is Bob?"), ("assistant", "in lima"))
+    talk = ForgetSplit(Examples([Example("in oslo", "And Ann?", history=earlier)]))
+    assert evaluate(model, talk, tokenizer=tokenizer).samples[0].history == earlier

@@ -85,6 +85,57 @@ def test_without_an_oracle_the_way_back_is_measured_and_the_lack_is_said() -> No
     assert "no retrained model to compare with" in sure
 
 
+@pytest.mark.parametrize(
+    ("known", "curve_after", "words", "mark"),
+    [
+        (0.0001, (0.00001, 0.0056), "gave the other forget rows 0.00 before, so relearning had nothing to", "unknown"),
+        (0.049, (0.01, 0.9), "had nothing to bring back", "unknown"),
+        (0.05, (0.0, 0.0), "0% of the way back", "mixed"),
+        (0.9, (0.87, 0.95), "they had hardly gone (from 0.90)", "bad"),
+        (0.9, (0.95, 0.97), "they had hardly gone (from 0.90)", "bad"),
+        (0.9, (0.1, 0.95), "move the rest from 0.10 to 0.95, all of the way back", "bad"),
+        (0.9, (0.1, 0.05), "0% of the way back", "mixed"),
+        (0.9, (0.1, 0.5), "50% of the way back", "bad"),
+    ],
+)
+def test_no_share_is_taken_of_next_to_nothing(known: float, curve_after: Any, words: str, mark: str) -> None:
+    curves = {"before": curve(known, known), "after": curve(*curve_after)}
+    summary = made(oracle=False, attacks=[AttackResult("relearning", "", "step", "steps", curves)]).summary()
+    assert words in summary.sure
+    assert summary.sure_mark == mark
+
+
+def test_nothing_to_bring_back_is_said_beside_an_oracle_too() -> None:
+    curves = {"before": curve(0.01, 0.2), "after": curve(0.0, 0.3), "oracle": curve(0.0, 0.3)}
+    sure = made(attacks=[AttackResult("relearning", "", "step", "steps", curves)]).summary().sure
+    assert "nothing to bring back" in sure
+
+
+def test_attacks_stand_in_the_terminals_table() -> None:
+    out = io.StringIO()
+    Console(file=out, width=100).print(made().table())
+    line = next(line for line in out.getvalue().splitlines() if "relearning: unseen" in line)
+    assert [cell.strip() for cell in line.split("│")[3:6]] == ["0.90 > 0.90", "0.10 > 0.50", "0.10 > 0.15"]
+    assert "relearning: shown" in out.getvalue()
+
+
+def test_a_conversation_is_shown_with_its_history_and_as_text() -> None:
+    earlier = (("user", HOSTILE), ("assistant", "before that"))
+    page = made(samples=[Sample("forget", "now?", "yes", {"after": "no"}, earlier)]).html()
+    assert "before that" in page
+    assert HOSTILE not in page
+    assert "&lt;script&gt;alert(1)" in page
+    report = made(samples=[Sample("forget", "now?", "yes", {"after": "no"}, earlier)])
+    assert Report.from_json(json.loads(json.dumps(report.json()))).samples == report.samples
+
+
+def test_notices_stand_above_the_figures() -> None:
+    page = made(notices=(f"3 of 4 answers are cut {HOSTILE}",)).html()
+    assert page.index("3 of 4 answers are cut") < page.index("<h2>")
+    assert HOSTILE not in page
+    assert "To be read with the figures" not in made().html()
+
+
 def test_without_a_relearning_attack_the_report_says_so() -> None:
     assert "no relearning attack was run" in made(attacks=[]).summary().sure
 

@@ -25,6 +25,8 @@ def test_a_spread_is_mean_and_deviation():
 def test_npo_runs_tiny_and_is_stored_with_how_it_was_got(tmp_path):
     claim, record = run("npo", Budget("tiny"))
     assert claim.rows
+    assert claim.verdict == record["verdict"] == "too small for a verdict"
+    assert "take small" in claim.reason
     path = store(record, tmp_path)
     kept = json.loads(path.read_text())
     assert {"slug", "verdict", "claim", "rows", "checks", "seeds", "versions", "machine", "commit", "seconds"} <= set(

@@ -202,7 +202,7 @@ def _samples(contexts: dict[str, Context], split: ForgetSplit, measured: Contain
         for at, i in enumerate(picks):
             reference = next(iter(said.values()))[at][0]
             answers = {role: texts[at][1] for role, texts in said.items()}
-            samples.append(Sample(name, _asked(rows[i], reference), reference, answers))
+            samples.append(Sample(name, _asked(rows[i], reference), reference, answers, rows[i].history))
     return samples
 
 

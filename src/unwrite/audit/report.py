@@ -26,12 +26,13 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Sample:
-    """One question, its reference answer and what each model says (by role)."""
+    """One question, its reference answer and what each model says (by role); earlier turns as (role, content)."""
 
     part: str
     asked: str
     reference: str
     answers: Mapping[str, str]
+    history: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,22 @@ class Report:
             panel = metric["panel"]
             cells = [self._cell(metric["name"], role) for role in self.roles]
             table.add_row(words(metric["name"]), GOOD[metric["better"]], *cells)
+        for attack in self.attacks:
+            table.add_section()
+            for name, cells in self._attacked(attack):
+                table.add_row(name, "", *cells)
         return table
+
+    def _attacked(self, attack: AttackResult) -> list[tuple[str, list[str]]]:
+        """A row a series: its first and its last value of every model, "0.03 > 0.39"."""
+        curves = {role: curve for role, curve in attack.curves.items() if curve}
+        series = sorted({name for curve in curves.values() for name in curve[0] if name != attack.x}, reverse=True)
+
+        def cell(role: str, name: str) -> str:
+            points = [point[name] for point in curves.get(role, []) if name in point]
+            return f"{points[0]:.2f} > {points[-1]:.2f}" if points else "–"
+
+        return [(f"{attack.name}: {words(name)}", [cell(role, name) for role in self.roles]) for name in series]
 
     def _cell(self, name: str, role: str) -> str:
         score = self.columns[role].get(name)
@@ -174,7 +190,7 @@ class Report:
         try:
             columns = plain["columns"]  # JSON's keys are sorted; `roles` has their order
             plain["columns"] = {r: {n: Score(**s) for n, s in columns[r].items()} for r in value["roles"]}
-            plain["samples"] = [Sample(**sample) for sample in plain["samples"]]
+            plain["samples"] = [_sample(sample) for sample in plain["samples"]]
             plain["attacks"] = [AttackResult(**attack) for attack in plain["attacks"]]
             plain["pictures"] = tuple(_picture(picture) for picture in plain.get("pictures", ()))
             plain["notices"] = tuple(plain.get("notices", ()))
@@ -206,6 +222,10 @@ class Report:
         from .page import render
 
         return render(self)
+
+
+def _sample(value: Mapping[str, Any]) -> Sample:
+    return Sample(**{**value, "history": tuple((role, text) for role, text in value.get("history", ()))})
 
 
 def _picture(value: Mapping[str, Any]) -> Picture:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .base import Score
     from .report import AttackResult, Report
 
+WORTH_TELLING = 0.05  # a probability below it is none to bring back, and a fall below it none to speak of
 HALF = 0.5  # an answer counts as reproduced when half of its words (ROUGE-L recall) are there
 
 
@@ -176,17 +177,22 @@ def _relearned(report: Report, attack: AttackResult | None) -> tuple[str, str]:
     if not attack or not curve:
         return "no relearning attack was run, so hidden traces are untested", "mixed"
     start, end = curve[0]["unseen"], curve[-1]["unseen"]
-    told = (
-        f"{curve[-1]['step']:.0f} steps of fine-tuning on other forget rows move the rest from {start:.2f} to {end:.2f}"
-    )
-    oracle = attack.curves.get("oracle")
+    steps = f"{curve[-1]['step']:.0f} steps of fine-tuning on other forget rows"
+    told = f"{steps} move the rest from {start:.2f} to {end:.2f}"
+    oracle, before = attack.curves.get("oracle"), attack.curves.get("before")
+    if before and before[0]["unseen"] < WORTH_TELLING:
+        known = f"the model gave the other forget rows {before[0]['unseen']:.2f} before"
+        return f"{known}, so relearning had nothing to bring back", "unknown"
     if oracle:
         same = end <= oracle[-1]["unseen"] + 0.1
         verdict = "as a retrained model would" if same else "more than a retrained model, so traces remain"
         return f"{told} ({oracle[-1]['unseen']:.2f} for the retrained model), {verdict}", "good" if same else "bad"
-    before = attack.curves.get("before")
-    if before and before[0]["unseen"] > start:
-        back = (end - start) / (before[0]["unseen"] - start)
-        mark = "good" if back < 0.2 else "mixed" if back < 0.5 else "bad"
-        return f"{told}, {max(0.0, back):.0%} of the way back to where it was", mark
-    return told, "mixed"
+    if not before:
+        return told, "mixed"
+    if before[0]["unseen"] - start < WORTH_TELLING:
+        return f"{told}, and they had hardly gone (from {before[0]['unseen']:.2f})", "bad"
+    back = (end - start) / (before[0]["unseen"] - start)
+    mark = "good" if back < 0.2 else "mixed" if back < 0.5 else "bad"
+    if back >= 1:
+        return f"{told}, all of the way back to where it was", mark
+    return f"{told}, {max(0.0, back):.0%} of the way back to where it was", mark

@@ -239,11 +239,16 @@ def diffusion_picture() -> str | None:
     return str(vl_convert.vegalite_to_svg(picture(stored["rows"])))
 
 
+# One axis a measure: its title, and what is shown on it.
 PICTURED = {
-    "forget_probability": "forgotten questions, probability of the answer",
-    "forget_paraphrase_probability": "the same, in other words",
-    "neighbours_rouge": "neighbours never trained on, ROUGE-L recall",
-    "general_rouge": "general knowledge never trained on, ROUGE-L recall",
+    "probability of the answer, per token (0 to 1)": {
+        "forget_probability": "forgotten questions",
+        "forget_paraphrase_probability": "the same, in other words",
+    },
+    "ROUGE-L recall of the model's earlier answers (0 to 1)": {
+        "neighbours_rouge": "neighbours, never trained on",
+        "general_rouge": "general knowledge, never trained on",
+    },
 }
 
 
@@ -254,19 +259,37 @@ def demo_picture() -> str | None:
         return None
     import vl_convert
 
-    values = [
-        {"what": label, "when": when, "value": stored["figures"][name][when]}
-        for name, label in PICTURED.items()
-        if name in stored["figures"]
-        for when in ("before", "after")
-    ]
-    axis = {"labelLimit": 400, "labelFontSize": 13, "title": None, "ticks": False, "domain": False}
     spec = {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-        "data": {"values": values},
-        "width": 420,
+        "title": {
+            "text": "A real model forgets one landmark",
+            "subtitle": "SmolLM2-135M-Instruct before and after, as unwrite demo measured it",
+            "anchor": "start",
+            "fontSize": 15,
+            "subtitleFontSize": 12,
+        },
         "background": "white",
         "padding": 14,
+        "spacing": 18,
+        "vconcat": [_bars(stored["figures"], measure, labels) for measure, labels in PICTURED.items()],
+        "config": {"view": {"stroke": None}, "font": "Helvetica, Arial, sans-serif"},
+    }
+    return str(vl_convert.vegalite_to_svg(spec))
+
+
+def _bars(figures: Any, measure: str, labels: dict[str, str]) -> dict[str, Any]:
+    """One measure on its own axis: two bars a row, before and after."""
+    values = [
+        {"what": label, "when": when, "value": figures[name][when]}
+        for name, label in labels.items()
+        if name in figures
+        for when in ("before", "after")
+    ]
+    # Of one width for both, so that the axes stand below each other.
+    axis = {"labelLimit": 400, "labelFontSize": 13, "minExtent": 225, "title": None, "ticks": False, "domain": False}
+    return {
+        "data": {"values": values},
+        "width": 420,
         "mark": {"type": "bar", "cornerRadiusEnd": 2, "height": 11},
         "encoding": {
             "y": {"field": "what", "type": "nominal", "sort": None, "axis": axis},
@@ -275,7 +298,7 @@ def demo_picture() -> str | None:
                 "field": "value",
                 "type": "quantitative",
                 "scale": {"domain": [0, 1]},
-                "axis": {"title": None, "grid": False},
+                "axis": {"title": measure, "titleFontSize": 12, "titleFontWeight": "normal", "grid": False},
             },
             "color": {
                 "field": "when",
@@ -284,9 +307,7 @@ def demo_picture() -> str | None:
                 "legend": {"title": None, "orient": "top", "labelFontSize": 13},
             },
         },
-        "config": {"view": {"stroke": None}, "font": "Helvetica, Arial, sans-serif"},
     }
-    return str(vl_convert.vegalite_to_svg(spec))
 
 
 def _stored(name: str) -> Any:

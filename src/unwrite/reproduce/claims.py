@@ -7,7 +7,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
@@ -17,7 +17,7 @@ from .. import catalog
 from ..errors import MethodError, unknown
 from ..runs import versions, write_json
 
-Verdict = Literal["reproduced", "partly", "not reproduced", "needs GPU"]
+Verdict = Literal["reproduced", "partly", "not reproduced", "needs GPU", "too small for a verdict"]
 Size = Literal["tiny", "small", "medium", "full"]
 
 
@@ -83,6 +83,9 @@ def run(slug: str, budget: Budget) -> tuple[Claim, dict[str, Any]]:
         raise MethodError(f"{slug} is planned: it has no experiment yet. See: unwrite systems") from None
     start = time.time()
     claim = module.run(budget)
+    if budget.size == "tiny":  # whether it runs, on so few rows that any figure is chance
+        reason = "this budget only shows that the experiment runs; take small"
+        claim = replace(claim, verdict="too small for a verdict", reason=reason)
     record = asdict(claim) | {
         "budget": budget.size,
         "seconds": round(time.time() - start, 1),
