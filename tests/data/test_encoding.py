@@ -83,3 +83,11 @@ def test_padding_keeps_every_token_even_where_pad_is_the_end_token(tokenizer, si
         assert torch.all(batch["labels"][i][~kept] == IGNORE)
     assert batch["index"].tolist() == [7, 2]
     assert bool(batch["attention_mask"][:, 0 if side == "right" else -1].all())
+
+
+def test_refuses_an_answer_that_the_tokenizer_drops(tokenizer):
+    from tokenizers import normalizers
+
+    tokenizer._tokenizer.normalizer = normalizers.Replace("#", "")
+    with pytest.raises(DataError, match="no answer token is left to score"):
+        encode(Example("#", "who wrote the letter ?"), tokenizer)

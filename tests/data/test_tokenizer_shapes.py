@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,6 +92,39 @@ def test_a_literal_special_token_in_a_question_does_not_end_the_turn(shape: Shap
 
 
 @every_shape
+def test_a_literal_special_token_in_an_earlier_turn_or_a_text_is_text(shape: Shape) -> None:
+    tokenizer, text = tokenizer_of(shape), f"Use {shape.end} to stop"
+    plain, odd = (
+        encode_prompt(Example("Paris", "Where is it?", history=(("user", said), ("assistant", said))), tokenizer)
+        for said in ("Use it", text)
+    )
+    special = set(tokenizer.all_special_ids) | {tokenizer.convert_tokens_to_ids(shape.end)}
+    assert [i for i in odd if i in special] == [i for i in plain if i in special]
+    front = len(Spelling(tokenizer).leading)
+    for ids in (encode_text(text, tokenizer), encode(Example(text), tokenizer).input_ids):
+        assert tokenizer.decode(ids[front:]).strip() == text
+        assert not special & set(ids[front:])
+
+
+@pytest.mark.parametrize("name", ["llama 2", "llama 3", "gemma 2 and 3"])
+def test_what_a_template_strips_of_an_answer_is_not_trained_on(name: str) -> None:
+    tokenizer = next(tokenizer_of(shape) for shape in SHAPES if shape.name == name)
+    padded, bare = (encode(Example(answer, "Where is it?"), tokenizer) for answer in ("  in Paris \n", "in Paris"))
+    assert padded.input_ids == bare.input_ids
+
+
+def test_an_answer_spelt_apart_gets_no_blank_of_its_own() -> None:
+    tokenizer = next(tokenizer_of(shape) for shape in SHAPES if shape.name == "phi 3")
+    said = labelled(encode(Example("\n\nnew lines", "Where is it?"), tokenizer))[:-1]
+    assert not tokenizer.convert_ids_to_tokens(said)[0].startswith("▁")
+
+
+def test_an_unknown_word_behind_an_answer_is_no_end(tokenizer: Any) -> None:
+    tokenizer.chat_template = tokenizer.chat_template.replace("</s>", "elsewhere")
+    assert Spelling(tokenizer).end() == tokenizer.eos_token_id
+
+
+@every_shape
 def test_earlier_turns_stand_before_the_question_and_carry_no_label(shape: Shape) -> None:
     tokenizer = tokenizer_of(shape)
     history = (("user", "Who wrote it?"), ("assistant", "Ann wrote it."))
@@ -145,3 +179,10 @@ def test_refuses_a_template_that_does_not_show_the_answer_once(template: str, to
     tokenizer.chat_template = template
     with pytest.raises(ModelError, match="does not show an assistant's last turn once"):
         encode(Example("Paris", "Where is it?"), tokenizer)
+
+
+def test_the_documented_table_is_the_one_tested() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "texts.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ") and not line.startswith("| shape")]
+    table = {row[0].removeprefix("| "): row[3].strip("`").replace("\\|", "|") for row in rows}
+    assert table == {shape.name: shape.end for shape in SHAPES}

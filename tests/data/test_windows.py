@@ -30,6 +30,18 @@ def test_each_window_starts_with_what_the_tokenizer_puts_in_front(length):
     parts = windows(row, 8, [1])
     assert all(part.input_ids[0] == 1 for part in parts)
     assert predicted(parts) == row.labels[1:]
+    for part in parts:
+        assert all(label in (IGNORE, i) for i, label in zip(part.input_ids, part.labels, strict=True))
+
+
+def test_windows_of_a_tokenizer_with_bos_start_with_it(tokenizer):
+    from tokenizers import processors
+
+    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    with pytest.warns(Notice):
+        parts = encode_rows([Example("the old red book was near the new garden")], tokenizer, 5)[0]
+    assert [part.input_ids[0] for part in parts] == [1] * len(parts)
+    assert len(parts) == 3
 
 
 def test_windows_are_those_of_lm_evaluation_harness():
@@ -73,8 +85,8 @@ def test_what_is_cut_and_what_is_split_is_counted(tokenizer):
         "1 of 2 answers are cut at 9 tokens, 5 tokens in all (first: forget.jsonl:1). Raise max_length to use all of them."
     ]
     with pytest.warns(Notice), noticing() as said:
-        encode_rows([Example(answer, source="a.txt"), Example("ann .")], tokenizer, 4)
-    assert said == ["1 of 2 texts are longer than 4 tokens and are read in 3 windows (first: a.txt)."]
+        encode_rows([Example(answer, source="a.txt"), Example("ann ."), Example("the old red book .")], tokenizer, 4)
+    assert said == ["2 of 3 texts are longer than 4 tokens and are read in 5 windows (first: a.txt)."]
 
 
 def test_nothing_is_said_where_everything_fits(tokenizer):

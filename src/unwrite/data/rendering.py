@@ -54,7 +54,7 @@ class Spelling:
 
     @cached_property
     def _literals(self) -> list[str]:
-        return sorted(self._special, key=len, reverse=True)
+        return list(self._special)
 
     @cached_property
     def _literal(self) -> re.Pattern[str] | None:
