@@ -179,3 +179,7 @@ def test_on_ascii_the_words_are_those_of_rouge_score(stemmer):
     for _ in range(500):
         text = "".join(draw.choice("abcdefgshiingesXYZ019 _-'.,!?\n\t\\/") for _ in range(40))
         assert UnicodeWords(stemmer).tokenize(text) == tokenize(text, PorterStemmer() if stemmer else None)
+
+
+def test_only_english_words_are_stemmed():
+    assert UnicodeWords(stemmer=True).tokenize("cafés books") == ["cafés", "book"]

@@ -55,7 +55,7 @@ class UnicodeWords:
 
     def tokenize(self, text: str) -> list[str]:
         """The words of a text, in order."""
-        folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+        folded = unicodedata.normalize("NFC", text.casefold())
         words: list[str] = _pattern().findall(folded)
         if not self.stemmer:
             return words

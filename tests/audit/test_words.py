@@ -1,0 +1,66 @@
+"""What ROUGE counts and how KnowMem asks are the suite's choice, and reach every metric."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from unwrite.audit import Context, evaluate
+from unwrite.audit.basic import BASIC, RougeRecall
+from unwrite.audit.muse import KnowMem, VerbMem, muse_suite
+from unwrite.audit.tofu import tofu_suite
+from unwrite.data import Example, Examples, ForgetSplit
+
+SPLIT = ForgetSplit(
+    Examples([Example("Müller über", "Who?")]),
+    evaluation={
+        "verbmem_forget": Examples([Example("Müller über", "Once")]),
+        "knowmem_forget": Examples([Example("Müller über", "Who?")]),
+        "knowmem_forget_icl": Examples([Example("Ann", "Who is it?")]),
+    },
+)
+
+
+class Saying(Context):
+    """A context whose model says the same to everything; keeps the prompts."""
+
+    def generate(self, prompts: Any, max_new_tokens: int) -> list[str]:
+        self.prompts = [self.tokenizer.decode(prompt) for prompt in prompts]
+        return ["M ller ber"] * len(prompts)
+
+
+@pytest.mark.parametrize("metric", [RougeRecall("forget"), VerbMem(), KnowMem("forget")], ids=lambda m: m.name)
+@pytest.mark.parametrize(("words", "score"), [("unicode", 0.0), ("ascii", 1.0)])
+def test_letters_count_as_the_context_says(tokenizer: Any, model: Any, metric: Any, words: Any, score: float) -> None:
+    value = metric(Saying(model, tokenizer, words=words), SPLIT).value
+    assert value in (score, 100 * score)
+
+
+@pytest.mark.parametrize(("blank", "end"), [(False, "Answer:"), (True, "Answer: ")])
+def test_the_prompt_ends_in_a_blank_only_where_that_is_asked_for(
+    tokenizer: Any, model: Any, blank: bool, end: str
+) -> None:
+    context = Saying(model, tokenizer)
+    KnowMem("forget", blank=blank)(context, SPLIT)
+    assert context.prompts[0].endswith(f"Who?\n{end}")
+    assert [m.blank for m in muse_suite(blank=blank).metrics if isinstance(m, KnowMem)] == [blank, blank]
+
+
+def test_the_suites_choice_reaches_the_models_and_the_report(tokenizer: Any, model: Any, monkeypatch: Any) -> None:
+    from unwrite.audit import evaluation
+
+    seen: list[str] = []
+
+    class Seen(Context):
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **settings)
+            seen.append(self.words)
+
+    monkeypatch.setattr(evaluation, "Context", Seen)
+    for suite in (replace(BASIC, words="ascii", max_length=64), tofu_suite(words="ascii"), muse_suite(words="ascii")):
+        report = evaluate(model, SPLIT, tokenizer=tokenizer, suite=suite)
+        assert report.provenance["rouge"] == "ROUGE counts rouge-score's words, a-z and 0-9 alone."
+        assert report.provenance["max_length"] == min(512, suite.max_length)
+    assert set(seen) == {"ascii"}
