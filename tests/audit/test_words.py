@@ -64,3 +64,12 @@ def test_the_suites_choice_reaches_the_models_and_the_report(tokenizer: Any, mod
         assert report.provenance["rouge"] == "ROUGE counts rouge-score's words, a-z and 0-9 alone."
         assert report.provenance["max_length"] == min(512, suite.max_length)
     assert set(seen) == {"ascii"}
+    evaluate(model, SPLIT, tokenizer=tokenizer)
+    assert seen[-1] == "unicode"
+
+
+def test_a_model_with_another_end_is_asked_again(tokenizer: Any, model: Any) -> None:
+    prompt = [2, 40, 41, 42]
+    first = Context(model, tokenizer).generate([prompt], 8)[0]
+    model.generation_config.eos_token_id = [1, tokenizer(first, add_special_tokens=False)["input_ids"][0]]
+    assert len(Context(model, tokenizer).generate([prompt], 8)[0]) < len(first)
