@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from unwrite.audit import Context, evaluate
 from unwrite.audit.basic import BASIC, RougeRecall
@@ -70,6 +71,7 @@ def test_the_suites_choice_reaches_the_models_and_the_report(tokenizer: Any, mod
 
 def test_a_model_with_another_end_is_asked_again(tokenizer: Any, model: Any) -> None:
     prompt = [2, 40, 41, 42]
-    first = Context(model, tokenizer).generate([prompt], 8)[0]
-    model.generation_config.eos_token_id = [1, tokenizer(first, add_special_tokens=False)["input_ids"][0]]
-    assert len(Context(model, tokenizer).generate([prompt], 8)[0]) < len(first)
+    new = model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0, len(prompt) :].tolist()
+    assert Context(model, tokenizer).generate([prompt], 8) == [tokenizer.decode(new)]
+    model.generation_config.eos_token_id = [1, new[0]]
+    assert Context(model, tokenizer).generate([prompt], 8) == [tokenizer.decode(new[:1])]
