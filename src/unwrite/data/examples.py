@@ -11,6 +11,21 @@ from ..errors import DataError, notice
 from ..runs import hash_json
 
 
+def flaw(text: str) -> str | None:
+    """What keeps a string from being encoded, hashed or tokenised; None for all others."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"a lone surrogate (U+{ord(text[error.start]):04X} at character {error.start + 1}), which is no text"
+    return None
+
+
+def excerpt(text: str, length: int = 60) -> str:
+    """The beginning of a text on one line, for messages."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else f"{line[: length - 3]}..."
+
+
 @dataclass(frozen=True)
 class Example:
     """One thing a model may know: a question and its answer, the last turn of a chat, or a plain text.
@@ -44,6 +59,13 @@ class Example:
         """What makes two rows the same row, for overlap checks."""
         return (self.history, self.question, self.answer if self.is_text else None)
 
+    @property
+    def texts(self) -> Iterator[str]:
+        """Every string of the row."""
+        yield from (self.answer, *self.perturbed_answers)
+        yield from (text for text in (self.question, self.paraphrased_question, self.paraphrased_answer) if text)
+        yield from (text for turn in self.history for text in turn)
+
     def ask(self, question: str | None = None, answer: str | None = None) -> Example:
         """The same row with another question or answer, as metrics on paraphrases need it."""
         return replace(
@@ -60,11 +82,12 @@ class Examples(Sequence[Example]):
         self.name = name
         self._rows = tuple(replace(row, index=i) for i, row in enumerate(rows))
         for row in self._rows:
-            if not row.answer.strip() or (row.question is not None and not row.question.strip()):
-                part = "answer" if not row.answer.strip() else "question"
-                raise DataError(
-                    f"{row.source or f'{name} row {row.index}'}: the {part} is empty. Remove the row or fill it."
-                )
+            where = row.source or f"{name} row {row.index}"
+            for part, text in (("answer", row.answer), ("question", row.question)):
+                if text is not None and not text.strip():
+                    raise DataError(f"{where}: the {part} is empty. Remove the row or fill it.")
+            if why := next(filter(None, map(flaw, row.texts)), None):
+                raise DataError(f"{where} holds {why}. Remove the row or mend it.")
 
     @overload
     def __getitem__(self, item: int) -> Example: ...
@@ -99,6 +122,13 @@ def first_overlap(forget: Examples, other: Examples) -> list[Example]:
     return [row for row in forget if row.key in there]
 
 
+def repeats(rows: Examples) -> list[tuple[Example, Example]]:
+    """The rows that stand there more than once, with answer and history: each later one with its first."""
+    first: dict[tuple[object, ...], Example] = {}
+    pairs = [(row, first.setdefault((row.history, row.question, row.answer), row)) for row in rows]
+    return [(row, earlier) for row, earlier in pairs if row is not earlier]
+
+
 @dataclass(frozen=True)
 class ForgetSplit:
     """What to forget, what to keep, and what was never seen.
@@ -128,7 +158,7 @@ class ForgetSplit:
             if not shared:
                 continue
             first = shared[0]
-            text = first.question or first.answer[:60]
+            text = excerpt(first.question or first.answer)
             message = (
                 f"forget and {kind} share {len(shared)} rows (first: {first.source or f'row {first.index}'}, "
                 f'"{text}"). Remove them from one file, or pass --allow-overlap.'

@@ -1,59 +1,84 @@
-"""`read(source)`: rows from a file, a data set in memory, or the Hub; every malformed row is named by file and line.
+"""`read(source)`: rows from a file, a folder, a data set in memory, or the Hub; every bad row is named by its place.
 
-JSON Lines, JSON and CSV are read by the standard library, because a bad row must be named by its line; Parquet by
-pyarrow, and Hub ids by `datasets`.
+What a row may look like is in `layouts.py` and `chats.py`, what a file may be in `files.py`; docs/data.md has both
+as tables, with the meaning of every refusal.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from ..errors import DataError, unknown
-from .examples import Example, Examples, ForgetSplit
-from .rows import BadRow, example_of
+from ..errors import DataError, notice, unknown
+from .examples import Example, Examples, ForgetSplit, excerpt, repeats
+from .files import SUFFIXES, Rows, located, numbered, rows_in, stem_of, suffix_of
+from .layouts import BadRow, NoColumn, parse_columns
+from .rows import Parsed, parsed
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+Turns = Literal["all", "last"]
 SHOWN = 10
 _HUB_ID = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(:(?P<config>[^@:/\\]+))?(@(?P<split>[^@/\\]+))?")
 
 
-def read(source: Any, *, name: str | None = None) -> Examples:
+def read(
+    source: Any,
+    *,
+    name: str | None = None,
+    columns: Mapping[str, str] | str | None = None,
+    turns: Turns = "all",
+) -> Examples:
     """The examples in `source`.
 
     Args:
-        source: a path ending in .jsonl, .json, .csv or .parquet; a `datasets.Dataset`; a Hub id
-            "org/name[:config][@split]" (the split is "train" unless given); `Examples`, returned as they are; or any
-            iterable of rows (mappings) or `Example`s.
+        source: a file of rows (.jsonl, .json, .csv, .tsv, .parquet) or one document (.txt, .md), all but Parquet also
+            as .gz; a folder of documents or of `datasets.save_to_disk`; "path@part" for a part of a folder or JSON
+            file; a `datasets.Dataset`; a Hub id "org/name[:config][@split]" (the split is "train" unless given);
+            `Examples`, returned as they are; or any iterable of rows (mappings) or `Example`s.
         name: the set's name in messages and reports; the file's or data set's by default.
+        columns: which column is what, {"question": "text", "answer": "labels"} or "question=text,answer=labels";
+            by known names unless given.
+        turns: "all" makes every assistant turn that answers a user turn an example, "last" the last one alone.
 
     Raises:
-        DataError: no such file, an unknown suffix, no rows, or malformed rows (ten are named, all are counted).
+        DataError: no such file, an unknown kind, no rows, or bad rows (ten are named, all are counted); `columns`
+            that name no row or no column.
     """
+    wanted = parse_columns(columns)
+    if turns not in get_args(Turns):
+        raise DataError(unknown("turns", str(turns), get_args(Turns)))
     if isinstance(source, Examples):
+        if wanted:
+            raise DataError("columns name the columns of a file; Examples have none left. Leave out columns.")
         return Examples(source, name) if name else source
     if isinstance(source, Path) or (isinstance(source, str) and _is_path(source)):
-        path = Path(source).expanduser()
-        return _collect(_file_rows(path), name or path.stem, str(path))
+        path, part = located(source)
+        stem = stem_of(path) + (f"@{part}" if part else "")
+        return _collect(rows_in(path, part), name or stem, str(source), wanted, turns)
     if isinstance(source, str):
-        return _collect(_numbered(from_hub(source), source), name or source, source)
+        return _collect(numbered(from_hub(source), source), name or source, source, wanted, turns)
     if isinstance(source, Mapping):
         known = ", ".join(map(str, source)) or "none"
         raise DataError(f"a mapping of sets was given, not a set; choose one of its parts (there are: {known}).")
     if isinstance(source, Iterable):
         place = name or "row"
-        return _collect(_numbered(source, place), name or "examples", place)
+        return _collect(numbered(source, place), name or "examples", place, wanted, turns)
     raise DataError(f"can't read rows from a {type(source).__name__}. Give a path, a Hub id or a datasets.Dataset.")
 
 
-def split_from(forget: Any, retain: Any = None, holdout: Any = None, allow_overlap: bool = False) -> ForgetSplit:
+def split_from(
+    forget: Any,
+    retain: Any = None,
+    holdout: Any = None,
+    allow_overlap: bool = False,
+    columns: Mapping[str, str] | str | None = None,
+    turns: Turns = "all",
+) -> ForgetSplit:
     """A split from anything `read` accepts; "authors" or "landmarks" as `forget` alone is the shipped split.
+
+    `columns` are those of the forget set. A retain or holdout set that has none of them is read by known names.
 
     Raises:
         DataError: as `read`; a shipped set given together with others; forget and retain or holdout share rows.
@@ -69,16 +94,30 @@ def split_from(forget: Any, retain: Any = None, holdout: Any = None, allow_overl
             raise DataError(
                 f"{forget!r} is shipped with its own retain set. Leave out retain and holdout, or give files."
             )
+        if columns:
+            raise DataError(f"{forget!r} is shipped and has its own columns. Leave out --columns.")
         return shipped[forget]()
     if isinstance(forget, ForgetSplit):
         return forget
     return ForgetSplit(
-        forget=read(forget),
-        retain=None if retain is None else read(retain),
-        holdout=None if holdout is None else read(holdout),
+        forget=read(forget, columns=columns, turns=turns),
+        retain=None if retain is None else _beside(retain, columns, turns),
+        holdout=None if holdout is None else _beside(holdout, columns, turns),
         allow_overlap=allow_overlap,
-        name=Path(forget).stem if isinstance(forget, str | Path) else "split",
+        name=stem_of(located(forget)[0]) if isinstance(forget, str | Path) else "split",
     )
+
+
+def _beside(source: Any, columns: Mapping[str, str] | str | None, turns: Turns) -> Examples:
+    """A retain or holdout set, by the forget set's columns where it has any of them."""
+    if isinstance(source, Examples):
+        return source
+    try:
+        return read(source, columns=columns, turns=turns)
+    except NoColumn as error:
+        if not error.none:
+            raise
+        return read(source, turns=turns)
 
 
 def _shipped() -> dict[str, Any]:
@@ -89,8 +128,8 @@ def _shipped() -> dict[str, Any]:
 
 def _is_path(source: str) -> bool:
     """A suffix we read, or something that exists or can't be a Hub id."""
-    path = Path(source).expanduser()
-    return path.suffix.lower() in SUFFIXES or path.exists() or _HUB_ID.fullmatch(source) is None
+    path, _ = located(source)
+    return suffix_of(path) in SUFFIXES or os.path.exists(path) or _HUB_ID.fullmatch(source) is None
 
 
 def from_hub(source: str) -> Any:
@@ -115,122 +154,101 @@ def load(path: str, config: str | None, split: str, **options: Any) -> Any:
         ) from error
 
 
-def _collect(rows: Iterable[tuple[str, Any]], name: str, place: str) -> Examples:
+class _Bad:
+    """Bad rows, those with the same fault together."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, list[str]] = {}
+
+    def add(self, place: str, reason: str) -> None:
+        self.places.setdefault(reason, []).append(place)
+
+    def refuse(self, rows: int, place: str) -> None:
+        """Raises one error for all bad rows: ten places are named, all are counted."""
+        total = sum(map(len, self.places.values()))
+        if not total:
+            return
+        left, told = SHOWN, []
+        for reason, places in self.places.items():
+            if not left:
+                break
+            here = places[:left]
+            left -= len(here)
+            more = f" and {len(places) - len(here)} more" if len(places) > len(here) else ""
+            told.append(f"{', '.join(here)}{more}: {reason}")
+        hidden = len(self.places) - len(told)
+        also = f"; and {hidden} more faults" if hidden else ""
+        named = ' In Python, columns="..." stands for --columns.' if "--columns" in "".join(told) else ""
+        raise DataError(
+            f"{total} of {rows} rows in {place} can't be used: {'; '.join(told)}{also}. Mend or remove them.{named}"
+        )
+
+
+def _collect(rows: Rows, name: str, place: str, columns: dict[str, str] | None, turns: Turns) -> Examples:
     """Examples from (place, row or BadRow) pairs; all bad rows in one error."""
-    good: list[Example] = []
-    bad: list[str] = []
-    for where, row in rows:
+    table = list(rows)
+    if columns:
+        _check_named(columns, table, place)
+    bad, good, results = _Bad(), [], []
+    for where, row in table:
         try:
             if isinstance(row, BadRow):
                 raise row
             if isinstance(row, Example):
                 good.append(row)
             elif isinstance(row, Mapping):
-                good.append(example_of(row, where))
+                results.append((where, parsed(row, where, columns, turns)))
+                good.extend(results[-1][1].examples)
             else:
                 raise BadRow(f"is not a row with named columns but a {type(row).__name__}")
         except BadRow as error:
-            bad.append(f"{where}: {error}")
-    if bad:
-        more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-        total = len(good) + len(bad)
-        raise DataError(
-            f"{len(bad)} of {total} rows in {place} can't be used: {'; '.join(bad[:SHOWN])}{more}. Mend or remove them."
-        )
+            bad.add(where, str(error))
+    if any(result.layout.question.casefold() == "text" for _, result in results) and not columns:
+        for where in [where for where, result in results if result.layout.text]:
+            bad.add(where, "text stands without labels, which other rows have")
+    bad.refuse(len(table), place)
     if not good:
         raise DataError(f"{place} has no rows. Give at least one.")
-    return Examples(good, name)
+    examples = Examples(good, name)
+    _notice_chats(results, place)
+    _notice_unread([result for _, result in results], place, columns)
+    _notice_repeats(examples, place)
+    return examples
 
 
-def _numbered(rows: Iterable[Any], place: str) -> Iterator[tuple[str, Any]]:
-    for number, row in enumerate(rows, start=1):
-        yield f"{place}:{number}", row
+def _check_named(columns: Mapping[str, str], table: list[tuple[str, Any]], place: str) -> None:
+    there = dict.fromkeys(name for _, row in table if isinstance(row, Mapping) for name in row if isinstance(name, str))
+    missing = [column for column in columns.values() if column not in there]
+    if missing and there:
+        told = unknown("column", missing[0], there)
+        raise NoColumn(f"--columns for {place}: {told}", none=len(missing) == len(columns))
 
 
-def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    if path.is_dir():
-        raise DataError(f"{path} is a folder. Give one of its files ({', '.join(SUFFIXES)}).")
-    if path.suffix.lower() not in SUFFIXES:
-        raise DataError(f"{path}: {unknown('file type', path.suffix or path.name, SUFFIXES)}")
-    if not path.is_file():
-        near = [p.name for p in path.parent.glob("*") if p.suffix.lower() in SUFFIXES] if path.parent.is_dir() else []
-        there = f" Beside it: {', '.join(sorted(near)[:5])}." if near else " Check the path."
-        raise DataError(f"there is no file {path}.{there}")
-    if path.suffix.lower() == ".parquet":
-        return _numbered(_parquet(path), path.name)
-    return {".jsonl": _jsonl, ".json": _json, ".csv": _csv}[path.suffix.lower()](path)
+def _notice_chats(results: list[tuple[str, Parsed]], place: str) -> None:
+    unasked = [(where, result.unasked) for where, result in results if result.unasked]
+    if unasked:
+        notice(
+            f"{sum(count for _, count in unasked)} assistant turns in {place} are only context, because they answer no "
+            f"user turn or have a weight of 0 (first: {unasked[0][0]})."
+        )
+    if ends := [where for where, result in results if result.open_ended]:
+        notice(
+            f"{len(ends)} chats in {place} go on behind their last assistant turn (first: {ends[0]}). What stands "
+            "there is not used."
+        )
 
 
-def _parquet(path: Path) -> Any:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a Parquet file ({str(error).splitlines()[0]}).") from error
+def _notice_unread(results: list[Parsed], place: str, columns: Mapping[str, str] | None) -> None:
+    unread = dict.fromkeys(name for result in results for name in result.layout.unread)
+    if unread and not columns:
+        notice(f"{len(unread)} columns of {place} are not read: {', '.join(map(repr, list(unread)[:SHOWN]))}.")
 
 
-def _decoded(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise DataError(f"{path.name}:{line}: not UTF-8 text. Save the file as UTF-8.") from None
-
-
-def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
-    # Not splitlines(): a JSON string may hold U+2028 and its kin as they are.
-    for number, line in enumerate(_decoded(path).split("\n"), start=1):
-        if line.strip():
-            yield f"{path.name}:{number}", _parsed(line)
-
-
-def _parsed(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        return BadRow(f"invalid JSON ({getattr(error, 'msg', 'nested too deeply')})")
-
-
-def _json(path: Path) -> Iterator[tuple[str, Any]]:
-    """A list of rows, or an object with one list of rows in it ({"data": [...]}). Rows are named by number."""
-    text = _decoded(path)
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        hint = " One row a line? Name the file .jsonl." if error.msg == "Extra data" else ""
-        raise DataError(f"{path.name}:{error.lineno}: invalid JSON ({error.msg}).{hint}") from None
-    if isinstance(value, dict):
-        lists = [part for part in value.values() if isinstance(part, list) and all(isinstance(r, dict) for r in part)]
-        is_row = any(column in value for column in ("question", "prompt", "instruction", "messages", "text"))
-        value = [value] if is_row else lists[0] if len(lists) == 1 else value
-    if not isinstance(value, list):
-        raise DataError(f"{path.name}: needs a list of rows, not one {type(value).__name__}.")
-    for number, row in enumerate(value, start=1):
-        yield f"{path.name} row {number}", row
-
-
-def _csv(path: Path) -> Iterator[tuple[str, Any]]:
-    """Rows by the line on which they start; a cell may hold line breaks."""
-    csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(io.StringIO(_decoded(path), newline=""), strict=True)
-    header = next(islice(reader, 1), None)
-    if header is None:
-        raise DataError(f"{path} is empty. Its first line must name the columns.")
-    columns = [column.strip() for column in header]
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            yield f"{path.name}:{line}", BadRow(f"invalid CSV ({error})")
-            return
-        if cells is None:
-            return
-        if not cells:
-            continue
-        if len(cells) != len(columns):
-            yield f"{path.name}:{line}", BadRow(f"has {len(cells)} cells for {len(columns)} columns")
-        else:
-            yield f"{path.name}:{line}", dict(zip(columns, cells, strict=True))
+def _notice_repeats(examples: Examples, place: str) -> None:
+    if pairs := repeats(examples):
+        row, first = pairs[0]
+        notice(
+            f"{len(pairs)} of {len(examples)} rows in {place} repeat an earlier row (first: "
+            f"{row.source or f'row {row.index}'} repeats {first.source or f'row {first.index}'}, "
+            f'"{excerpt(row.question or row.answer)}"). All are used, so what stands twice counts twice.'
+        )
