@@ -1,11 +1,11 @@
-"""TOFU, MUSE and WMDP from small local folders laid out like the published repositories."""
+"""TOFU, MUSE, WMDP and KnowUnDo from small local folders laid out like the published repositories."""
 
 import json
 
 import datasets
 import pytest
 
-from unwrite.data import muse, tofu, wmdp
+from unwrite.data import knowundo, muse, read, tofu, wmdp
 from unwrite.errors import DataError
 
 
@@ -101,7 +101,7 @@ def test_refuses_a_folder_without_the_part_and_says_what_it_looked_for(tofu_repo
 
 def test_refuses_perturbed_rows_of_another_release(tofu_repository):
     lines(tofu_repository / "forget10_perturbed.json", qa("other", 4, wrong=5))
-    with pytest.raises(DataError, match=r"4 of 4 rows of .*forget10 have no row in .*forget10_perturbed"):
+    with pytest.raises(DataError, match=r"4 of 4 rows of .*forget10 have no row of their own in .*forget10_perturbed"):
         tofu("forget10", tofu_repository)
 
 
@@ -207,3 +207,117 @@ def test_refuses_an_answer_that_is_no_choice_and_counts_the_rows(tmp_path):
 def test_refuses_an_unknown_subset():
     with pytest.raises(DataError, match="unknown WMDP subset 'biology'"):
         wmdp("biology")
+
+
+SHARED = "What does the author write?"
+
+
+def joined(tofu_repository, forget, perturbed):
+    (tofu_repository / "README.md").unlink()
+    lines(tofu_repository / "forget10.json", [{"question": q, "answer": a} for q, a in forget])
+    rows = [
+        {"question": q, "answer": a, "paraphrased_answer": f"{own} again.", "perturbed_answer": [f"{own} wrong."]}
+        for q, a, own in perturbed
+    ]
+    lines(tofu_repository / "forget10_perturbed.json", rows)
+    return [row.perturbed_answers[0].split()[0] for row in tofu("forget10", tofu_repository).forget]
+
+
+@pytest.mark.parametrize(
+    ("forget", "perturbed", "own"),
+    [
+        ([(SHARED, "Novels."), (SHARED, "Plays.")], [(SHARED, "Novels.", "A"), (SHARED, "Plays.", "B")], ["A", "B"]),
+        ([(SHARED, "Novels."), (SHARED, "Plays.")], [(SHARED, "Plays.", "B"), (SHARED, "Novels.", "A")], ["A", "B"]),
+        ([(SHARED, "Novels."), (SHARED, "Plays.")], [(SHARED, "Novels", "A"), (SHARED, "Plays", "B")], ["A", "B"]),
+        ([(SHARED, "Novels."), (SHARED, "Novels.")], [(SHARED, "Novels.", "A"), (SHARED, "Novels.", "B")], ["A", "B"]),
+        ([("One?", "Yes."), ("Two?", "No.")], [("Two?", "No", "B"), ("One?", "Yes", "A")], ["A", "B"]),
+    ],
+    ids=["in order", "in another order", "answers that differ by place", "equal rows in order", "by question"],
+)
+def test_tofu_rows_that_share_a_question_keep_their_own_wrong_answers(tofu_repository, forget, perturbed, own):
+    assert joined(tofu_repository, forget, perturbed) == own
+
+
+@pytest.mark.parametrize(
+    "perturbed",
+    [
+        [("Other?", "No.", "C"), (SHARED, "Plays.", "B"), (SHARED, "A poem.", "A")],
+        [(SHARED, "Plays.", "B"), (SHARED, "A poem.", "A")],
+    ],
+    ids=["files of another order", "the row at the place belongs to another"],
+)
+def test_refuses_to_give_a_tofu_row_what_may_be_another_ones(tofu_repository, perturbed):
+    with pytest.raises(DataError, match=r"1 of 2 rows of .* have no row of their own .*What does the author write"):
+        joined(tofu_repository, [(SHARED, "Novels."), (SHARED, "Plays.")], perturbed)
+
+
+KNOWUNDO_PARTS = {
+    f"{domain}/{split}": {
+        part: [{"text": f"{domain} {split} {part} {i}?", "labels": f"It is {i}."} for i in range(size)]
+        for part, size in (("train", 3), ("val", 2))
+    }
+    for domain in ("copyright", "privacy")
+    for split in ("unlearn", "retention")
+}
+
+
+@pytest.fixture
+def knowundo_repository(tmp_path):
+    """As on the Hub: a folder a domain, a JSON file a split, in it a list of one object with two lists of rows."""
+    configs = ""
+    for name, parts in KNOWUNDO_PARTS.items():
+        domain, split = name.split("/")
+        path = tmp_path / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps([parts], indent=4))
+        configs += f"- config_name: {domain}\n  data_files:\n" if f"name: {domain}\n" not in configs else ""
+        configs += f"  - split: {split}\n    path: {name}.json\n"
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("card", [True, False])
+@pytest.mark.parametrize("domain", ["copyright", "privacy"])
+def test_knowundo_forgets_the_unlearn_part_and_measures_on_the_val_lists(knowundo_repository, domain, card):
+    if not card:
+        (knowundo_repository / "README.md").unlink()
+    split = knowundo(domain, knowundo_repository)
+    assert (split.forget[2].question, split.forget[2].answer) == (f"{domain} unlearn train 2?", "It is 2.")
+    assert split.retain[0].question == f"{domain} retention train 0?"
+    assert {name: len(rows) for name, rows in split.evaluation.items()} == {"forget_val": 2, "retain_val": 2}
+    assert split.evaluation["forget_val"][1].question == f"{domain} unlearn val 1?"
+    assert split.name == f"knowundo {domain}"
+
+
+def test_knowundo_asks_the_hub_for_its_configurations_and_splits(monkeypatch):
+    asked = []
+
+    def load_dataset(path, config, split):
+        asked.append((path, config, split))
+        return datasets.Dataset.from_list([KNOWUNDO_PARTS[f"{config}/{split}"]])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert len(knowundo("privacy").retain) == 3
+    assert asked == [("zjunlp/KnowUnDo", "privacy", split) for split in ("unlearn", "retention")]
+
+
+def test_a_published_knowundo_file_is_read_by_naming_its_part(knowundo_repository):
+    path = knowundo_repository / "privacy" / "unlearn.json"
+    rows = read(f"{path}@val")
+    assert rows.hash == knowundo("privacy", knowundo_repository).evaluation["forget_val"].hash
+    assert (rows.name, rows[0].source) == ("unlearn@val", "unlearn.json@val row 1")
+    with pytest.raises(DataError, match=r"unlearn.json holds 2 sets of rows \(train, val\). Name one: unlearn.json@tr"):
+        read(path)
+
+
+def test_refuses_knowundo_files_of_another_form(knowundo_repository):
+    (knowundo_repository / "README.md").unlink()
+    path = knowundo_repository / "copyright" / "retention.json"
+    path.write_text(json.dumps(KNOWUNDO_PARTS["copyright/retention"]["train"]))
+    with pytest.raises(DataError, match=r"copyright@retention isn't one object with the lists train and val .*3 rows"):
+        knowundo("copyright", knowundo_repository)
+
+
+def test_refuses_an_unknown_domain():
+    with pytest.raises(DataError, match=r"unknown KnowUnDo domain 'private'. Did you mean 'privacy'"):
+        knowundo("private")

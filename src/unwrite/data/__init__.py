@@ -15,7 +15,7 @@ from .examples import Example, Examples, ForgetSplit
 from .landmarks import landmarks
 
 if TYPE_CHECKING:
-    from .benchmarks import MultipleChoice, Muse, muse, tofu, wmdp
+    from .benchmarks import MultipleChoice, Muse, knowundo, muse, tofu, wmdp
     from .encoding import Encoded, encode, encode_all, pad
     from .image_sets import TrainTest, cifar10, cifar100, digits, digits_regression, glyphs, svhn
     from .image_splits import (
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .reading import read, split_from
 
 _HOMES = {
-    "benchmarks": ("MultipleChoice", "Muse", "muse", "tofu", "wmdp"),
+    "benchmarks": ("MultipleChoice", "Muse", "knowundo", "muse", "tofu", "wmdp"),
     "encoding": ("Encoded", "encode", "encode_all", "pad"),
     "image_sets": ("TrainTest", "cifar10", "cifar100", "digits", "digits_regression", "glyphs", "svhn"),
     "image_splits": (
@@ -64,6 +64,7 @@ __all__ = [
     "encode",
     "encode_all",
     "glyphs",
+    "knowundo",
     "landmarks",
     "muse",
     "pad",

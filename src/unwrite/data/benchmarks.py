@@ -1,8 +1,9 @@
-"""TOFU, MUSE and WMDP as their authors publish them, from the Hub or from a local folder of the same layout.
+"""TOFU, MUSE, WMDP and KnowUnDo as their authors publish them, from the Hub or a local folder of the same layout.
 
-    TOFU  locuslab/TOFU                configurations forget10, retain90, holdout10, forget10_perturbed, ...
-    MUSE  muse-bench/MUSE-News|Books   configurations verbmem, knowmem, privleak, raw, scal, sust; the parts are splits
-    WMDP  cais/wmdp                    configurations wmdp-bio, wmdp-chem, wmdp-cyber; split test
+    TOFU      locuslab/TOFU               configurations forget10, retain90, holdout10, forget10_perturbed, ...
+    MUSE      muse-bench/MUSE-News|Books  configurations verbmem, knowmem, privleak, raw, scal, sust; parts are splits
+    WMDP      cais/wmdp                   configurations wmdp-bio, wmdp-chem, wmdp-cyber; split test
+    KnowUnDo  zjunlp/KnowUnDo             configurations copyright, privacy; splits unlearn, retention
 
 A local folder either is a copy of the repository (its README.md names the configurations) or holds
 `<configuration>.jsonl` and `<configuration>/<split>.jsonl` (also .json, .csv, .parquet, and Hub shards such as
@@ -12,18 +13,21 @@ A local folder either is a copy of the repository (its README.md names the confi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, unknown
-from .examples import Examples, ForgetSplit
-from .reading import SUFFIXES, load, read
+from .examples import Example, Examples, ForgetSplit, excerpt
+from .reading import load, read
 
 TOFU_SHARES = {"forget01": "99", "forget05": "95", "forget10": "90"}
 MUSE_ROOTS = {"news": "muse-bench/MUSE-News", "books": "muse-bench/MUSE-Books"}
 WMDP_SUBSETS = ("bio", "chem", "cyber")
+KNOWUNDO_DOMAINS = ("copyright", "privacy")
+TABLES = (".jsonl", ".json", ".csv", ".parquet")
 
 
 def tofu(forget: str = "forget10", root: str | Path = "locuslab/TOFU") -> ForgetSplit:
@@ -57,14 +61,43 @@ def tofu(forget: str = "forget10", root: str | Path = "locuslab/TOFU") -> Forget
 
 
 def _with_perturbed(rows: Examples, perturbed: Examples) -> Examples:
-    """The training rows, in their order, with the further columns of the perturbed file, by question."""
-    further = {row.question: row for row in perturbed}
-    if missing := [row for row in rows if row.question not in further]:
+    """The training rows, in their order, each with the further columns of its own row in the perturbed file.
+
+    A question may stand there for two authors, so rows are joined by question and answer; an answer that differs
+    between the files is joined by its question where only one row has that, or by its place in files of equal order.
+    """
+    exact, similar = _by(perturbed, _question_and_answer), _by(perturbed, lambda row: row.question)
+    asked, told = Counter(row.question for row in rows), {_question_and_answer(row) for row in rows}
+    parallel = [row.question for row in rows] == [row.question for row in perturbed]
+    joined, missing = [], []
+    for row in rows:
+        if same := exact.get(_question_and_answer(row)):
+            other = same.pop(0) if len(same) > 1 else same[0]  # rows that are equal in both files, in their order
+        elif len(similar.get(row.question, ())) == asked[row.question] == 1:
+            other = similar[row.question][0]
+        elif parallel and _question_and_answer(perturbed[row.index]) not in told:
+            other = perturbed[row.index]
+        else:
+            missing.append(row)
+            continue
+        joined.append(replace(other, answer=row.answer, source=row.source))
+    if missing:
         raise DataError(
-            f"{len(missing)} of {len(rows)} rows of {rows.name} have no row in {perturbed.name} "
-            f'(first: "{missing[0].question}"). Use both files of one release.'
+            f"{len(missing)} of {len(rows)} rows of {rows.name} have no row of their own in {perturbed.name} "
+            f'(first: "{excerpt(missing[0].question or missing[0].answer)}"). Use both files of one release.'
         )
-    return Examples((replace(further[row.question], answer=row.answer, source=row.source) for row in rows), rows.name)
+    return Examples(joined, rows.name)
+
+
+def _question_and_answer(row: Example) -> tuple[str | None, str]:
+    return row.question, row.answer
+
+
+def _by(rows: Examples, key: Callable[[Example], Hashable]) -> dict[Hashable, list[Example]]:
+    found: dict[Hashable, list[Example]] = {}
+    for row in rows:
+        found.setdefault(key(row), []).append(row)
+    return found
 
 
 @dataclass(frozen=True)
@@ -133,13 +166,13 @@ def muse(corpus: str = "news", root: str | Path | None = None) -> Muse:
         raise DataError(unknown("MUSE corpus", corpus, MUSE_ROOTS))
     root = root or MUSE_ROOTS[corpus]
 
-    def part(config: str, splits: Iterable[str], rename: tuple[str, str] | None = None) -> dict[str, Examples]:
-        return {split.replace("_qa", ""): _examples(root, config, split, rename) for split in splits}
+    def part(config: str, splits: Iterable[str]) -> dict[str, Examples]:
+        return {split.replace("_qa", ""): _examples(root, config, split) for split in splits}
 
     folds = [f"forget_{number}" for number in range(1, 5)] if corpus == "news" else []
     return Muse(
         corpus=corpus,
-        verbmem=part("verbmem", ["forget"], ("gt", "response")),
+        verbmem=part("verbmem", ["forget"]),
         knowmem=part("knowmem", ["forget_qa", "retain_qa", "forget_qa_icl", "retain_qa_icl"]),
         privleak=part("privleak", ["forget", "retain", "holdout"]),
         raw=part("raw", ["forget", "holdout", "retain1", "retain2"]),
@@ -189,12 +222,50 @@ def wmdp(subset: str = "bio", root: str | Path = "cais/wmdp") -> list[MultipleCh
     return items
 
 
-def _examples(root: str | Path, config: str, split: str = "train", rename: tuple[str, str] | None = None) -> Examples:
-    rows: Iterable[Any] = _table(root, config, split)
-    if rename:
-        rows = ({rename[1] if name == rename[0] else name: value for name, value in row.items()} for row in rows)
+def knowundo(domain: str = "copyright", root: str | Path = "zjunlp/KnowUnDo") -> ForgetSplit:
+    """KnowUnDo's split (arXiv 2407.01920): what must be forgotten of a domain, and what may be kept of it.
+
+    A part of the benchmark is one object with two lists of `text` (the question) and `labels` (its answer): `train`,
+    from which is unlearned, and `val`, on which it is measured. The benchmark's own code trains the target model on
+    all four lists.
+
+    forget, retain: the `train` lists of the unlearn and retention parts.
+    evaluation: "forget_val" and "retain_val", their `val` lists.
+
+    Args:
+        domain: copyright or privacy.
+        root: a Hub id, or a local folder with `<domain>/unlearn.json` and `<domain>/retention.json`.
+
+    Raises:
+        DataError: an unknown domain, or a part that can't be loaded or isn't of that form.
+    """
+    if domain not in KNOWUNDO_DOMAINS:
+        raise DataError(unknown("KnowUnDo domain", domain, KNOWUNDO_DOMAINS))
+    parts = {}
+    for split in ("unlearn", "retention"):
+        lists = _table(root, domain, split)
+        name = f"{Path(root).name}:{domain}@{split}"
+        if len(lists) != 1 or not {"train", "val"} <= set(lists.column_names):
+            raise DataError(
+                f"{name} isn't one object with the lists train and val (columns: {', '.join(lists.column_names)}; "
+                f"{len(lists)} rows). Use the published files."
+            )
+        for part in ("train", "val"):
+            rows = lists[0][part]
+            parts[split, part] = read(rows, name=f"{name} {part}", columns={"question": "text", "answer": "labels"})
+    return ForgetSplit(
+        forget=parts["unlearn", "train"],
+        retain=parts["retention", "train"],
+        evaluation={"forget_val": parts["unlearn", "val"], "retain_val": parts["retention", "val"]},
+        # As in TOFU, nothing promises that no question stands in both.
+        allow_overlap=True,
+        name=f"knowundo {domain}",
+    )
+
+
+def _examples(root: str | Path, config: str, split: str = "train") -> Examples:
     name = f"{Path(root).name}:{config}" + (f"@{split}" if split != "train" else "")
-    return read(rows, name=name)
+    return read(_table(root, config, split), name=name)
 
 
 def _table(root: str | Path, config: str, split: str) -> Any:
@@ -204,7 +275,7 @@ def _table(root: str | Path, config: str, split: str) -> Any:
         return load(str(folder or root), config, split)
     files = _files(folder, config, split)
     if not files:
-        endings = ", ".join(SUFFIXES)
+        endings = ", ".join(TABLES)
         raise DataError(
             f"{folder} has no {config}{'' if split == 'train' else '/' + split} (looked for {config}, {config}/{split} "
             f"with {endings}). Give a folder laid out as the Hub repository."
@@ -247,7 +318,7 @@ def _files(folder: Path, config: str, split: str) -> list[Path]:
     # WMDP's single test split may also lie flat.
     stems += [(folder, config)] if split == "test" else []
     for place, stem in stems:
-        pattern = re.compile(re.escape(stem) + r"(-\d+-of-\d+)?(" + "|".join(map(re.escape, SUFFIXES)) + ")")
+        pattern = re.compile(re.escape(stem) + r"(-\d+-of-\d+)?(" + "|".join(map(re.escape, TABLES)) + ")")
         found = sorted(file for file in place.glob(f"{stem}*") if pattern.fullmatch(file.name))
         if found:
             return [file for file in found if file.suffix == found[0].suffix]

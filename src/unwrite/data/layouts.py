@@ -29,21 +29,19 @@ INPUTS = ("input", "inputs", "context")
 # What may be a part of any other question, and where in it nobody can know.
 CONTEXTS = ("context", "passage", "document", "history")
 
-METADATA = frozenset(
-    """
-    id ids idx index uid uuid guid no nr number row line hash sha sha1 sha256 md5 digest
-    source sources url uri link domain site website host dump dataset datasets corpus collection subset config split
-    fold part file files filename file_name path file_path page pages chapter section volume issue
-    dataset_name model_name pile_set_name
-    title subtitle headline abstract author authors editor publisher journal venue doi isbn issn pmid license licence
-    copyright
-    subject subjects topic topics category categories genre tag tags keyword keywords type kind group cluster level
-    difficulty task task_type tasks lang language languages country date time timestamp year created created_at added
-    updated updated_at published modified retrieved version
-    meta metadata provenance annotations score scores quality perplexity length size tokens n_tokens num_tokens
-    token_count word_count char_count
-    """.split()
-)
+METADATA = {
+    "id", "ids", "idx", "index", "uid", "uuid", "guid", "hash", "sha", "sha1", "sha256", "md5", "digest", "source",
+    "sources", "url", "uri", "link", "domain", "site", "website", "host", "dump", "dataset", "datasets", "corpus",
+    "collection", "subset", "config", "split", "fold", "part", "file", "files", "filename", "file_name", "path",
+    "file_path", "page", "pages", "chapter", "section", "volume", "issue", "dataset_name", "model_name",
+    "pile_set_name", "title", "abstract", "author", "authors", "editor", "publisher", "journal", "venue", "doi",
+    "isbn", "issn", "pmid", "license", "licence", "copyright", "subject", "subjects", "topic", "topics", "category",
+    "categories", "genre", "tag", "tags", "keyword", "keywords", "type", "kind", "group", "cluster", "level",
+    "difficulty", "task", "task_type", "tasks", "lang", "language", "languages", "date", "time", "timestamp",
+    "year", "created", "created_at", "added", "updated", "updated_at", "published", "modified", "retrieved",
+    "version", "meta", "metadata", "provenance", "score", "scores", "quality", "perplexity", "length", "size",
+    "tokens", "n_tokens", "num_tokens", "token_count", "word_count", "char_count",
+}  # fmt: skip
 _METADATA = re.compile(
     r"(.*[_ -])(ids?|idx|index|ur[il]|hash|date|timestamp|path|score|prob|count|length)|unnamed: \d+|"
 )
@@ -129,6 +127,11 @@ def given_in(row: Mapping[Any, Any]) -> dict[str, Any]:
     return {name: row[name] for name, absent in zip(row, missing, strict=True) if isinstance(name, str) and not absent}
 
 
+def _is_text(value: Any) -> bool:
+    """Whether this is a text, an empty cell, or holds texts; class labels, as numbers, are none."""
+    return isinstance(value, str) or _holds_text(value)
+
+
 def is_blank(value: Any) -> bool:
     """Whether this is an empty cell or an empty list."""
     return not value.strip() if isinstance(value, str) else isinstance(value, list | tuple | dict) and not value
@@ -138,7 +141,8 @@ def named_layout(given: Mapping[str, Any], columns: Mapping[str, str]) -> Layout
     """The layout the user named; TOFU's further columns are read under their own names too."""
     further = {} if "text" in columns else {name: name for name in FURTHER if name in given}
     further |= {role: column for role, column in columns.items() if role in FURTHER}
-    return Layout(**{role: name for role, name in columns.items() if role not in FURTHER}, further=further)
+    roles: dict[str, Any] = {role: name for role, name in columns.items() if role not in FURTHER}
+    return Layout(**roles, further=further)
 
 
 def layout_of(given: Mapping[str, Any]) -> Layout:
@@ -156,9 +160,9 @@ def layout_of(given: Mapping[str, Any]) -> Layout:
 
     questions, answers, chats, system = (among(known) for known in (QUESTIONS, ANSWERS, CHATS, SYSTEMS))
     text = among(("text",))
-    if text and not (chats or questions) and answers and answers == among(("labels",)):
-        if is_blank(given[answers[0]]) or _holds_text(given[answers[0]]):
-            questions, text = text, []
+    labels = among(("labels",))
+    if text and labels and answers == labels and not (chats or questions) and _is_text(given[labels[0]]):
+        questions, text = text, []
     if not (chats or questions or answers):
         if not text:
             raise BadRow(f"no question and answer, messages or text ({_its_columns(given)})")
