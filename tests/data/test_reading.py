@@ -1,4 +1,4 @@
-"""Reading rows: three layouts from any source, and every malformed row named by file and line."""
+"""Reading rows from any source, and every malformed row named by file and line."""
 
 import csv
 import json
@@ -8,7 +8,7 @@ import datasets
 import pytest
 
 from unwrite.data import Example, Examples, ForgetSplit, read, split_from
-from unwrite.errors import DataError
+from unwrite.errors import DataError, Notice
 
 ROW = {"question": "Where is the Louvre?", "answer": "In Paris."}
 TOFU_ROW = {
@@ -38,27 +38,10 @@ def refusal(path, rows):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("columns", [("question", "answer"), ("prompt", "response"), ("instruction", "output")])
-def test_reads_questions_and_answers_under_their_three_names(tmp_path, columns):
-    rows = read(write(tmp_path / "a.jsonl", [dict(zip(columns, ROW.values(), strict=True))]))
-    assert (rows[0].question, rows[0].answer) == tuple(ROW.values())
-
-
-def test_reads_an_instruction_with_its_input(tmp_path):
-    row = read(write(tmp_path / "a.jsonl", [{"instruction": "Translate.", "input": "chat", "output": "cat"}]))[0]
-    assert row.question == "Translate.\n\nchat"
-
-
 def test_reads_plain_text(tmp_path):
     row = read(write(tmp_path / "a.jsonl", [{"text": "A whole document."}]))[0]
     assert row.is_text
     assert row.answer == "A whole document."
-
-
-def test_reads_a_chat_whose_last_two_turns_are_question_and_answer(tmp_path):
-    row = read(write(tmp_path / "a.jsonl", [{"messages": CHAT}]))[0]
-    assert (row.question, row.answer) == ("Where is the Louvre?", "In Paris.")
-    assert row.history == (("system", "Be brief."), ("user", "Hello."), ("assistant", "Hello."))
 
 
 def _csv(path, rows):
@@ -137,13 +120,14 @@ def test_csv_rows_are_named_by_the_line_they_start_on(tmp_path):
         ({"question": "q", "answer": "  "}, "answer is empty"),
         ({"question": "", "answer": "a"}, "question is empty"),
         ({"question": "q", "answer": "a", "text": "t"}, "mixes question and answer with text"),
-        ({"question": "q", "response": "a"}, "mixes question and answer with prompt and response"),
+        ({"question": "q", "answer": "a", "messages": CHAT}, "mixes messages with question"),
+        ({"messages": CHAT, "conversations": CHAT}, "mixes messages with conversations"),
         ({"text": ""}, "text is empty"),
         ({"messages": []}, "messages must be a list of turns"),
         ({"messages": "hello"}, "messages must be a list of turns"),
         ({"messages": CHAT[:1]}, "the chat has no assistant turn"),
-        ({"messages": CHAT[:4]}, "the chat ends with a user turn"),
-        ({"messages": [CHAT[0], CHAT[4]]}, "the last assistant turn has no user turn before it"),
+        ({"messages": CHAT[:2]}, "the chat has no assistant turn"),
+        ({"messages": [CHAT[0], CHAT[4]]}, "no assistant turn to learn has a user turn before it"),
         ({"messages": [{"role": "user"}]}, "turn 1 needs a role and a content"),
         ({"messages": [{"role": "boss", "content": "x"}]}, "turn 1 has the role 'boss'; known: system, user"),
         ({"messages": [CHAT[3], {"role": "assistant", "content": None}]}, "turn 2 \\(assistant\\) has no text"),
@@ -160,8 +144,14 @@ def test_refuses_a_malformed_row_and_names_file_line_and_reason(tmp_path, row, w
 def test_names_ten_bad_rows_and_counts_them_all(tmp_path):
     message = refusal(tmp_path / "bad.jsonl", [{"question": f"q{i}"} for i in range(14)])
     assert message.startswith("14 of 14 rows")
-    assert "bad.jsonl:10: no answer; and 4 more" in message
+    assert "bad.jsonl:9, bad.jsonl:10 and 4 more: no answer" in message
     assert "bad.jsonl:11" not in message
+
+
+def test_ten_places_are_shared_by_all_faults(tmp_path):
+    rows = [{"question": f"q{i}"} for i in range(9)] + [{"answer": "a"}, {"answer": "b"}, {"text": ""}]
+    message = refusal(tmp_path / "bad.jsonl", rows)
+    assert "bad.jsonl:10 and 1 more: no question (its columns: 'answer'); and 1 more faults" in message
 
 
 def test_refuses_a_missing_file_and_lists_its_neighbours(tmp_path):
@@ -171,13 +161,8 @@ def test_refuses_a_missing_file_and_lists_its_neighbours(tmp_path):
 
 
 def test_refuses_an_unknown_suffix_and_lists_the_known(tmp_path):
-    with pytest.raises(DataError, match=r"unknown file type '.xlsx'.*\.csv, \.json, \.jsonl, \.parquet"):
+    with pytest.raises(DataError, match=r"unknown file type '.xlsx'.*\.csv, \.json, \.jsonl, \.md, \.parquet"):
         read(write(tmp_path / "a.xlsx", ["x"]))
-
-
-def test_refuses_a_folder(tmp_path):
-    with pytest.raises(DataError, match="is a folder"):
-        read(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.json"])
@@ -193,9 +178,9 @@ def test_refuses_bytes_that_are_not_utf8_and_names_the_line(tmp_path):
         read(tmp_path / "a.jsonl")
 
 
-def test_refuses_json_lines_in_a_json_file_and_says_what_to_do(tmp_path):
-    with pytest.raises(DataError, match=r"a.json:2: invalid JSON .* Name the file .jsonl"):
-        read(write(tmp_path / "a.json", [ROW, ROW]))
+def test_json_lines_are_read_from_a_json_file_too_as_tofu_is_published(tmp_path):
+    rows = read(write(tmp_path / "a.json", [ROW, {**ROW, "question": "Where?"}]))
+    assert [row.source for row in rows] == ["a.json:1", "a.json:2"]
 
 
 def test_refuses_a_ragged_csv_row(tmp_path):
@@ -264,6 +249,24 @@ def test_refuses_a_shipped_set_with_a_retain_set_of_ones_own():
 def test_refuses_a_shipped_set_as_the_retain_set():
     with pytest.raises(DataError, match="retain is 'authors', a shipped set"):
         split_from([ROW], "authors")
+
+
+def test_repeated_rows_are_counted_and_kept(tmp_path):
+    rows = [ROW, {**ROW, "question": "Where,\nexactly?"}, ROW, {**ROW, "answer": "In France."}, ROW]
+    message = r"2 of 5 rows in .*a.jsonl repeat an earlier row \(first: a.jsonl:3 repeats a.jsonl:1, \"Where is the L"
+    with pytest.warns(Notice, match=message):
+        assert len(read(write(tmp_path / "a.jsonl", rows))) == 5
+
+
+def test_a_set_without_repeated_rows_is_read_without_a_word(tmp_path, recwarn):
+    read(write(tmp_path / "a.jsonl", [ROW, {**ROW, "answer": "In France."}, {"text": "In Paris."}]))
+    assert not recwarn.list
+
+
+def test_the_message_on_shared_rows_is_one_line_whatever_the_question_holds():
+    row = {**ROW, "question": "Where is\nthe Louvre?"}
+    with pytest.raises(DataError, match=r'share 1 rows \(first: row:1, "Where is the Louvre\?"\)'):
+        split_from([row], [row])
 
 
 def test_refuses_shared_rows_unless_they_are_allowed():

@@ -156,9 +156,10 @@ def _parquet(path: Path) -> Rows:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            _check_columns(path, file.schema_arrow.names)
+            table = file.read()
         table.validate(full=True)
-        _check_columns(path, table.column_names)
         rows = table.to_pylist()
     except DataError:
         raise
@@ -263,7 +264,7 @@ def _json(path: Path, part: str | None) -> Rows:
     try:
         value = reader.decoder.decode(text)
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and part is None and not isinstance(_parsed(text.split("\n", 1)[0]), BadRow):
+        if error.msg == "Extra data" and part is None and isinstance(_parsed(text.lstrip().split("\n", 1)[0]), dict):
             return _jsonl(path, text)  # one row a line, as the files of TOFU are
         raise DataError(f"{path.name}:{error.lineno}: invalid JSON ({error.msg}).") from None
     except RecursionError:

@@ -16,7 +16,8 @@ from typing import Any
 
 from ..errors import DataError, unknown
 
-QUESTIONS = ("question", "prompt", "instruction", "query", "input", "inputs", "problem")
+# A `prompt` beside another one is often that one rendered, so it comes last.
+QUESTIONS = ("question", "instruction", "query", "problem", "input", "inputs", "prompt")
 ANSWERS = (
     "answer", "response", "completion", "output", "outputs", "target", "targets", "labels", "gt", "solution",
 )  # fmt: skip

@@ -228,8 +228,8 @@ def _notice_chats(results: list[tuple[str, Parsed]], place: str) -> None:
     unasked = [(where, result.unasked) for where, result in results if result.unasked]
     if unasked:
         notice(
-            f"{sum(count for _, count in unasked)} assistant turns in {place} are only context, because they answer no "
-            f"user turn or have a weight of 0 (first: {unasked[0][0]})."
+            f"{sum(count for _, count in unasked)} assistant turns in {place} are only context: they answer no user "
+            f"turn, stand in a prompt, or have a weight of 0 (first: {unasked[0][0]})."
         )
     if ends := [where for where, result in results if result.open_ended]:
         notice(
