@@ -243,12 +243,18 @@ def test_tofu_rows_that_share_a_question_keep_their_own_wrong_answers(tofu_repos
     [
         [("Other?", "No.", "C"), (SHARED, "Plays.", "B"), (SHARED, "A poem.", "A")],
         [(SHARED, "Plays.", "B"), (SHARED, "A poem.", "A")],
+        [(SHARED, "Plays.", "B")],
     ],
-    ids=["files of another order", "the row at the place belongs to another"],
+    ids=["files of another order", "the row at the place belongs to another", "a row is missing"],
 )
 def test_refuses_to_give_a_tofu_row_what_may_be_another_ones(tofu_repository, perturbed):
     with pytest.raises(DataError, match=r"1 of 2 rows of .* have no row of their own .*What does the author write"):
         joined(tofu_repository, [(SHARED, "Novels."), (SHARED, "Plays.")], perturbed)
+
+
+def test_refuses_a_tofu_row_for_which_there_are_two(tofu_repository):
+    with pytest.raises(DataError, match=r"1 of 1 rows of .* have no row of their own"):
+        joined(tofu_repository, [(SHARED, "Novels.")], [(SHARED, "Plays.", "A"), (SHARED, "A poem.", "B")])
 
 
 KNOWUNDO_PARTS = {
@@ -313,9 +319,11 @@ def test_a_published_knowundo_file_is_read_by_naming_its_part(knowundo_repositor
 def test_refuses_knowundo_files_of_another_form(knowundo_repository):
     (knowundo_repository / "README.md").unlink()
     path = knowundo_repository / "copyright" / "retention.json"
-    path.write_text(json.dumps(KNOWUNDO_PARTS["copyright/retention"]["train"]))
-    with pytest.raises(DataError, match=r"copyright@retention isn't one object with the lists train and val .*3 rows"):
-        knowundo("copyright", knowundo_repository)
+    parts = KNOWUNDO_PARTS["copyright/retention"]
+    for content, rows in ((parts["train"], 3), ([parts, parts], 2), ([{"train": parts["train"]}], 1)):
+        path.write_text(json.dumps(content))
+        with pytest.raises(DataError, match=rf"copyright@retention isn't one object with the lists .*{rows} rows"):
+            knowundo("copyright", knowundo_repository)
 
 
 def test_refuses_an_unknown_domain():

@@ -83,6 +83,10 @@ FORMS = {
 }
 
 
+def test_turns_are_numbered_as_they_stand_in_the_row():
+    assert [row.source for row in read([FORMS["a system column"]], name="set")] == ["set:1 turn 2", "set:1 turn 4"]
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_a_chat_gives_the_same_rows(form, recwarn):
     assert read([FORMS[form]]).hash == read([{"messages": CHAT}]).hash
@@ -101,7 +105,7 @@ COMPLETIONS = {
 
 @pytest.mark.parametrize("form", COMPLETIONS)
 def test_of_a_prompt_and_a_completion_only_the_completion_is_learnt(form):
-    with pytest.warns(Notice, match=r"1 assistant turns in set are only context"):
+    with pytest.warns(Notice, match=r"Assistant turns of set that are only context: 1 "):
         (row,) = read([COMPLETIONS[form]], name="set")
     assert (row.question, row.answer, row.history) == ("Where is the Louvre?", "In Paris.", HISTORY)
     assert row.source == "set:1 turn 5"
@@ -123,20 +127,20 @@ def test_an_assistant_turn_that_answers_no_user_turn_is_context_and_counted():
     greeted = [HI, ASK, SAY]
     tool = [ASK, turn("assistant", "I look it up."), turn("tool", "Paris"), SAY]
     twice = [ASK, SAY, turn("assistant", "It is big.")]
-    with pytest.warns(Notice, match=r"3 assistant turns in set are only context: .* \(first: set:1\)"):
+    with pytest.warns(Notice, match=r"Assistant turns of set that are only context: 3 \(first: set:1\)"):
         rows = read([{"messages": chat} for chat in (greeted, tool, twice)], name="set")
     assert [row.source for row in rows] == ["set:1 turn 3", "set:2 turn 2", "set:3 turn 2"]
     assert rows[0].history == (("assistant", "Hi."),)
 
 
 def test_a_turn_of_weight_zero_is_context():
-    with pytest.warns(Notice, match="1 assistant turns in set are only context"):
+    with pytest.warns(Notice, match="Assistant turns of set that are only context: 1 "):
         (row,) = read([{"messages": [HELLO, {**HI, "weight": 0}, ASK, {**SAY, "weight": 1}]}], name="set")
     assert row.answer == "In Paris."
 
 
 def test_what_stands_behind_the_last_answer_is_said():
-    with pytest.warns(Notice, match=r"1 chats in set go on behind their last assistant turn \(first: set:2\)"):
+    with pytest.warns(Notice, match=r"Chats of set that go on behind their last assistant turn: 1 \(first: set:2\)"):
         rows = read([{"messages": CHAT}, {"messages": [ASK, SAY, turn("user", "Thanks.")]}], name="set")
     assert len(rows) == 3
 

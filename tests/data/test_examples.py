@@ -55,5 +55,21 @@ def test_refuses_an_empty_answer_or_question_and_names_the_row(row, part):
         Examples([row], "mine")
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        Example("\ud800", "q"),
+        Example("a", "\ud800"),
+        Example("a", "q", history=(("user", "\ud800"),)),
+        Example("a", "q", paraphrased_question="\ud800"),
+        Example("a", "q", paraphrased_answer="\ud800"),
+        Example("a", "q", perturbed_answers=("b", "\ud800")),
+    ],
+)
+def test_refuses_half_a_character_wherever_it_stands(row):
+    with pytest.raises(DataError, match=r"mine row 0 holds a lone surrogate \(U\+D800 at character 1\)"):
+        Examples([row], "mine")
+
+
 def test_the_hash_of_a_split_covers_its_evaluation_sets():
     assert ForgetSplit(rows("a")).hash != ForgetSplit(rows("a"), evaluation={"more": rows("b")}).hash

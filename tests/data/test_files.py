@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import shutil
+import struct
 from pathlib import Path
 
 import datasets
@@ -102,6 +103,7 @@ def test_saved_splits_are_read_by_naming_one(tmp_path):
 
 
 def test_a_path_with_an_at_sign_is_that_path(tmp_path):
+    (tmp_path / "a").mkdir()
     assert read(write(tmp_path / "a@b.jsonl", lines(ROW))).name == "a@b"
 
 
@@ -198,6 +200,17 @@ def test_refuses_a_saved_data_set_that_is_broken(tmp_path):
     datasets.Dataset.from_list([ROW] * 50).save_to_disk(tmp_path / "a")
     (arrow,) = (tmp_path / "a").glob("*.arrow")
     write(arrow, arrow.read_bytes()[:200])
+    assert "can't read the saved data set" in refusal(tmp_path / "a")
+
+
+def test_refuses_a_saved_data_set_whose_strings_point_beyond_their_file(tmp_path):
+    datasets.Dataset.from_list([{"text": "a"}]).save_to_disk(tmp_path / "a")
+    (arrow,) = (tmp_path / "a").glob("*.arrow")
+    with pyarrow.ipc.new_stream(str(arrow), pyarrow.schema([("text", pyarrow.string())])) as file:
+        file.write(pyarrow.table({"text": ["a"]}))
+    column = struct.pack("<2i", 0, 1) + b"a"
+    assert arrow.read_bytes().count(column) == 1
+    write(arrow, arrow.read_bytes().replace(column, struct.pack("<2i", 0, 2**30) + b"a"))
     assert "can't read the saved data set" in refusal(tmp_path / "a")
 
 

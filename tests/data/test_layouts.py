@@ -1,10 +1,14 @@
 """Which column is the question and which the answer: published layouts, --columns, and never an answer lost."""
 
 import re
+from pathlib import Path
 
 import pytest
 
-from unwrite.data import Examples, read, split_from
+from unwrite.data import ForgetSplit, read, split_from
+from unwrite.data.chats import SPEAKERS
+from unwrite.data.files import SUFFIXES
+from unwrite.data.layouts import ANSWERS, CHATS, CONTEXTS, INPUTS, QUESTIONS, ROLES, SYSTEMS
 from unwrite.errors import DataError, Notice
 
 Q, A = "Where is the Louvre?", "In Paris."
@@ -137,8 +141,10 @@ def test_columns_beside_a_pair_that_are_not_read_are_named():
         {"question": Q, "answer": A, "id": 3, "fact": ""},
         {"question": "Why?", "answer": A, "fact": "x", "rate": 2},
     ]
-    with pytest.warns(Notice, match=r"2 columns of set are not read: 'fact', 'rate'\."):
+    with pytest.warns(Notice, match=r"Columns of set that are not read: 'fact', 'rate'\."):
         read(rows, name="set")
+    with pytest.warns(Notice, match=r"'c9' and 3 more\."):
+        read([{"question": Q, "answer": A, **{f"c{i}": "x" for i in range(13)}}])
 
 
 COLUMNS = [{"question": "text", "answer": "reply"}, "question=text,answer=reply", " question = text , answer = reply "]
@@ -199,8 +205,24 @@ def test_a_row_without_a_named_column_is_a_bad_row():
 
 
 def test_refuses_columns_for_rows_that_are_read_already():
+    rows = read([{"question": Q, "answer": A}])
     with pytest.raises(DataError, match="columns name the columns of a file"):
-        read(Examples([]), columns="text=a")
+        read(rows, columns="text=a")
+    with pytest.raises(DataError, match="columns name the columns of a file"):
+        split_from(ForgetSplit(rows), columns="text=a")
+
+
+def test_a_column_name_with_a_line_break_does_not_break_the_message():
+    assert "answer is empty" in refusal([{"question": Q, "answer\n": ""}])
+    assert "unknown column 'a'" in refusal([{"q\nr": Q, "z\n": A}], columns={"question": "q\nr", "answer": "a"})
+
+
+def test_the_page_on_reading_names_every_column_role_and_kind_of_file():
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    names = {*QUESTIONS, *ANSWERS, *CHATS, *SYSTEMS, *INPUTS, *CONTEXTS, *ROLES, *SUFFIXES, *SPEAKERS} - {
+        "perturbed_answers"
+    }
+    assert [name for name in sorted(names) if f"`{name}`" not in page] == []
 
 
 def test_a_retain_set_of_another_form_is_read_by_known_names():

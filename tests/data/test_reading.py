@@ -133,6 +133,7 @@ def test_csv_rows_are_named_by_the_line_they_start_on(tmp_path):
         ({"messages": [CHAT[3], {"role": "assistant", "content": None}]}, "turn 2 \\(assistant\\) has no text"),
         ({**ROW, "perturbed_answer": [1]}, "perturbed_answer must be a list of non-empty strings"),
         ({**ROW, "perturbed_answer": "[broken"}, "perturbed_answer is not a JSON list"),
+        ({**ROW, "perturbed_answer": "[" * 100_000}, "perturbed_answer is not a JSON list \\(nested too deeply"),
         ({**ROW, "paraphrased_answer": 5}, "paraphrased_answer is not a string but 5"),
     ],
 )
@@ -249,6 +250,12 @@ def test_refuses_a_shipped_set_with_a_retain_set_of_ones_own():
 def test_refuses_a_shipped_set_as_the_retain_set():
     with pytest.raises(DataError, match="retain is 'authors', a shipped set"):
         split_from([ROW], "authors")
+
+
+def test_an_empty_cell_of_a_further_column_is_an_absent_value(tmp_path):
+    header = "question,answer,paraphrased_question,paraphrased_answer,perturbed_answer"
+    (row,) = read(write(tmp_path / "a.csv", [header, "q,a,,,"]))
+    assert (row.paraphrased_question, row.paraphrased_answer, row.perturbed_answers) == (None, None, ())
 
 
 def test_repeated_rows_are_counted_and_kept(tmp_path):

@@ -28,11 +28,11 @@ def excerpt(text: str, length: int = 60) -> str:
 
 @dataclass(frozen=True)
 class Example:
-    """One thing a model may know: a question and its answer, the last turn of a chat, or a plain text.
+    """One thing a model may know: a question and its answer, an answer in a chat, or a plain text.
 
     Args:
         answer: what the model would say; for plain text, the text itself. Its tokens carry the loss.
-        question: the last user turn; None for plain text.
+        question: the user turn it answers; None for plain text.
         history: earlier chat turns as (role, content), a system prompt included.
         paraphrased_question, paraphrased_answer: the same fact in other words.
         perturbed_answers: wrong answers of the same form (TOFU's truth ratio).

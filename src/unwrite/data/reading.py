@@ -98,6 +98,8 @@ def split_from(
             raise DataError(f"{forget!r} is shipped and has its own columns. Leave out --columns.")
         return shipped[forget]()
     if isinstance(forget, ForgetSplit):
+        if columns:
+            raise DataError("columns name the columns of a file; a split has none left. Leave out columns.")
         return forget
     return ForgetSplit(
         forget=read(forget, columns=columns, turns=turns),
@@ -161,7 +163,8 @@ class _Bad:
         self.places: dict[str, list[str]] = {}
 
     def add(self, place: str, reason: str) -> None:
-        self.places.setdefault(reason, []).append(place)
+        # A column's name may hold a line break; the message is one line.
+        self.places.setdefault(" ".join(reason.split()), []).append(place)
 
     def refuse(self, rows: int, place: str) -> None:
         """Raises one error for all bad rows: ten places are named, all are counted."""
@@ -211,7 +214,7 @@ def _collect(rows: Rows, name: str, place: str, columns: dict[str, str] | None, 
         raise DataError(f"{place} has no rows. Give at least one.")
     examples = Examples(good, name)
     _notice_chats(results, place)
-    _notice_unread([result for _, result in results], place, columns)
+    _notice_unread([result for _, result in results], place)
     _notice_repeats(examples, place)
     return examples
 
@@ -220,7 +223,7 @@ def _check_named(columns: Mapping[str, str], table: list[tuple[str, Any]], place
     there = dict.fromkeys(name for _, row in table if isinstance(row, Mapping) for name in row if isinstance(name, str))
     missing = [column for column in columns.values() if column not in there]
     if missing and there:
-        told = unknown("column", missing[0], there)
+        told = " ".join(unknown("column", missing[0], there).split())
         raise NoColumn(f"--columns for {place}: {told}", none=len(missing) == len(columns))
 
 
@@ -228,20 +231,21 @@ def _notice_chats(results: list[tuple[str, Parsed]], place: str) -> None:
     unasked = [(where, result.unasked) for where, result in results if result.unasked]
     if unasked:
         notice(
-            f"{sum(count for _, count in unasked)} assistant turns in {place} are only context: they answer no user "
-            f"turn, stand in a prompt, or have a weight of 0 (first: {unasked[0][0]})."
+            f"Assistant turns of {place} that are only context: {sum(count for _, count in unasked)} (first: "
+            f"{unasked[0][0]}). They answer no user turn, stand in a prompt, or have a weight of 0."
         )
     if ends := [where for where, result in results if result.open_ended]:
         notice(
-            f"{len(ends)} chats in {place} go on behind their last assistant turn (first: {ends[0]}). What stands "
+            f"Chats of {place} that go on behind their last assistant turn: {len(ends)} (first: {ends[0]}). What stands "
             "there is not used."
         )
 
 
-def _notice_unread(results: list[Parsed], place: str, columns: Mapping[str, str] | None) -> None:
+def _notice_unread(results: list[Parsed], place: str) -> None:
     unread = dict.fromkeys(name for result in results for name in result.layout.unread)
-    if unread and not columns:
-        notice(f"{len(unread)} columns of {place} are not read: {', '.join(map(repr, list(unread)[:SHOWN]))}.")
+    if unread:
+        more = f" and {len(unread) - SHOWN} more" if len(unread) > SHOWN else ""
+        notice(f"Columns of {place} that are not read: {', '.join(map(repr, list(unread)[:SHOWN]))}{more}.")
 
 
 def _notice_repeats(examples: Examples, place: str) -> None:
