@@ -85,9 +85,10 @@ def test_a_json_file_with_one_row_in_it_is_that_row(tmp_path):
 
 
 def test_a_saved_data_set_is_read_as_it_was(tmp_path):
-    datasets.Dataset.from_list([ROW, OTHER]).save_to_disk(tmp_path / "saved")
+    wrong = [{**row, "perturbed_answer": ["In Rome.", "In Oslo."]} for row in (ROW, OTHER)]
+    datasets.Dataset.from_list(wrong).with_format("numpy").save_to_disk(tmp_path / "saved")
     rows = read(tmp_path / "saved")
-    assert rows.hash == read([ROW, OTHER]).hash
+    assert rows.hash == read(wrong).hash == read(datasets.Dataset.from_list(wrong).with_format("numpy")).hash
     assert (rows.name, rows[1].source) == ("saved", "saved:2")
     assert "one data set without splits. Leave out @train." in refusal(f"{tmp_path / 'saved'}@train")
 

@@ -133,7 +133,7 @@ def _saved(path: Path, part: str | None) -> Rows:
             raise DataError(f"{path} is one data set without splits. Leave out @{part}.")
         data.data.validate(full=True)  # offsets beyond the data would be followed
         # Read within the block: what is broken in a file may show only when it is decoded.
-        rows = list(data)
+        rows = list(data.with_format(None))
     except DataError:
         raise
     except Exception as error:
