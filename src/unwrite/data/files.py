@@ -131,7 +131,7 @@ def _saved(path: Path, part: str | None) -> Rows:
             data = data[_chosen(path.name, list(data), part)]
         elif part is not None:
             raise DataError(f"{path} is one data set without splits. Leave out @{part}.")
-        data.data.validate(full=True)  # offsets beyond the data would be followed
+        data.data.validate(full=True)  # offsets beyond the data end the process
         # Read within the block: what is broken in a file may show only when it is decoded.
         rows = list(data.with_format(None))
     except DataError:
