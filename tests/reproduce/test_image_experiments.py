@@ -45,7 +45,7 @@ def test_an_image_experiment_runs_whole(slug, control, short_beds, tmp_path):
     assert any("retrained" in name for name in claim.rows)
     assert all(len(row) == len(claim.columns) for row in claim.rows.values())
     assert control in claim.rows
-    assert claim.verdict in ("reproduced", "partly", "not reproduced")
+    assert claim.verdict == "too small for a verdict"
     assert claim.reason
     stored = json.loads(store(record, tmp_path).read_text())
     assert stored["checks"] == dict(claim.checks)
