@@ -7,7 +7,6 @@ forward hooks and no fingerprint is never cached, because its weights don't say 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -16,7 +15,7 @@ from typing import Any
 from ..data.encoding import Encoded, encode_prompt, encode_rows
 from ..data.examples import Example
 from ..errors import ModelError, notice
-from ..runs import cache_dir, canonical_json, hash_json, hash_model, write_text
+from ..runs import cached_json, hash_json, hash_model
 from ..scoring import AnswerScore, end_ids, generate_answers, row_length, score_answers
 from ..scoring.rouge import Words
 
@@ -76,17 +75,11 @@ class Context:
         name = hash_json([FORMAT, kind, key])
         if name in self._memory:
             return self._memory[name]
-        path = cache_dir("scores", self.fingerprint) / f"{kind}-{name}.json" if self.fingerprint else None
-        if path is not None and path.exists():
-            try:
-                self._memory[name] = json.loads(path.read_text(encoding="utf-8"))
-                return self._memory[name]
-            except (OSError, ValueError):
-                path.unlink(missing_ok=True)  # a damaged file is only a lost pass
-        value = self._memory[name] = compute()
-        if path is not None:
-            write_text(path, canonical_json(value))
-        return value
+        if self.fingerprint:
+            self._memory[name] = cached_json(("scores", self.fingerprint), f"{kind}-{name}", compute)
+        else:
+            self._memory[name] = compute()
+        return self._memory[name]
 
     def encoded(self, rows: Sequence[Example]) -> list[list[Encoded]]:
         """Rows as token ids under this context's maximum length: the windows of each, one but for long texts."""

@@ -6,7 +6,6 @@ is kept instead (a few hundred) and the logits are rebuilt from it with a frozen
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,10 +18,11 @@ from torch import Tensor, nn
 
 from ..data.encoding import IGNORE, Encoded, pad
 from ..errors import MethodError
-from ..runs import cache_dir, hash_json, hash_model, lock, new_folder
+from ..runs import cached_files, hash_json, hash_model
 from ..scoring.batches import by_length, progress
 from .batch import KLMask, PairedBatch, Part, make_parts, run
 
+FILE = "reference.safetensors"
 _NO_HEAD = "a KL term needs a model with one vocabulary head; {} has none. Use retain_loss='nll'."
 
 
@@ -116,16 +116,15 @@ def compute(
     key = hash_json(
         [hash_model(model), wanted, {n: [(r.input_ids, r.labels, r.index) for r in v] for n, v in rows.items()}]
     )
-    folder = cache_dir("references") / key
-    # Of several processes the first computes, the others wait and read.
-    with lock(folder.with_suffix(".lock")) if disk else contextlib.nullcontext():
-        if disk and (folder / "reference.safetensors").exists():
-            reference = _read(folder / "reference.safetensors")
-        else:
-            reference = _run(model, wanted, rows, blocks, pad_id, batch_size)
-            if disk:
-                with new_folder(folder) as new:
-                    _write(reference, new / "reference.safetensors")
+    if disk:
+        reference = cached_files(
+            "references",
+            key,
+            lambda folder: _write(_run(model, wanted, rows, blocks, pad_id, batch_size), folder / FILE),
+            lambda folder: _read(folder / FILE),
+        )
+    else:
+        reference = _run(model, wanted, rows, blocks, pad_id, batch_size)
     if wanted.logits:
         reference.head = FrozenHead(model)
         _check_head(model, reference, wanted, rows, pad_id)

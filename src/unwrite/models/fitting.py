@@ -19,7 +19,20 @@ import torch
 from torch import nn
 
 from ..errors import DataError, ModelError
-from ..runs import cache_dir, canonical_json, hash_json, hash_tensors, lock, write_json
+from ..runs import (
+    cache_folder,
+    canonical_json,
+    clean,
+    entry_lock,
+    hash_json,
+    hash_tensors,
+    say_unwritable,
+    seal,
+    sound,
+    spare_folder,
+    unwritable,
+    write_json,
+)
 from .saving import save
 
 __all__ = ["TrainRecipe", "trained"]
@@ -66,14 +79,21 @@ def trained(recipe: TrainRecipe, data: Any, indices: Iterable[int], seed: int) -
     except TypeError as error:
         raise ModelError(f"the settings of recipe {recipe.name!r} are not plain JSON ({error}).") from error
     what = {"recipe": recipe.name, "settings": settings, "data": _data_hash(data), "seed": int(seed)}
-    home = cache_dir("fit", hash_json({**what, "indices": rows}))
+    key = hash_json({**what, "indices": rows})
+    try:
+        return _trained(cache_folder("fit", key), recipe, data, rows, seed, what)
+    except Exception as error:
+        if not unwritable(error):
+            raise
+        say_unwritable(cache_folder("fit"), error)
+        return _trained(spare_folder(), recipe, data, rows, seed, what)
+
+
+def _trained(home: Path, recipe: TrainRecipe, data: Any, rows: list[int], seed: int, what: Mapping[str, Any]) -> Path:
     done, partial = home / "model", home / "partial"
-    if done.is_dir():
-        return done
-    with lock(home / "lock"):
-        if not done.is_dir():
-            for left in home.glob(".model.*"):  # by a save that was killed
-                shutil.rmtree(left, ignore_errors=True)
+    with entry_lock(home / "lock"):
+        if not sound(done):
+            clean(done)
             story = {**what, "rows": len(rows), "indices": hash_json(rows)}
             write_json(home / "made-of.json", story)
             partial.mkdir(exist_ok=True)
@@ -82,6 +102,7 @@ def trained(recipe: TrainRecipe, data: Any, indices: Iterable[int], seed: int) -
                 model = recipe.build(seed)
                 recipe.fit(model, data, rows, seed, partial)
             save(model, done, provenance=story)
+            seal(done)
             shutil.rmtree(partial, ignore_errors=True)
     return done
 

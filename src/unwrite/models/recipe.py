@@ -10,7 +10,6 @@ whole epoch to the same weights, bit for bit.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..errors import DataError, ModelError, NotFinite
-from ..runs import hash_file, hash_json, new_folder, write_json
+from ..runs import drop, hash_file, hash_json, new_folder, seal, sound, write_json
 from .checkpoints import read_json
 from .fitting import TrainRecipe
 from .loading import load_model, model_folder
@@ -288,15 +287,17 @@ def _checkpoint(model: nn.Module, optimisers: Sequence[torch.optim.Optimizer], e
     with new_folder(folder / f"epoch-{epoch}") as fresh:
         save_file(tensors, fresh / "state.safetensors")
         write_json(fresh / "epoch.json", {"epoch": epoch})
+    seal(folder / f"epoch-{epoch}")
     for old in folder.glob("epoch-*"):
-        if old.name != f"epoch-{epoch}":
-            shutil.rmtree(old)
+        if old.is_dir() and old.name != f"epoch-{epoch}":
+            drop(old)
 
 
 @torch.no_grad()
 def _resume(model: nn.Module, optimisers: Sequence[torch.optim.Optimizer], folder: Path) -> int:
     """Restores the latest whole epoch and returns how many are done."""
-    found = sorted(folder.glob("epoch-*/epoch.json"), key=lambda path: int(path.parent.name.split("-")[1]))
+    whole = sorted(folder.glob("epoch-*/epoch.json"), key=lambda path: int(path.parent.name.split("-")[1]))
+    found = [path for path in whole if sound(path.parent)]
     if not found:
         return 0
     tensors = load_file(found[-1].parent / "state.safetensors")

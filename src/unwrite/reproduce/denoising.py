@@ -7,7 +7,6 @@ arm's, with the share that makes them equal.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
@@ -21,7 +20,7 @@ import numpy as np
 from ..diffusion import Sampler, testbed
 from ..diffusion.rules import FixedBlocks, Threshold
 from ..errors import DataError
-from ..runs import cache_dir, hash_file, hash_json, hash_model, versions, write_json
+from ..runs import cached_json, hash_file, hash_json, hash_model, versions
 from .claims import Budget
 
 RESAMPLES = 2000
@@ -101,22 +100,22 @@ class Trial:
     def _judged(self, sampler: Sampler, fixed: Mapping[int, int] | None) -> tuple[list[bool], list[int], list[int]]:
         """right, forwards and work, [prompts] each; from the disk where model, prompts, sampler, code and packages are those of
         an earlier run."""
-        file = None
-        if _is_plain(sampler):
+
+        def judged() -> list[list[Any]]:
+            verdicts = testbed.judge(self.bed, sampler, self.asked, fixed=fixed)
+            return [verdicts.right, verdicts.nfe, verdicts.work]
+
+        if not _is_plain(sampler):
+            right, forwards, work = judged()
+        else:
             what = [
                 hash_model(self.bed.model),
                 [vars(item) for item in self.asked],
                 repr(sampler),
                 sorted((fixed or {}).items()),
             ]
-            file = cache_dir("arms") / f"{hash_json([*what, _code(), versions()])}.json"
-            if file.exists():
-                kept = json.loads(file.read_text(encoding="utf-8"))
-                return kept["right"], kept["nfe"], kept["work"]
-        found = testbed.judge(self.bed, sampler, self.asked, fixed=fixed)
-        if file is not None:
-            write_json(file, {"right": found.right, "nfe": found.nfe, "work": found.work})
-        return found.right, found.nfe, found.work
+            right, forwards, work = cached_json(("arms",), hash_json([*what, _code(), versions()]), judged)
+        return right, forwards, work
 
     def row(self, arm: Arm, curve: Curve | None = None) -> tuple[Any, ...]:
         """An arm's figures for `COLUMNS`: forwards, accuracy with its spread over seeds, the difference at equal forwards."""

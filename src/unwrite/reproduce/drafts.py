@@ -26,7 +26,7 @@ from ..bench.decode import prompts as bench_prompts
 from ..errors import DataError, MethodError, NotFinite
 from ..models import TrainRecipe, anatomy, load, load_model, trained
 from ..models.recipe import CausalTraining
-from ..runs import cache_dir, hash_json, hash_model, hash_tensors, lock, new_folder
+from ..runs import cache_dir, hash_json, hash_model, hash_tensors, lock, new_folder, seal, sound
 from ..scoring.batches import by_length, progress
 from .texts import encoded
 from .texts import prompts as library_prompts
@@ -303,6 +303,7 @@ def _checkpoint(learning: list[nn.Parameter], optimiser: torch.optim.Optimizer, 
         tensors |= {f"{key}.{i}": value.contiguous() for key, value in state.items()}
     with new_folder(folder / "whole") as fresh:
         save_file({**tensors, "epoch": torch.tensor(epoch)}, fresh / "state.safetensors")
+    seal(folder / "whole")
 
 
 @torch.no_grad()
@@ -311,7 +312,7 @@ def _resume(learning: list[nn.Parameter], optimiser: torch.optim.Optimizer, fold
     for left in folder.glob(".whole.*"):  # by a kill
         shutil.rmtree(left, ignore_errors=True)
     file = folder / "whole" / "state.safetensors"
-    if not file.exists():
+    if not sound(folder / "whole"):
         return 0
     tensors = load_file(file)
     epoch = int(tensors.pop("epoch"))

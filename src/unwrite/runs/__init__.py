@@ -1,19 +1,43 @@
 """The run folder: atomic writes, content hashes, provenance, resume, and the score cache on disk."""
 
 from .atomic import cache_dir, lock, new_folder, write_json, write_text
+from .cache import (
+    cache_folder,
+    cached_files,
+    cached_json,
+    clean,
+    drop,
+    entry_lock,
+    say_unwritable,
+    seal,
+    sound,
+    spare_folder,
+    unwritable,
+)
 from .folder import Run, versions
 from .hashing import canonical_json, hash_file, hash_json, hash_model, hash_tensors
 
 __all__ = [
     "Run",
     "cache_dir",
+    "cache_folder",
+    "cached_files",
+    "cached_json",
     "canonical_json",
+    "clean",
+    "drop",
+    "entry_lock",
     "hash_file",
     "hash_json",
     "hash_model",
     "hash_tensors",
     "lock",
     "new_folder",
+    "say_unwritable",
+    "seal",
+    "sound",
+    "spare_folder",
+    "unwritable",
     "versions",
     "write_json",
     "write_text",

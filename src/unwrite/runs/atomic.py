@@ -3,41 +3,46 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 
 def cache_dir(*parts: str) -> Path:
-    """A folder in the user's cache (`UNWRITE_CACHE`, else `XDG_CACHE_HOME/unwrite`), created."""
+    """A folder in the user's cache (`UNWRITE_CACHE`, else `XDG_CACHE_HOME/unwrite`), created for the user alone."""
     root = os.environ.get("UNWRITE_CACHE")
     base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "unwrite"
+    if not base.is_dir():
+        base.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            base.mkdir(0o700)
     folder = base.joinpath(*parts)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Replaces `path` by `text` in one step; a full disk or a kill leaves the old file."""
+    """Replaces `path` by `text` in one step, with the user's umask; a full disk or a kill leaves the old file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = _beside(path)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with open(temporary, "x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+    _sync(path.parent)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -53,10 +58,11 @@ def new_folder(target: str | Path) -> Iterator[Path]:
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    os.chmod(temporary, 0o755)
+    temporary = _beside(target)
+    temporary.mkdir()
     try:
         yield temporary
+        sync(temporary)
         if target.exists():
             old = temporary.with_name(temporary.name + ".old")
             os.replace(target, old)
@@ -64,9 +70,34 @@ def new_folder(target: str | Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.replace(temporary, target)
+        _sync(target.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def sync(folder: Path) -> None:
+    """Everything in `folder` is on the disk when this returns, so that a rename after it can't come before it."""
+    for path in [*sorted(folder.rglob("*")), folder]:
+        if not path.is_symlink():
+            _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network file systems can't sync a folder; a file that can't be synced is not written.
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.EBADF, errno.ENOTSUP)):
+            raise
+    finally:
+        os.close(handle)
+
+
+def _beside(target: Path) -> Path:
+    """A name of our own in the folder of `target`, hidden, and short whatever the target's is."""
+    return target.with_name(f".{target.name[:80]}.{secrets.token_hex(6)}")
 
 
 @contextlib.contextmanager

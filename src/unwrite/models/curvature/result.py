@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ModelError, NotFinite
-from ...runs import cache_dir, canonical_json, hash_file, hash_json, hash_model, lock, new_folder, write_json
+from ...runs import cached_files, canonical_json, hash_file, hash_json, hash_model, new_folder, write_json
 from ..checkpoints import read_json
 from ..fitting import _data_hash
 from .rows import trainable
@@ -162,14 +161,11 @@ def stored(
     key = hash_json(
         {"model": hash_model(model), "parameters": list(parameters), "data": _data_hash(data), "settings": plain}
     )
-    home = cache_dir("curvature", key)
-    with lock(home / "lock"):
-        if not (home / "importances").is_dir():
-            for left in home.glob(".importances.*"):  # by a save that was killed
-                shutil.rmtree(left, ignore_errors=True)
-            found = compute().need_finite()
-            found.save(home / "importances")
-            return found
-    found = Importances.load(home / "importances")
+    found = cached_files(
+        "curvature",
+        key,
+        lambda folder: compute().need_finite().save(folder / "importances"),
+        lambda folder: Importances.load(folder / "importances"),
+    )
     tensors = {name: tensor.to(parameters[name].device) for name, tensor in found.tensors.items()}
     return dataclasses.replace(found, tensors=tensors)
