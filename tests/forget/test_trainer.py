@@ -1,10 +1,13 @@
 """The trainer: exact counts however a step is cut, exact resumption, adapters, and what it refuses."""
 
 import os
+import random
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from forgetting import SGD, StepCounter, train, weights
@@ -151,6 +154,63 @@ def test_adapters_train_and_the_base_stays_bit_identical(objective, forget, reta
     base = {name.replace("base_layer.", ""): t for name, t in adapted.get_base_model().state_dict().items()}
     assert all(torch.equal(tensor, base[name]) for name, tensor in before.items())
     assert any("lora_B" in name and tensor.abs().max() > 0 for name, tensor in weights(adapted).items())
+
+
+def test_adapters_are_the_same_bits_for_a_seed_whatever_was_drawn_before(forget, retain, tokenizer):
+    """Their first weights and their dropout are drawn, too."""
+    config = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.3, target_modules="all-linear", task_type="CAUSAL_LM")
+
+    def adapted(drawn, seed):
+        torch.manual_seed(drawn)
+        tuned = train(
+            NPO(),
+            make_llama(),
+            forget,
+            retain,
+            tokenizer,
+            peft_config=config,
+            max_steps=2,
+            learning_rate=0.1,
+            seed=seed,
+        )
+        return weights(tuned)
+
+    one, two, other = adapted(1, 7), adapted(2, 7), adapted(1, 8)
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    assert any(not torch.equal(tensor, other[name]) for name, tensor in one.items() if "lora_A" in name)
+
+
+def test_training_leaves_the_callers_random_state_and_no_folder(
+    forget, retain, tokenizer, tiny_llama, tmp_path, monkeypatch
+):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(empty))
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    train(NPO(), tiny_llama, forget, retain, tokenizer, max_steps=1, save_strategy="steps", save_steps=1)
+    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == states
+    assert not list(empty.iterdir())
+    with pytest.raises(NotFinite):
+        train(
+            GradientAscent(), tiny_llama, forget, retain, tokenizer, max_steps=40, learning_rate=1e30, max_grad_norm=0.0
+        )
+    assert not list(empty.iterdir())
+
+
+def test_a_folder_that_was_named_stays(forget, retain, tokenizer, tiny_llama, tmp_path):
+    folder = tmp_path / "mine"
+    train(
+        NPO(),
+        tiny_llama,
+        forget,
+        retain,
+        tokenizer,
+        max_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        output_dir=str(folder),
+    )
+    assert (folder / "checkpoint-1").is_dir()
 
 
 def test_reference_under_an_adapter_is_taken_with_the_adapter_off(forget, retain, tokenizer, tiny_llama):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from ..data.encoding import Encoded, pad
 from ..data.examples import Examples, ForgetSplit
 from ..errors import DataError, MethodError, ModelError
+from ..runs import seeded
 from ..scoring import score_rows
 from .context import Context
 
@@ -142,8 +142,7 @@ def _train(attacked: Any, rows: list[Encoded], pad_id: int, settings: Relearn, a
         del tensors["index"]
         return tensors
 
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder:
+    with seeded(settings.seed), tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
             max_steps=settings.steps,
@@ -170,6 +169,4 @@ def _train(attacked: Any, rows: list[Encoded], pad_id: int, settings: Relearn, a
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    random.setstate(states[0])
-    np.random.set_state(states[1])
     attacked.zero_grad(set_to_none=True)

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from ..data import Examples
 from ..data.encoding import Encoded, encode_all, numbered
 from ..errors import MethodError, NotFinite, notice
 from ..models import anatomy as anatomy_of
+from ..runs import seeded
 from ..scoring import row_length
 from .base import Objective, Phase, Work
 from .batch import make_parts, run
@@ -36,6 +39,7 @@ class UnlearnArguments(TrainingArguments):
     """transformers' TrainingArguments with the defaults of the field (open-unlearning's), and three of ours.
 
     Args:
+        output_dir: for checkpoints; None for a temporary folder that goes when training ends.
         max_length: tokens a row may have; longer answers are cut, longer texts read in windows. None takes 512, or all of
             the model's positions where there are fewer.
         cache_references: keep what the loss needs from the model before unlearning on disk.
@@ -60,11 +64,13 @@ class UnlearnArguments(TrainingArguments):
     warmup_epochs: float = 1.0
 
     def __post_init__(self) -> None:
+        import secrets
         import sys
         import tempfile
 
+        self.temporary = self.output_dir is None
         if self.output_dir is None:
-            self.output_dir = tempfile.mkdtemp(prefix="unwrite-")
+            self.output_dir = str(Path(tempfile.gettempdir(), f"unwrite-{secrets.token_hex(8)}"))
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
         super().__post_init__()
@@ -211,8 +217,30 @@ def train_objective(
     peft_config: Any = None,
     callbacks: Sequence[Any] = (),
 ) -> Any:
-    """Encodes the rows, computes references from the model as it is, and runs the phases one after the other."""
+    """Encodes the rows, computes references from the model as it is, and runs the phases one after the other.
+
+    Everything random, the adapters' first weights too, comes from the arguments' seed; the caller's random state is left as
+    it was.
+    """
     settings = copy.copy(training_arguments(args, objective.training))
+    with seeded(settings.seed):
+        try:
+            return _train(objective, model, forget, retain, tokenizer, settings, peft_config, callbacks)
+        finally:
+            if settings.temporary and settings.output_dir is not None:
+                shutil.rmtree(settings.output_dir, ignore_errors=True)
+
+
+def _train(
+    objective: Objective,
+    model: Any,
+    forget: Examples,
+    retain: Examples | None,
+    tokenizer: Any,
+    settings: UnlearnArguments,
+    peft_config: Any,
+    callbacks: Sequence[Any],
+) -> Any:
     length = row_length(model, settings.max_length)
     sets = {"forget": forget, "alternate": objective.alternates(forget, settings.seed), "retain": retain}
     # A window of a long text is a row of its own, with its own number.

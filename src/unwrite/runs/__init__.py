@@ -16,6 +16,7 @@ from .cache import (
 )
 from .folder import Run, versions
 from .hashing import canonical_json, hash_file, hash_json, hash_model, hash_tensors
+from .seeding import seeded
 
 __all__ = [
     "Run",
@@ -35,6 +36,7 @@ __all__ = [
     "new_folder",
     "say_unwritable",
     "seal",
+    "seeded",
     "sound",
     "spare_folder",
     "unwritable",
