@@ -55,6 +55,25 @@ def test_relearning_an_adapter_attacks_the_merged_weights(tokenizer: Any, split:
     assert type(attacked) is type(model)
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+def test_both_attacks_see_an_adapter_on_a_tied_head_as_it_answers(tokenizer: Any, split: Any, model: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    tied = copy.deepcopy(model)
+    tied.config.tie_word_embeddings = True
+    tied.tie_weights()
+    ids = torch.arange(5, 15)[None]
+    adapted = get_peft_model(tied, LoraConfig(target_modules=["lm_head"], init_lora_weights=False)).eval()
+    logits = adapted(ids).logits.detach()
+    attacked, curve = relearn(adapted, tokenizer, split.forget, steps=1, learning_rate=1e-12)
+    torch.testing.assert_close(attacked(ids).logits.detach(), logits, rtol=1e-4, atol=1e-4)
+    assert curve[0]["unseen"] == pytest.approx(curve[-1]["unseen"], rel=1e-4)
+    # 8 bits hardly move the weights, so what is rounded must still answer as the adapted model
+    rounded = quantise(adapted, bits=8, group=1)
+    assert type(rounded) is type(model)
+    torch.testing.assert_close(rounded(ids).logits.detach(), logits, rtol=1e-4, atol=1e-4)
+
+
 def test_refuses_to_relearn_a_single_row(tokenizer: Any, split: Any, model: Any) -> None:
     with pytest.raises(DataError, match="at least 2 forget rows"):
         relearn(model, tokenizer, split.forget[:1])

@@ -110,6 +110,76 @@ def test_a_save_that_fails_leaves_the_old_folder_and_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["m"]
 
 
+def changed_config(model):
+    model.config.rope_parameters["rope_theta"] = 3.0  # the model in memory still turns by the old one
+
+
+def shared_head(model):
+    model.lm_head.weight = model.model.embed_tokens.weight  # and the config says they are two
+
+
+@pytest.mark.parametrize("fault", [changed_config, shared_head])
+def test_refuses_what_would_load_as_another_model_and_leaves_the_old_folder(tmp_path, fault):
+    save(tiny_model("llama", seed=1), tmp_path / "m")
+    before = hash_model(load_model(tmp_path / "m"))
+    model = tiny_model("llama", tie_word_embeddings=False)
+    fault(model)
+    with pytest.raises(ModelError, match=r"/m would load (again|as another model).*nothing was written") as caught:
+        save(model, tmp_path / "m")
+    assert "\n" not in str(caught.value)
+    assert hash_model(load_model(tmp_path / "m")) == before
+    assert os.listdir(tmp_path) == ["m"]
+
+
+def test_refuses_an_adapter_whose_base_was_changed_after_it_was_loaded(tmp_path):
+    base = save(tiny_model("llama"), tmp_path / "base")
+    model = adapted(load_model(base))
+    with torch.no_grad():
+        model.base_model.model.model.norm.weight.mul_(1.5)
+    with pytest.raises(ModelError, match="would load as another model"):
+        save(model, tmp_path / "adapter")
+
+
+def test_an_adapter_whose_base_has_no_name_is_written_unread_and_merging_needs_none(tmp_path):
+    assert save(adapted(tiny_model("llama")), tmp_path / "a").is_dir()
+    assert load_model(save(adapted(tiny_model("llama")), tmp_path / "b", merge=True))
+
+
+def test_refuses_an_adapter_under_a_name_that_load_does_not_look_for(tmp_path):
+    config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(tiny_model("llama"), config, adapter_name="second")
+    with pytest.raises(ModelError, match="the adapter is named 'second', and only one named 'default' loads again"):
+        save(model, tmp_path / "a")
+
+
+def test_weights_that_are_no_numbers_are_saved_as_they_are(tmp_path):
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight[3, 0] = float("nan")
+    assert load_model(save(model, tmp_path / "m")).lm_head.weight[3, 0].isnan()
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "gemma2", "modernbert", "opt"])
+def test_saving_reads_back_every_family_and_leaves_mode_and_randomness_alone(tmp_path, arch):
+    model = tiny_model(arch).train()
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    save(model, tmp_path / "m")
+    assert torch.equal(torch.rand(1), expected)
+    assert all(module.training for module in model.modules())
+
+
+def test_a_picture_model_is_read_back_too(tmp_path):
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    config = ResNetConfig(num_channels=1, embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic")
+    model = ResNetForImageClassification(config)
+    model.resnet.encoder.stages[1].layers[0].shortcut.normalization.eps = 1.0  # not in the config, so it would be lost
+    with pytest.raises(ModelError, match="its outputs differ by"):
+        save(model, tmp_path / "m")
+
+
 def test_refuses_to_replace_a_folder_it_did_not_write(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ModelError, match="did not write"):

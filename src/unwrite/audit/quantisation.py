@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..data.examples import ForgetSplit
 from ..errors import MethodError, ModelError
+from ..models.merging import merged
 from .base import has_rows, rows_of
 from .context import Context
 
@@ -84,7 +85,8 @@ def quantise(model: Any, bits: int = 4, group: int = 64) -> Any:
     from transformers.pytorch_utils import Conv1D
 
     Quantise(bits, group)
-    rounded = copy.deepcopy(model)
+    # an adapter is rounded with the weights it is folded into, as a quantised model is shipped
+    rounded = merged(model) if hasattr(model, "merge_and_unload") else copy.deepcopy(model)
     head = rounded.get_output_embeddings() if hasattr(rounded, "get_output_embeddings") else None
     layers = [m for m in rounded.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
     if not layers:

@@ -19,6 +19,7 @@ import torch
 from ..data.encoding import Encoded, pad
 from ..data.examples import Examples, ForgetSplit
 from ..errors import DataError, MethodError, ModelError
+from ..models.merging import merged
 from ..runs import seeded
 from ..scoring import score_rows
 from .context import Context
@@ -120,9 +121,8 @@ def _trainable_copy(model: Any) -> Any:
             f"relearning fine-tunes weights, and a {type(model).__name__} has none of its own to train. "
             "Audit it without the relearning attack."
         )
-    attacked = copy.deepcopy(model)
-    if hasattr(attacked, "merge_and_unload"):  # an attacker who has the adapter has the merged weights
-        attacked = attacked.merge_and_unload()
+    # an attacker who has the adapter has the merged weights
+    attacked = merged(model) if hasattr(model, "merge_and_unload") else copy.deepcopy(model)
     attacked.requires_grad_(True)
     return attacked
 

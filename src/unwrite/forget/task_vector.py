@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from ..errors import MethodError
+from ..models.merging import merged
 from .base import Edit, Objective, Work, require
 from .batch import PairedBatch
 from .loss import Loss, PerToken
@@ -54,7 +56,12 @@ class TaskVector(Edit):
             callbacks=work.callbacks,
         )
         if work.peft_config is not None:
-            tuned = tuned.merge_and_unload()
+            tuned = merged(tuned, in_place=True)
+        if len(list(tuned.parameters())) != len(list(work.model.parameters())):
+            raise MethodError(
+                "peft_config adapts an embedding or a head that share one weight, which has no single task vector then. "
+                "Take embedding and head out of its target_modules."
+            )
         with torch.no_grad():
             for ours, theirs in zip(work.model.parameters(), tuned.parameters(), strict=True):
                 ours -= self.alpha * (theirs - ours)

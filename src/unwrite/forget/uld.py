@@ -19,6 +19,7 @@ from torch import Tensor
 from ..data import Examples
 from ..errors import DataError, MethodError
 from ..models import anatomy
+from ..models.merging import merged
 from .base import Guard, Objective, Phase, Work, require
 from .batch import KLMask, PairedBatch
 from .logit_difference import LogitDifferenceModel
@@ -115,7 +116,7 @@ class ULD(Guard):
             peft_config=work.peft_config or self._lora(),
             callbacks=work.callbacks,
         )
-        return LogitDifferenceModel(model, tuned.merge_and_unload(), self.alpha, self.top_filter, self.raw)
+        return LogitDifferenceModel(model, merged(tuned, in_place=True), self.alpha, self.top_filter, self.raw)
 
     def _lora(self) -> Any:
         from peft import LoraConfig

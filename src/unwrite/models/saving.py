@@ -1,23 +1,26 @@
 """Writing a model: a folder that is whole or absent, safetensors only, and says where it is from.
 
-Beside the weights lies `unwrite.json`: what kind of thing was saved, with which versions, the hash of its weights,
+What was written is read back and must answer as the model in memory does, before the folder gets its name. Beside the weights lies `unwrite.json`: what kind of thing was saved, with which versions, the hash of its weights,
 and the provenance the caller gives. What brings its own `save_pretrained` (a guard) is written by that.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import ModelError, RunError
 from ..runs import hash_file, hash_json, hash_model, hash_tensors, new_folder, write_json
-from .checkpoints import check_weights, read_json
+from .agreement import allowed, differing_weight, disagreement, outputs, short_batch
+from .bundled import BUNDLED
+from .checkpoints import check_weights, first_line, read_json
+from .merging import merged
 from .quiet import quiet
 
 __all__ = ["NOTE", "WEIGHTS", "load_state", "save"]
@@ -43,16 +46,18 @@ def save(
         merge: fold a PeftModel's adapter into a copy of its base, and write that. The model itself stays as it is.
 
     Raises:
-        ModelError: a folder with other files, `merge` without an adapter, a provenance that isn't JSON, a full disk.
+        ModelError: a folder with other files, `merge` without an adapter, a provenance that isn't JSON, a full disk, or
+            weights that come back as another model. Then the folder is as it was before.
     """
     folder = Path(folder)
     _check_target(folder)
     if merge:
-        if not hasattr(model, "merge_and_unload"):
-            raise ModelError(
-                f"merge=True needs an adapter to merge, and this {type(model).__name__} has none. Leave it out."
-            )
-        model = copy.deepcopy(model).merge_and_unload()
+        model = merged(model)
+    elif hasattr(model, "get_base_model") and "default" not in model.peft_config:
+        raise ModelError(
+            f"the adapter is named {', '.join(map(repr, model.peft_config))}, and only one named 'default' loads again. "
+            "Name it so, or pass merge=True."
+        )
     try:
         json.dumps(dict(provenance or {}), allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -64,6 +69,7 @@ def save(
                 tokenizer.save_pretrained(fresh)
             written = read_json(fresh / NOTE) if (fresh / NOTE).exists() else {}
             write_json(fresh / NOTE, {**_note(model, fresh), **written, "provenance": dict(provenance or {})})
+            _check_written(model, fresh, folder)
     except OSError as error:
         raise ModelError(f"{folder} could not be written: {error}.") from error
     return folder
@@ -111,6 +117,59 @@ def _write(model: Any, folder: Path) -> None:
         if base:  # the cache's path is this machine's; the name means the same everywhere
             write_json(adapter, {**config, "base_model_name_or_path": base})
     return None
+
+
+def _check_written(model: Any, fresh: Path, folder: Path) -> None:
+    """Reads `fresh`, which will be `folder`, and compares weights and outputs with the model in memory.
+
+    Left out where nothing could be compared: a plain module (its class is the caller's), weights that are quantised or
+    elsewhere than in memory, and an adapter whose base is not on this machine.
+    """
+    if not isinstance(model, nn.Module) or not hasattr(model, "save_pretrained") or not hasattr(model, "config"):
+        return
+    if getattr(model, "is_quantized", False) or any(weight.is_meta for weight in model.parameters()):
+        return
+    try:
+        with torch.random.fork_rng():
+            again = _read_back(model, fresh)
+    except Exception as error:  # whatever a library meets in its own file
+        reason = first_line(error).replace(str(fresh), str(folder))
+        raise ModelError(f"{folder} would not load again, so nothing was written: {reason}") from error
+    if again is None:
+        return
+    several = len(getattr(model, "peft_config", ())) > 1  # then only the one in use must come back
+    weight = None if several else differing_weight(model, again)
+    batch = short_batch(model)
+    distance = 0.0 if batch is None else disagreement(outputs(again, batch), outputs(model, batch))
+    if weight is not None or not distance <= allowed(model):
+        what = f"its outputs differ by {distance:.2g} of their size" if weight is None else f"{weight} differs"
+        raise ModelError(
+            f"{folder} would load as another model than the {type(model).__name__} in memory ({what}), so nothing was "
+            "written. Are weights shared that should not be, or does its config say so?"
+        )
+
+
+def _read_back(model: Any, fresh: Path) -> Any:
+    """What `fresh` loads as, on the CPU; None for an adapter whose base is not here."""
+    from .loading import load_model
+
+    if (fresh / "adapter_config.json").exists():
+        from peft import PeftModel
+
+        named = (
+            next(iter(model.peft_config.values())).base_model_name_or_path if hasattr(model, "peft_config") else None
+        )
+        if not named or not (Path(named).is_dir() or named in BUNDLED):
+            return None
+        return PeftModel.from_pretrained(load_model(named, dtype=model.dtype), str(fresh), local_files_only=True).eval()
+    if (fresh / NOTE).exists() and "loader" in read_json(fresh / NOTE):
+        return load_model(fresh, dtype=model.dtype)
+    return type(model).from_pretrained(
+        fresh,
+        dtype=model.dtype,
+        local_files_only=True,
+        attn_implementation=getattr(model.config, "_attn_implementation", None),
+    )
 
 
 def _bundled_name(base: str | None) -> str | None:
