@@ -48,6 +48,12 @@ def test_a_finished_run_is_not_overwritten(files, capsys):
     assert "finished run" in capsys.readouterr().err
 
 
+def test_a_finished_run_is_replaced_when_asked(files):
+    main(command(files))
+    main(command(files, "--seed", "1", "--overwrite"))
+    assert json.loads((files / "run" / "run.json").read_text())["arguments"]["seed"] == 1
+
+
 def test_a_killed_run_says_so_and_resumes_to_the_same_model(files, capsys, monkeypatch):
     main(command(files))
     whole = load(files / "run" / "model").model.state_dict()

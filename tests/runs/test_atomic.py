@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from unwrite.runs import cache_dir, lock, new_folder, write_json, write_text
+from unwrite.errors import RunError
+from unwrite.runs import cache_dir, lock, need_free, new_folder, write_json, write_text
 
 
 def names(folder):
@@ -116,3 +117,13 @@ def test_cache_is_where_the_user_says(tmp_path, monkeypatch):
     monkeypatch.delenv("UNWRITE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_dir() == tmp_path / "xdg" / "unwrite"
+
+
+def test_a_file_that_exists_is_replaced_only_when_asked(tmp_path):
+    need_free(tmp_path / "new.json")
+    (tmp_path / "old.json").touch()
+    with pytest.raises(RunError, match=r"old\.json exists\. Choose another --out, or pass --overwrite"):
+        need_free(tmp_path / "new.json", tmp_path / "old.json")
+    need_free(tmp_path / "old.json", overwrite=True)
+    with pytest.raises(RunError, match="is a folder"):
+        need_free(tmp_path, overwrite=True)

@@ -91,3 +91,130 @@ def test_a_damaged_record_is_named(tmp_path):
 
 def test_versions_are_text():
     assert all(isinstance(version, str) for version in versions().values())
+
+
+def finished(folder, kind="forget", status="done"):
+    """A run with everything a run writes, and what a killed write leaves."""
+    run = Run.start(folder, ARGUMENTS, kind=kind)
+    run.log({"step": 1})
+    (folder / "model").mkdir()
+    (folder / "model" / "unwrite.json").write_text("{}")
+    (folder / ".run.json.x1y2").touch()
+    run.update(status=status)
+    return run
+
+
+@pytest.mark.parametrize("status", ["done", "unchanged", "failed", "stopped", "running"])
+def test_overwrite_replaces_a_run_of_the_same_command(folder, status):
+    finished(folder, status=status)
+    Run.check(folder, {"beta": 1}, overwrite=True)
+    assert (folder / "model").exists()  # a check changes nothing
+    Run.start(folder, {"beta": 1}, overwrite=True)
+    assert [entry.name for entry in folder.iterdir()] == ["run.json"]
+    assert Run.open(folder).record["arguments"] == {"beta": 1}
+
+
+def test_a_run_without_a_moved_weight_is_finished_and_has_no_model_to_chat_with(folder):
+    finished(folder, status="unchanged")
+    with pytest.raises(RunError, match="holds a finished run"):
+        Run.start(folder, ARGUMENTS, resume=True)
+    with pytest.raises(RunError, match="changed nothing: its model is the one before"):
+        Run.open(folder).need_done()
+
+
+def test_overwrite_refuses_a_run_of_another_command(folder):
+    finished(folder, kind="demo")
+    with pytest.raises(RunError, match="holds a run of unwrite demo, which unwrite forget does not replace"):
+        Run.start(folder, ARGUMENTS, overwrite=True)
+    assert (folder / "model").exists()
+
+
+def test_overwrite_refuses_a_record_that_names_no_command(folder):
+    folder.mkdir()
+    (folder / "run.json").write_text('{"status": "done"}')
+    with pytest.raises(RunError, match="a run of an unknown command"):
+        Run.start(folder, ARGUMENTS, overwrite=True)
+
+
+@pytest.mark.parametrize("entry", ["thesis.tex", ".git", "models", "run.json.bak", ".run"])
+def test_overwrite_refuses_a_folder_with_anything_a_run_does_not_write(folder, entry):
+    finished(folder)
+    (folder / entry).touch()
+    with pytest.raises(RunError, match="was not written by the run in"):
+        Run.start(folder, ARGUMENTS, overwrite=True)
+    assert (folder / "model").exists()
+
+
+def test_overwrite_refuses_a_model_folder_without_our_note(folder):
+    finished(folder)
+    (folder / "model" / "unwrite.json").unlink()
+    with pytest.raises(RunError, match="model was not written by unwrite"):
+        Run.start(folder, ARGUMENTS, overwrite=True)
+
+
+def test_overwrite_removes_a_link_and_not_what_it_points_to(folder, tmp_path):
+    finished(folder)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "weights").touch()
+    (folder / "checkpoints").symlink_to(elsewhere)
+    Run.start(folder, ARGUMENTS, overwrite=True)
+    assert (elsewhere / "weights").exists()
+    assert not (folder / "checkpoints").exists()
+
+
+def test_overwrite_of_an_absent_or_empty_folder_starts_a_run(folder):
+    Run.start(folder, ARGUMENTS, overwrite=True)
+    assert Run.open(folder).record["status"] == "running"
+
+
+def test_overwrite_refuses_a_folder_without_a_run(folder):
+    folder.mkdir()
+    (folder / "thesis.tex").touch()
+    with pytest.raises(RunError, match="is not empty and holds no run"):
+        Run.start(folder, ARGUMENTS, overwrite=True)
+
+
+def test_refuses_to_resume_and_to_replace_at_once(folder):
+    with pytest.raises(RunError, match="Pass one of them"):
+        Run.start(folder, ARGUMENTS, resume=True, overwrite=True)
+
+
+def test_refuses_a_file_in_the_place_of_a_folder(folder):
+    folder.touch()
+    with pytest.raises(RunError, match="is a file"):
+        Run.start(folder, ARGUMENTS)
+
+
+def test_a_command_that_cannot_resume_does_not_offer_it(folder):
+    Run.start(folder, ARGUMENTS, kind="demo")
+    with pytest.raises(RunError, match=r"unfinished run\. Pass --overwrite, or choose another --out folder"):
+        Run.start(folder, ARGUMENTS, kind="demo", resume=None)
+
+
+def test_one_command_does_not_resume_the_run_of_another(folder):
+    Run.start(folder, ARGUMENTS, kind="demo")
+    with pytest.raises(RunError, match="started with other arguments"):
+        Run.start(folder, ARGUMENTS, resume=True)
+
+
+@pytest.mark.parametrize("record", ["[]", '"done"', "{}", '{"status": 1}'])
+def test_a_record_of_something_else_is_named(tmp_path, record):
+    (tmp_path / "run.json").write_text(record)
+    with pytest.raises(RunError, match=r"run\.json is no record of a run"):
+        Run.open(tmp_path)
+
+
+def test_a_run_that_made_nothing_can_be_discarded(folder):
+    run = Run.start(folder, ARGUMENTS)
+    (folder / "checkpoints").mkdir()
+    assert run.discard_if_empty()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("made", ["metrics.jsonl", "model", "report.html", "checkpoints/checkpoint-2", "thesis.tex"])
+def test_a_run_that_made_something_is_not_discarded(folder, made):
+    run = Run.start(folder, ARGUMENTS)
+    (folder / made).mkdir(parents=True)
+    assert not run.discard_if_empty()
+    assert (folder / made).exists()

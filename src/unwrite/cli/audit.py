@@ -19,6 +19,7 @@ def audit(
     attacks: tuple[str, ...] = (),
     batch_size: int = 16,
     out: Path | None = None,
+    overwrite: bool = False,
     allow_overlap: bool = False,
     device: str = "auto",
     json: bool = False,
@@ -36,6 +37,7 @@ def audit(
         attacks: also try these: relearn, quantise.
         batch_size: rows a forward pass.
         out: folder for report.html and report.json.
+        overwrite: replace a report in OUT.
         allow_overlap: warn instead of refusing rows in forget and retain alike.
         device: cpu, cuda, or auto.
         json: print the report as JSON.
@@ -43,8 +45,11 @@ def audit(
     from ..audit import Quantise, Relearn, evaluate
     from ..errors import MethodError, unknown
     from ..models import load
+    from ..runs import need_free
     from .forget import pick_device, read_split
 
+    if out is not None:
+        need_free(out / "report.json", out / "report.html", overwrite=overwrite)
     known = {"relearn": Relearn, "quantise": Quantise}
     for name in attacks:
         if name not in known:

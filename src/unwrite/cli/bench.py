@@ -21,6 +21,7 @@ def bench(
     seed: int = 0,
     bed: Path | None = None,
     out: Path | None = None,
+    overwrite: bool = False,
     json: bool = False,
 ) -> None:
     """Time an optimiser step of forgetting, or decoding, against a named peer; compare samplers of diffusion models.
@@ -40,13 +41,17 @@ def bench(
         bed: of diffusion, folder of a test bed; the one that ships by default.
         out: also write the figures there, as JSON, as they come; a stopped unlearn-step or vision (JSON lines) goes on
             from it. diffusion writes a page (.html) and pictures (.svg, .png) beside it.
+        overwrite: replace the figures in OUT, where they aren't a stopped run's.
         json: print JSON.
     """
     from ..reproduce.claims import commit, machine
-    from ..runs import versions
+    from ..runs import need_free, versions
 
     quiet_libraries()
     setting = {"versions": versions(), "machine": machine(), "commit": commit()}
+    if out is not None and what != "vision" and not (what == "unlearn-step" and _stopped(out, setting, batch, pairs)):
+        also = [out.with_suffix(ending) for ending in (".html", ".svg", ".png")] if what == "diffusion" else []
+        need_free(out, *also, overwrite=overwrite)
     if what == "decode":
         _decode(model, full, out, json, setting)
     elif what == "diffusion":
@@ -132,9 +137,12 @@ def _stopped(out: Path | None, setting: dict[str, Any], batch: int, pairs: int) 
     """The cases of a run of the same setting that was stopped."""
     if out is None or not out.exists():
         return []
-    stored = json_library.loads(out.read_text(encoding="utf-8"))
-    same = all(stored.get(name) == value for name, value in setting.items())
-    alike = all((case["batch"], case["pairs"]) == (batch, pairs) for case in stored["cases"])
+    try:
+        stored = json_library.loads(out.read_text(encoding="utf-8"))
+        same = all(stored.get(name) == value for name, value in setting.items())
+        alike = all((case["batch"], case["pairs"]) == (batch, pairs) for case in stored["cases"])
+    except (ValueError, LookupError, AttributeError, TypeError, OSError):
+        return []  # no bench's: `need_free` says what becomes of it
     return list(stored["cases"]) if same and alike and not stored.get("complete", True) else []
 
 

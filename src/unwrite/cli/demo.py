@@ -20,24 +20,34 @@ LEARNING_RATE = 2e-5
 RETAIN_WEIGHT = 10.0  # the forget term is a sum over answer tokens, the retain term a mean
 TARGET = 0.1
 KEPT = 32
+OUT = Path("runs/demo")
 ANSWER_TOKENS = 40
 
 
-def demo(*, out: Path = Path("runs/demo"), model: str = "smollm2-135m", seed: int = 0, store: bool = False) -> None:
+def demo(
+    *,
+    out: Path = OUT,
+    model: str = "smollm2-135m",
+    seed: int = 0,
+    overwrite: bool = False,
+    store: bool = False,
+) -> None:
     """Make a real model forget a landmark, and prove it.
 
     Args:
-        out: the run folder; an earlier demo there is replaced.
+        out: the run folder. In the default one an earlier demo is replaced; nothing else ever is.
+        overwrite: replace an earlier demo in another folder, too.
         model: the model.
         seed: of everything random.
         store: keep the figures in the package, for README.
     """
-    if (out / "run.json").exists():
-        shutil.rmtree(out)
     settings = {"model": model, "data": "landmarks", "method": "npo", "learning_rate": LEARNING_RATE, "seed": seed}
-    run = Run.start(out, settings)
+    place: dict[str, Any] = {"kind": "demo", "resume": None, "overwrite": overwrite or out == OUT}
+    Run.check(out, settings, **place)
+    loaded = _load(model)  # what can be refused is refused before anything is replaced
+    run = Run.start(out, settings, **place)
     try:
-        report, stopped, seconds = _unlearn_and_audit(run, model, seed)
+        report, stopped, seconds = _unlearn_and_audit(run, loaded, seed)
     except BaseException as error:
         run.update(status="failed", error=f"{type(error).__name__}: {error}")
         raise
@@ -82,18 +92,23 @@ def _program() -> str:
     return "unwrite" if shutil.which("unwrite") else f"{Path(sys.executable).parent / 'unwrite'}"
 
 
-def _unlearn_and_audit(run: Run, name: str, seed: int) -> tuple[Any, str, dict[str, float]]:
+def _load(name: str) -> Any:
+    from ..models import load
+
+    quiet_libraries()
+    console().print(f"loading {name} ...", markup=False)
+    return load(name)
+
+
+def _unlearn_and_audit(run: Run, loaded: Any, seed: int) -> tuple[Any, str, dict[str, float]]:
     from ..audit import SUITES, Relearn, evaluate
     from ..data import landmarks
     from ..forget import NPO, StopWhenForgotten
-    from ..models import load, save
+    from ..models import save
     from .forget import log_to
 
-    quiet_libraries()
     split = landmarks()
     assert split.retain is not None
-    console().print(f"loading {name} ...")
-    loaded = load(name)
     tokenizer = loaded.tokenizer
     run.update(source=dict(loaded.source), data=split.hash)
     stop = StopWhenForgotten(

@@ -21,6 +21,9 @@ def docs(*, root: Path = Path(), check: bool = False) -> None:
         root: the repository.
         check: only check that they are up to date.
     """
+    readme = root / "README.md"
+    if not (readme.is_file() and "<!-- table: " in readme.read_text(encoding="utf-8")):
+        raise RunError(f"{readme} has no table to fill in. Pass the folder of the repository as --root.")
     stale = []
     for path in (
         root / "README.md",

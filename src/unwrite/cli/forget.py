@@ -36,6 +36,7 @@ def forget(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     resume: bool = False,
+    overwrite: bool = False,
     json: bool = False,
     **fields: Annotated[str, Parameter(help="The method's own fields, such as --beta 0.1 (see unwrite methods).")],
 ) -> None:
@@ -63,15 +64,17 @@ def forget(
         allow_pickle: load pickled weights, which can run code.
         trust_remote_code: run code that comes with the model.
         resume: go on with the unfinished run in OUT.
+        overwrite: replace an earlier run of this command in OUT; nothing else is ever replaced.
         json: print the result as JSON.
     """
-    settings = {name: value for name, value in locals().items() if name not in ("resume", "json", "out")}
+    settings = {name: value for name, value in locals().items() if name not in ("resume", "overwrite", "json", "out")}
     chosen = build(method, fields)  # a wrong field is refused before anything is loaded
     if "text" not in chosen.forgets:
         raise MethodError(
             f"{method} forgets images, by {type(chosen).__name__}().apply in Python. See unwrite methods."
         )
-    run = Run.start(out, {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}, resume=resume)
+    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
+    run = Run.start(out, arguments, resume=resume, overwrite=overwrite)
     try:
         report = _carry_out(run, chosen, settings)
     except KeyboardInterrupt:

@@ -43,16 +43,17 @@ def add(name: str) -> None:
 
 
 @app.command
-def requantise(file: str, *, to: Literal["q8_0", "f16"], out: Path | None = None) -> None:
+def requantise(file: str, *, to: Literal["q8_0", "f16"], out: Path | None = None, overwrite: bool = False) -> None:
     """Write a GGUF file in another number format, so that drafts pay on a CPU.
 
     Args:
         file: a GGUF file, or a bundled model such as smollm2-135m.
         to: q8_0 (half of f16's size) or f16.
         out: the file to write; by default beside FILE, a bundled model's in the working folder.
+        overwrite: replace that file if it is there.
     """
     from ..models.bundled import bundled_names, gguf_file
     from ..models.requantise import requantise as convert
 
-    written = convert(gguf_file(file) if file in bundled_names() else file, to, out)
+    written = convert(gguf_file(file) if file in bundled_names() else file, to, out, overwrite=overwrite)
     console().print(f"{written} is ready.")

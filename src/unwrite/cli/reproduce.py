@@ -14,6 +14,7 @@ def reproduce(
     budget: Literal["tiny", "small", "medium", "full"] = "small",
     seeds: int = 3,
     out: Path | None = None,
+    overwrite: bool = False,
     dry: bool = False,
     json: bool = False,
 ) -> None:
@@ -23,13 +24,17 @@ def reproduce(
         slug: the system (unwrite systems).
         budget: tiny (seconds), small (minutes), medium (hours), full (GPU).
         seeds: how many seeds.
-        out: store the JSON there instead of in the package's results.
+        out: a folder: store the JSON there instead of in the package's results.
+        overwrite: replace what is stored in OUT already.
         dry: don't store anything.
         json: print JSON.
     """
     from ..reproduce.claims import Budget, run, store, table
+    from ..runs import need_free
 
     quiet_libraries()
+    if out is not None and not dry:
+        need_free(out / f"{slug}.json", overwrite=overwrite)
     claim, record = run(slug, Budget(budget, tuple(range(seeds))))
     if not dry and (budget != "tiny" or out is not None):
         store(record, out)

@@ -15,19 +15,20 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ..errors import MissingExtra, ModelError, unknown
+from ..runs import need_free
 
 __all__ = ["Format", "requantise"]
 
 Format = Literal["q8_0", "f16"]
 
 
-def requantise(path: str | Path, to: Format, out: str | Path | None = None) -> Path:
+def requantise(path: str | Path, to: Format, out: str | Path | None = None, *, overwrite: bool = False) -> Path:
     """Writes a GGUF file in another number format and returns where.
 
     Args:
         path: the file to read; it stays as it is.
         to: "q8_0" (half of f16's size) or "f16".
-        out: the file to write, replaced if it is there; by default beside `path`, or in the working folder where
+        out: the file to write; by default beside `path`, or in the working folder where
             `path` belongs to an installed package, named for the format.
 
     Raises:
@@ -45,6 +46,7 @@ def requantise(path: str | Path, to: Format, out: str | Path | None = None) -> P
     target = Path(out).expanduser() if out is not None else _beside(source, to)
     if target.exists() and target.samefile(source):
         raise ModelError(f"{target} is the file to read. Name another file with --out.")
+    need_free(target, overwrite=overwrite)
     if not target.parent.is_dir():
         raise ModelError(f"{target.parent} is not a folder. Make it, or name another file with --out.")
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")

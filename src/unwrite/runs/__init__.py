@@ -1,6 +1,6 @@
 """The run folder: atomic writes, content hashes, provenance, resume, and the score cache on disk."""
 
-from .atomic import cache_dir, lock, new_folder, write_json, write_text
+from .atomic import cache_dir, lock, need_free, new_folder, write_json, write_text
 from .cache import (
     cache_folder,
     cached_files,
@@ -33,6 +33,7 @@ __all__ = [
     "hash_model",
     "hash_tensors",
     "lock",
+    "need_free",
     "new_folder",
     "say_unwritable",
     "seal",

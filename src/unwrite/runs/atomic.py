@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..errors import RunError
+
 
 def cache_dir(*parts: str) -> Path:
     """A folder in the user's cache (`UNWRITE_CACHE`, else `XDG_CACHE_HOME/unwrite`), created for the user alone."""
@@ -25,6 +27,19 @@ def cache_dir(*parts: str) -> Path:
     folder = base.joinpath(*parts)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def need_free(*paths: str | Path, overwrite: bool = False) -> None:
+    """Refuses to replace what is there, before the work whose result would be written.
+
+    Raises:
+        RunError: one of the files exists and `overwrite` wasn't asked for; one is a folder, which is never replaced.
+    """
+    for path in map(Path, paths):
+        if path.is_dir():
+            raise RunError(f"{path} is a folder. Name a file.")
+        if path.exists() and not overwrite:
+            raise RunError(f"{path} exists. Choose another --out, or pass --overwrite to replace it.")
 
 
 def write_text(path: str | Path, text: str) -> None:
