@@ -27,7 +27,7 @@ from unwrite.forget.dampening import SSD
 from unwrite.forget.vision.fine_tuning import FineTune, Retrain
 from unwrite.forget.vision.head_only import HeadOnly
 from unwrite.reproduce.image_bed import BEDS, ImageBed, Measured
-from unwrite.runs import cache_dir
+from unwrite.runs import cache_dir, progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,13 +326,18 @@ def test_a_worker_that_is_killed_ends_the_sweep_with_a_word(tmp_path, monkeypatc
         sweep(trials()[:2], tmp_path / "out.jsonl", 2)
 
 
-def test_bars_of_a_job_see_no_terminal(monkeypatch, capsys):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+def test_a_job_shows_no_progress_of_its_own(monkeypatch, capsys):
+    monkeypatch.setattr(sys.modules["unwrite.runs.progress"], "DELAY", 0.01)
+
+    def job(name):
+        with progress(2, name):
+            time.sleep(0.05)
+
     with crew(1) as each:
-        [(_, seen)] = each(lambda job: print(job, file=sys.stderr) or sys.stderr.isatty(), ["said"], lambda some: None)
-    assert sys.stderr.isatty()
-    assert not seen
-    assert capsys.readouterr().err == "said\n"
+        list(each(job, ["inside"], lambda some: None))
+    job("outside")
+    assert "inside" not in (shown := capsys.readouterr().err)
+    assert "outside: 0 of 2" in shown
 
 
 def test_less_than_one_worker_is_refused_before_a_file_is_made(tmp_path):

@@ -9,7 +9,7 @@ from conftest import make_llama
 from unwrite.data.encoding import encode_prompt
 from unwrite.errors import DataError
 from unwrite.scoring import end_ids, generate_answers, rouge_l
-from unwrite.scoring.batches import by_length, progress
+from unwrite.scoring.batches import by_length
 from unwrite.scoring.rouge import UnicodeWords
 
 
@@ -60,11 +60,6 @@ def test_no_prompts_give_no_answers(model, tokenizer):
 def test_batches_are_of_like_length_longest_first_and_hold_every_row_once():
     batches = by_length([3, 9, 1, 7, 5], 2)
     assert batches == [[1, 3], [4, 0], [2]]
-
-
-def test_progress_yields_everything(capsys):
-    assert list(progress([1, 2, 3], "counting")) == [1, 2, 3]
-    assert capsys.readouterr().err == ""
 
 
 def test_rouge_recall_is_the_share_of_the_reference_found():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..data.examples import Example, ForgetSplit
 from ..data.image_splits import ImageSplit
 from ..errors import MethodError, ModelError, noticing
+from ..runs import progress
 from ..scoring import WORDS, row_length
 from .base import Metric, Score, Suite, kept_sets, rows_of
 from .context import Context
@@ -152,7 +153,8 @@ def measure(context: Context, metrics: Iterable[Metric], split: ForgetSplit) -> 
     """Every metric on one model, in the metrics' order."""
     metrics = list(metrics)
     # Those that read moments go first: their pass serves the others too.
-    found = {m.name: m(context, split) for m in sorted(metrics, key=lambda m: not m.moments)}
+    ordered = sorted(metrics, key=lambda m: not m.moments)
+    found = {m.name: m(context, split) for m in progress(ordered, "measuring")}
     return {metric.name: found[metric.name] for metric in metrics}
 
 

@@ -20,7 +20,7 @@ from ..data.encoding import Encoded, pad
 from ..data.examples import Examples, ForgetSplit
 from ..errors import DataError, MethodError, ModelError
 from ..models.merging import merged
-from ..runs import seeded
+from ..runs import seeded, training_progress
 from ..scoring import score_rows
 from .context import Context
 
@@ -168,5 +168,6 @@ def _train(attacked: Any, rows: list[Encoded], pad_id: int, settings: Relearn, a
             callbacks=[Measure()],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        with training_progress(trainer, "relearning"):
+            trainer.train()
     attacked.zero_grad(set_to_none=True)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError, MethodError, NotFinite, unknown
+from ..runs import progress
 from .base import Score
 from .vision_arrays import ArrayLike
 
@@ -78,7 +79,7 @@ def relearn(
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(seed)
         optimiser = torch.optim.Adam(student.parameters(), lr=learning_rate)
-        for epoch in range(epochs):
+        for epoch in progress(range(epochs), "relearning"):
             for inputs, targets in batches(epoch):
                 student.train()
                 optimiser.zero_grad()

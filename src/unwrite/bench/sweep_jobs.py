@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import active_children, get_context, parent_process
 from threading import Thread
@@ -19,7 +19,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from ..errors import MethodError, MissingExtra, RunError
-from ..runs import cache_dir
+from ..runs import cache_dir, hush, silent
 
 __all__ = ["Each", "crew", "one_thread"]
 
@@ -76,22 +76,9 @@ def _here(
 ) -> Iterator[tuple[Any, Any]]:
     for job in jobs:
         tell([job])
-        with redirect_stderr(_NoTerminal(sys.stderr)):
+        with silent():
             result = work(job)
         yield job, result
-
-
-class _NoTerminal:
-    """Standard error that isn't a terminal for those who ask: bars of single trainings stay away from the line of progress."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def isatty(self) -> bool:
-        return False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
 
 
 @contextmanager
@@ -134,9 +121,9 @@ def _killed(jobs: Any) -> str:
 
 
 def _begin() -> None:
-    """In a new worker: Ctrl-C is the parent's to answer, and no worker outlives it."""
+    """In a new worker: Ctrl-C is the parent's to answer, so is progress, and no worker outlives it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.stderr = _NoTerminal(sys.stderr)
+    hush()
     Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from ..runs import progress
 from .output import console, print_json, progress_console, quiet_libraries
 
 
@@ -121,8 +122,8 @@ def _vision(seed: int, out: Path | None, json: bool) -> None:
     from ..bench.sweep_table import summary, tables
     from ..bench.vision import LIMIT, over_limit, run
 
-    with TemporaryDirectory() as folder, progress_console().status("") as status:
-        rows, trained = run(out or Path(folder) / "rows.jsonl", seed, tell=status.update)
+    with TemporaryDirectory() as folder, progress(None, "bench vision") as shown:
+        rows, trained = run(out or Path(folder) / "rows.jsonl", seed, tell=shown.say)
     if json:
         print_json(summary(rows, seconds=True))
         return
@@ -171,8 +172,8 @@ def _decode(model: str, full: bool, out: Path | None, json: bool, setting: dict[
         if out is not None:
             write_json(out, {**found, **extra})
 
-    with progress_console().status("") as status:
-        found = run(files, 60 * HOURS if full else MINUTES, 40 if full else FEW, status.update, keep)
+    with progress(None, "bench decode") as shown:
+        found = run(files, 60 * HOURS if full else MINUTES, 40 if full else FEW, shown.say, keep)
     if json:
         print_json(found["rows"])
     else:
@@ -206,8 +207,8 @@ def _diffusion(
     from ..bench.diffusion_report import html, picture, table
     from ..runs import write_json, write_text
 
-    with progress_console().status("") as status:
-        found = run(bed, prompts, seed, tell=status.update)
+    with progress(None, "bench diffusion") as shown:
+        found = run(bed, prompts, seed, tell=shown.say)
     if out is not None:
         write_json(out, {**found, **setting})
         drawn = picture(found["rows"])

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from ..errors import MethodError
+from ..runs import progress
 from .fields import build_strategy
 from .output import console, print_json, quiet_libraries
 
@@ -61,8 +62,9 @@ def generate(
     if compare:  # what only a first call pays, such as packing, is nobody's
         writer(prompt, Plain(), 4, temperature, seed, None)
     results = {}
-    for name, way in chosen.items():
-        show = None if compare or json else lambda piece: console().print(piece, end="", markup=False, highlight=False)
+    streams = not (compare or json)
+    for name, way in chosen.items() if streams else progress(chosen.items(), "writing"):
+        show = (lambda piece: console().print(piece, end="", markup=False, highlight=False)) if streams else None
         results[name] = writer(prompt, way, max_new_tokens, temperature, seed, show)
     if json:
         print_json({name: {"text": text, **stats.json()} for name, (text, stats) in results.items()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from ..runs import progress
 from .output import console, print_json, quiet_libraries
 
 
@@ -35,7 +36,8 @@ def reproduce(
     quiet_libraries()
     if out is not None and not dry:
         need_free(out / f"{slug}.json", overwrite=overwrite)
-    claim, record = run(slug, Budget(budget, tuple(range(seeds))))
+    with progress(None, f"measuring {slug}"):
+        claim, record = run(slug, Budget(budget, tuple(range(seeds))))
     if not dry and (budget != "tiny" or out is not None):
         store(record, out)
     if json:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MethodError
+from ..runs import progress
 from .fields import build, parse
 from .output import console, print_json, progress_console, quiet_libraries
 
@@ -49,8 +50,6 @@ def sweep(
         seconds: also show how long unlearning took; without it two runs print the same.
     """
     quiet_libraries()
-    from rich.markup import escape
-
     from ..bench.sweep import sweep as run
     from ..bench.sweep import trials_of
     from ..bench.sweep_table import markdown as lines_of
@@ -63,8 +62,8 @@ def sweep(
     shown = progress_console()
     try:
         if shown.is_terminal:
-            with shown.status("") as status:
-                rows = run(trials, out, workers, lambda line: status.update(escape(line)), ray)
+            with progress(None, "sweep") as bar:
+                rows = run(trials, out, workers, bar.say, ray)
         else:
             rows = run(trials, out, workers, lambda line: shown.print(line, markup=False, soft_wrap=True), ray)
     except KeyboardInterrupt:

@@ -20,9 +20,9 @@ from zlib import crc32
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ..errors import DataError, MissingExtra, unknown
+from ..runs import progress
 from .images import Images, first_few
 from .reading import load
 
@@ -204,7 +204,7 @@ def _glyph_images(
     rows = [(i, j, draw) for i in range(len(faces)) for j in range(len(characters)) for draw in draws]
     fonts = list(faces)
     pixels = np.empty((len(rows), 3, _SIDE, _SIDE), dtype=np.float32)
-    for at, (i, j, draw) in enumerate(tqdm(rows, f"glyphs {part}", delay=2, disable=None)):
+    for at, (i, j, draw) in enumerate(progress(rows, f"drawing glyphs, {part}")):
         key = [seed, _GLYPHS, crc32(fonts[i].encode()), ord(characters[j]), draw]
         pixels[at] = _glyph(characters[j], faces[fonts[i]], np.random.default_rng(key))
     return Images(
@@ -333,7 +333,7 @@ def hub_images(
         for column in (image, *columns.values()):
             if column is not None and column not in table.column_names:
                 raise DataError(f"{name}@{split}: {unknown('column', column, table.column_names)}")
-        pixels = [_square(picture, size) for picture in tqdm(table[image], f"{name} {split}", delay=2, disable=None)]
+        pixels = [_square(picture, size) for picture in progress(table[image], f"reading {name}, {split}")]
         values = {kind: table[column] for kind, column in columns.items() if column is not None}
         parts.append({"pixels": torch.from_numpy(np.stack(pixels)), **{k: list(v) for k, v in values.items()}})
     names = {

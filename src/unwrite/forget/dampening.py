@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..data.images import Images
 from ..errors import DataError, MethodError, ModelError, notice
 from ..models.curvature import Importances, Loss, importances, stored, trainable
+from ..runs import progress
 from .base import Edit, Work, require
 from .importance import Rows, accuracy, batches, logit_norms, prepared, row_loss, squared_logit_norms
 from .importance_ratio import (
@@ -313,7 +314,7 @@ class Potion(Dampening):
         shares = [first * GROWTH**number for number in range(self.tries)]
         alphas = np.percentile(ratios(all_data, forget), [percentile_of_share(share) for share in shares]).tolist()
         try:
-            for alpha in alphas:
+            for alpha in progress(alphas, "trying shares"):
                 self._dampen(work.model, all_data, forget, alpha)
                 left = accuracy(work, rows, self.importance_batch)
                 _restore(work.model, original)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ..data.encoding import IGNORE, Encoded, pad
 from ..errors import MethodError
-from ..runs import cached_files, hash_json, hash_model
-from ..scoring.batches import by_length, progress
+from ..runs import cached_files, hash_json, hash_model, progress
+from ..scoring.batches import by_length
 from .batch import KLMask, PairedBatch, Part, make_parts, run
 
 FILE = "reference.safetensors"

@@ -26,7 +26,7 @@ from ..data import Examples
 from ..data.encoding import Encoded, encode_all, numbered
 from ..errors import MethodError, NotFinite, notice
 from ..models import anatomy as anatomy_of
-from ..runs import seeded
+from ..runs import seeded, training_progress
 from ..scoring import row_length
 from .base import Objective, Phase, Work
 from .batch import make_parts, run
@@ -65,14 +65,13 @@ class UnlearnArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         import secrets
-        import sys
         import tempfile
 
         self.temporary = self.output_dir is None
         if self.output_dir is None:
             self.output_dir = str(Path(tempfile.gettempdir(), f"unwrite-{secrets.token_hex(8)}"))
         if self.disable_tqdm is None:
-            self.disable_tqdm = not sys.stderr.isatty()
+            self.disable_tqdm = True  # `training_progress` shows the steps, without a terminal too
         super().__post_init__()
 
 
@@ -340,7 +339,8 @@ def _train_phase(objective: Objective, plan: _Plan, model: Any, pad_id: int, cal
         data_collator=Collator(pad_id),
         callbacks=list(callbacks),
     )
-    trainer.train(resume_from_checkpoint=plan.args.resume_from_checkpoint)
+    with training_progress(trainer, type(objective).__name__):
+        trainer.train(resume_from_checkpoint=plan.args.resume_from_checkpoint)
 
 
 def _reference(

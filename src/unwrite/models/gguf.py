@@ -11,14 +11,11 @@ import contextlib
 import copy
 import io
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.console import Console
-
 from ..errors import ModelError
-from ..runs import cache_dir, hash_file, lock, new_folder, write_json
+from ..runs import cache_dir, hash_file, lock, new_folder, progress, write_json
 from .checkpoints import first_line
 from .quiet import quiet
 
@@ -49,9 +46,9 @@ def converted(path: Path, *, note: Mapping[str, str] | None = None) -> Path:
         if not folder.is_dir():
             for left in home.glob(f".{folder.name}.*"):  # by a conversion that was killed
                 shutil.rmtree(left, ignore_errors=True)
-            told = Console(file=sys.stderr).status(f"Converting {path.name} once, to {folder}")
+            shown = progress(None, f"converting {path.name} once, to {folder}")
             # transformers' GGUF reader draws a bar of its own, over everything
-            with told, new_folder(folder) as fresh, quiet(), contextlib.redirect_stderr(io.StringIO()):
+            with shown, new_folder(folder) as fresh, quiet(), contextlib.redirect_stderr(io.StringIO()):
                 _convert(path, fresh)
                 write_json(fresh / "unwrite.json", {**(note or {}), "gguf": path.name, "gguf_sha256": digest})
     return folder

@@ -19,10 +19,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from ..errors import DataError, ModelError, NotFinite
-from ..runs import drop, hash_file, hash_json, new_folder, seal, sound, write_json
+from ..runs import drop, hash_file, hash_json, new_folder, progress, seal, sound, write_json
 from .checkpoints import read_json
 from .fitting import TrainRecipe
 from .loading import load_model, model_folder
@@ -179,7 +178,7 @@ def fit_rows(
     per_epoch = math.ceil(len(rows) / how.batch_size)
     steps = how.epochs * per_epoch
     first = max(begin, _resume(model, optimisers, folder))
-    with tqdm(total=steps, initial=first * per_epoch, desc="training", delay=2, disable=None) as bar:
+    with progress(steps, "training", done=first * per_epoch) as bar:
         last = how.epochs if stop_after is None else min(stop_after, how.epochs)
         for epoch in range(first, last):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
@@ -195,8 +194,8 @@ def fit_rows(
                     )
                 if after_step is not None:
                     after_step(model)
-                bar.update()
-                bar.set_postfix(loss=f"{value:.3f}", refresh=False)
+                bar.say(f"loss {value:.3f}")
+                bar.advance()
             if epoch + 1 < last:
                 _checkpoint(model, optimisers, epoch + 1, folder)
     model.eval()

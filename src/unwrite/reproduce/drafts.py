@@ -26,8 +26,8 @@ from ..bench.decode import prompts as bench_prompts
 from ..errors import DataError, MethodError, NotFinite
 from ..models import TrainRecipe, anatomy, load, load_model, trained
 from ..models.recipe import CausalTraining
-from ..runs import cache_dir, hash_json, hash_model, hash_tensors, lock, new_folder, seal, sound
-from ..scoring.batches import by_length, progress
+from ..runs import cache_dir, hash_json, hash_model, hash_tensors, lock, new_folder, progress, seal, sound
+from ..scoring.batches import by_length
 from .texts import encoded
 from .texts import prompts as library_prompts
 
@@ -107,7 +107,7 @@ def own_text(
     jobs = [(heat, batch) for heat in (0.0, temperature) for batch in by_length([len(row) for row in rows], 16)]
     found: dict[int, Written] = {}
     with lock(home / "lock"):
-        for number, (heat, batch) in enumerate(progress(jobs, "the target writes", len(jobs))):
+        for number, (heat, batch) in enumerate(progress(jobs, "the target writes")):
             file = home / f"{number}.safetensors"
             if not file.exists():
                 texts = _write(model, [rows[i] for i in batch], length, heat, seed * 1_000_003 + number)
@@ -249,7 +249,7 @@ def _fit(model: nn.Module, rows: list[Written], loss: str, how: CausalTraining, 
     per_epoch = math.ceil(len(rows) / how.batch_size)
     model.train()
     first = _resume(learning, optimiser, folder)
-    for epoch in progress(range(first, how.epochs), "distilling", how.epochs - first):
+    for epoch in progress(range(first, how.epochs), "distilling"):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         order = torch.randperm(len(rows), generator=generator).tolist()
         for number, batch in enumerate(_batches(rows, order, how.batch_size)):

@@ -1,4 +1,4 @@
-"""The run folder: atomic writes, content hashes, provenance, resume, and the score cache on disk."""
+"""The run folder: atomic writes, content hashes, provenance, resume, the score cache on disk, and progress."""
 
 from .atomic import cache_dir, lock, need_free, new_folder, write_json, write_text
 from .cache import (
@@ -16,9 +16,11 @@ from .cache import (
 )
 from .folder import Run, versions
 from .hashing import canonical_json, hash_file, hash_json, hash_model, hash_tensors
+from .progress import Progress, hush, progress, silent, training_progress
 from .seeding import seeded
 
 __all__ = [
+    "Progress",
     "Run",
     "cache_dir",
     "cache_folder",
@@ -32,14 +34,18 @@ __all__ = [
     "hash_json",
     "hash_model",
     "hash_tensors",
+    "hush",
     "lock",
     "need_free",
     "new_folder",
+    "progress",
     "say_unwritable",
     "seal",
     "seeded",
+    "silent",
     "sound",
     "spare_folder",
+    "training_progress",
     "unwritable",
     "versions",
     "write_json",

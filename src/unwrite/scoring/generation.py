@@ -10,7 +10,8 @@ import torch
 
 from ..data.rendering import Spelling
 from ..errors import DataError
-from .batches import by_length, progress
+from ..runs import progress
+from .batches import by_length
 from .lengths import positions_of
 
 

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ..data.encoding import IGNORE, Encoded, pad
 from ..errors import DataError
-from .batches import by_length, progress
+from ..runs import progress
+from .batches import by_length
 
 
 @dataclass

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ...errors import MethodError, notice
-from ...runs import cache_dir, hash_file, hash_json, write_json
+from ...runs import cache_dir, hash_file, hash_json, progress, write_json
 from .curves import read_shape, write_shape
 from .llamacpp_check import MOST_ROWS, Checked, check
 from .llamacpp_context import Floats, NativeContext, NativeModel
@@ -253,14 +253,12 @@ class LlamaCppRuntime(Runtime):
 
     def _checked(self) -> Checked:
         """What the check found for this file, machine and thread count; run on first use."""
-        from rich.console import Console
-
         file = cache_dir("llamacpp") / f"{hash_json([_CHECK, self.fingerprint])}.json"
         try:
             stored = json.loads(file.read_text(encoding="utf-8"))
             found = Checked(stored["rows"], stored["twin_from"], stored["twin_costs"], tuple(stored["shape"]))
         except (OSError, ValueError, KeyError, TypeError):
-            with Console(stderr=True).status(f"Checking once how many rows a step {self.path.name} takes"):
+            with progress(None, f"checking once how many rows a step {self.path.name} takes"):
                 found = check(self)
             self._drop_context()
             write_json(file, {"file": self.path.name, "fingerprint": self.fingerprint, **asdict(found)})

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from ...errors import DataError, MethodError
+from ...runs import progress
 from ..adapter import MaskPredictor
 from .records import Records, source_of
 
@@ -221,7 +221,7 @@ def _fit(
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr)
     losses: list[tuple[float, float]] = []
     best, least, kept = 0, float("inf"), copy.deepcopy(model.state_dict())
-    for epoch in tqdm(range(1, epochs + 1), desc="training the filter", delay=2, disable=None):
+    for epoch in progress(range(1, epochs + 1), "training the filter"):
         optimiser.zero_grad()
         loss = loss_of(0)
         loss.backward()

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ...errors import DataError, MethodError
+from ...runs import progress
 from ..adapter import MaskPredictor
 from ..base import Commit, CommitRule, Step
 from ..loop import checked_prompts
@@ -192,7 +192,7 @@ def collect(
     rows = checked_prompts(prompts, predictor, gen_length, tokenizer)
     one_by_one = Sampler(gen_length=gen_length, blocks=FixedBlocks(block), commit=TopK(), propose=Gumbel())
     recorder = _Recorder()
-    for first in tqdm(range(0, len(rows), batch_size), desc="collecting", delay=2, disable=None):
+    for first in progress(range(0, len(rows), batch_size), "collecting records"):
         some = rows[first : first + batch_size]
         sequences = one_by_one(predictor, None, some).sequences
         answers = [sequences[row, len(prompt) : len(prompt) + gen_length] for row, prompt in enumerate(some)]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...errors import MethodError
-from ...scoring.batches import progress
+from ...runs import progress
 from ..adapter import MaskPredictor
 from ..proposing import Confidence, Gumbel, LeftToRight, Margin, NegativeEntropy, RandomOrder
 from ..rules import Factor, FixedBlocks, Threshold, TopK
@@ -240,7 +240,7 @@ def sweep(
                     raise MethodError(f"{name} cannot write {task}, {masks} of {length} positions: {error}") from None
     found = Sweep()
     pairs = [(task, name) for task in framed for name in samplers]
-    for task, name in progress(pairs, "sweep", len(pairs)):
+    for task, name in progress(pairs, "sweep"):
         row, right, steps = _measured(predictor, task, name, samplers[name], framed[task], tokens, batch_size)
         found.rows.append(row)
         found.right[task, name], found.steps[task, name] = right, steps

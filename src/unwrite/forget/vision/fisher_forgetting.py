@@ -19,6 +19,7 @@ from ...data.images import Images
 from ...errors import MethodError
 from ...models.curvature import evaluating, fisher, trainable
 from ...models.vision_layout import logits_of
+from ...runs import progress
 from ..base import Edit, require
 from .phased import need_classes, placed
 from .whole_classes import whole_classes
@@ -119,7 +120,7 @@ def _information_by_batch(work: ImageWork, batches: Iterator[tuple[Tensor, Tenso
     totals = [torch.zeros_like(leaf) for leaf in leaves]
     count = 0
     with evaluating(work.model):
-        for pixels, _target, _index in batches:
+        for pixels, _target, _index in progress(batches, "information"):
             scores = logits_of(work.model, pixels).log_softmax(-1)
             share = scores.detach().exp().mean(0)  # [classes]
             for label in range(scores.shape[1]):

@@ -20,6 +20,7 @@ from ...data.images import Images
 from ...errors import MethodError, NotFinite
 from ...models.curvature import evaluating
 from ...models.vision_layout import logits_of
+from ...runs import progress
 from ..base import Edit
 from ..stream import epoch_order
 from .phased import placed
@@ -88,7 +89,7 @@ class HeadOnly(Edit):
         parameters = [weight, bias] if bias.requires_grad else [weight]
         optimiser = settings.optimiser(parameters)
         size, steps = settings.per_device_train_batch_size, 0
-        for epoch in range(math.ceil(settings.num_train_epochs)):
+        for epoch in progress(range(math.ceil(settings.num_train_epochs)), "training the head"):
             order = torch.tensor(epoch_order("retain", 0, len(target), settings.seed, epoch), device=target.device)
             for rows in order.split(size):
                 if 0 <= settings.max_steps <= steps:

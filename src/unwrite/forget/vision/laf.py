@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ...data.images import Images
 from ...errors import DataError, MethodError, notice, unknown
 from ...nets.feature_vae import DecoderOut, FeatureVAE, Reconstruction
+from ...runs import progress
 from ..base import Phase, require
 from ..batch import PairedBatch
 from ..loss import Loss, PerRow
@@ -95,7 +96,7 @@ def fit_feature_vae(
         vae = FeatureVAE(features.shape[1], latent, decoder_out).to(features.device)
     vae.standardise(features)
     optimiser = torch.optim.Adam(vae.parameters(), lr=lr)
-    for epoch in range(epochs):
+    for epoch in progress(range(epochs), "training an autoencoder"):
         order = torch.from_numpy(permutation(len(features), seed, _TRAINING, epoch)).to(features.device)
         noise = row_normals(index, latent, seed, _TRAINING, epoch)
         for rows in order.split(_BATCH):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ...data.images import Images
 from ...errors import DataError, MethodError, NotFinite, notice, unknown
 from ...models.vision_layout import VisionLayout, logits_of
+from ...runs import progress
 from ..base import Phase, require
 from ..batch import PairedBatch
 from ..loss import Loss, PerRow
@@ -162,7 +163,7 @@ class Blindspot(_Regression):
         rows, best, state = work.retain, float("inf"), model.state_dict()
         with torch.random.fork_rng():
             torch.manual_seed(seed)  # dropout
-            for epoch in range(self.blind_epochs):
+            for epoch in progress(range(self.blind_epochs), "training the blind model"):
                 model.train()
                 for at in _steps(permutation(len(rows), seed, _BLIND, epoch).tolist(), batch_size):
                     pixels, target, _ = (tensor.to(work.device) for tensor in rows[at])

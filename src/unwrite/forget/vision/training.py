@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import TrainerControl, TrainerState
 
 from ...data.images import ImageBatch, Images
 from ...errors import DataError, MethodError, NotFinite
 from ...models.vision_layout import logits_of
+from ...runs import progress
 from ..base import Objective, Phase
 from ..batch import PairedBatch
 from ..stream import epoch_order, partner
@@ -106,7 +106,7 @@ class _Loop:
         self.references = self._references(phases)
         self._event("on_init_end")
         self._event("on_train_begin")
-        with tqdm(total=total, desc=type(self.objective).__name__, delay=2, disable=None) as bar:
+        with progress(total, type(self.objective).__name__) as bar:
             for phase in phases:
                 for epoch in range(math.ceil(self._epochs(phase))):
                     if self._stops():
@@ -129,7 +129,7 @@ class _Loop:
                 one = one.then
             self.state.global_step += 1
             self._event("on_step_end")
-            bar.update()
+            bar.advance()
         self.epoch += 1
         self.state.epoch = self.epoch
         self._event("on_epoch_end")

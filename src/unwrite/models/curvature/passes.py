@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ...errors import DataError, MethodError
+from ...runs import progress
 from .result import Importances
 from .rows import Loss, RowGradients, Values, evaluating, need_rows, row_losses, trainable
 from .uses import Power
@@ -189,7 +189,7 @@ def _result(tensors: dict[str, Tensor], rows: int, batches: int, cost: float, **
 
 
 def _shown(batches: Iterable[Any]) -> Iterable[Any]:
-    return tqdm(batches, desc="importances", delay=2, disable=None)
+    return progress(batches, "importances")
 
 
 def _known(value: str, name: str, allowed: tuple[str, ...]) -> None:
