@@ -137,6 +137,7 @@ class Suite:
         max_length: tokens a row may have, the same for every model; longer answers are cut, longer texts read in windows.
         words: what ROUGE counts: "unicode", words of every script, or "ascii", rouge-score's own (published figures).
         of: the kind of data it is for, "text" or "images".
+        requires: metrics without which the suite's figures aren't its own; `needs` says what they read.
     """
 
     name: str
@@ -149,6 +150,8 @@ class Suite:
     max_length: int = 512
     words: Words = "unicode"
     of: Literal["text", "images"] = "text"
+    requires: tuple[str, ...] = ()
+    needs: str = ""
 
     def for_split(self, split: Any) -> list[Any]:
         """The metrics that apply to this split, in report order."""

@@ -128,6 +128,11 @@ class Membership(Metric):
     def name(self) -> str:
         return f"{self.attack.replace('++', 'pp')}_auc"
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the audit must bring another model."""
+        return self.attack == "reference" and self.reference is None
+
     def applies(self, split: ForgetSplit) -> bool:
         return has_rows(split, "holdout")
 

@@ -224,6 +224,8 @@ def muse_suite(
         scale=100.0,
         max_length=2048,
         words=words,
+        requires=("knowmem_f", "knowmem_r"),
+        needs="the benchmark's own question sets, as unwrite.data.muse loads them",
     )
 
 

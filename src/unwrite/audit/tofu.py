@@ -340,6 +340,8 @@ def tofu_suite(mean: Mean = "geometric", retain_scores: str | Path | None = None
         answers=("forget_rouge", "retain_rouge"),
         max_new_tokens=200,
         words=words,
+        requires=("forget_quality",),
+        needs="perturbed_answers in every forget row",
     )
 
 

@@ -34,6 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     from .. import __version__
     from ..errors import UnwriteError
+    from .output import plain_notices
 
     app = App(
         name="unwrite",
@@ -44,7 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
     for name, (home, line) in COMMANDS.items():
         app.command(f"unwrite.cli.{home}", name=name, help=line)
     try:
-        app(arguments)
+        with plain_notices():
+            app(arguments)
     except UnwriteError as error:
         print(f"unwrite: {error}", file=sys.stderr)
         sys.exit(2)

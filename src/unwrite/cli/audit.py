@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from ..errors import noticing
+from ..runs import Run, need_free
+from .inputs import AuditRequest
 from .output import console, print_json, quiet_libraries
+from .sources import DataRequest, ModelRequest, RunModels, Turns
 
 
 def audit(
@@ -13,61 +19,73 @@ def audit(
     forget: str,
     retain: str | None = None,
     holdout: str | None = None,
+    columns: str | None = None,
+    turns: Turns = "all",
     before: str | None = None,
     oracle: str | None = None,
     suite: str = "basic",
-    attacks: tuple[str, ...] = (),
+    attacks: tuple[str, ...] | None = None,
     batch_size: int = 16,
+    max_length: int | None = None,
     out: Path | None = None,
     overwrite: bool = False,
     allow_overlap: bool = False,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
     device: str = "auto",
     json: bool = False,
 ) -> None:
     """Measure forgetting, utility and leakage.
 
     Args:
-        model: the unlearned model.
+        model: the unlearned model; or a run folder, whose model before is then the one of the run.
         forget: rows that should be gone, or a set that ships (landmarks, authors).
         retain: rows that should be kept.
         holdout: rows never seen by the model.
+        columns: which column is what, where their names don't say: question=text,answer=labels.
+        turns: of a chat, all assistant turns or the last alone.
         before: the model before unlearning.
         oracle: a model trained without the forget set.
         suite: what to measure.
-        attacks: also try these: relearn, quantise.
+        attacks: what to try to bring the answers back with: relearn,quantise unless given; none for none.
         batch_size: rows a forward pass.
+        max_length: tokens a row may have; 512 (or the suite's) unless given.
         out: folder for report.html and report.json.
         overwrite: replace a report in OUT.
         allow_overlap: warn instead of refusing rows in forget and retain alike.
+        allow_pickle: load pickled weights, which can run code.
+        trust_remote_code: run code that comes with the models.
         device: cpu, cuda, or auto.
         json: print the report as JSON.
     """
-    from ..audit import Quantise, Relearn, evaluate
-    from ..errors import MethodError, unknown
-    from ..models import load
-    from ..runs import need_free
-    from .forget import pick_device, read_split
+    from ..audit import evaluate
 
     if out is not None:
         need_free(out / "report.json", out / "report.html", overwrite=overwrite)
-    known = {"relearn": Relearn, "quantise": Quantise}
-    for name in attacks:
-        if name not in known:
-            raise MethodError(unknown("attack", name, known))
+    request = AuditRequest(suite=suite, attacks=attacks, batch_size=batch_size, max_length=max_length)
+    request.check()
     quiet_libraries()
-    split = read_split({"forget": forget, "retain": retain, "holdout": holdout, "allow_overlap": allow_overlap})
-    place = pick_device(device)
-    loaded = load(model, device=place)
-    others = {k: load(name, device=place).model for k, name in (("before", before), ("oracle", oracle)) if name}
-    report = evaluate(
-        loaded.model,
-        split,
-        tokenizer=loaded.tokenizer,
-        suite=suite,
-        attacks=[known[name]() for name in attacks],
-        batch_size=batch_size,
-        **others,
-    )
+    options = {"device": device, "allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
+    with noticing() as notices:
+        split = DataRequest(
+            forget=forget, retain=retain, holdout=holdout, columns=columns, turns=turns, allow_overlap=allow_overlap
+        ).read()
+        chosen = request.attacks_on(split)
+        loaded = _models(model, before, oracle, options)
+        main = loaded.pop("after")
+        models = [main.model, *(one.model for one in loaded.values())]
+        request.check_rows(split, main.tokenizer, models, references=bool(loaded))
+        report = evaluate(
+            main.model,
+            split,
+            tokenizer=main.tokenizer,
+            suite=suite,
+            attacks=chosen,
+            batch_size=batch_size,
+            max_length=max_length,
+            **{role: one.model for role, one in loaded.items()},
+        )
+    report = replace(report, notices=tuple(dict.fromkeys([*notices, *report.notices])))
     if out is not None:
         report.save(out)
     if json:
@@ -75,4 +93,15 @@ def audit(
         return
     console().print(report.table())
     if out is not None:
-        console().print(f"report  {out / 'report.html'}")
+        console().print(f"report  {out / 'report.html'}", markup=False, soft_wrap=True)
+
+
+def _models(model: str, before: str | None, oracle: str | None, options: dict[str, Any]) -> dict[str, Any]:
+    """What is loaded, by role; of a run folder both of its models, as the run left them."""
+    if (Path(model) / "run.json").exists():
+        run = RunModels(run=Run.open(model).need_done(), options=options)
+        found = {"after": run.after()} | ({"before": run.before()} if before is None else {})
+    else:
+        found = {"after": ModelRequest(name=model, **options).load()}
+    named = {"before": before, "oracle": oracle}
+    return found | {role: ModelRequest(name=name, **options).load() for role, name in named.items() if name}

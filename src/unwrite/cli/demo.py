@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import copy
 import shutil
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..errors import noticing
 from ..runs import Run
+from .inputs import AuditRequest
+from .outcome import UNCHANGED, Moved, finish, moved_weights, say_if_unchanged
 from .output import console, quiet_libraries
+from .sources import ModelRequest
 
 LEARNING_RATE = 2e-5
 RETAIN_WEIGHT = 10.0  # the forget term is a sum over answer tokens, the retain term a mean
@@ -44,20 +49,31 @@ def demo(
     settings = {"model": model, "data": "landmarks", "method": "npo", "learning_rate": LEARNING_RATE, "seed": seed}
     place: dict[str, Any] = {"kind": "demo", "resume": None, "overwrite": overwrite or out == OUT}
     Run.check(out, settings, **place)
-    loaded = _load(model)  # what can be refused is refused before anything is replaced
-    run = Run.start(out, settings, **place)
-    try:
-        report, stopped, seconds = _unlearn_and_audit(run, loaded, seed)
-    except BaseException as error:
-        run.update(status="failed", error=f"{type(error).__name__}: {error}")
-        raise
+    with noticing() as notices:
+        loaded = _load(model)  # what can be refused is refused before anything is replaced
+        run = Run.start(out, settings, **place)
+        report, stopped, seconds = _carry_out(run, loaded, seed, notices)
     if store:
         _store(report, stopped, seconds)
     console().print(report.table())
     console().print(
         f"training ended: {stopped}; {seconds['unlearning']:.0f} s of unlearning, {seconds['audit']:.0f} s of audit"
     )
-    console().print(f"report  {(out / 'report.html').resolve()}\nchat    {_program()} chat {out}")
+    where = (out / "report.html").resolve()
+    console().print(f"report  {where}\nchat    {_program()} chat {out}", markup=False, soft_wrap=True)
+    if run.record["status"] == "unchanged":
+        sys.exit(UNCHANGED)
+
+
+def _carry_out(run: Run, loaded: Any, seed: int, notices: list[str]) -> tuple[Any, str, dict[str, float]]:
+    try:
+        report, moved, stopped, seconds = _unlearn_and_audit(run, loaded, seed)
+    except BaseException as error:
+        if not run.discard_if_empty():
+            run.update(status="failed", error=f"{type(error).__name__}: {error}")
+        raise
+    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+    return finish(run, report, notices, moved, stopped=stopped, seconds=seconds), stopped, seconds
 
 
 def asked(split: Any) -> Any:
@@ -93,14 +109,17 @@ def _program() -> str:
 
 
 def _load(name: str) -> Any:
-    from ..models import load
+    """The model, once it is known that it can read the rows."""
+    from ..data import landmarks
 
     quiet_libraries()
     console().print(f"loading {name} ...", markup=False)
-    return load(name)
+    loaded = ModelRequest(name=name, device="cpu").load()
+    AuditRequest().check_rows(landmarks(), loaded.tokenizer, [loaded.model], references=True)
+    return loaded
 
 
-def _unlearn_and_audit(run: Run, loaded: Any, seed: int) -> tuple[Any, str, dict[str, float]]:
+def _unlearn_and_audit(run: Run, loaded: Any, seed: int) -> tuple[Any, Moved | None, str, dict[str, float]]:
     from ..audit import SUITES, Relearn, evaluate
     from ..data import landmarks
     from ..forget import NPO, StopWhenForgotten
@@ -140,6 +159,8 @@ def _unlearn_and_audit(run: Run, loaded: Any, seed: int) -> tuple[Any, str, dict
         callbacks=[stop, log_to(run)],
     )
     seconds = {"unlearning": time.monotonic() - start}
+    moved = moved_weights(loaded.model, unlearned)
+    say_if_unchanged("npo", moved)
     save(
         unlearned,
         run.folder / "model",
@@ -159,8 +180,5 @@ def _unlearn_and_audit(run: Run, loaded: Any, seed: int) -> tuple[Any, str, dict
         attacks=[attack],
         batch_size=32,
     )
-    report.save(run.folder)
     seconds["audit"] = time.monotonic() - start
-    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
-    run.update(status="done", stopped=stop.reason, seconds=seconds)
-    return report, stop.reason, seconds
+    return report, moved, stop.reason, seconds

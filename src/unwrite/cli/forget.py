@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from ..errors import MethodError
+from ..errors import noticing
 from ..runs import Run, hash_json
-from .fields import build
+from .inputs import AuditRequest, ForgetRequest, Ready
+from .outcome import UNCHANGED, finish, moved_weights, say_if_unchanged
 from .output import console, print_json, quiet_libraries
+from .sources import DataRequest, Dtype, ModelRequest, Turns
 
 
 def forget(
@@ -20,6 +23,8 @@ def forget(
     out: Path,
     retain: str | None = None,
     holdout: str | None = None,
+    columns: str | None = None,
+    turns: Turns = "all",
     method: str = "npo",
     epochs: float | None = None,
     lr: float | None = None,
@@ -30,7 +35,8 @@ def forget(
     lora: int | None = None,
     stop_at: float | None = None,
     suite: str = "basic",
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    attacks: tuple[str, ...] | None = None,
+    dtype: Dtype = "float32",
     device: str = "auto",
     allow_overlap: bool = False,
     allow_pickle: bool = False,
@@ -40,7 +46,7 @@ def forget(
     json: bool = False,
     **fields: Annotated[str, Parameter(help="The method's own fields, such as --beta 0.1 (see unwrite methods).")],
 ) -> None:
-    """Make a model forget, save it, and audit it.
+    """Make a model forget, save it, and audit it. Ends with status 3 if not one weight has changed.
 
     Args:
         model: bundled name, local folder, .gguf file or Hub id.
@@ -48,16 +54,19 @@ def forget(
         out: the run folder to write.
         retain: rows to keep.
         holdout: rows like the forget set that the model never saw (membership attacks).
+        columns: which column is what, where their names don't say: question=text,answer=labels.
+        turns: of a chat, all assistant turns or the last alone.
         method: see unwrite methods.
         epochs: passes over the forget set.
         lr: learning rate.
         batch_size: forget rows a step (each with a retain row).
         accumulate: steps whose gradients are added up before the weights move.
-        max_length: tokens a row may have; 512 unless given.
+        max_length: tokens a row may have, in training and audit; 512 (or the suite's) unless given.
         seed: of everything random.
         lora: train LoRA adapters of this rank instead of the weights.
         stop_at: stop once the forget answers' probability is this share of before, such as 0.1.
         suite: what the audit measures.
+        attacks: what the audit tries to bring the answers back with: relearn,quantise unless given; none for none.
         dtype: of the weights.
         device: cpu, cuda, or auto.
         allow_overlap: warn instead of refusing rows in forget and retain alike.
@@ -67,56 +76,128 @@ def forget(
         overwrite: replace an earlier run of this command in OUT; nothing else is ever replaced.
         json: print the result as JSON.
     """
-    settings = {name: value for name, value in locals().items() if name not in ("resume", "overwrite", "json", "out")}
-    chosen = build(method, fields)  # a wrong field is refused before anything is loaded
-    if "text" not in chosen.forgets:
-        raise MethodError(
-            f"{method} forgets images, by {type(chosen).__name__}().apply in Python. See unwrite methods."
-        )
-    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
+    request = ForgetRequest(
+        data=DataRequest(
+            forget=forget, retain=retain, holdout=holdout, columns=columns, turns=turns, allow_overlap=allow_overlap
+        ),
+        model=ModelRequest(
+            name=model, dtype=dtype, device=device, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
+        ),
+        audit=AuditRequest(suite=suite, attacks=attacks, max_length=max_length),
+        method=method,
+        fields=fields,
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        seed=seed,
+        lora=lora,
+        stop_at=stop_at,
+    )
+    with noticing() as notices:
+        run, report = _run(request, out, resume, overwrite, notices)
+    if json:
+        print_json({"run": str(out), "status": run.record["status"], "report": report.json()})
+    else:
+        console().print(report.table())
+        where = out / "report.html"
+        console().print(f"report  {where}\nchat    unwrite chat {out}", markup=False, soft_wrap=True)
+    if run.record["status"] == "unchanged":
+        sys.exit(UNCHANGED)
+
+
+def _run(request: ForgetRequest, out: Path, resume: bool, overwrite: bool, notices: list[str]) -> tuple[Run, Any]:
+    """Checks everything, and only then makes the run folder and carries out the request in it."""
+    request.check()
+    arguments = request.arguments()
+    earlier = Run.check(out, arguments, resume=resume, overwrite=overwrite)
+    quiet_libraries()
+    ready = request.ready()
+    if earlier is not None and resume:
+        ready.check_same(earlier.record)
     run = Run.start(out, arguments, resume=resume, overwrite=overwrite)
     try:
-        report = _carry_out(run, chosen, settings)
+        run.update(**ready.record)
+        return run, _carry_out(run, ready, notices)
     except KeyboardInterrupt:
         run.update(status="stopped")
-        console().print(f"Stopped. Go on with the same command and --resume, or delete {out}.")
+        console().print("Stopped. Go on with the same command and --resume.", markup=False)
         raise
     except BaseException as error:
-        run.update(status="failed", error=f"{type(error).__name__}: {error}")
+        # What failed before its first step leaves nothing that blocks the folder.
+        if not run.discard_if_empty():
+            run.update(status="failed", error=f"{type(error).__name__}: {error}")
         raise
-    if json:
-        print_json({"run": str(out), "report": report.json()})
-        return
-    console().print(report.table())
-    console().print(f"report  {out / 'report.html'}\nchat    unwrite chat {out}")
 
 
-def pick_device(device: str) -> str:
-    """cuda where there is one, for "auto"."""
-    if device != "auto":
-        return device
-    import torch
+def _carry_out(run: Run, ready: Ready, notices: list[str]) -> Any:
+    import copy
+    import shutil
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    from ..audit import evaluate
+    from ..models import save
+
+    request, split, before = ready.request, ready.split, ready.loaded.model
+    stop = _stop(ready)
+    unlearned = ready.method.apply(
+        copy.deepcopy(before),
+        split.forget,
+        split.retain,
+        holdout=split.holdout,
+        processing_class=ready.loaded.tokenizer,
+        args=training(request, run),
+        peft_config=_lora(request.lora),
+        callbacks=[log_to(run), *([] if stop is None else [stop])],
+        allow_overlap=request.data.allow_overlap,
+    )
+    moved = moved_weights(before, unlearned)
+    say_if_unchanged(request.method, moved)
+    save(
+        unlearned,
+        run.folder / "model",
+        tokenizer=ready.loaded.tokenizer,
+        provenance={
+            "method": repr(ready.method),
+            "arguments": hash_json(request.arguments()),
+            "source": dict(ready.loaded.source),
+        },
+        merge=request.lora is not None and hasattr(unlearned, "merge_and_unload"),
+    )
+    report = evaluate(
+        unlearned,
+        split,
+        tokenizer=ready.loaded.tokenizer,
+        suite=request.audit.suite,
+        before=before,
+        attacks=ready.attacks,
+        batch_size=request.audit.batch_size,
+        max_length=request.audit.max_length,
+    )
+    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+    return finish(run, report, notices, moved, **({} if stop is None else {"stopped": stop.reason}))
 
 
-def read_split(settings: dict[str, Any]) -> Any:
-    """The split that --forget, --retain and --holdout name; a shipped set brings its own parts."""
-    from ..data import split_from
+def _stop(ready: Ready) -> Any:
+    """The callback of --stop-at, or None."""
+    target, split = ready.request.stop_at, ready.split
+    if target is None:
+        return None
+    from ..forget import StopWhenForgotten
 
-    parts = (settings["forget"], settings["retain"], settings["holdout"])
-    return split_from(*parts, allow_overlap=settings["allow_overlap"])
+    guard = {"retain": split.retain} if split.retain is not None else {}
+    length = ready.request.audit.max_length
+    return StopWhenForgotten(ready.loaded.tokenizer, {"forget": split.forget}, guard, target=target, max_length=length)
 
 
-def training(settings: dict[str, Any], run: Run) -> dict[str, Any]:
+def training(request: ForgetRequest, run: Run) -> dict[str, Any]:
     """Training arguments from the flags that were given, with checkpoints in the run folder."""
     given = {
-        "learning_rate": settings["lr"],
-        "num_train_epochs": settings["epochs"],
-        "per_device_train_batch_size": settings["batch_size"],
-        "gradient_accumulation_steps": settings["accumulate"],
-        "max_length": settings["max_length"],
-        "seed": settings["seed"],
+        "learning_rate": request.lr,
+        "num_train_epochs": request.epochs,
+        "per_device_train_batch_size": request.batch_size,
+        "gradient_accumulation_steps": request.accumulate,
+        "max_length": request.audit.max_length,
+        "seed": request.seed,
     }
     checkpoints = run.folder / "checkpoints"
     last = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
@@ -125,55 +206,8 @@ def training(settings: dict[str, Any], run: Run) -> dict[str, Any]:
         "save_strategy": "epoch",
         "save_total_limit": 1,
         "resume_from_checkpoint": str(last[-1]) if last else None,
-        "use_cpu": pick_device(settings["device"]) == "cpu",
+        "use_cpu": request.model.place == "cpu",
     }
-
-
-def _carry_out(run: Run, chosen: Any, settings: dict[str, Any]) -> Any:
-    import copy
-    import shutil
-
-    import torch
-
-    from ..audit import evaluate
-    from ..forget import StopWhenForgotten
-    from ..models import load, save
-
-    quiet_libraries()
-    split = read_split(settings)
-    loaded = load(
-        settings["model"],
-        dtype=getattr(torch, settings["dtype"]),
-        device=pick_device(settings["device"]),
-        allow_pickle=settings["allow_pickle"],
-        trust_remote_code=settings["trust_remote_code"],
-    )
-    before, tokenizer = loaded.model, loaded.tokenizer
-    run.update(source=dict(loaded.source), data=split.hash)
-    callbacks: list[Any] = [log_to(run)]
-    if settings["stop_at"] is not None:
-        guard = {"retain": split.retain} if split.retain is not None else {}
-        callbacks.append(StopWhenForgotten(tokenizer, {"forget": split.forget}, guard, target=settings["stop_at"]))
-    unlearned = chosen.apply(
-        copy.deepcopy(before),
-        split.forget,
-        split.retain,
-        holdout=split.holdout,
-        processing_class=tokenizer,
-        args=training(settings, run),
-        peft_config=_lora(settings["lora"]),
-        callbacks=callbacks,
-        allow_overlap=settings["allow_overlap"],
-    )
-    provenance = {"method": repr(chosen), "arguments": hash_json(settings), "source": dict(loaded.source)}
-    save(
-        unlearned, run.folder / "model", tokenizer=tokenizer, provenance=provenance, merge=settings["lora"] is not None
-    )
-    report = evaluate(unlearned, split, tokenizer=tokenizer, suite=settings["suite"], before=before)
-    report.save(run.folder)
-    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
-    run.update(status="done")
-    return report
 
 
 def _lora(rank: int | None) -> Any:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as jsonlib
 import logging
 import warnings
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
+
+from ..errors import Notice
 
 
 @lru_cache(maxsize=1)
@@ -28,6 +32,27 @@ def progress_console() -> Any:
 def print_json(value: Any) -> None:
     """JSON on standard output, for `--json`."""
     print(jsonlib.dumps(value, indent=2, ensure_ascii=False, sort_keys=False))
+
+
+@contextlib.contextmanager
+def plain_notices() -> Iterator[None]:
+    """Within the block a `Notice` is one line on standard error, each message once; other warnings stay as they are."""
+    before, shown = warnings.formatwarning, set()
+
+    def one_line(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> str:
+        text = " ".join(str(message).split())
+        if not issubclass(category, Notice):
+            return before(message, category, *place, **options)
+        if text in shown:
+            return ""
+        shown.add(text)
+        return f"unwrite: {text}\n"
+
+    warnings.formatwarning = one_line  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def quiet_libraries() -> None:

@@ -71,12 +71,14 @@ class Method(ABC):
     """Anything that takes a forget set out of a model.
 
     `training` holds the training arguments that differ from the defaults for this method; `forgets`, the kinds of data
-    it has a meaning for ("text", "images"); `requires`, what it can't do without ("retain", "recipe").
+    it has a meaning for ("text", "images"); `requires`, what it can't do without ("retain", "recipe"); `trains`, whether
+    training arguments mean anything to it.
     """
 
     training: ClassVar[dict[str, Any]] = {}
     forgets: ClassVar[tuple[str, ...]] = ("text",)
     requires: ClassVar[tuple[str, ...]] = ()
+    trains: ClassVar[bool] = True
 
     def apply(
         self,
@@ -123,6 +125,8 @@ class Method(ABC):
             if getattr(processing_class, "pad_token_id", None) is None:
                 raise ModelError("the tokenizer has no pad token. Set one: tokenizer.pad_token = tokenizer.eos_token")
         self.check(forget, retain)
+        if not images:
+            self.check_model(model, adapters=peft_config is not None)
         if copy:
             model = copying.deepcopy(model)
         given |= {"model": model, "recipe": recipe, "tokenizer": processing_class, "args": args}
@@ -144,6 +148,18 @@ class Method(ABC):
 
     def check(self, forget: Any, retain: Any) -> None:  # noqa: B027
         """Refuses data this method has no meaning for; subclasses add to it."""
+
+    def check_data(self, forget: Examples | Images, retain: Examples | Images | None, recipe: Any = None) -> None:
+        """Refuses rows as `apply` would, without a model."""
+        self._need("images" if isinstance(forget, Images) else "text", retain, recipe)
+        self.check(forget, retain)
+
+    def check_model(self, model: Any, *, adapters: bool = False) -> None:  # noqa: B027
+        """Refuses a language model that a field doesn't fit, such as a layer it hasn't; subclasses add to it.
+
+        Args:
+            adapters: whether adapters are to be trained in place of the weights.
+        """
 
     @abstractmethod
     def _apply(self, work: Any) -> Any: ...
@@ -246,6 +262,13 @@ class Objective(Method):
     def trainable(self, anatomy: Any) -> Sequence[Tensor] | None:
         """Parameters to train; None for all. Others are bit-identical afterwards."""
         return None
+
+    def check_model(self, model: Any, *, adapters: bool = False) -> None:
+        super().check_model(model, adapters=adapters)
+        if type(self).trainable is not Objective.trainable:
+            from ..models import anatomy
+
+            self.trainable(anatomy(model))
 
     def alternates(self, forget: Any, seed: int) -> Any:
         """Another answer for every forget row (a refusal), a function of (seed, row); None if not read."""

@@ -75,6 +75,7 @@ class Dampening(Edit):
     """
 
     forgets: ClassVar[tuple[str, ...]] = ("text", "images")
+    trains: ClassVar[bool] = False
     of: ClassVar[Literal["square", "absolute"]] = "square"
     lam: float = 1.0
     importance_batch: int = 128
@@ -115,9 +116,13 @@ class Dampening(Edit):
         found = self._both(work)
         return selection(model, *found, self._alpha(work, *found), self.lam)
 
-    def _apply(self, work: Work) -> nn.Module:
-        if work.peft_config is not None:
+    def check_model(self, model: nn.Module, *, adapters: bool = False) -> None:
+        super().check_model(model, adapters=adapters)
+        if adapters:
             raise MethodError(f"{type(self).__name__} rewrites weights and trains no adapters. Leave out peft_config.")
+
+    def _apply(self, work: Work) -> nn.Module:
+        self.check_model(work.model, adapters=work.peft_config is not None)
         found = self._both(work)
         alpha = self._alpha(work, *found)
         self._warn(selection(work.model, *found, alpha, self.lam), *found)

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..data import Examples
-from ..errors import DataError, MethodError
+from ..errors import DataError, MethodError, ModelError
 from ..models import anatomy
 from ..models.merging import merged
 from .base import Guard, Objective, Phase, Work, require
@@ -99,10 +99,18 @@ class ULD(Guard):
         if retain is None:
             raise DataError("ULD needs a retain set: without one the assistant would suppress everything.")
 
-    def _apply(self, work: Work) -> LogitDifferenceModel:
-        model, forget, retain = work.model, work.forget, work.retain
+    def check_model(self, model: Any, *, adapters: bool = False) -> None:
+        super().check_model(model, adapters=adapters)
         if isinstance(model, LogitDifferenceModel):
             raise MethodError("the model is already wrapped by ULD. Apply it to the model inside: model.target")
+        blocks = len(anatomy(model).blocks)
+        if self.layers > blocks:
+            raise ModelError(
+                f"the assistant cannot keep {self.layers} blocks of {blocks}. Use layers={blocks} or fewer."
+            )
+
+    def _apply(self, work: Work) -> LogitDifferenceModel:
+        model, forget, retain = work.model, work.forget, work.retain
         settings = training_arguments(work.args, self.training)
         assistant = anatomy(model).truncate(self.layers)
         assistant.requires_grad_(False)

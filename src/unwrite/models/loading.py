@@ -136,7 +136,7 @@ def _resolve(name: str, options: _Options) -> tuple[Path, dict[str, Any]]:
     if name in BUNDLED:
         folder, kind = bundled_folder(name), "bundled"
     elif path.is_dir():
-        folder, kind = path, "folder"
+        folder, kind = path.absolute(), "folder"  # a record of it must mean the same from every folder
     elif path.suffix == ".gguf":
         folder, kind = converted(path), "gguf"
     elif path.is_file():
@@ -150,7 +150,8 @@ def _resolve(name: str, options: _Options) -> tuple[Path, dict[str, Any]]:
         return folder, {"name": name, "kind": kind, "folder": str(folder), "revision": folder.name}
     if options.revision is not None:
         raise ModelError(f"revision {options.revision!r} is for a Hub id; {name} is a {kind}. Leave it out.")
-    return folder, {"name": name, "kind": kind, "folder": str(folder)}
+    absolute = name if kind == "bundled" else str(path.absolute())
+    return folder, {"name": absolute, "kind": kind, "folder": str(folder)}
 
 
 def _snapshot(name: str, options: _Options) -> Path:

@@ -115,6 +115,7 @@ class Run:
         folder = Path(folder)
         existing = cls.check(folder, arguments, kind=kind, resume=resume, overwrite=overwrite)
         if existing is not None and resume:
+            existing.update(status="running")
             return existing
         if existing is not None:
             existing.remove()

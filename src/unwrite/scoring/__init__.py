@@ -1,6 +1,6 @@
 """Answer log-likelihood, batched greedy generation and ROUGE: what objectives, stopping and metrics share."""
 
-from .generation import end_ids, generate_answers
+from .generation import end_ids, generate_answers, new_tokens_within, plain_defaults
 from .lengths import positions_of, row_length
 from .likelihood import (
     AnswerScore,
@@ -23,6 +23,8 @@ __all__ = [
     "generate_answers",
     "head_at",
     "logits_at",
+    "new_tokens_within",
+    "plain_defaults",
     "positions_of",
     "prediction_mask",
     "rouge_l",

@@ -40,7 +40,7 @@ def plain_defaults(model: Any) -> Iterator[None]:
             part.generation_config = own
 
 
-def _room(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
+def new_tokens_within(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
     """New tokens that fit behind the longest prompt within the model's positions."""
     positions, longest = positions_of(model), max(len(prompt) for prompt in prompts)
     if positions is None or longest + max_new_tokens <= positions:
@@ -75,7 +75,7 @@ def generate_answers(
     was_training = model.training
     model.eval()
     settings = {
-        "max_new_tokens": _room(model, prompts, max_new_tokens),
+        "max_new_tokens": new_tokens_within(model, prompts, max_new_tokens),
         "do_sample": False,
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": end_ids(model, tokenizer),

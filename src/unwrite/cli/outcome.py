@@ -1,0 +1,108 @@
+"""What a run came to: how many weights moved, what was noticed, and the status a command ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import notice
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..audit import Report
+    from ..runs import Run
+
+UNCHANGED = 3  # the exit status of a run that moved no weight
+
+
+@dataclass(frozen=True)
+class Moved:
+    """How many of a model's weights differ from the model before."""
+
+    weights: int
+    of: int
+
+
+def moved_weights(before: Any, after: Any) -> Moved | None:
+    """Counts the weights that differ, adapters folded in; None for a guard, whose weights stay by design."""
+    import torch
+
+    if callable(getattr(after, "fingerprint", None)):
+        return None
+    with torch.no_grad():
+        ours = _effective(after)
+        moved = of = 0
+        for name, old in _effective(before).items():
+            weight = old()
+            moved += int((weight != ours[name]().to(weight.device)).sum())
+            of += weight.numel()
+    return Moved(moved, of)
+
+
+def _effective(model: Any) -> dict[str, Callable[[], Tensor]]:
+    """Every weight by the name it has without adapters, computed when asked for."""
+    from ..models import unwrap
+
+    inner = unwrap(model)
+    adapted = {name: module for name, module in inner.named_modules() if hasattr(module, "get_delta_weight")}
+    weights: dict[str, Callable[[], Tensor]] = {}
+    for name, parameter in inner.named_parameters():
+        layer = next((layer for layer in adapted if name.startswith(f"{layer}.")), None)
+        own = name.removeprefix(f"{layer}.base_layer.")
+        if layer is None:
+            weights[name] = partial(_same, parameter)
+        elif own == "weight":
+            weights[f"{layer}.weight"] = partial(_merged, adapted[layer])
+        elif own != name:
+            weights[f"{layer}.{own}"] = partial(_same, parameter)
+    return weights
+
+
+def _same(parameter: Tensor) -> Tensor:
+    return parameter
+
+
+def _merged(layer: Any) -> Tensor:
+    """The weight of a layer with its adapters, rounded to the weight's own type as merging does."""
+    weight = layer.get_base_layer().weight
+    total: Tensor = weight + sum(layer.get_delta_weight(name) for name in layer.active_adapters)
+    return total.to(weight.dtype)
+
+
+def say_if_unchanged(method: str, moved: Moved | None) -> bool:
+    """Whether not one weight moved, with a notice of it."""
+    unchanged = moved is not None and moved.weights == 0
+    if unchanged and moved is not None:
+        notice(f"{method} changed none of the model's {moved.of} weights: nothing was forgotten.")
+    return unchanged
+
+
+def finish(run: Run, report: Report, notices: list[str], moved: Moved | None, **fields: Any) -> Report:
+    """Stores the report with all that was noticed, and marks the run as whole.
+
+    Args:
+        fields: further ones of `run.json`.
+    """
+    report = replace(report, notices=tuple(dict.fromkeys([*notices, *report.notices])))
+    report.save(run.folder)
+    status = "unchanged" if moved is not None and moved.weights == 0 else "done"
+    run.update(
+        status=status,
+        changed=None if moved is None else vars(moved),
+        notices=list(report.notices),
+        max_length=report.provenance.get("max_length"),
+        model=saved_hash(run.folder / "model"),
+        **fields,
+    )
+    return report
+
+
+def saved_hash(folder: Path) -> dict[str, str]:
+    """The hash of a model's saved weights, by which a later command tells that it loads this model."""
+    from ..models.checkpoints import read_json
+
+    return {"weights": str(read_json(folder / "unwrite.json")["weights"])}
