@@ -155,13 +155,16 @@ def test_files_that_cannot_be_read_are_made_again_but_once(own_cache):
     assert made.times == 2
 
 
-def test_an_error_while_making_leaves_nothing(own_cache):
+def test_an_error_while_making_leaves_nothing_and_is_no_matter_of_the_cache(own_cache):
+    made = Counted("half")
+
     def make(folder):
-        (folder / "half").write_text("")
+        (folder / "half").write_text(made())
         raise MethodError("no")
 
     with pytest.raises(MethodError):
         cached_files("kind", "key", make, lambda folder: None)
+    assert made.times == 1
     assert [path.name for path in (own_cache / "kind").iterdir()] == ["key.lock"]
 
 
@@ -214,9 +217,12 @@ def test_a_cache_folder_that_cannot_be_made_is_slow(tmp_path, monkeypatch):
         assert cached_json(("s",), "n", Counted(1)) == 1
 
 
-def test_entries_can_be_read_where_nothing_can_be_written(own_cache, monkeypatch):
+@pytest.mark.parametrize("sums", [True, False])
+def test_entries_can_be_read_where_nothing_can_be_written(sums, own_cache, monkeypatch):
     made, get = counted_files()
     get()
+    if not sums:
+        (own_cache / "kind/key.sums").unlink()
 
     def refuses(*_, **__):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
