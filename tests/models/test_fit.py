@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 from dataclasses import dataclass, field
@@ -11,8 +12,8 @@ import torch
 from tiny import tiny_model, tokens
 from torch import nn
 
-from unwrite.errors import DataError, ModelError, NotFinite
-from unwrite.models import TrainRecipe, causal_recipe, load_model, load_state, save, trained
+from unwrite.errors import DataError, ModelError, NotFinite, Notice
+from unwrite.models import TrainRecipe, causal_recipe, fitting, load_model, load_state, save, trained
 from unwrite.runs import hash_model
 
 
@@ -126,6 +127,49 @@ def test_a_training_that_dies_leaves_no_model_and_goes_on_in_its_own_folder(cach
     assert not (home / "partial").exists()
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "unwrite.json"])
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:-1] + b"?", lambda data: bytes(len(data))])
+def test_a_damaged_model_is_trained_again(damage, file):
+    calls, data = [], torch.arange(6.0)
+    path = trained(counting(calls), data, [0, 2], seed=1)
+    expected = (path / "model.safetensors").read_bytes()
+    (path / file).write_bytes(damage((path / file).read_bytes()))
+    with pytest.warns(Notice, match=f"{file} is not as it was written"):
+        assert trained(counting(calls), data, [0, 2], seed=1) == path
+    assert len(calls) == 2
+    assert (path / "model.safetensors").read_bytes() == expected
+    trained(counting(calls), data, [0, 2], seed=1)
+    assert len(calls) == 2
+
+
+def test_a_model_is_trained_elsewhere_where_the_cache_is_full(cache, monkeypatch):
+    """Once a full disk has stopped it, and each time where no folder can be made."""
+    calls, data, full = [], torch.arange(6.0), []
+    real = fitting.save
+
+    def fills(model, folder, **options):
+        if str(folder).startswith(str(cache)):
+            full.append(folder)
+            raise ModelError(f"{folder} could not be written.") from OSError(errno.ENOSPC, "No space left on device")
+        return real(model, folder, **options)
+
+    monkeypatch.setattr(fitting, "save", fills)
+    with pytest.warns(Notice, match="cache can't be written"):
+        path = trained(counting(calls), data, [0, 2], seed=1)
+    assert len(full) == 1
+    assert load_state(nn.Linear(2, 2), path).weight.shape == (2, 2)
+    with pytest.raises(ModelError, match="not this"):
+        trained(TrainRecipe(lambda seed: nn.Linear(2, 2), _refuses, "refuses"), data, [0], 1)
+    cache.parent.rename(cache.parent.with_name("away"))
+    cache.parent.write_text("")
+    with pytest.warns(Notice, match="cache can't be written"):
+        assert trained(counting(calls), data, [0, 2], seed=1) != path
+
+
+def _refuses(model, data, indices, seed, folder):
+    raise ModelError("not this")
+
+
 def _ask(path):
     def fit(model, data, indices, seed, folder):
         with open(path, "a") as file:
@@ -206,6 +250,29 @@ def test_a_killed_causal_training_goes_on_to_the_same_weights(monkeypatch, tmp_p
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: (again.append(1), real(self, *a, **k))[1])
     assert hash_model(load_model(trained(recipe(muon=muon), rows(), range(7), 0))) == expected
     assert len(again) == 9 - 3 * (steps // 3)
+
+
+def test_a_damaged_checkpoint_is_not_gone_on_from(monkeypatch, cache):
+    real, done = torch.optim.AdamW.step, []
+
+    def killed(self, *args, **kwargs):
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        done.append(1)
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trained(recipe(), rows(), range(7), 0)
+    state = next(cache.rglob("epoch-1/state.safetensors"))
+    content = bytearray(state.read_bytes())
+    content[-4:] = bytes(4)  # still a file of tensors
+    state.write_bytes(content)
+    again = []
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: (again.append(1), real(self, *a, **k))[1])
+    with pytest.warns(Notice, match="state.safetensors is not as it was written"):
+        trained(recipe(), rows(), range(7), 0)
+    assert len(again) == 9
 
 
 def test_muon_has_the_inner_matrices_and_adamw_all_else():

@@ -280,3 +280,5 @@ def test_files_are_on_the_disk_before_a_folder_has_its_name(tmp_path, monkeypatc
     assert order.index("b") < order.index("renamed")
     assert order.index("deep") < order.index("renamed")
     assert order[-1] == tmp_path.name  # the name itself, too
+    write_text(tmp_path / "a.txt", "a")
+    assert order[-1] == tmp_path.name
