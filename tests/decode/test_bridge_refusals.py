@@ -8,7 +8,7 @@ from targets import FAMILIES, make_target
 from transformers import DynamicCache, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from conftest import make_llama
-from unwrite.decode import DraftModel, PromptLookup, TransformersRuntime, generate
+from unwrite.decode import DraftModel, PromptLookup, TransformersRuntime, generate, why_plain
 from unwrite.decode.engine.prefix import check_prefix
 from unwrite.errors import MethodError, ModelError
 from unwrite.forget.logit_difference import LogitDifferenceModel
@@ -183,10 +183,11 @@ def test_guidance_is_followed_for_one_text_and_refused_for_several(model, strate
 
 
 def test_a_draft_of_another_vocabulary_is_refused_before_the_first_forward(model, monkeypatch):
-    called = []
+    called, draft = [], make_llama(1, vocab=60)
+    why_plain(draft), why_plain(model)  # the check of a kind of model runs forwards of its own
     monkeypatch.setattr(TransformersRuntime, "prefill", lambda self, *_: called.append(self))
     with pytest.raises(MethodError, match="vocabularies of 60 and 64"):
-        written(model, prompts(1), custom_generate=DraftModel(draft_model=make_llama(1, vocab=60)))
+        written(model, prompts(1), custom_generate=DraftModel(draft_model=draft))
     assert not called
 
 

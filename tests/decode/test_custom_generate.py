@@ -172,7 +172,7 @@ def test_a_cache_with_the_beginning_of_the_prompt_is_gone_on_from(model):
         ({"num_return_sequences": 2, "do_sample": True}, MethodError, "num_return_sequences is 2"),
         ({"use_cache": False}, MethodError, "use_cache is False"),
         ({"output_attentions": True, "return_dict_in_generate": True}, MethodError, "output_attentions is not kept"),
-        ({"cache_implementation": "static"}, ModelError, "static cache"),
+        ({"cache_implementation": "offloaded"}, ModelError, "offloaded cache"),
     ],
     ids=str,
 )
@@ -187,6 +187,12 @@ def test_refuses_a_static_cache_passed_in(model):
     cache = StaticCache(config=model.config, max_cache_len=64)
     with pytest.raises(ModelError, match="static cache"):
         model.generate(prompts(1), past_key_values=cache, max_new_tokens=4, custom_generate=PromptLookup())
+
+
+def test_a_static_cache_that_generate_makes_by_itself_does_not_matter(model):
+    ids, options = prompts(1), {"max_new_tokens": 12, "do_sample": False}
+    found = model.generate(ids, cache_implementation="static", custom_generate=PromptLookup(), **options)
+    assert torch.equal(found, model.generate(ids, **options))
 
 
 def test_refuses_a_filled_cache_longer_than_the_prompt(model):
@@ -206,17 +212,6 @@ def test_refuses_embeddings_in_place_of_ids(model):
 def test_a_streamer_and_a_batch_are_refused_together(model):
     with pytest.raises(MethodError, match="a streamer shows one text, and the batch has 2"):
         model.generate(prompts(2), max_new_tokens=4, custom_generate=PromptLookup(streamer=object()))
-
-
-def test_a_model_with_sliding_layers_is_refused_by_its_configuration():
-    from transformers import MistralConfig, MistralForCausalLM
-
-    config = MistralConfig(
-        vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, sliding_window=8,
-    )  # fmt: skip
-    with pytest.raises(ModelError, match="only the last 8 tokens"):
-        MistralForCausalLM(config).generate(prompts(1), max_new_tokens=4, custom_generate=PromptLookup())
 
 
 def test_a_processor_given_by_hand_is_called(model):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .engine.loop import Decoded
     from .engine.runtime import Output, Runtime
     from .engine.stats import Stats, last_stats
+    from .engine.support import why_plain
     from .engine.transformers_runtime import TransformersRuntime
     from .engine.tree import DraftTree, Path
     from .joined import Joined
@@ -39,6 +40,7 @@ _HOMES = {
     "engine.loop": ("Decoded",),
     "engine.runtime": ("Output", "Runtime"),
     "engine.stats": ("Stats", "last_stats"),
+    "engine.support": ("why_plain",),
     "engine.transformers_runtime": ("TransformersRuntime",),
     "engine.tree": ("DraftTree", "Path"),
     "joined": ("Joined",),
@@ -73,6 +75,7 @@ __all__ = [
     "calibrate",
     "generate",
     "last_stats",
+    "why_plain",
 ]
 
 

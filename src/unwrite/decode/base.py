@@ -88,6 +88,7 @@ class Strategy(ABC):
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
     batched: ClassVar[bool] = True
+    drafts: ClassVar[bool] = True  # off: never, and so for targets that decode plainly only
 
     @property
     def key(self) -> str:

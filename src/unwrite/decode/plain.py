@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from .base import Drafter, Strategy
 from .engine.tree import DraftTree, Ints
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Plain(Strategy):
     """Drafts nothing."""
+
+    drafts: ClassVar[bool] = False
 
     def drafter(self, runtime: Runtime, sampling: Sampling) -> NoDrafter:
         return NoDrafter()

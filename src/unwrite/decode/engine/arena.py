@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from ...errors import ModelError
 from .tree import Ints
@@ -98,7 +98,7 @@ class Arena:
         twin = copy.copy(like)
         count = len(like.layers) or layers
         for layer in like.layers:
-            if type(layer) not in (DynamicLayer, ArenaLayer):
+            if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, ArenaLayer):
                 raise ModelError(
                     f"the cache of this model has a {type(layer).__name__}; drafts are rolled back in layers of full "
                     "attention only. Pass an empty DynamicCache, or decode without a strategy."
@@ -270,17 +270,38 @@ def filled_length(cache: Cache | None) -> int:
     return max((layer.get_seq_length() for layer in _layers_of(cache) if isinstance(layer, CacheLayerMixin)), default=0)
 
 
-def fill(cache: Cache, twin: Cache, length: int) -> None:
-    """Copies the first columns of an arena's cache into the plain one it was made like, and so for caches inside."""
+def fill(cache: Cache, twin: Cache, length: int, starts: Sequence[int] = ()) -> None:
+    """Copies the kept columns of an arena's cache into the plain one it was made like, and so for caches inside.
+
+    Args:
+        length: columns of the plain one.
+        starts: [batch] the column at which each row begins there, behind its padding; 0 where it is left out.
+    """
     while len(cache.layers) < len(twin.layers):
         cache.layers.append(DynamicLayer())
     for layer, own in zip(cache.layers, twin.layers, strict=True):
         if own.is_initialized:
             layer.lazy_initialization(own.keys, own.values)
-            layer.keys, layer.values = own.keys[:, :, :length].clone(), own.values[:, :, :length].clone()
+            layer.keys, layer.values = (_shifted(held, length, starts) for held in (own.keys, own.values))
+        if isinstance(layer, DynamicSlidingWindowLayer) and own.is_initialized:
+            layer.cumulative_length = length
+            if length >= layer.sliding_window:
+                layer.keys, layer.values = (
+                    held[:, :, 1 - layer.sliding_window :] for held in (layer.keys, layer.values)
+                )
     for name, held in vars(twin).items():
         if isinstance(held, Cache):
-            fill(getattr(cache, name), held, length)
+            fill(getattr(cache, name), held, length, starts)
+
+
+def _shifted(held: Tensor, length: int, starts: Sequence[int]) -> Tensor:
+    """[batch, heads, length, width]: every row from its own column on, zeros before it."""
+    if not any(starts):
+        return held[:, :, :length].clone()
+    moved = held.new_zeros(*held.shape[:2], length, held.shape[3])
+    for row, start in enumerate(starts):
+        moved[row, :, start:] = held[row, :, : length - start]
+    return moved
 
 
 def empty_cache(model: Any) -> Cache:

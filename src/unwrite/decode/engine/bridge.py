@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import StaticCache
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from ...errors import MethodError
@@ -60,6 +61,9 @@ def custom_generate(
     from .prefix import check_prefix
     from .transformers_runtime import TransformersRuntime
 
+    if isinstance(past_key_values, StaticCache) and not getattr(past_key_values, "_is_user_defined", False):
+        past_key_values = None  # made by `generate`, as the model's defaults say; the text does not depend on it
+    past_key_values = past_key_values if past_key_values is not None else others.pop("cache_params", None)
     _refuse(strategy, input_ids, generation_config, use_cache, inputs_embeds)
     _refuse_inputs(strategy, input_ids, attention_mask, position_ids, others)
     sampling = from_processors(logits_processor, bool(generation_config.do_sample))
@@ -67,7 +71,8 @@ def custom_generate(
     padding = padding_of(attention_mask, len(input_ids))
     runtime = TransformersRuntime(model, cache=past_key_values)
     check(runtime, strategy, len(input_ids))
-    if filled := filled_length(past_key_values):
+    own = runtime.limit is not None and input_ids.shape[1] > runtime.limit
+    if not own and (filled := filled_length(past_key_values)):
         if any(padding):
             raise MethodError(
                 "a filled cache does not say which of its columns are padding. Call row by row, or pass no cache."

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import MethodError
+from ...errors import MethodError, ModelError
 from ..base import Drafter, Strategy
 from .costs import Acceptance
 from .planning import DraftCosts, Knowledge, Planner, knowledge_of
+from .rows import Row, Text, padded, root, shallower
 from .runtime import LOGITS, Output, Runtime
 from .sampling import Sampling
 from .stats import Stats, remember
@@ -29,6 +30,7 @@ from .tree import DraftTree, Ints, Path
 
 Clock = Callable[[], float]
 RUN = 8  # plain steps between two looks at what they cost
+OWN = "own"  # the way of the model's own steps, in the statistics
 
 
 @dataclass
@@ -44,66 +46,6 @@ class Decoded:
     sequences: list[list[int]]
     stats: Stats
     scores: list[Tensor] | None = None
-
-
-class Text:
-    """One row's committed ids, in a buffer that drafters, processors and criteria read without copying.
-
-    Args:
-        row: the prompt with its left padding.
-        room: tokens that may follow.
-        padding: leading ids of the row that are padding.
-        missing: ids by which the row is shorter than the batch is wide; they count for lengths alone.
-    """
-
-    def __init__(self, row: Ints, room: int, device: Any = "cpu", padding: int = 0, missing: int = 0) -> None:
-        self._ids = np.empty(len(row) + room, dtype=np.int64)
-        self._ids[: len(row)] = row
-        self._tensor = torch.from_numpy(self._ids)[None]
-        self.device = torch.device(device)
-        self._prompt, self._end, self._padding, self._missing = len(row), len(row), padding, missing
-
-    def append(self, token: int) -> None:
-        self._ids[self._end] = token
-        self._end += 1
-
-    @property
-    def length(self) -> int:
-        """Tokens, without padding."""
-        return self._end - self._padding
-
-    @property
-    def padded_length(self) -> int:
-        """The length as `generate` counts it."""
-        return self._end + self._missing
-
-    @property
-    def ids(self) -> Ints:
-        """[length], a view: what drafters and the runtime see."""
-        return self._ids[self._padding : self._end]
-
-    @property
-    def tensor(self) -> Tensor:
-        """[1, padding + length], a view where the model is on the CPU: what processors and criteria see."""
-        view = self._tensor[:, : self._end]
-        return view if self.device.type == "cpu" else view.to(self.device)
-
-    @property
-    def new(self) -> list[int]:
-        """The tokens after the prompt."""
-        ids: list[int] = self._ids[self._prompt : self._end].tolist()
-        return ids
-
-
-@dataclass
-class Row:
-    """One text being written."""
-
-    text: Text
-    drafter: Drafter
-    planner: Planner
-    sampling: Sampling
-    done: bool = False
 
 
 class Decoding:
@@ -126,6 +68,7 @@ class Decoding:
         self.scores: list[Tensor] | None = [] if keep_scores else None
         self.stats = Stats()
         self.knowledge: Knowledge
+        self._own = False  # whether the model's own steps have taken over
         self.budget = min(strategy.budget, (runtime.max_nodes or strategy.budget + 1) - 1)
 
     def run(self, prompts: Sequence[Ints], padding: Sequence[int] | None = None) -> Decoded:
@@ -145,18 +88,12 @@ class Decoding:
         drafters = [self._drafter() for _ in prompts]
         if self.streamer is not None:
             self.streamer.put(torch.tensor(prompts[0])[None])  # as `generate` does: streamers may skip it
-        logits = self.runtime.prefill(
-            [prompt[count:] for prompt, count in zip(prompts, padding, strict=True)], new + self.budget + 1
-        )
-        # Which ways a forward can run is known once the prompt is cached.
-        self.knowledge = knowledge_of(self.runtime.fingerprint, self.runtime.paths)
-        paths = self.knowledge.paths
-        self._use(paths.begin(new, int(self.runtime.lengths.max()), sunk=self.runtime.entered))
-        self.stats.batch = len(prompts)
         texts = [
             Text(prompt, new, self.device, count, width - len(prompt))
             for prompt, count in zip(prompts, padding, strict=True)
         ]
+        logits = self._prefill(texts, width, new)
+        self.stats.batch = len(prompts)
         rows = [self._row(index, *parts) for index, parts in enumerate(zip(texts, drafters, strict=True))]
         self.stats.forwards += 1
         for index, row in enumerate(rows):
@@ -168,6 +105,28 @@ class Decoding:
         if self.streamer is not None:
             self.streamer.end()
         return Decoded([row.text.new for row in rows], remember(self.stats), self.scores)
+
+    def _prefill(self, texts: list[Text], width: int, new: int) -> Tensor:
+        """[batch, vocab] logits after the prompts."""
+        self._own = self._beyond(width)
+        if self._own:
+            logits = self.runtime.own_prefill(padded(texts, width), [text.padding for text in texts], new)
+        else:
+            logits = self.runtime.prefill([text.ids for text in texts], new + self.budget + 1)
+        # Which ways a forward can run is known once the prompt is cached.
+        self.knowledge = knowledge_of(self.runtime.fingerprint, self.runtime.paths)
+        paths = self.knowledge.paths
+        if not self._own:
+            self._use(paths.begin(new, int(self.runtime.lengths.max()), sunk=self.runtime.entered))
+        return logits
+
+    def _beyond(self, length: int) -> bool:
+        """Whether a text so long, padding included, can only go on in the model's own steps."""
+        return self.runtime.limit is not None and length > self.runtime.limit
+
+    def _waits(self, row: Row) -> bool:
+        """Whether a row has ended, or has come to the limit before others."""
+        return row.done or self._beyond(row.text.padded_length)
 
     def _drafter(self) -> Drafter:
         drafter, strategy = self.strategy.drafter(self.runtime, self.sampling), self.strategy
@@ -190,6 +149,9 @@ class Decoding:
         self._commit_token(row, self.sampling.pick(scores), scores)
 
     def _step(self, rows: list[Row]) -> None:
+        if self.runtime.limit is not None and all(map(self._waits, rows)):
+            self._own_step(rows)
+            return
         alone = rows[0] if len(rows) == 1 else None
         if alone and alone.drafter.rests and (steps := self._resting(alone)):
             self._plain(alone, steps)
@@ -199,7 +161,7 @@ class Decoding:
         trees, drafting = [], []
         for row in rows:
             before = self.clock()
-            trees.append(self._draft(row) if not row.done else _root(row))
+            trees.append(self._draft(row) if not self._waits(row) else root(row))
             drafting.append(self.clock() - before)
         stacked = DraftTree.stack(trees)
         length = int(self.runtime.lengths.max())
@@ -215,7 +177,7 @@ class Decoding:
         forwarded = self.clock()
         self.knowledge.paths.observe(way, stacked.nodes * len(rows), length, forwarded - ready)
         paths = [
-            self._walk(row, tree, output.row(index, tree.nodes)) if not row.done else Path(nodes=[])
+            self._walk(row, tree, output.row(index, tree.nodes)) if not self._waits(row) else Path(nodes=[])
             for index, (row, tree) in enumerate(zip(rows, trees, strict=True))
         ]
         if not single:
@@ -233,11 +195,30 @@ class Decoding:
             row.planner.spent(own / len(rows), seconds, tree.nodes > 1)
         self._count(way, stacked.nodes, sum(drafting), ready - began, forwarded - ready, ended - forwarded)
 
+    def _own_step(self, rows: list[Row]) -> None:
+        """Beyond the limit: one token of every row, as `generate` computes it."""
+        began = self.clock()
+        if not self._own:
+            length, texts = int(self.runtime.limit or 0), [row.text for row in rows]
+            self.runtime.hand_over(padded(texts, length), [text.padding for text in texts])
+            self._own = True
+        ready = self.clock()
+        logits = self.runtime.own_step(np.array([row.text.ids[-1] for row in rows]))
+        if logits.is_cuda:
+            torch.cuda.synchronize(logits.device)
+        forwarded = self.clock()
+        for index, row in enumerate(rows):
+            if not row.done:
+                scores = self._scores(row, logits[index])
+                self._commit_token(row, row.sampling.pick(scores), scores)
+        self._count(OWN, 1, 0.0, ready - began, forwarded - ready, self.clock() - forwarded)
+
     def _resting(self, row: Row) -> int:
         """Steps to come, of at most `RUN`, in which the only row's drafter is not asked."""
+        run = RUN if self.runtime.limit is None else min(RUN, self.runtime.limit + 1 - row.text.padded_length)
         if not row.drafter.drafts or self._deepest(row) < 1:
-            return RUN
-        return row.planner.resting(RUN)
+            return run
+        return row.planner.resting(run)
 
     def _plain(self, row: Row, steps: int) -> None:
         """Steps of the only row in which nothing is drafted: no tree, no observation, one token each.
@@ -295,19 +276,19 @@ class Decoding:
         text, planner = row.text, row.planner
         deepest = self._deepest(row)
         if deepest < 1:
-            return _root(row)
+            return root(row)
         plans = row.drafter.plans
         budget = self.budget
         if plans:
             budget = planner.choose_plan(plans, text.length, budget, deepest)
             if budget == 0:
-                return _root(row)
+                return root(row)
         elif not planner.should_look():
-            return _root(row)
+            return root(row)
         tree = row.drafter.propose(text.ids, budget)
         if tree.draft is not None:
             return tree
-        tree = _shallower(tree, deepest)
+        tree = shallower(tree, deepest)
         planner.propose(tree)
         return tree if plans else planner.prune(tree, text.length)
 
@@ -319,8 +300,16 @@ class Decoding:
         deepest = self.stopping.max_length - row.text.padded_length - 1
         if self.runtime.max_positions is not None:
             deepest = min(deepest, self.runtime.max_positions - row.text.length)
+        if self.runtime.limit is not None:
+            deepest = min(deepest, self.runtime.limit - row.text.padded_length)
+        if self.runtime.max_columns is not None and self._columns(row) > self.runtime.max_columns:
+            return 0
         reach = self.runtime.reach(row.text.length - 1)
         return deepest if reach is None else min(deepest, reach)
+
+    def _columns(self, row: Row) -> int:
+        """Of the cache and the largest tree together."""
+        return max(row.text.length - 1, int(self.runtime.lengths.max())) + self.budget + 1
 
     def _walk(self, row: Row, tree: DraftTree, output: Output) -> Path:
         """The acceptance rule: from the root down as far as the target agrees."""
@@ -356,21 +345,12 @@ class Decoding:
         row.done = self.stopping(row.text, scores)
 
 
-def _root(row: Row) -> DraftTree:
-    return DraftTree.of([int(row.text.ids[-1])], [-1])
-
-
-def _shallower(tree: DraftTree, deepest: int) -> DraftTree:
-    """Without nodes below a depth."""
-    depths = tree.depths[0]
-    return tree if depths.max() <= deepest else tree.keep(np.flatnonzero(depths <= deepest))
-
-
 def check(runtime: Runtime, strategy: Strategy, batch: int) -> None:
     """What can't be decoded so is refused before the first token.
 
     Raises:
         MethodError: the strategy needs what the runtime lacks, has no batch, or may draft nothing.
+        ModelError: the strategy drafts, and the target decodes plainly only.
     """
     missing = sorted(n for n in strategy.needs if ("layers" if n.startswith("layer:") else n) not in runtime.provides)
     name = type(strategy).__name__
@@ -378,6 +358,10 @@ def check(runtime: Runtime, strategy: Strategy, batch: int) -> None:
         raise MethodError(
             f"{name} needs {', '.join(missing)} of the target, which {type(runtime).__name__} does not give. "
             "Use TransformersRuntime, or a strategy that needs logits only, such as TokenRecycling."
+        )
+    if runtime.limit == 0 and strategy.drafts:
+        raise ModelError(
+            f"{runtime.limited_by}: {name} cannot draft for it. Use Plain(), or the model's own `generate`."
         )
     if batch > 1 and not strategy.batched:
         raise MethodError(f"{name} decodes one text at a time, but the batch has {batch}. Call it row by row.")

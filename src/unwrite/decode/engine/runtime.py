@@ -51,6 +51,10 @@ class Runtime(ABC):
         inverts: no `generate` decodes this target, so a draw need not be the one it would make (`Sampling.inverts`).
         paths: names of the ways a forward can run, the default first; the loop times them and picks (see `use`).
         entered: of these, the ones this call is ready for.
+        limit: tokens of a text, padding included, up to which `forward` says what plain decoding says; beyond it `own_prefill`,
+            `hand_over` and `own_step` go on. None for any number, 0 for plain decoding only.
+        limited_by: what sets the limit, as a sentence.
+        max_columns: cached tokens and nodes of a forward together; None for any number.
     """
 
     vocab: int
@@ -61,6 +65,9 @@ class Runtime(ABC):
     inverts: ClassVar[bool] = False
     paths: tuple[str, ...] = ("stock",)
     entered: Collection[str] = ()
+    limit: int | None = None
+    limited_by: str = ""
+    max_columns: int | None = None
 
     @abstractmethod
     def prefill(self, rows: Sequence[Ints], room: int) -> Tensor:
@@ -89,6 +96,18 @@ class Runtime(ABC):
         output = self.forward(DraftTree.of([token], [ROOT]))
         self.commit([[0]])
         return output.logits[0, 0]
+
+    def own_prefill(self, ids: Ints, padding: Sequence[int], room: int) -> Tensor:
+        """Starts anew beyond the limit. ids: [batch, length], padded on the left. Returns [batch, vocab] logits after them."""
+        raise NotImplementedError
+
+    def hand_over(self, ids: Ints, padding: Sequence[int]) -> None:
+        """From here on `own_step`. ids: [batch, limit], what is cached of rows that still run, padded on the left."""
+        raise NotImplementedError
+
+    def own_step(self, tokens: Ints) -> Tensor:
+        """One plain token of every row beyond the limit. tokens: [batch]. Returns [batch, vocab] logits after them."""
+        raise NotImplementedError
 
     def reach(self, length: int) -> int | None:
         """Levels that a draft behind `length` cached tokens may have; None for any, 0 where decoding must be plain."""

@@ -1,7 +1,7 @@
-"""Any causal model of transformers with full attention as a target: trees in, logits out, accepted rows kept.
+"""Any causal model of transformers as a target: trees in, logits out, accepted rows kept.
 
 The model's own forward runs on an arena cache; a tree is a float mask added to the scores and a position id for every
-node. Where that gives the same sums for less, prompts and small forwards run on packed copies of the linear layers or, for a
+node. Beyond the length up to which that is what `generate` computes (`support.py`), the model's own steps go on. Where it gives the same sums for less, prompts and small forwards run on packed copies of the linear layers or, for a
 stock Llama-family model, in a fused loop. The model itself is never changed.
 
     node i sees column j  iff  j < length  or  node j - length is i or above it;   position(i) = length + depth(i)
@@ -13,8 +13,7 @@ import functools
 import inspect
 import platform
 import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,13 +23,16 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from ...errors import MethodError, ModelError
-from ...models import anatomy, unwrap
+from ...models import unwrap
 from .arena import Arena, empty_cache, fill, filled_length
 from .fused import FusedLoop, is_stock
-from .model_check import check_model
+from .model_check import check_cache, check_model
+from .observing import listening, observed_modules
+from .own_steps import OwnSteps
 from .packed import fits_memory, packable, packed_copy, structural_copy
 from .planning import knowledge_of
 from .runtime import LOGITS, Output, Runtime, positions, visible
+from .support import Support, able
 from .tree import DraftTree, Ints
 
 __all__ = ["TransformersRuntime", "check_model"]
@@ -47,33 +49,49 @@ class TransformersRuntime(Runtime):
     """A transformers model with an arena cache.
 
     Args:
-        model: any causal model with full attention and eager or sdpa attention; a PeftModel or compiled model stands
-            for the model inside.
+        model: any causal model; a PeftModel or compiled model stands for the model inside.
         pack: "auto" lays out the linear layers once for small forwards where the packs take at most
             `packed.MEMORY_SHARE` of the free memory; "always" whatever they take; "never" not. Only float32 weights in
             main memory are packed.
         cache: the cache that `generate` was given, empty or filled with a beginning of every prompt; its class is
             kept. None for what the model's `empty_cache()` returns, or a DynamicCache.
+        support: how far trees go, where the caller knows better than `support_of`.
 
     Raises:
         ModelError: see `check_model`.
     """
 
-    def __init__(self, model: Any, *, pack: Literal["auto", "never", "always"] = "auto", cache: Cache | None = None):
+    def __init__(
+        self,
+        model: Any,
+        *,
+        pack: Literal["auto", "never", "always"] = "auto",
+        cache: Cache | None = None,
+        support: Support | None = None,
+    ) -> None:
         if pack not in ("auto", "never", "always"):
             raise MethodError(f"pack is {pack!r}; use 'auto', 'never' or 'always'.")
         self.model = unwrap(model)
-        check_model(self.model, cache)
+        check_model(self.model)
         config = self.model.config.get_text_config(decoder=True)
         self.vocab = int(getattr(self.model, "vocab_size", 0) or config.vocab_size)
-        self.max_positions = _last_position(config)
+        support = self._support = support or able(self.model)
+        self.limit, self.max_columns = support.limit, support.columns
+        self.limited_by = f"{type(self.model).__name__} {support.why}" if support.why else ""
+        self.max_positions = min(
+            filter(None, (getattr(config, "max_position_embeddings", None), support.limit)), default=None
+        )
+        self.max_nodes = 1 if support.plain else None
         self._pack = pack
-        self._given = empty_cache(self.model) if cache is None else cache
-        self._unread = True  # what it holds counts for the first prompts only
+        self._own: OwnSteps | None = None
+        self._user, self._unread = cache, True  # what is given counts for the first prompts only
         self._arena = Arena()
-        self._cache = self._arena.cache(self._given, config.num_hidden_layers)
+        if not support.plain:
+            self._given = empty_cache(self.model) if cache is None else cache
+            check_cache(self._given, type(self.model).__name__)
+            self._cache = self._arena.cache(self._given, config.num_hidden_layers)
         self._accepts = set(inspect.signature(self.model.forward).parameters)
-        self._observed = _observed_modules(self.model)
+        self._observed = observed_modules(self.model)
         hidden = {name if name == "final_hidden" else "layers" for name in self._observed}
         self.provides = LOGITS | hidden
         self._extras: dict[str, Any] = {}
@@ -101,6 +119,8 @@ class TransformersRuntime(Runtime):
 
         None where the rows differ in length: a plain cache can't say so.
         """
+        if self._own is not None:
+            return self._own.cache
         if (self.lengths != self._arena.longest).any():
             return None
         fill(self._given, self._cache, self._arena.longest)
@@ -121,6 +141,9 @@ class TransformersRuntime(Runtime):
         Raises:
             ModelError: the cache given holds another number of rows, or as much as the shortest prompt.
         """
+        if self._support.plain:
+            raise ModelError(f"{self.limited_by}. Use Plain(), or the model's own `generate`.")
+        self._own = None
         sizes = np.array([len(row) for row in rows], dtype=np.int64)
         skip = _fitting_length(self._given, sizes) if self._unread else 0
         self._unread = False
@@ -161,10 +184,30 @@ class TransformersRuntime(Runtime):
         self._arena.expect(trees.nodes)
         tokens = torch.from_numpy(trees.tokens).to(self.device)
         places = torch.from_numpy(positions(trees, self.lengths)).to(self.device)
+        if self.limit is not None:  # a row that waits for others at the limit must not switch the rope of all
+            places = places.clamp(max=self.limit - 1)
         mask = self._mask(trees)
         if isinstance(body, FusedLoop):
             return body(tokens, places, mask, self._arena, want)
         return self._run(body, tokens, places, mask, want)
+
+    def own_prefill(self, ids: Ints, padding: Sequence[int], room: int) -> Tensor:
+        """See `Runtime.own_prefill`. A cache given goes on being filled, from what it holds."""
+        cache = self._user if self._unread else None
+        self._unread = False
+        self._arena.kept(np.zeros(len(ids), dtype=np.int64))
+        self._own = OwnSteps(self.model, torch.from_numpy(ids), padding, cache, room)
+        return self._own.prefill()
+
+    def hand_over(self, ids: Ints, padding: Sequence[int]) -> None:
+        """See `Runtime.hand_over`. The cache given gets what the arena holds."""
+        fill(self._given, self._cache, ids.shape[1], padding)
+        self._own = OwnSteps(self.model, torch.from_numpy(ids), padding, self._given, handed_over=True)
+
+    def own_step(self, tokens: Ints) -> Tensor:
+        """See `Runtime.own_step`."""
+        assert self._own is not None
+        return self._own.step(torch.from_numpy(tokens))
 
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
         """See `Runtime.commit`."""
@@ -228,7 +271,7 @@ class TransformersRuntime(Runtime):
             twin = self._twin = self._twin or structural_copy(self.model)  # the user's model never carries our hooks
         body, copies = (self.model, {}) if twin is None else twin
         heard = {name: (copies[id(module)], kind) for name, (module, kind) in wanted.items()}
-        with _listening(heard) as found:
+        with listening(heard) as found:
             result = body(
                 input_ids=tokens,
                 attention_mask=mask,
@@ -305,15 +348,6 @@ class TransformersRuntime(Runtime):
         return mask[:, None].to(self.device)
 
 
-def _last_position(config: Any) -> int | None:
-    """Positions a model can encode; of longrope the shorter range, because its factors change for all beyond it."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
-        original = rope.get("original_max_position_embeddings")
-        return int(original or config.original_max_position_embeddings)
-    return getattr(config, "max_position_embeddings", None)
-
-
 def _fitting_length(cache: Cache, sizes: Ints) -> int:
     """Tokens of every prompt that a given cache holds."""
     length = filled_length(cache)
@@ -334,43 +368,6 @@ def _extra_inputs(model: Any, tokens: Tensor, cache: Cache) -> dict[str, Any]:
     """What a model asks for at generation beyond what every model takes."""
     prepared = model.prepare_inputs_for_generation(tokens, past_key_values=cache, attention_mask=None, use_cache=True)
     return {key: value for key, value in prepared.items() if key not in OURS and value is not None}
-
-
-def _observed_modules(model: Any) -> dict[str, tuple[nn.Module, str]]:
-    """{"final_hidden" or "layer:<index>": (module, whether its "input" or "output" is meant)}."""
-    head = model.get_output_embeddings()
-    if head is None:
-        return {}
-    found: dict[str, tuple[nn.Module, str]] = {"final_hidden": (head, "input")}
-    try:
-        blocks = anatomy(model).blocks
-    except ModelError:
-        return found
-    return found | {f"layer:{block.index}": (block.module, "output") for block in blocks}
-
-
-@contextmanager
-def _listening(modules: dict[str, tuple[nn.Module, str]]) -> Iterator[dict[str, Tensor]]:
-    """Collects what passes through some modules of a copy. Yields {name: states}, filled by the forward."""
-    found: dict[str, Tensor] = {}
-
-    def before(name: str, module: nn.Module, args: Any) -> None:
-        found[name] = args[0]
-
-    def after(name: str, module: nn.Module, args: Any, output: Any) -> None:
-        found[name] = output[0] if isinstance(output, tuple) else output
-
-    handles = [
-        module.register_forward_pre_hook(functools.partial(before, name))
-        if kind == "input"
-        else module.register_forward_hook(functools.partial(after, name))
-        for name, (module, kind) in modules.items()
-    ]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @functools.cache

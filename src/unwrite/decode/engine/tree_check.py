@@ -1,0 +1,115 @@
+"""Whether a model's forward over a tree says what its own steps say: a small tree against its branches, on the real weights.
+
+prompt, root ── a ── c ── f          every branch is decoded in the model's own steps, as a row of one batch;
+          │      └── d ── g          then the tree in one forward, then one branch is kept and goes on
+          └── b ── e ── h
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .own_steps import OwnSteps
+from .tree import DraftTree
+
+__all__ = ["disagreement", "own_fault"]
+
+PARENTS = [-1, 0, 0, 1, 1, 2, 3, 4, 5]
+BRANCHES = [[0, 1, 3, 6], [0, 1, 4, 7], [0, 2, 5, 8]]
+PROMPT = 3
+CLOSE, ROUGH = 2e-3, 0.2  # of the spread of a node's logits: in float32, and in shorter formats
+RIGHT = 0.75  # of the nodes must agree in shorter formats, where a router may choose another expert
+
+
+def own_fault(model: Any) -> str:
+    """What stops the model's own steps after a few tokens; empty where nothing does."""
+    try:
+        with _quiet(model):
+            own = OwnSteps(model, _ids(model, 1)[:, :PROMPT], [0])
+            own.prefill()
+            own.step(torch.tensor([_first(model)]))
+    except Exception as error:
+        return _line(error)
+    return ""
+
+
+def disagreement(model: Any) -> str:
+    """Why a tree cannot run, as the end of a sentence that begins with the model's name; empty where it can."""
+    try:
+        with _quiet(model):
+            error = _compare(model)
+    except Exception as error_:
+        return f"takes no tree ({_line(error_)})"
+    exact = model.dtype in (torch.float32, torch.float64)
+    worst = float(error.max() if exact else error.quantile(RIGHT))
+    if not worst <= (CLOSE if exact else ROUGH):
+        return f"gives other logits in a tree than in its own steps (by {worst:.2g} of their spread)"
+    return ""
+
+
+def _compare(model: Any) -> Tensor:
+    """[nodes + 1] differences of the tree's logits, and of one step behind a kept branch, in spreads of the logits."""
+    from .support import Support
+    from .transformers_runtime import TransformersRuntime
+
+    ids = _ids(model, len(BRANCHES))
+    own = OwnSteps(model, ids[:, :PROMPT], [0] * len(ids))
+    own.prefill()
+    steps = torch.stack([own.step(column) for column in ids[:, PROMPT:].T], 1)  # [branches, depth + 1, vocab]
+    runtime = TransformersRuntime(model, pack="never", support=Support())
+    runtime.prefill([ids[0, :PROMPT].numpy()], 2 * len(PARENTS))
+    runtime.use("stock")
+    tokens = {
+        node: int(ids[row, PROMPT + depth]) for row, path in enumerate(BRANCHES) for depth, node in enumerate(path)
+    }
+    tree = runtime.forward(DraftTree.of([tokens[node] for node in range(len(PARENTS))], PARENTS)).logits[0]
+    expected = {node: steps[row, depth] for row, path in enumerate(BRANCHES) for depth, node in enumerate(path)}
+    runtime.commit([BRANCHES[-1][:-1]])
+    last = runtime.step(tokens[BRANCHES[-1][-1]])
+    pairs = [*((tree[node], expected[node]) for node in range(len(PARENTS))), (last, steps[-1, -1])]
+    return torch.stack([_distance(*pair) for pair in pairs])
+
+
+def _distance(found: Tensor, expected: Tensor) -> Tensor:
+    found, expected = found.float(), expected.float()
+    return (found - expected).abs().mean() / expected.std().clamp(min=1e-30)
+
+
+def _ids(model: Any, rows: int) -> Tensor:
+    """[rows, PROMPT + depth + 1] ids of the branches behind one prompt; nodes that branches share have one token."""
+    draw = np.random.default_rng(0)
+    config = model.config.get_text_config(decoder=True)
+    low, high = _first(model), min(int(config.vocab_size), 1000)
+    prompt, nodes = draw.integers(low, high, PROMPT), draw.integers(low, high, len(PARENTS))
+    return torch.tensor(np.array([[*prompt, *nodes[path]] for path in BRANCHES[:rows]]))
+
+
+def _first(model: Any) -> int:
+    """An id beyond those that mean padding, beginning and end in most vocabularies."""
+    return min(5, int(model.config.get_text_config(decoder=True).vocab_size) - 1)
+
+
+def _line(error: Exception) -> str:
+    first = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {first[0][:120]}" if first else type(error).__name__
+
+
+@contextmanager
+def _quiet(model: Any) -> Iterator[None]:
+    """No gradient, no dropout, and torch's random numbers as they were."""
+    training = [module for module in model.modules() if module.training]
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
