@@ -10,6 +10,7 @@ from unwrite.cli.fields import build_strategy
 from unwrite.cli.generate import _Transformers
 from unwrite.decode import RecyclingTable, TrigramTable
 from unwrite.decode.token_recycling import TreeTemplate
+from unwrite.errors import Notice
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +123,38 @@ def test_refuses_in_one_line(capsys, folder, arguments, part):
         main(["generate", "who ?", "--model", folder, *arguments])
     assert error.value.code == 2
     assert part in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def recurrent(tmp_path_factory):
+    from transformers import MambaConfig, MambaForCausalLM
+
+    path, tokenizer = tmp_path_factory.mktemp("recurrent"), make_tokenizer()
+    config = MambaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, state_size=4, eos_token_id=2)
+    MambaForCausalLM(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return str(path)
+
+
+def test_without_a_strategy_a_model_that_takes_no_drafts_writes_plainly_and_says_so(capsys, recurrent):
+    with pytest.warns(
+        Notice, match="MambaForCausalLM keeps a recurrent state, which cannot be rolled back. The text is"
+    ):
+        found = json.loads(run(capsys, "--model", recurrent, "--max-new-tokens", "6", "--json"))
+    assert list(found) == ["plain"]
+    asked = json.loads(run(capsys, "--model", recurrent, "--strategy", "plain", "--max-new-tokens", "6", "--json"))
+    assert asked["plain"]["text"] == found["plain"]["text"]
+
+
+def test_a_strategy_asked_for_by_name_is_refused_where_the_model_takes_no_drafts(capsys, recurrent):
+    with pytest.raises(SystemExit) as error:
+        main(["generate", "who ?", "--model", recurrent, "--strategy", "token-recycling"])
+    assert error.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "MambaForCausalLM keeps a recurrent state" in last
+    assert "TokenRecycling cannot draft for it" in last
+
+
+def test_without_a_strategy_drafts_run_where_they_can_and_nothing_is_noticed(capsys, folder, recwarn):
+    assert list(json.loads(run(capsys, "--model", folder, "--max-new-tokens", "6", "--json"))) == ["token-recycling"]
+    assert not [warning for warning in recwarn if issubclass(warning.category, Notice)]

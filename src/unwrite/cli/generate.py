@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 from cyclopts import Parameter
 
-from ..errors import MethodError
+from ..errors import MethodError, notice
 from ..runs import progress
 from .fields import build_strategy
 from .output import console, print_json, quiet_libraries
 
-PLAIN = "plain"
+PLAIN, DEFAULT = "plain", "token-recycling"
 
 
 def generate(
     prompt: str,
     *,
-    strategy: str = "token-recycling",
+    strategy: str | None = None,
     sampler: str | None = None,
     compare: str | None = None,
     model: str = "smollm2-135m",
@@ -36,7 +36,8 @@ def generate(
 
     Args:
         prompt: the question.
-        strategy: how to decode: plain, or a drafting strategy.
+        strategy: how to decode: plain, or a drafting strategy. Where it is left out: token-recycling, or plain with a
+            notice where the model takes no drafts.
         sampler: for a diffusion language model: parts of the denoising loop joined by +, such as
             "threshold(threshold=0.8)+dual"; the canvas is shown as it fills.
         compare: several strategies separated by commas; a table of all of them in place of the stream.
@@ -53,12 +54,15 @@ def generate(
 
         denoise(prompt, sampler, model, max_new_tokens, temperature, seed, raw, json, fields)
         return
-    names = [name.strip() for name in (compare or strategy).split(",")]
+    names = [name.strip() for name in (compare or strategy or DEFAULT).split(",")]
     chosen = {name: None if name == PLAIN else build_strategy(name, fields) for name in names}
     quiet_libraries()
     from ..decode import Plain
 
     writer = _writer(model, draft_model, raw)
+    if strategy is None and compare is None and (why := writer.why_plain()):
+        notice(f"{why} The text is written plainly, one token a forward; --strategy asks for another way.")
+        names, chosen = [PLAIN], {PLAIN: None}
     if compare:  # what only a first call pays, such as packing, is nobody's
         writer(prompt, Plain(), 4, temperature, seed, None)
     results = {}
@@ -74,7 +78,16 @@ def generate(
         console().print(f"\n[dim]{names[0]}: {results[names[0]][1].line()}[/]")
 
 
-Writer = Callable[..., tuple[str, Any]]
+class Writer(Protocol):
+    """Writes an answer with one model."""
+
+    def __call__(
+        self, prompt: str, way: Any, count: int, temperature: float, seed: int, show: Callable[[str], None] | None
+    ) -> tuple[str, Any]:
+        """(text, statistics)."""
+
+    def why_plain(self) -> str | None:
+        """Why no draft runs with this model; None where drafts do."""
 
 
 def _writer(model: str, draft: str | None, raw: bool) -> Writer:
@@ -113,6 +126,12 @@ class _Transformers:
 
         self.loaded, self.raw = load(name), raw
         self.draft = load(draft).model if draft else None
+
+    def why_plain(self) -> str | None:
+        """Why no draft runs with this model."""
+        from ..decode import why_plain
+
+        return why_plain(self.loaded.model)
 
     def __call__(
         self, prompt: str, way: Any, count: int, temperature: float, seed: int, show: Callable[[str], None] | None
@@ -183,6 +202,10 @@ class _LlamaCpp:
             raise MethodError(f"{path}: no such file.")
         self.runtime, self.raw = LlamaCppRuntime(path), raw
         self.draft = LlamaCppRuntime(draft) if draft else None
+
+    def why_plain(self) -> str | None:
+        """Nothing: its own check decides how many rows a forward may have."""
+        return None
 
     def __call__(
         self, prompt: str, way: Any, count: int, temperature: float, seed: int, show: Callable[[str], None] | None
