@@ -105,6 +105,17 @@ def train(objective: Any, model: Any, forget: Any, retain: Any, tokenizer: Any, 
     return objective.apply(model, forget, retain, processing_class=tokenizer, args={**SGD, **options}, **outer)
 
 
+class KillAt(TrainerCallback):
+    """Kills a training before its next step after `step`, when that step's checkpoint is written."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
 class StepCounter(TrainerCallback):
     """Counts optimiser steps."""
 

@@ -118,7 +118,7 @@ def _run(request: ForgetRequest, out: Path, resume: bool, overwrite: bool, notic
     run = Run.start(out, arguments, resume=resume, overwrite=overwrite)
     try:
         run.update(**ready.record)
-        return run, _carry_out(run, ready, notices)
+        return run, _carry_out(run, ready, notices, resumed=earlier is not None and resume)
     except KeyboardInterrupt:
         run.update(status="stopped")
         console().print("Stopped. Go on with the same command and --resume.", markup=False)
@@ -130,7 +130,7 @@ def _run(request: ForgetRequest, out: Path, resume: bool, overwrite: bool, notic
         raise
 
 
-def _carry_out(run: Run, ready: Ready, notices: list[str]) -> Any:
+def _carry_out(run: Run, ready: Ready, notices: list[str], resumed: bool) -> Any:
     import copy
     import shutil
 
@@ -145,7 +145,7 @@ def _carry_out(run: Run, ready: Ready, notices: list[str]) -> Any:
         split.retain,
         holdout=split.holdout,
         processing_class=ready.loaded.tokenizer,
-        args=training(request, run),
+        args=training(request, run, resumed),
         peft_config=_lora(request.lora),
         callbacks=[log_to(run), *([] if stop is None else [stop])],
         allow_overlap=request.data.allow_overlap,
@@ -189,7 +189,7 @@ def _stop(ready: Ready) -> Any:
     return StopWhenForgotten(ready.loaded.tokenizer, {"forget": split.forget}, guard, target=target, max_length=length)
 
 
-def training(request: ForgetRequest, run: Run) -> dict[str, Any]:
+def training(request: ForgetRequest, run: Run, resumed: bool = False) -> dict[str, Any]:
     """Training arguments from the flags that were given, with checkpoints in the run folder."""
     given = {
         "learning_rate": request.lr,
@@ -199,13 +199,11 @@ def training(request: ForgetRequest, run: Run) -> dict[str, Any]:
         "max_length": request.audit.max_length,
         "seed": request.seed,
     }
-    checkpoints = run.folder / "checkpoints"
-    last = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     return {name: value for name, value in given.items() if value is not None} | {
-        "output_dir": str(checkpoints),
+        "output_dir": str(run.folder / "checkpoints"),
         "save_strategy": "epoch",
         "save_total_limit": 1,
-        "resume_from_checkpoint": str(last[-1]) if last else None,
+        "resume_from_checkpoint": resumed or None,
         "use_cpu": request.model.place == "cpu",
     }
 

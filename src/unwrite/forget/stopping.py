@@ -55,6 +55,14 @@ class StopWhenForgotten(TrainerCallback):
         require("floor", self.floor, at_least=0, below=1)
         require("every", self.every, at_least=1)
 
+    def checkpoint_state(self) -> dict[str, Any]:
+        """Why training ended, and every check so far."""
+        return {"reason": self.reason, "history": self.history}
+
+    def restore_state(self, state: dict[str, Any]) -> None:
+        """Goes on from the checks of a training that is resumed."""
+        self.reason, self.history = state["reason"], [dict(row) for row in state["history"]]
+
     def _measure(self, model: Any, step: int) -> dict[str, float]:
         sets = {**self.forget, **self.guard}
         row = {"step": float(step)} | {

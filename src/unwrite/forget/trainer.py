@@ -28,6 +28,7 @@ from ..errors import MethodError, NotFinite, notice
 from ..models import anatomy as anatomy_of
 from ..runs import seeded, training_progress
 from ..scoring import row_length
+from . import checkpoints
 from .base import Objective, Phase, Work
 from .batch import make_parts, run
 from .reference import Reference, Wanted, compute
@@ -40,6 +41,7 @@ class UnlearnArguments(TrainingArguments):
 
     Args:
         output_dir: for checkpoints; None for a temporary folder that goes when training ends.
+        resume_from_checkpoint: a checkpoint's folder, or True for the newest whole one in `output_dir`.
         max_length: tokens a row may have; longer answers are cut, longer texts read in windows. None takes 512, or all of
             the model's positions where there are fewer.
         cache_references: keep what the loss needs from the model before unlearning on disk.
@@ -149,6 +151,30 @@ class UnlearnTrainer(Trainer):
         self.counts = dict(zip(totals, counts, strict=True))
         return batches, None
 
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where transformers writes a checkpoint: aside, until it is whole."""
+        return str(Path(super()._get_output_dir(trial), checkpoints.ASIDE))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """As transformers does, but whole or absent; see `checkpoints`."""
+        aside = Path(self._get_output_dir(trial))
+        first = self.is_world_process_zero()
+        if first:
+            shutil.rmtree(aside, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if first:
+            checkpoints.finish(
+                aside,
+                aside.parent,
+                self.state.global_step,
+                ended=self.control.should_training_stop,
+                callbacks=self.callback_handler.callbacks,
+                keep=self.args.save_total_limit,
+            )
+        self.accelerator.wait_for_everyone()
+
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
@@ -255,7 +281,9 @@ def _train(
         plans = [
             _plan(objective, phase, model, rows, tokenizer.pad_token_id, settings) for phase in objective.phases(work)
         ]
-        for plan in plans:
+        for number, plan in enumerate(plans, 1):
+            if len(plans) > 1:
+                plan.args.output_dir = str(Path(settings.output_dir or "", f"phase-{number}"))
             _train_phase(objective, plan, model, tokenizer.pad_token_id, callbacks)
     finally:
         for parameter, flag in before:
@@ -329,6 +357,8 @@ def _epochs(args: UnlearnArguments, data: UnlearnRows) -> int:
 
 
 def _train_phase(objective: Objective, plan: _Plan, model: Any, pad_id: int, callbacks: Sequence[Any]) -> None:
+    output = Path(plan.args.output_dir or "")
+    checkpoint = checkpoints.resumed_from(output, plan.args.resume_from_checkpoint)
     trainer = UnlearnTrainer(
         objective,
         plan.phase,
@@ -339,8 +369,11 @@ def _train_phase(objective: Objective, plan: _Plan, model: Any, pad_id: int, cal
         data_collator=Collator(pad_id),
         callbacks=list(callbacks),
     )
+    if checkpoint is not None and checkpoints.had_ended(checkpoint, callbacks):
+        trainer._load_from_checkpoint(str(checkpoint))
+        return
     with training_progress(trainer, type(objective).__name__):
-        trainer.train(resume_from_checkpoint=plan.args.resume_from_checkpoint)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
 def _reference(

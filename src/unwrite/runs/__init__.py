@@ -1,6 +1,6 @@
 """The run folder: atomic writes, content hashes, provenance, resume, the score cache on disk, and progress."""
 
-from .atomic import cache_dir, lock, need_free, new_folder, write_json, write_text
+from .atomic import cache_dir, lock, need_free, new_folder, sync, write_json, write_text
 from .cache import (
     cache_folder,
     cached_files,
@@ -45,6 +45,7 @@ __all__ = [
     "silent",
     "sound",
     "spare_folder",
+    "sync",
     "training_progress",
     "unwritable",
     "versions",
