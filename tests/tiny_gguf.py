@@ -23,12 +23,12 @@ def make_model(vocab=96):
     return LlamaForCausalLM(config).eval()
 
 
-def write_gguf(path, model):
-    """The model's weights in float32, without a tokenizer."""
+def write_gguf(path, model, tensors_a_file=0):
+    """The model's weights in float32, without a tokenizer; in parts where `tensors_a_file` is given."""
     import gguf
 
     config, state = model.config, {k: v.numpy() for k, v in model.state_dict().items()}
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=tensors_a_file)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)

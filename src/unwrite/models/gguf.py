@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import io
 import shutil
 from collections.abc import Mapping
@@ -16,12 +17,14 @@ from pathlib import Path
 
 from ..errors import ModelError
 from ..runs import cache_dir, hash_file, lock, new_folder, progress, write_json
+from .accounting import check_account, gguf_left_over
 from .checkpoints import first_line
+from .gguf_parts import join_parts, opened, parts_of, whole_stem
 from .quiet import quiet
 
 __all__ = ["converted"]
 
-_VERSION = 1  # of the conversion; a change here converts again
+_VERSION = 2  # of the conversion; a change here converts again
 
 
 def converted(path: Path, *, note: Mapping[str, str] | None = None) -> Path:
@@ -29,17 +32,19 @@ def converted(path: Path, *, note: Mapping[str, str] | None = None) -> Path:
 
     Converted on the first call, which takes about half a minute for 135M parameters; many processes may ask at once.
 
+    Args:
+        path: the file; of a model in several (`NAME-00001-of-00003.gguf`) any, with the others beside it.
+        note: goes into the folder's `unwrite.json`.
+
     Raises:
-        ModelError: no such file, not a GGUF, or an architecture transformers can't read from one.
+        ModelError: no such file or part, not a GGUF, an architecture transformers can't read from one, or tensors that
+            are missing, left over, or of another shape.
     """
-    if not path.is_file():
-        raise ModelError(f"{path} does not exist.")
-    with open(path, "rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ModelError(f"{path} is not a GGUF file: it does not start with 'GGUF'. Download or copy it again.")
-    digest = hash_file(path)
+    parts = parts_of(path)
+    digests = [hash_file(part) for part in parts]
+    digest = digests[0] if len(parts) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
     home = cache_dir("models")
-    folder = home / f"{path.stem.lower()}-{digest[:16]}-v{_VERSION}"
+    folder = home / f"{whole_stem(parts[0]).lower()}-{digest[:16]}-v{_VERSION}"
     if folder.is_dir():
         return folder
     with lock(home / f"{folder.name}.lock"):
@@ -49,24 +54,38 @@ def converted(path: Path, *, note: Mapping[str, str] | None = None) -> Path:
             shown = progress(None, f"converting {path.name} once, to {folder}")
             # transformers' GGUF reader draws a bar of its own, over everything
             with shown, new_folder(folder) as fresh, quiet(), contextlib.redirect_stderr(io.StringIO()):
-                _convert(path, fresh)
-                write_json(fresh / "unwrite.json", {**(note or {}), "gguf": path.name, "gguf_sha256": digest})
+                _convert(parts, fresh)
+                write_json(fresh / "unwrite.json", {**(note or {}), "gguf": parts[0].name, "gguf_sha256": digest})
     return folder
 
 
-def _convert(path: Path, folder: Path) -> None:
+def _convert(parts: list[Path], folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
     from transformers.utils.quantization_config import GgufConfig
 
-    where = {"gguf_file": path.name, "local_files_only": True}
+    readers = opened(parts)
+    whole = parts[0]
+    if len(parts) > 1:
+        whole = folder / "whole.gguf"
+        join_parts(readers, whole)
+    where = {"gguf_file": whole.name, "local_files_only": True}
     try:
-        packed = AutoModelForCausalLM.from_pretrained(
-            path.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **where
+        packed, info = AutoModelForCausalLM.from_pretrained(
+            whole.parent,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            **where,
         )
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
+        tokenizer = AutoTokenizer.from_pretrained(whole.parent, **where)
     except Exception as error:  # the reader raises whatever a damaged file leads it to
-        raise ModelError(f"{path} could not be read as a GGUF model: {first_line(error)}") from error
+        raise ModelError(f"{parts[0]} could not be read as a GGUF model: {first_line(error)}") from error
+    unexpected = sorted({*info["unexpected_keys"], *gguf_left_over(readers, packed)})
+    check_account(parts[0], {**info, "unexpected_keys": unexpected}, packed, {})
+    if len(parts) > 1:
+        whole.unlink()
     config = copy.deepcopy(packed.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config

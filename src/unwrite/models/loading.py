@@ -6,6 +6,7 @@ without a network. So all sources are held to the same rules, and only a Hub id 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +17,11 @@ from torch import nn
 
 from .. import catalog
 from ..errors import ModelError, unknown
+from .accounting import adapter_account, check_account, stored_shapes
 from .bundled import BUNDLED, bundled_folder
 from .checkpoints import check_weights, first_line, needs_remote_code, read_json
 from .gguf import converted
+from .gguf_parts import gguf_in
 from .quiet import quiet
 
 __all__ = ["Loaded", "load", "load_model", "model_folder", "register_loader"]
@@ -77,7 +80,7 @@ def load(
 
     Args:
         name: a bundled name (`smollm2-135m`; these come first, `./name` is the folder), a local folder, a `.gguf`
-            file, or a Hub id (`org/name`).
+            file (or one part of several), or a Hub id (`org/name`).
         dtype: of the weights; "auto" takes the checkpoint's.
         revision: a branch, tag or commit, for a Hub id.
         allow_pickle: read pickled weights where there are no safetensors; they can run code.
@@ -135,6 +138,8 @@ def _resolve(name: str, options: _Options) -> tuple[Path, dict[str, Any]]:
     path = Path(name).expanduser()
     if name in BUNDLED:
         folder, kind = bundled_folder(name), "bundled"
+    elif path.is_dir() and (gguf := gguf_in(path)) is not None:
+        folder, kind = converted(gguf), "gguf"
     elif path.is_dir():
         folder, kind = path.absolute(), "folder"  # a record of it must mean the same from every folder
     elif path.suffix == ".gguf":
@@ -233,8 +238,13 @@ def _adapted(folder: Path, options: _Options) -> tuple[nn.Module, dict[str, Any]
             f"{folder} is an adapter on an adapter ({named}). Merge that one first: models.save(..., merge=True)."
         )
     model, _ = _model(base_folder, base_source, options)
-    with quiet():
-        adapted = PeftModel.from_pretrained(model, str(folder), local_files_only=True)
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's, of missing weights: they are an error below
+        try:
+            adapted = PeftModel.from_pretrained(model, str(folder), local_files_only=True)
+        except Exception as error:  # whatever the library meets in a foreign adapter
+            raise ModelError(f"{folder} could not be loaded on {named}: {first_line(error)}") from error
+    check_account(folder, adapter_account(folder, adapted), adapted, {})
     return adapted.eval().to(options.device), {"base": base_source}
 
 
@@ -260,15 +270,11 @@ def _read(folder: Path, options: _Options) -> Any:
                 use_safetensors=None if options.allow_pickle else True,
                 trust_remote_code=options.trust_remote_code,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
             )
         except Exception as error:  # whatever a library meets in a foreign checkpoint
             raise ModelError(f"{folder} could not be loaded: {first_line(error)}") from error
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ModelError(
-            f"{folder} lacks {len(missing)} of its model's weights (first: {missing[0]}). "
-            "Was it saved for another class, or cut?"
-        )
+    check_account(folder, info, model, stored_shapes(folder.glob("*.safetensors")))
     return model.eval()
 
 

@@ -16,6 +16,7 @@ from typing import Literal, get_args
 
 from ..errors import MissingExtra, ModelError, unknown
 from ..runs import need_free
+from .gguf_parts import parts_of, whole_stem
 
 __all__ = ["Format", "requantise"]
 
@@ -26,25 +27,22 @@ def requantise(path: str | Path, to: Format, out: str | Path | None = None, *, o
     """Writes a GGUF file in another number format and returns where.
 
     Args:
-        path: the file to read; it stays as it is.
+        path: the file to read; it stays as it is. Of a model in parts any part; what is written is one file.
         to: "q8_0" (half of f16's size) or "f16".
         out: the file to write; by default beside `path`, or in the working folder where
             `path` belongs to an installed package, named for the format.
 
     Raises:
         MissingExtra: llama-cpp-python isn't installed.
-        ModelError: an unknown format, no GGUF at `path`, `out` is `path`, or llama.cpp's refusal.
+        ModelError: an unknown format, no GGUF at `path`, a missing part, `out` is `path`, or llama.cpp's refusal.
     """
     source = Path(path).expanduser()
     if to not in get_args(Format):
         raise ModelError(unknown("number format", to, get_args(Format)))
-    if not source.is_file():
-        raise ModelError(f"{source} does not exist.")
-    with open(source, "rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ModelError(f"{source} is not a GGUF file: it does not start with 'GGUF'.")
+    parts = parts_of(source)
+    source = parts[0]  # llama.cpp finds the others
     target = Path(out).expanduser() if out is not None else _beside(source, to)
-    if target.exists() and target.samefile(source):
+    if target.exists() and any(target.samefile(part) for part in parts):
         raise ModelError(f"{target} is the file to read. Name another file with --out.")
     need_free(target, overwrite=overwrite)
     if not target.parent.is_dir():
@@ -78,5 +76,5 @@ def _quantise(source: Path, target: Path, to: Format) -> None:
 
 
 def _beside(source: Path, to: str) -> Path:
-    name = f"{source.stem}.{to.upper()}.gguf"
+    name = f"{whole_stem(source)}.{to.upper()}.gguf"
     return Path(name) if "site-packages" in source.parts else source.with_name(name)
