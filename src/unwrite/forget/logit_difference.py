@@ -7,7 +7,6 @@ It is a transformers model: `generate` (greedy, sampling, beams, left padding), 
 from __future__ import annotations
 
 import copy
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,10 @@ from torch import Tensor
 from transformers import AutoTokenizer, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ..errors import ModelError
+from ..errors import ModelError, notice
 from ..models import Loaded, load_model
+from ..models.checkpoints import read_json
+from ..models.guarded import is_guarded, load_guarded, save_guarded
 from ..runs import hash_json, hash_model, write_json
 from .base import require
 
@@ -178,10 +179,17 @@ class LogitDifferenceModel(PreTrainedModel, GenerationMixin):
         return hash_json([hash_model(self.target), hash_model(self.assistant), settings])
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Writes both models and the settings; `unwrite.models.load` reads them back."""
+        """Writes both models and the settings, in a form that only `unwrite.models.load` and `from_pretrained` read.
+
+        Raises:
+            ModelError: a folder with a guard in the form that any tool loads as the target; `push_to_hub`.
+        """
         folder = Path(save_directory)
-        self.target.save_pretrained(folder / "target", **kwargs)
-        self.assistant.save_pretrained(folder / "assistant", **kwargs)
+        if kwargs.get("push_to_hub"):
+            raise ModelError("a guard is not pushed to a hub: what is in it knows all. Save it, and share the folder.")
+        if _loadable_by_all(folder):
+            raise ModelError(f"{folder} holds a guard in the old form (target/, assistant/). Choose another folder.")
+        save_guarded(folder, type(self).__name__, target=self.target, assistant=self.assistant)
         settings = {"alpha": self.alpha, "top_filter": self.top_filter, "raw": self.raw}
         write_json(folder / "unwrite.json", {"loader": LOADER, "settings": settings})
 
@@ -189,8 +197,24 @@ class LogitDifferenceModel(PreTrainedModel, GenerationMixin):
     def from_pretrained(cls, folder: str | Path, **options: Any) -> LogitDifferenceModel:
         """Reads what `save_pretrained` wrote; `options` are those of `unwrite.models.load`."""
         folder = Path(folder)
-        settings = json.loads((folder / "unwrite.json").read_text(encoding="utf-8"))["settings"]
-        return cls(load_model(folder / "target", **options), load_model(folder / "assistant", **options), **settings)
+        settings = read_json(folder / "unwrite.json").get("settings")
+        if not isinstance(settings, dict) or set(settings) != {"alpha", "top_filter", "raw"}:
+            raise ModelError(f"{folder / 'unwrite.json'} has no settings of a {cls.__name__}. Copy the folder whole.")
+        if _loadable_by_all(folder):
+            notice(
+                f"{folder} stores its guard in an old form: other tools load {folder / 'target'} as a model, which is "
+                "the one before forgetting. Load it and save it to another folder."
+            )
+            return cls(
+                load_model(folder / "target", **options), load_model(folder / "assistant", **options), **settings
+            )
+        target, assistant = (load_guarded(folder, name, **options) for name in ("target", "assistant"))
+        return cls(target, assistant, **settings)
+
+
+def _loadable_by_all(folder: Path) -> bool:
+    """Whether a folder holds the two models as ordinary ones, as earlier versions wrote them."""
+    return (folder / "target" / "config.json").is_file() and not is_guarded(folder, "target")
 
 
 def load_folder(folder: str | Path, **options: Any) -> Loaded:
