@@ -24,6 +24,8 @@ import torch
 from ..errors import DataError, MissingExtra, unknown
 from ..runs import progress
 from .images import Images, first_few
+from .picture_metadata import check_metadata, missing
+from .picture_rows import Picture, decoded, scaled
 from .reading import load
 
 # Open licences (OFL, Apache 2.0); `unwrite[vision]` brings them too.
@@ -315,27 +317,33 @@ def hub_images(
             and `test/`).
         config: the data set's configuration.
         image, label, target, identity: the columns; label for classification, or target for regression.
-        size: height and width; the middle square of other images is scaled to it.
+        size: height and width; the middle square of other images is scaled to it. Pixels are brought to 0..1 by the
+            range of their storage: see `picture_rows`.
         limit: at most so many rows of each split, the first ones.
         splits: their names, the training rows first.
         name: in messages and reports; the folder's or data set's by default.
 
     Raises:
-        DataError: it can't be loaded, or lacks a column; the columns that are there are named.
+        DataError: it can't be loaded, or lacks a column; the columns that are there are named. Pictures that can't be
+            decoded, values that are missing; file and row are named.
         MissingExtra: Pillow, which decodes images, isn't installed.
     """
     _need_pillow()
+    columns = {"labels": label, "targets": target, "identity": identity}
+    if Path(root).is_dir():
+        check_metadata(Path(root), [column for column in columns.values() if column is not None], target)
     tables = [_table(str(root), config, split, limit) for split in splits]
     name = name or Path(str(root)).name
-    columns = {"labels": label, "targets": target, "identity": identity}
+    pictures: list[list[Picture]] = []
     parts: list[dict[str, Any]] = []
     for table, split in zip(tables, splits, strict=True):
         for column in (image, *columns.values()):
             if column is not None and column not in table.column_names:
                 raise DataError(f"{name}@{split}: {unknown('column', column, table.column_names)}")
-        pixels = [_square(picture, size) for picture in progress(table[image], f"reading {name}, {split}")]
-        values = {kind: table[column] for kind, column in columns.items() if column is not None}
-        parts.append({"pixels": torch.from_numpy(np.stack(pixels)), **{k: list(v) for k, v in values.items()}})
+        parts.append({kind: _complete(table, column, f"{name}@{split}") for kind, column in columns.items() if column})
+        pictures.append(decoded(table, image, f"{name}@{split}", size))
+    pixels = torch.from_numpy(scaled([one for part in pictures for one in part]))
+    parts[0]["pixels"], parts[1]["pixels"] = pixels[: len(tables[0])], pixels[len(tables[0]) :]
     names = {
         "classes": _numbered(parts, "labels", tables[0].features.get(label)),
         "identities": _numbered(parts, "identity", tables[0].features.get(identity)),
@@ -364,18 +372,16 @@ def _table(root: str, config: str | None, split: str, limit: int | None) -> Any:
     return table
 
 
-def _square(picture: Any, size: int) -> np.ndarray:
-    """The middle square of a picture, `[3, size, size]` in 0..1."""
-    from PIL import Image
-
-    if not isinstance(picture, Image.Image):
-        raise DataError(f"an image is a {type(picture).__name__}, not a picture. Name the column that holds pictures.")
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    picture = picture.convert("RGB").crop((left, top, left + side, top + side))
-    if side != size:
-        picture = picture.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=None)
-    return np.asarray(picture, dtype=np.float32).transpose(2, 0, 1) / 255
+def _complete(table: Any, column: str, place: str) -> list[Any]:
+    """The column's values, all of them there."""
+    values = list(table[column])
+    absent = [row for row, value in enumerate(values) if missing(value)]
+    if absent:
+        raise DataError(
+            f"{place}: {len(absent)} of {len(values)} rows have no {column} (first: row {first_few(absent)}). "
+            "Fill in or remove them."
+        )
+    return values
 
 
 def _numbered(parts: list[dict[str, Any]], column: str, feature: Any) -> tuple[str, ...]:
@@ -385,8 +391,6 @@ def _numbered(parts: list[dict[str, Any]], column: str, feature: Any) -> tuple[s
     if names := getattr(feature, "names", None):
         return tuple(names)
     values = [value for part in parts for value in part[column]]
-    if missing := [i for i, value in enumerate(values) if value is None]:
-        raise DataError(f"{len(missing)} rows have no {column} (first: row {first_few(missing)}). Remove them.")
     known = sorted(set(values))
     number = {value: i for i, value in enumerate(known)}
     for part in parts:

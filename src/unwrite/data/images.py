@@ -236,7 +236,9 @@ def _pixels(given: Any, name: str) -> Tensor:
     if len(pixels) == 0:
         raise DataError(f"{name} has no images. Give at least one.")
     if not pixels.is_floating_point():
-        raise DataError(f"the pixels of {name} are {str(pixels.dtype)[6:]}. Give floats in 0..1: divide bytes by 255.")
+        raise DataError(
+            f"the pixels of {name} are {str(pixels.dtype)[6:]}. Give floats in 0..1: divide bytes by 255, 16 bits by 65535."
+        )
     pixels = pixels.to(torch.float32)
     if not (pixels.amin() >= 0 and pixels.amax() <= 1):  # also for NaN
         wrong = ~((pixels >= 0) & (pixels <= 1)).flatten(1)
