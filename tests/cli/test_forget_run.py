@@ -3,30 +3,15 @@
 import json
 
 import pytest
+from cli_runs import command, make_files
 
-from conftest import make_llama, make_tokenizer
 from unwrite.cli import main
-from unwrite.models import load, save
+from unwrite.models import load
 
 
 @pytest.fixture
 def files(tmp_path):
-    """A saved tiny model, and forget and retain files."""
-    save(make_llama(), tmp_path / "model", tokenizer=make_tokenizer())
-    for name, thing in (("forget", "book"), ("retain", "river")):
-        rows = [
-            {"question": f"who {n} the {thing} ?", "answer": f"the old {thing} ."}
-            for n in ("wrote", "was", "is", "lives")
-        ]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return tmp_path
-
-
-def command(files, *more: str) -> list[str]:
-    return [
-        "forget", "--model", str(files / "model"), "--forget", str(files / "forget.jsonl"), "--retain",
-        str(files / "retain.jsonl"), "--out", str(files / "run"), "--epochs", "2", "--lr", "0.01", "--device", "cpu", *more,
-    ]  # fmt: skip
+    return make_files(tmp_path)
 
 
 def test_a_run_folder_holds_model_metrics_and_report(files, capsys):

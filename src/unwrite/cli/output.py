@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json as jsonlib
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from functools import lru_cache
@@ -37,22 +38,21 @@ def print_json(value: Any) -> None:
 @contextlib.contextmanager
 def plain_notices() -> Iterator[None]:
     """Within the block a `Notice` is one line on standard error, each message once; other warnings stay as they are."""
-    before, shown = warnings.formatwarning, set()
+    before, shown = warnings.showwarning, set()
 
-    def one_line(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> str:
+    def one_line(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
         text = " ".join(str(message).split())
         if not issubclass(category, Notice):
-            return before(message, category, *place, **options)
-        if text in shown:
-            return ""
-        shown.add(text)
-        return f"unwrite: {text}\n"
+            before(message, category, *place, **options)
+        elif text not in shown:
+            shown.add(text)
+            print(f"unwrite: {text}", file=sys.stderr)
 
-    warnings.formatwarning = one_line  # type: ignore[assignment]
+    warnings.showwarning = one_line  # type: ignore[assignment]
     try:
         yield
     finally:
-        warnings.formatwarning = before
+        warnings.showwarning = before
 
 
 def quiet_libraries() -> None:

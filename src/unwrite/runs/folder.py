@@ -196,6 +196,12 @@ class Run:
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(dict(line), sort_keys=True) + "\n")
 
+    def logged(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`; a last one that was cut off is left out."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
     def need_done(self) -> Run:
         """This run, if it is whole.
 

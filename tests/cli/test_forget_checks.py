@@ -1,0 +1,103 @@
+"""unwrite forget checks everything before it writes: a refusal is one line, and leaves no run folder behind."""
+
+import pytest
+from cli_runs import command, make_files, record, refused, rows, write_rows
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return make_files(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_trained(monkeypatch):
+    """No refusal may come as late as training."""
+    monkeypatch.setattr("unwrite.forget.base.Method.apply", lambda *_, **__: pytest.fail("training began"))
+
+
+def refusal(capsys, files, *more: str) -> str:
+    line = refused(capsys, command(files, *more))
+    assert not (files / "run").exists()
+    return line
+
+
+NUMBERS = {
+    "--epochs": ["0", "-1", "nan", "inf"],
+    "--lr": ["0", "-0.1", "nan", "inf"],
+    "--batch-size": ["0", "-8"],
+    "--accumulate": ["0", "-1"],
+    "--max-length": ["1", "0", "-5"],
+    "--seed": ["-1", str(2**32)],
+    "--lora": ["0", "-4"],
+    "--stop-at": ["0", "1", "-0.1", "nan", "2"],
+}
+
+
+@pytest.mark.parametrize(("flag", "value"), [(flag, value) for flag in NUMBERS for value in NUMBERS[flag]])
+def test_a_number_without_a_meaning_is_refused_by_its_flag(capsys, files, flag, value):
+    line = refusal(capsys, files, flag, value)
+    assert f"{flag} is {float(value):g}; it must be" in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--suite", "basik"], "unknown suite 'basik'. Did you mean 'basic'?"),
+        (["--suite", "vision"], "--suite vision is for images"),
+        (
+            ["--suite", "tofu"],
+            "suite 'tofu' can't be measured on forget: it needs perturbed_answers in every forget row",
+        ),
+        (["--suite", "muse"], "suite 'muse' can't be measured on forget: it needs the benchmark's own question sets"),
+        (["--suite", "membership"], "suite 'membership' can't be measured on forget: it needs holdout rows"),
+        (["--attacks", "relern"], "unknown attack 'relern'. Did you mean 'relearn'?"),
+        (["--attacks", "none,relearn"], "--attacks is none,relearn; none stands alone"),
+        (["--max-length", "4096"], "max_length is 4096, but the model has positions for 128 tokens. Use at most 128."),
+        (["--max-length", "5"], "leaves no room for the answer within 5"),
+        (["--columns", "question=title,answer=reply"], "unknown column 'title'"),
+        (["--method", "scrub"], "scrub forgets images"),
+        (["--method", "rmu", "--layer", "7"], "layer is 7 but the model has 3 blocks"),
+        (["--method", "uld", "--layers", "8"], "cannot keep 8 blocks of 3"),
+        (["--method", "ssd", "--lora", "4"], "ssd trains nothing, so --epochs has no meaning for it"),
+        (["--method", "uld", "--layers", "1", "--stop-at", "0.1"], "--stop-at watches the model while it is trained"),
+        (["--method", "task-vector", "--stop-at", "0.1"], "--stop-at watches the model while it is trained"),
+        (["--resume"], "holds no run to resume"),
+        (["--resume", "--overwrite"], "Pass one of them"),
+        (["--device", "tpu"], "device 'tpu' cannot be used here"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(capsys, files, flags, said):
+    assert said in refusal(capsys, files, *flags)
+
+
+def test_a_method_that_needs_retain_rows_is_refused_without_them(capsys, files):
+    line = refused(capsys, command(files, without=("--retain",)))
+    assert "NPO has retain_loss='nll' but there is no retain set" in line
+    assert not (files / "run").exists()
+
+
+def test_adapters_are_refused_for_a_method_that_trains_none(capsys, files):
+    arguments = command(files, "--method", "ssd", "--lora", "4", without=("--epochs", "--lr"))
+    assert "ssd trains nothing, so --lora has no meaning for it" in refused(capsys, arguments)
+    assert not (files / "run").exists()
+
+
+def test_an_attack_that_was_asked_for_needs_its_rows(capsys, files, tmp_path):
+    one = write_rows(tmp_path / "one.jsonl", rows("book")[:1])
+    line = refusal(capsys, files, "--forget", one, "--attacks", "quantise,relearn")
+    assert "there is only 1. Give at least 2, or leave relearn out of --attacks" in line
+
+
+def test_a_row_that_only_the_audit_reads_is_checked_too(capsys, files, tmp_path):
+    long = [{"question": "who " * 140, "answer": "the book ."}]
+    line = refusal(capsys, files, "--holdout", write_rows(tmp_path / "holdout.jsonl", long))
+    assert "holdout.jsonl:1: the prompt has" in line
+
+
+def test_a_failed_check_leaves_an_earlier_run_as_it_is(capsys, files, tmp_path):
+    from unwrite.runs import Run
+
+    arguments = command(files, "--overwrite", "--max-length", "4096", "--out", str(tmp_path / "run"))
+    Run.start(tmp_path / "run", {}).update(status="done")
+    refused(capsys, arguments)
+    assert record(tmp_path / "run")["status"] == "done"

@@ -1,0 +1,129 @@
+"""What the flags of unwrite forget reach, and what is left where a run fails."""
+
+import json
+
+import pytest
+import torch
+from cli_runs import command, make_files, record, refused, rows, write_rows
+
+from unwrite.cli import main
+from unwrite.models import load
+
+
+@pytest.fixture
+def files(tmp_path):
+    return make_files(tmp_path)
+
+
+@pytest.mark.parametrize("error", ["refusal", "fault"])
+def test_what_fails_before_its_first_step_leaves_no_folder(capsys, files, monkeypatch, error):
+    from unwrite.errors import DataError
+    from unwrite.forget.trainer import UnlearnTrainer
+
+    raised = DataError("no such row") if error == "refusal" else ValueError("out of memory")
+
+    def fail(*_, **__):
+        raise raised
+
+    monkeypatch.setattr(UnlearnTrainer, "compute_loss", fail)
+    with pytest.raises(SystemExit if error == "refusal" else ValueError):
+        main(command(files))
+    assert not (files / "run").exists()
+
+
+def test_what_fails_after_a_step_is_kept_and_says_so(capsys, files, tmp_path, monkeypatch):
+    monkeypatch.setattr("unwrite.audit.evaluate", lambda *_, **__: 1 / 0)
+    arguments = command(files, "--out", str(tmp_path / "run"))
+    with pytest.raises(ZeroDivisionError):
+        main(arguments)
+    assert record(tmp_path / "run")["status"] == "failed"
+    assert (tmp_path / "run" / "model").exists()
+
+
+def test_a_run_is_not_resumed_on_other_rows(capsys, files, tmp_path, monkeypatch):
+    moved = make_files(tmp_path)
+    monkeypatch.setattr("unwrite.audit.evaluate", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(command(moved))
+    write_rows(moved / "forget.jsonl", rows("letter"))
+    assert "the rows have changed since this run was started" in refused(capsys, command(moved, "--resume"))
+    assert record(moved / "run")["status"] == "failed"
+
+
+def test_a_run_is_not_resumed_on_another_model(capsys, tmp_path, monkeypatch):
+    from conftest import make_llama, make_tokenizer
+    from unwrite.models import save
+
+    files = make_files(tmp_path)
+    monkeypatch.setattr("unwrite.audit.evaluate", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(command(files))
+    save(make_llama(seed=1), files / "model", tokenizer=make_tokenizer())
+    assert "model has changed since this run was started" in refused(capsys, command(files, "--resume"))
+
+
+def test_the_length_reaches_training_stopping_and_audit(capsys, tmp_path, monkeypatch):
+    from unwrite.forget import StopWhenForgotten
+    from unwrite.forget.batch import make_parts
+    from unwrite.forget.trainer import UnlearnTrainer
+
+    files = make_files(tmp_path)
+    long = [{"question": "who wrote it ?", "answer": "the old book " * 20}] * 2 + rows("book")
+    write_rows(files / "forget.jsonl", long)
+    lengths, stops = [], []
+    loss, start = UnlearnTrainer.compute_loss, StopWhenForgotten.__post_init__
+
+    def watch(self, model, inputs, *rest, **more):
+        lengths.extend(part.labels.shape[1] for _, part in make_parts(inputs, None).present())
+        return loss(self, model, inputs, *rest, **more)
+
+    monkeypatch.setattr(UnlearnTrainer, "compute_loss", watch)
+    monkeypatch.setattr(StopWhenForgotten, "__post_init__", lambda self: (stops.append(self.max_length), start(self)))
+    main(command(files, "--max-length", "32", "--stop-at", "0.01"))
+    assert max(lengths) == 32
+    assert stops == [32]
+    kept = record(files / "run")
+    assert kept["max_length"] == 32
+    cut = "2 of 6 answers are cut at 32 tokens"
+    assert any(cut in line for line in kept["notices"])
+    assert any(cut in line for line in json.loads((files / "run" / "report.json").read_text())["notices"])
+    assert cut in (files / "run" / "report.html").read_text()
+    assert cut in capsys.readouterr().err
+    assert kept["stopped"]
+
+
+def test_columns_and_turns_reach_the_rows(tmp_path):
+    files = make_files(tmp_path)
+    chats = [
+        {"messages": [
+            {"role": "user", "content": f"who {verb} ann ?"}, {"role": "assistant", "content": "the book ."},
+            {"role": "user", "content": f"who {verb} bert ?"}, {"role": "assistant", "content": "the song ."},
+        ]}
+        for verb in ("wrote", "was")
+    ]  # fmt: skip
+    write_rows(files / "forget.jsonl", chats)
+    counts = {}
+    for turns in ("all", "last"):
+        main(command(files, "--turns", turns, "--out", str(files / turns)))
+        counts[turns] = json.loads((files / turns / "report.json").read_text())["rows"]["forget"]
+    assert counts == {"all": 4, "last": 2}
+    asked = [{"text": row["question"], "reply": row["answer"]} for row in rows("book")]
+    write_rows(files / "forget.jsonl", asked)
+    main(command(files, "--columns", "question=text,answer=reply", "--out", str(files / "columns")))
+    sample = json.loads((files / "columns" / "report.json").read_text())["samples"][0]
+    assert (sample["asked"], sample["reference"]) == (asked[0]["text"], asked[0]["reply"])
+
+
+def test_adapters_are_trained_merged_and_counted(tmp_path):
+    files = make_files(tmp_path)
+    main(command(files, "--lora", "2"))
+    assert record(files / "run")["changed"]["weights"] > 0
+    before, after = load(files / "model").model, load(files / "run" / "model").model
+    assert not hasattr(after, "peft_config")
+    assert not torch.equal(before.model.layers[0].mlp.up_proj.weight, after.model.layers[0].mlp.up_proj.weight)
+
+
+def test_a_task_vector_with_adapters_is_saved_as_the_model_it_edits(tmp_path):
+    files = make_files(tmp_path)
+    main(command(files, "--lora", "2", "--method", "task-vector"))
+    assert record(files / "run")["status"] == "done"

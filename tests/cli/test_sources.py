@@ -1,0 +1,139 @@
+"""A run keeps what was loaded so that it means the same from every folder, and chat and audit load just that."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from cli_runs import command, make_files, record, refused
+
+from conftest import make_llama, make_tokenizer
+from unwrite.cli import main
+from unwrite.cli.sources import ModelRequest, absolute
+from unwrite.models import load, save
+from unwrite.runs import hash_model
+
+
+@pytest.fixture
+def files(tmp_path):
+    return make_files(tmp_path)
+
+
+@pytest.fixture
+def run(files, monkeypatch):
+    """A run made from relative paths."""
+    monkeypatch.chdir(files)
+    main(command(Path(), "--out", "run"))
+    return files / "run"
+
+
+def test_a_path_is_absolute_and_a_name_stays(files, monkeypatch):
+    monkeypatch.chdir(files)
+    assert absolute("model") == str(files / "model")
+    assert absolute("./forget.jsonl") == str(files / "forget.jsonl")
+    assert absolute("org/name") == "org/name"
+    assert absolute("org/name:config@split") == "org/name:config@split"
+    (files / "data.json").write_text('{"train": [], "val": []}')
+    assert absolute("data.json@train") == f"{files / 'data.json'}@train"
+    (files / "landmarks").mkdir()
+    assert absolute("landmarks") == "landmarks"  # the shipped rows go before the folder
+
+
+def test_a_folder_or_file_is_loaded_by_its_absolute_path(files, monkeypatch):
+    monkeypatch.chdir(files)
+    source = load("model").source
+    assert (source["name"], source["folder"]) == (str(files / "model"), str(files / "model"))
+
+
+def test_a_run_keeps_paths_and_hashes(run, files):
+    kept = record(run)
+    assert kept["source"]["name"] == str(files / "model")
+    assert kept["source"]["weights"] == hash_model(make_llama())
+    assert kept["model"]["weights"] == hash_model(load(run / "model").model)
+    assert kept["arguments"]["model"] == str(files / "model")
+    assert kept["arguments"]["forget"] == str(files / "forget.jsonl")
+
+
+def test_chat_loads_both_models_from_another_folder(run, tmp_path, capsys, monkeypatch):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    main(["chat", str(run), "--question", "who wrote the book ?", "--max-new-tokens", "3"])
+    assert "before" in capsys.readouterr().out
+
+
+def chat_and_audit(run):
+    """The commands that load a run's models."""
+    audit = ["audit", str(run), "--forget", str(run.parent / "forget.jsonl"), "--attacks", "none", "--device", "cpu"]
+    return [["chat", str(run), "--question", "who ?"], audit]
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["chat", "audit"])
+def test_a_model_before_that_has_changed_is_refused(run, files, capsys, which):
+    save(make_llama(seed=1), files / "model", tokenizer=make_tokenizer())
+    line = refused(capsys, chat_and_audit(run)[which])
+    assert f"{files / 'model'} is not the model of the run {run} any more" in line
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["chat", "audit"])
+def test_an_unlearned_model_that_has_changed_is_refused(run, capsys, which):
+    save(make_llama(seed=1), run / "model", tokenizer=make_tokenizer())
+    assert f"{run / 'model'} is not the model of the run {run} any more" in refused(capsys, chat_and_audit(run)[which])
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["chat", "audit"])
+def test_an_unfinished_run_is_refused(run, capsys, which):
+    kept = record(run)
+    (run / "run.json").write_text(json.dumps({**kept, "status": "stopped"}))
+    assert "is stopped, not done" in refused(capsys, chat_and_audit(run)[which])
+
+
+def test_audit_of_a_run_has_both_of_its_models(run, capsys):
+    main([*chat_and_audit(run)[1], "--json"])
+    report = json.loads(capsys.readouterr().out)
+    stored = json.loads((run / "report.json").read_text())
+    assert report["roles"] == ["before", "after"]
+    for role in report["roles"]:
+        score = report["columns"][role]["forget_probability"]["value"]
+        assert score == pytest.approx(stored["columns"][role]["forget_probability"]["value"], abs=1e-6)
+
+
+def test_audit_of_a_run_takes_another_model_before_by_name(run, files, capsys):
+    save(make_llama(seed=1), files / "other", tokenizer=make_tokenizer())
+    main([*chat_and_audit(run)[1], "--json", "--before", str(files / "other")])
+    assert json.loads(capsys.readouterr().out)["roles"] == ["before", "after"]
+
+
+def test_a_run_in_half_precision_is_loaded_in_it(files, capsys):
+    main(command(files, "--dtype", "bfloat16", "--lr", "0.1"))
+    assert record(files / "run")["source"]["dtype"] == "bfloat16"
+    main(["chat", str(files / "run"), "--question", "who ?", "--max-new-tokens", "2"])
+
+
+def test_a_run_with_adapters_and_one_with_a_guard_are_recognised(files, capsys):
+    for name, flags in (("lora", ["--lora", "2"]), ("guard", ["--method", "uld", "--layers", "1", "--rank", "2"])):
+        main(command(files, "--out", str(files / name), *flags))
+        main(["chat", str(files / name), "--question", "who ?", "--max-new-tokens", "2"])
+
+
+def test_a_run_on_an_adapter_is_recognised(files):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(load(files / "model").model, LoraConfig(r=2, target_modules=["q_proj"]))
+    save(model, files / "adapter", tokenizer=make_tokenizer())
+    main(command(files, "--model", str(files / "adapter")))
+    main(["chat", str(files / "run"), "--question", "who ?", "--max-new-tokens", "2"])
+
+
+def test_a_run_without_hashes_is_used_with_a_notice(run, capsys):
+    kept = record(run)
+    del kept["source"]["weights"], kept["model"]
+    (run / "run.json").write_text(json.dumps(kept))
+    main(["chat", str(run), "--question", "who ?", "--max-new-tokens", "2"])
+    assert capsys.readouterr().err.count("has no hash of") == 2
+
+
+def test_a_request_loads_in_its_dtype_and_notes_it(files):
+    loaded = ModelRequest(name=str(files / "model"), dtype="bfloat16", device="cpu").load()
+    assert loaded.model.dtype == torch.bfloat16
+    assert loaded.source["weights"] == hash_model(make_llama().to(torch.bfloat16))
