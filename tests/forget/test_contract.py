@@ -5,6 +5,7 @@ import importlib
 import inspect
 import pickle
 import pkgutil
+import typing
 import warnings
 
 import pytest
@@ -22,9 +23,8 @@ from unwrite.forget import Edit, Guard, Method, Objective
 from unwrite.runs import hash_model
 
 METHODS = {slug: record for slug, record in catalog.methods().items() if "text" in record.forgets}
-# Half of all rows are forgotten here, and then no ratio of importances reaches 10.
-REACHED = {"alpha": 1.0, "importance_batch": 4}
-FIELDS = {"rmu": {"layer": 1}, "uld": {"layers": 2}, "ssd": REACHED, "lfssd": REACHED, "random-dampening": REACHED}
+# Batches of fewer rows than there are; everything else is as it comes, on a model of three blocks and sixteen rows.
+FIELDS = {slug: {"importance_batch": 4} for slug in ("ssd", "lfssd", "random-dampening")}
 KINDS = {"objective": Objective, "edit": Edit, "guard": Guard}
 every_method = pytest.mark.parametrize("slug", METHODS)
 
@@ -203,8 +203,13 @@ def test_every_field_without_a_range_check_is_a_known_one():
     free = {"raw", "refusals", "control_seed", "stored", "cache"}
     for record in METHODS.values():
         cls = record.load()
+        hints = typing.get_type_hints(cls)
         for field in dataclasses.fields(cls):
-            bad = {int: -1, float: float("nan"), str: "nonsense"}.get(type(field.default))
+            # A default that is left to the model or the rows is None; what may be given is in the hint.
+            kind = next(
+                (one for one in typing.get_args(hints[field.name]) if field.default is None), type(field.default)
+            )
+            bad = {int: -1, float: float("nan"), str: "nonsense"}.get(kind)
             if field.name in free:
                 continue
             with pytest.raises(MethodError):

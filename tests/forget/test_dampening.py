@@ -1,6 +1,7 @@
 """Dampening: the card's closed forms and identities (arXiv 2308.07707), on images and on texts, and what is refused."""
 
 import copy
+import dataclasses
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from torch.nn import functional as F
 from conftest import make_examples, make_llama
 from unwrite.data import Images
 from unwrite.data.encoding import encode_all, pad
-from unwrite.errors import DataError, MethodError, ModelError
-from unwrite.forget.base import Cost
+from unwrite.errors import DataError, MethodError, ModelError, Notice, noticing
+from unwrite.forget import dampening
+from unwrite.forget.base import Cost, Work
 from unwrite.forget.dampening import (
     ASSD,
     LFSSD,
@@ -338,11 +340,45 @@ def test_the_report_counts_what_is_selected_and_leaves_the_model_as_it_is(net):
     assert found.share == found.selected / sum(value.numel() for value in before.values())
 
 
-def test_an_alpha_that_no_ratio_can_reach_is_told_by_its_bound(net):
-    with pytest.warns(
-        UserWarning, match=r"selects none .* With 3 of 11 batches to forget, none can exceed 3.67. Lower"
-    ):
+def test_an_alpha_that_no_ratio_can_reach_is_told_before_the_first_pass(net, monkeypatch):
+    monkeypatch.setattr(dampening, "importances", lambda *_, **__: pytest.fail("a pass was made"))
+    message = r"SSD at alpha 10 can select no weight: with 3 of 11 batches to forget, none matters more than 3.67 times"
+    with pytest.warns(Notice, match=message), pytest.raises(pytest.fail.Exception):
         small(SSD(alpha=10.0)).apply(net, FORGET, RETAIN)
+
+
+@pytest.mark.parametrize("alpha", [math.inf, 3.6, None])
+def test_an_alpha_within_reach_is_not_told(net, alpha):
+    with noticing() as said:
+        small(SSD(alpha=alpha)).apply(net, FORGET, RETAIN)
+    assert not any("can select no weight" in line for line in said)
+
+
+@pytest.mark.parametrize("method", [SSD(), LFSSD(), RandomDampening()], ids=lambda method: type(method).__name__)
+def test_on_few_rows_the_default_alpha_is_the_percentile_and_says_so(net, method):
+    before = hash_model(net)
+    with noticing() as said:
+        found = small(method).select(net, FORGET, RETAIN)
+        small(method).apply(net, FORGET, RETAIN)
+    name = type(method).__name__
+    assert said == [
+        f"{name} takes alpha {found.alpha:.3g}, ASSD's percentile: at the paper's 10 it would select no weight, with 3 "
+        "of 11 batches to forget."
+    ]
+    assert 0 < found.alpha < 11 / 3
+    assert found.selected > 0
+    assert hash_model(net) != before
+
+
+def test_where_the_papers_alpha_selects_weights_it_is_the_default(net):
+    method = small(SSD())
+    every = method.importances_of(net, RETAIN).joined(method.importances_of(net, FORGET))
+    wanted = method.importances_of(net, FORGET)
+    few = {name: tensor * 0.01 for name, tensor in every.tensors.items()}
+    work = Work(model=net, forget=FORGET)
+    with noticing() as said:
+        assert method._alpha(work, dataclasses.replace(every, tensors=few), wanted) == 10.0
+    assert said == []
 
 
 @pytest.mark.filterwarnings("default")

@@ -12,6 +12,7 @@ import torch
 from forgetting import value
 from official_inputs import inputs, whole
 
+from conftest import make_llama
 from unwrite.forget import DPO, NPO, RMU, UNDIAL, GradientAscent, GradientDifference, KLAscent, SimNPO
 from unwrite.forget.batch import PairedBatch, Part, positions
 from unwrite.forget.logit_difference import kept_tokens, subtract
@@ -168,4 +169,10 @@ def test_uld_batch_order_is_the_official_one():
 
 
 def test_uld_defaults_are_the_official_scripts():
-    assert (ULD().layers, ULD().alpha, ULD().top_filter, ULD().retain_weight, ULD().rank) == (8, 0.8, 0.01, 5.0, 16)
+    assert (
+        ULD().fitted(make_llama(layers=32)).layers,
+        ULD().alpha,
+        ULD().top_filter,
+        ULD().retain_weight,
+        ULD().rank,
+    ) == (8, 0.8, 0.01, 5.0, 16)

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from forgetting import encoded, forward, references, train, value, weights
+from forgetting import SGD, encoded, forward, references, train, value, weights
 
 from conftest import make_llama
 from unwrite.errors import DataError, MethodError
 from unwrite.forget import RMU
 from unwrite.forget.batch import _watch
+from unwrite.forget.rmu import default_layer
 
 
 @pytest.fixture
@@ -109,13 +110,46 @@ def test_a_hidden_state_in_a_tuple_is_read():
     assert torch.equal(seen[0], hidden)
 
 
+@pytest.mark.parametrize(
+    ("depth", "layer"), [(60, 14), (32, 7), (30, 7), (12, 2), (5, 2), (4, 2), (3, 1), (2, 0), (1, 0)]
+)
+def test_the_default_layer_ends_the_first_quarter_and_has_two_before_it_where_there_are(depth, layer):
+    assert default_layer(depth) == layer
+
+
+@pytest.mark.parametrize(("depth", "trained"), [(2, (0,)), (4, (0, 1, 2)), (12, (0, 1, 2)), (16, (1, 2, 3))])
+def test_the_default_trains_the_three_blocks_that_the_depth_gives(forget, retain, tokenizer, depth, trained):
+    model = make_llama(layers=depth)
+    before = weights(model)
+    args = {**SGD, "max_steps": 1, "learning_rate": 1.0, "per_device_train_batch_size": 2}
+    RMU(steering=50.0).apply(model, forget, retain, processing_class=tokenizer, args=args)
+    changed = {name for name, tensor in weights(model).items() if not torch.equal(tensor, before[name])}
+    assert changed == {f"model.layers.{i}.mlp.down_proj.weight" for i in trained}
+
+
+def test_a_layer_that_is_given_stays(tiny_llama):
+    assert RMU(layer=2).fitted(tiny_llama) == RMU(layer=2)
+    assert RMU(steering=6.5).fitted(tiny_llama) == RMU(layer=1, steering=6.5)
+
+
+def test_without_a_model_a_layer_that_depends_on_it_is_refused():
+    with pytest.raises(MethodError, match=r"layer depends on the model's depth. Give it, or ask the method that"):
+        RMU().needed()
+
+
+def test_a_layer_too_deep_is_refused_before_anything_else_is_done(forget, retain, tokenizer, tiny_llama, monkeypatch):
+    monkeypatch.setattr("unwrite.forget.trainer.encode_all", lambda *_: pytest.fail("rows were encoded"))
+    with pytest.raises(MethodError, match=r"layer is 7 but the model has 3 blocks, 0 to 2. Leave it out for 1\."):
+        RMU(layer=7).apply(tiny_llama, forget, retain, processing_class=tokenizer)
+
+
 @pytest.mark.parametrize("adapter", [False, True])
 def test_refuses_a_layer_the_model_has_not(forget, retain, tokenizer, tiny_llama, adapter):
     from peft import LoraConfig
 
     options = {"peft_config": LoraConfig(r=2, target_modules="all-linear")} if adapter else {}
     with pytest.raises(MethodError, match="layer is 7 but the model has 3 blocks, 0 to 2"):
-        train(RMU(), tiny_llama, forget, retain, tokenizer, **options)
+        train(RMU(layer=7), tiny_llama, forget, retain, tokenizer, **options)
 
 
 def test_refuses_to_hold_without_retain_rows(forget, tokenizer, tiny_llama):

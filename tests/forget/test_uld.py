@@ -404,8 +404,20 @@ def test_refuses_an_assistant_with_another_vocabulary(target):
 
 
 def test_refuses_more_layers_than_there_are(forget, retain, tokenizer, tiny_llama):
-    with pytest.raises(ModelError, match="cannot keep 8 blocks of 3"):
-        ULD().apply(tiny_llama, forget, retain, processing_class=tokenizer, args=FAST)
+    with pytest.raises(
+        MethodError, match=r"layers is 8 but the model has 3 blocks. Use 1 to 3, or leave it out for 1\."
+    ):
+        ULD(layers=8).apply(tiny_llama, forget, retain, processing_class=tokenizer, args=FAST)
+
+
+@pytest.mark.parametrize(("depth", "layers"), [(32, 8), (30, 8), (12, 3), (4, 1), (1, 1)])
+def test_the_assistant_keeps_the_first_quarter_by_default(depth, layers):
+    assert ULD().fitted(make_llama(layers=depth)).layers == layers
+
+
+def test_the_default_gives_an_assistant_on_a_model_of_three_blocks(forget, retain, tokenizer, tiny_llama):
+    guarded = ULD().apply(tiny_llama, forget, retain, processing_class=tokenizer, args={**FAST, "max_steps": 1})
+    assert len(anatomy(guarded.assistant).blocks) == 1
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ class ForgetRequest:
         if self.lora is not None:
             _need_linear_layers(loaded.model)
         self._check_rows(split, loaded, length)
-        return Ready(self, chosen, split, loaded, attacks)
+        return Ready(self, chosen.fitted(loaded.model), split, loaded, attacks)
 
     def rows(self) -> ForgetSplit:
         """The rows the run works on. Every set that was not given and has a default gets it here."""

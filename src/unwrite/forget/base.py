@@ -13,7 +13,7 @@ import copy as copying
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -124,18 +124,19 @@ class Method(ABC):
             ForgetSplit(**given, allow_overlap=allow_overlap)
             if getattr(processing_class, "pad_token_id", None) is None:
                 raise ModelError("the tokenizer has no pad token. Set one: tokenizer.pad_token = tokenizer.eos_token")
-        self.check(forget, retain)
+        method = self.fitted(model)
+        method.check(forget, retain)
         if not images:
-            self.check_model(model, adapters=peft_config is not None)
+            method.check_model(model, adapters=peft_config is not None)
         if copy:
             model = copying.deepcopy(model)
         given |= {"model": model, "recipe": recipe, "tokenizer": processing_class, "args": args}
         given |= {"peft_config": peft_config, "callbacks": callbacks, "cost": cost or Cost()}
         if not images:
-            return self._apply(Work(**given))
+            return method._apply(Work(**given))
         from .vision.work import ImageWork
 
-        return self._apply(ImageWork(**given))
+        return method._apply(ImageWork(**given))
 
     def _need(self, kind: str, retain: Any, recipe: Any) -> None:
         name = type(self).__name__
@@ -146,6 +147,19 @@ class Method(ABC):
         if "recipe" in self.requires and recipe is None:
             raise MethodError(f"{name} needs a fresh model of the same kind. Give the recipe that trained this one.")
 
+    @property
+    def needs_retain(self) -> bool:
+        """Whether it does nothing without rows to keep, with the fields as they are."""
+        return "retain" in self.requires
+
+    def fitted(self, model: Any) -> Self:
+        """This method with what its defaults leave to the model filled in: a depth, from how many blocks there are.
+
+        Raises:
+            MethodError: a field that this model can't have.
+        """
+        return self
+
     def check(self, forget: Any, retain: Any) -> None:  # noqa: B027
         """Refuses data this method has no meaning for; subclasses add to it."""
 
@@ -154,12 +168,13 @@ class Method(ABC):
         self._need("images" if isinstance(forget, Images) else "text", retain, recipe)
         self.check(forget, retain)
 
-    def check_model(self, model: Any, *, adapters: bool = False) -> None:  # noqa: B027
+    def check_model(self, model: Any, *, adapters: bool = False) -> None:
         """Refuses a language model that a field doesn't fit, such as a layer it hasn't; subclasses add to it.
 
         Args:
             adapters: whether adapters are to be trained in place of the weights.
         """
+        self.fitted(model)
 
     @abstractmethod
     def _apply(self, work: Any) -> Any: ...
@@ -268,22 +283,25 @@ class Objective(Method):
         if type(self).trainable is not Objective.trainable:
             from ..models import anatomy
 
-            self.trainable(anatomy(model))
+            self.fitted(model).trainable(anatomy(model))
 
     def alternates(self, forget: Any, seed: int) -> Any:
         """Another answer for every forget row (a refusal), a function of (seed, row); None if not read."""
         return None
 
+    @property
+    def needs_retain(self) -> bool:
+        return super().needs_retain or self.retain_loss != "none" or "retain nll" in self.needed()
+
     def check(self, forget: Any, retain: Any) -> None:
-        if retain is not None:
+        if retain is not None or not self.needs_retain:
             return
         if self.retain_loss != "none":
             raise DataError(
                 f"{type(self).__name__} has retain_loss={self.retain_loss!r} but there is no retain set. Give one, or "
                 "use retain_loss='none'."
             )
-        if "retain nll" in self.needed():
-            raise DataError(f"{type(self).__name__} trains on retain rows too, but there is no retain set. Give one.")
+        raise DataError(f"{type(self).__name__} trains on retain rows too, but there is no retain set. Give one.")
 
     def _apply(self, work: Work) -> Any:
         if isinstance(work.forget, Images):

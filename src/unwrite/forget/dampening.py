@@ -54,6 +54,7 @@ __all__ = [
 ]
 
 WORTH_A_WARNING = 0.2  # of the weights: more than that is no selection any more
+PAPER_ALPHA = 10.0  # of SSD and LFSSD, for ResNet-18
 FIRST_SHARE, GROWTH = 1 / 25, 1.1  # of Potion's search: what part of |D_f| / |D| it begins with, and each next try
 
 
@@ -86,9 +87,13 @@ class Dampening(Edit):
         require("lam", self.lam, at_least=0)
         require("importance_batch", self.importance_batch, at_least=1)
 
+    @property
+    def needs_retain(self) -> bool:
+        return self.stored is None
+
     def check(self, forget: Any, retain: Any) -> None:
         super().check(forget, retain)
-        if retain is None and self.stored is None:
+        if retain is None and self.needs_retain:
             raise DataError(
                 f"{type(self).__name__} compares importances on forget rows with those on all data, but there is no "
                 "retain set. Give one, or stored importances (stored=folder)."
@@ -125,10 +130,13 @@ class Dampening(Edit):
         self.check_model(work.model, adapters=work.peft_config is not None)
         found = self._both(work)
         alpha = self._alpha(work, *found)
-        self._warn(selection(work.model, *found, alpha, self.lam), *found)
+        self._warn(selection(work.model, *found, alpha, self.lam))
         self._dampen(work.model, *found, alpha)
         model: nn.Module = work.model.eval()
         return model
+
+    def _foresee(self, forget_batches: int, all_batches: int) -> None:
+        """Says before the first pass what these rows make impossible."""
 
     @abstractmethod
     def _alpha(self, work: Work, all_data: Importances, forget: Importances) -> float:
@@ -155,11 +163,15 @@ class Dampening(Edit):
         """
         if isinstance(work, ImageWork):
             _ = work.layout
-        wanted = self._importances(work, self._prepared(work, work.forget))
+        gone = self._prepared(work, work.forget)
+        rows = None if self.stored is not None else self._prepared(work, work.retain)
+        if rows is not None:
+            forget_batches, retain_batches = (-(-len(part) // self.importance_batch) for part in (gone, rows))
+            self._foresee(forget_batches, forget_batches + retain_batches)
+        wanted = self._importances(work, gone)
         work.cost.forwards += wanted.cost
-        if self.stored is not None:
+        if rows is None:
             return self._loaded(work.model), wanted
-        rows = self._prepared(work, work.retain)
         if self.cache:
             kept = stored(
                 lambda: self._importances(work, rows),
@@ -198,14 +210,12 @@ class Dampening(Edit):
             tensors_of(name, theta, found, found)
         return found
 
-    def _warn(self, chosen: Selection, all_data: Importances, forget: Importances) -> None:
+    def _warn(self, chosen: Selection) -> None:
         name = type(self).__name__
         if not chosen.selected:
-            most = all_data.batches / forget.batches
-            why = f" With {forget.batches} of {all_data.batches} batches to forget, none can exceed {most:.3g}."
             notice(
-                f"{name} selects none of {chosen.weights} weights at alpha {chosen.alpha:.3g}, so nothing is forgotten."
-                f"{why if self.stored is None and chosen.alpha >= most else ''} Lower alpha.",
+                f"{name} selects none of {chosen.weights} weights at alpha {chosen.alpha:.3g}, so nothing is forgotten. "
+                "Lower alpha.",
             )
         elif chosen.share > WORTH_A_WARNING:
             notice(
@@ -220,19 +230,38 @@ class SSD(Dampening):
 
     Args:
         alpha: how many times its importance on all data a weight's forget importance must exceed, >= 0. 10 for
-            ResNet-18 (50 for faces); 5 (a class) or 25 (a sub-class) for ViT. `inf` selects none.
+            ResNet-18 (50 for faces); 5 (a class) or 25 (a sub-class) for ViT. `inf` selects none. None takes 10 where
+            that selects any weight, and else ASSD's percentile: on few rows no ratio reaches 10.
         lam, importance_batch, stored, cache: see `Dampening`.
     """
 
-    alpha: float = 10.0
+    alpha: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.alpha != math.inf:
+        if self.alpha is not None and self.alpha != math.inf:
             require("alpha", self.alpha, at_least=0)
 
+    def _foresee(self, forget_batches: int, all_batches: int) -> None:
+        most = all_batches / forget_batches
+        if self.alpha is not None and math.inf > self.alpha >= most:
+            notice(
+                f"{type(self).__name__} at alpha {self.alpha:g} can select no weight: with {forget_batches} of "
+                f"{all_batches} batches to forget, none matters more than {most:.3g} times as much as on all data. "
+                "Lower alpha, or leave it out."
+            )
+
     def _alpha(self, work: Work, all_data: Importances, forget: Importances) -> float:
-        return self.alpha
+        if self.alpha is not None:
+            return self.alpha
+        if selection(work.model, all_data, forget, PAPER_ALPHA).selected:
+            return PAPER_ALPHA
+        alpha = _adaptive(all_data, forget)
+        notice(
+            f"{type(self).__name__} takes alpha {alpha:.3g}, ASSD's percentile: at the paper's {PAPER_ALPHA:g} it "
+            f"would select no weight, with {forget.batches} of {all_data.batches} batches to forget."
+        )
+        return alpha
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,8 +305,7 @@ class ASSD(Dampening):
     """
 
     def _alpha(self, work: Work, all_data: Importances, forget: Importances) -> float:
-        share = forget.rows / all_data.rows
-        return float(np.percentile(ratios(all_data, forget), percentile_of_share(share)))
+        return _adaptive(all_data, forget)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,6 +360,11 @@ class Potion(Dampening):
             f"their labels; rho={self.rho:g} allows {bar:.1%}. The last share is kept: raise tries or rho.",
         )
         return float(alphas[-1])
+
+
+def _adaptive(all_data: Importances, forget: Importances) -> float:
+    """ASSD's alpha."""
+    return float(np.percentile(ratios(all_data, forget), percentile_of_share(forget.rows / all_data.rows)))
 
 
 @torch.no_grad()

@@ -9,9 +9,10 @@ in every step. Only the MLP output weights of three layers are trained, and the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch import Tensor
 from ..data import Examples
 from ..data.encoding import IGNORE
 from ..errors import DataError, MethodError
+from ..models import anatomy
 from .base import Objective, require
 from .batch import PairedBatch, Part
 from .loss import Loss, PerRow, Term
@@ -29,7 +31,8 @@ class RMU(Objective):
     """Representation misdirection for unlearning.
 
     Args:
-        layer: block whose output is steered, counted from 0; 7 for a 32-block model.
+        layer: block whose output is steered, counted from 0; it and the two before it are trained. None takes the block
+            that ends the first quarter of the model, and at least the third: 7 of 32 blocks, as the paper does.
         steering: length of the control vector, > 0 (the paper tunes it per model: 6.5 for Zephyr-7B).
         hold_weight: factor of the retain representation term (1,200 for Zephyr-7B with steering 6.5); 0 needs no
             retain set.
@@ -37,7 +40,7 @@ class RMU(Objective):
         control_seed: seed of the control vector.
     """
 
-    layer: int = 7
+    layer: int | None = None
     steering: float = 2.0
     hold_weight: float = 1.0
     mask: Literal["labels", "attention"] = "labels"
@@ -45,32 +48,55 @@ class RMU(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require("layer", self.layer, at_least=0)
+        if self.layer is not None:
+            require("layer", self.layer, at_least=0)
         require("steering", self.steering, above=0)
         require("hold_weight", self.hold_weight, at_least=0)
         if self.mask not in ("labels", "attention"):
             raise MethodError(f"mask is {self.mask!r}; use 'labels' or 'attention'.")
 
+    def fitted(self, model: Any) -> Self:
+        """With the layer chosen by the model's depth."""
+        depth = len(anatomy(model).blocks)
+        if self.layer is not None and self.layer >= depth:
+            raise MethodError(
+                f"layer is {self.layer} but the model has {depth} blocks, 0 to {depth - 1}. Leave it out for "
+                f"{default_layer(depth)}."
+            )
+        return self if self.layer is not None else replace(self, layer=default_layer(depth))
+
+    @property
+    def block(self) -> int:
+        """The layer, once it is chosen.
+
+        Raises:
+            MethodError: it is left to the model, which is not known here.
+        """
+        if self.layer is None:
+            raise MethodError(
+                "layer depends on the model's depth. Give it, or ask the method that `fitted(model)` returns."
+            )
+        return self.layer
+
     def needed(self) -> frozenset[str]:
-        here = f"hidden:{self.layer}"
+        here = f"hidden:{self.block}"
         return frozenset({here, f"reference {here}"} if self.hold_weight else {here})
 
+    @property
+    def needs_retain(self) -> bool:
+        return self.retain_loss != "none" or self.hold_weight > 0
+
     def check(self, forget: Examples, retain: Examples | None) -> None:
-        super().check(forget, retain)
-        if retain is None and self.hold_weight:
+        if retain is None and self.retain_loss == "none" and self.hold_weight:
             raise DataError(
                 f"RMU holds the retain rows' activations in place (hold_weight={self.hold_weight:g}) but there is no "
                 "retain set. Give one, or use hold_weight=0."
             )
+        super().check(forget, retain)
 
     def trainable(self, anatomy: Any) -> Sequence[Tensor]:
         """The MLP output weights of blocks layer - 2 to layer."""
-        if self.layer >= len(anatomy.blocks):
-            raise MethodError(
-                f"layer is {self.layer} but the model has {len(anatomy.blocks)} blocks, 0 to {len(anatomy.blocks) - 1}."
-            )
-        first = max(0, self.layer - 2)
-        return [anatomy.blocks[i].down.module.weight for i in range(first, self.layer + 1)]
+        return [anatomy.blocks[i].down.module.weight for i in range(max(0, self.block - 2), self.block + 1)]
 
     def control(self, size: int) -> Tensor:
         """The control vector, [size]; the same for the same seed."""
@@ -80,16 +106,28 @@ class RMU(Objective):
     def loss(self, batch: PairedBatch) -> Loss:
         """part.hidden[layer]: [rows, length, d]."""
         forget = batch["forget"]
-        hidden = forget.hidden[self.layer]
+        hidden = forget.hidden[self.block]
         control = self.control(hidden.shape[-1]).to(hidden)
         terms: dict[str, Term] = {"forget": PerRow(self._distance(forget, control), "forget")}
-        if batch.retain is not None and self.layer in batch.retain.reference_hidden:
-            held = self._distance(batch.retain, batch.retain.reference_hidden[self.layer])
+        if batch.retain is not None and self.block in batch.retain.reference_hidden:
+            held = self._distance(batch.retain, batch.retain.reference_hidden[self.block])
             terms["hold"] = PerRow(self.hold_weight * held, "retain")
         return Loss({"activation": hidden.detach().norm(dim=-1).mean()}, **terms)
 
     def _distance(self, part: Part, target: Tensor) -> Tensor:
         """Mean squared distance of each row over its masked positions, [rows]."""
         mask = part.attention_mask.bool() if self.mask == "attention" else part.labels != IGNORE
-        squared = (part.hidden[self.layer].float() - target.float()).square().mean(-1)  # [rows, length]
+        squared = (part.hidden[self.block].float() - target.float()).square().mean(-1)  # [rows, length]
         return (squared * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+def default_layer(depth: int) -> int:
+    """The block RMU steers by default in a model of so many.
+
+    The end of the first quarter, as in the paper (7 of 32). A shallow model takes the third block, so that three are
+    trained as there, but never the last.
+
+    >>> [default_layer(depth) for depth in (32, 30, 12, 4, 2, 1)]
+    [7, 7, 2, 2, 0, 0]
+    """
+    return max(math.ceil(depth / 4) - 1, min(2, depth - 2), 0)

@@ -247,6 +247,7 @@ def train_objective(
     Everything random, the adapters' first weights too, comes from the arguments' seed; the caller's random state is left as
     it was.
     """
+    objective = objective.fitted(model)
     settings = copy.copy(training_arguments(args, objective.training))
     with seeded(settings.seed):
         try:

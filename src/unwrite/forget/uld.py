@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
 from ..data import Examples
-from ..errors import DataError, MethodError, ModelError
+from ..errors import DataError, MethodError
 from ..models import anatomy
 from ..models.merging import merged
 from .base import Guard, Objective, Phase, Work, require
@@ -61,7 +61,8 @@ class ULD(Guard):
     """Unlearning from logit difference.
 
     Args:
-        layers: blocks of the target that the assistant keeps (8 of 32 in the paper).
+        layers: blocks of the target that the assistant keeps. None takes the first quarter: 8 of 32 blocks, as the
+            paper does.
         alpha: how much of the assistant is subtracted, >= 0; 0 gives the target itself.
         top_filter: tokens below this share of the most likely one are dropped, in [0, 1); 0 keeps all.
         retain_weight: factor of the uniform term.
@@ -73,7 +74,7 @@ class ULD(Guard):
         raw: subtract raw assistant logits, as the official code does; they carry an arbitrary offset.
     """
 
-    layers: int = 8
+    layers: int | None = None
     alpha: float = 0.8
     top_filter: float = 0.01
     retain_weight: float = 5.0
@@ -88,29 +89,37 @@ class ULD(Guard):
         require("alpha", self.alpha, at_least=0)
         require("top_filter", self.top_filter, at_least=0, below=1)
         require("retain_weight", self.retain_weight, at_least=0)
-        require("layers", self.layers, at_least=1)
+        if self.layers is not None:
+            require("layers", self.layers, at_least=1)
         require("rank", self.rank, at_least=1)
         require("paraphrases", self.paraphrases, at_least=0)
         require("wrong_answers", self.wrong_answers, at_least=0)
         if self.positions not in ("attention", "labels", "all"):
             raise MethodError(f"positions is {self.positions!r}; use 'attention', 'labels' or 'all'.")
 
+    def fitted(self, model: Any) -> Self:
+        """With the assistant's depth chosen by the model's."""
+        if isinstance(model, LogitDifferenceModel):
+            raise MethodError("the model is already wrapped by ULD. Apply it to the model inside: model.target")
+        depth = len(anatomy(model).blocks)
+        quarter = math.ceil(depth / 4)
+        if self.layers is not None and self.layers > depth:
+            raise MethodError(
+                f"layers is {self.layers} but the model has {depth} blocks. Use 1 to {depth}, or leave it out for {quarter}."
+            )
+        return self if self.layers is not None else replace(self, layers=quarter)
+
+    @property
+    def needs_retain(self) -> bool:
+        return True
+
     def check(self, forget: Examples, retain: Examples | None) -> None:
         if retain is None:
             raise DataError("ULD needs a retain set: without one the assistant would suppress everything.")
 
-    def check_model(self, model: Any, *, adapters: bool = False) -> None:
-        super().check_model(model, adapters=adapters)
-        if isinstance(model, LogitDifferenceModel):
-            raise MethodError("the model is already wrapped by ULD. Apply it to the model inside: model.target")
-        blocks = len(anatomy(model).blocks)
-        if self.layers > blocks:
-            raise ModelError(
-                f"the assistant cannot keep {self.layers} blocks of {blocks}. Use layers={blocks} or fewer."
-            )
-
     def _apply(self, work: Work) -> LogitDifferenceModel:
         model, forget, retain = work.model, work.forget, work.retain
+        assert self.layers is not None
         settings = training_arguments(work.args, self.training)
         assistant = anatomy(model).truncate(self.layers)
         assistant.requires_grad_(False)

@@ -85,7 +85,7 @@ def _class(bed: ImageBed, grid: Mapping[str, SSD], found: Found) -> None:
         random = RandomDampening(alpha=method.alpha, importance_batch=method.importance_batch)
         keep(name, bed.apply(method))
         keep(_at_random(name), bed.apply(random))
-    least = min(method.alpha for method in grid.values())
+    least = min(method.alpha for method in grid.values() if method.alpha is not None)
     for batch in dict.fromkeys(method.importance_batch for method in grid.values()):
         keep(f"LFSSD, batch {batch}", bed.apply(LFSSD(alpha=least, importance_batch=batch)))
         keep(f"ASSD, batch {batch}", bed.apply(ASSD(importance_batch=batch)))
@@ -100,7 +100,7 @@ def _few(bed: ImageBed, found: Found) -> None:
     models = {
         "before": bed.measure(bed.before),
         "retrained": bed.retraining(),
-        "SSD, alpha 10, batch 16": bed.apply(SSD(importance_batch=16)),
+        "SSD, alpha 10, batch 16": bed.apply(SSD(alpha=10.0, importance_batch=16)),
         "ASSD, batch 16": bed.apply(ASSD(importance_batch=16)),
     }
     for name, one in models.items():
