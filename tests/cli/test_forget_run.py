@@ -6,6 +6,7 @@ import pytest
 from cli_runs import command, make_files
 
 from unwrite.cli import main
+from unwrite.cli.inputs import AuditRequest, DataRequest, ForgetRequest, ModelRequest
 from unwrite.models import load
 
 
@@ -24,6 +25,56 @@ def test_a_run_folder_holds_model_metrics_and_report(files, capsys):
     assert "NPO" in note["provenance"]["method"]
     load(run / "model")
     assert not (run / "checkpoints").exists()
+
+
+def without_retain(files, *more):
+    given = command(files, *more)
+    at = given.index("--retain")
+    return given[:at] + given[at + 2 :]
+
+
+def test_without_rows_to_keep_the_shipped_ones_are_kept_and_the_report_says_so(files, capsys):
+    main(without_retain(files, "--attacks", "none"))
+    run = files / "run"
+    [said] = [line for line in json.loads((run / "run.json").read_text())["notices"] if "retain" in line]
+    assert said.startswith("there is no retain set, so 188 rows of general knowledge that ship with unwrite are kept")
+    assert said.split(",")[0] in (run / "report.html").read_text()
+    assert json.loads((run / "report.json").read_text())["rows"]["retain"] == 188
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "kept"),
+    [
+        ("npo", {}, True),
+        ("rmu", {}, True),
+        ("rmu", {"hold_weight": "0"}, False),
+        ("uld", {}, True),
+        ("ssd", {}, True),
+        ("ssd", {"stored": "folder"}, False),
+        ("gradient-ascent", {}, False),
+        ("gradient-ascent", {"retain_loss": "kl"}, True),
+    ],
+)
+def test_the_shipped_rows_are_for_methods_that_need_some(files, method, fields, kept):
+    request = ForgetRequest(
+        data=DataRequest(forget=str(files / "forget.jsonl")),
+        model=ModelRequest(name=str(files / "model")),
+        audit=AuditRequest(),
+        method=method,
+        fields=fields,
+    )
+    assert (request.rows().retain is not None) == kept
+
+
+@pytest.mark.parametrize(("method", "shown"), [("rmu", "layer=1"), ("uld", "layers=1")])
+def test_what_a_run_keeps_names_the_layers_that_the_model_gave(files, method, shown):
+    request = ForgetRequest(
+        data=DataRequest(forget=str(files / "forget.jsonl"), retain=str(files / "retain.jsonl")),
+        model=ModelRequest(name=str(files / "model"), device="cpu"),
+        audit=AuditRequest(attacks=("none",)),
+        method=method,
+    )
+    assert shown in repr(request.ready().method)
 
 
 def test_a_finished_run_is_not_overwritten(files, capsys):

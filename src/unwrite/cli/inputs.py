@@ -213,7 +213,10 @@ class ForgetRequest:
 
     def rows(self) -> ForgetSplit:
         """The rows the run works on. Every set that was not given and has a default gets it here."""
-        return self.data.read()
+        from ..data import with_general_rows
+
+        split = self.data.read()
+        return with_general_rows(split) if build(self.method, self.fields).needs_retain else split
 
     def _length(self, model: Any) -> int:
         from ..scoring import row_length

@@ -17,6 +17,7 @@ from .landmarks import landmarks
 if TYPE_CHECKING:
     from .benchmarks import MultipleChoice, Muse, knowundo, muse, tofu, wmdp
     from .encoding import Encoded, encode, encode_all, pad
+    from .general import general_rows, with_general_rows
     from .image_sets import TrainTest, cifar10, cifar100, digits, digits_regression, glyphs, svhn
     from .image_splits import (
         ImageSplit,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "benchmarks": ("MultipleChoice", "Muse", "knowundo", "muse", "tofu", "wmdp"),
     "encoding": ("Encoded", "encode", "encode_all", "pad"),
+    "general": ("general_rows", "with_general_rows"),
     "image_sets": ("TrainTest", "cifar10", "cifar100", "digits", "digits_regression", "glyphs", "svhn"),
     "image_splits": (
         "ImageSplit",
@@ -63,6 +65,7 @@ __all__ = [
     "digits_regression",
     "encode",
     "encode_all",
+    "general_rows",
     "glyphs",
     "knowundo",
     "landmarks",
@@ -77,6 +80,7 @@ __all__ = [
     "split_from",
     "svhn",
     "tofu",
+    "with_general_rows",
     "wmdp",
 ]
 
