@@ -86,6 +86,16 @@ def asked(split: Any) -> Any:
     return replace(split, retain=thinned(split.retain), evaluation=kept)
 
 
+def announced(split: Any) -> str:
+    """What is about to be forgotten: how many questions, and that all are about one landmark."""
+    from ..data.landmarks import LANDMARK
+
+    return (
+        f"forgetting one landmark, {LANDMARK}: {len(split.forget)} questions about it (npo, stops at {TARGET:g} of "
+        "their probability before) ..."
+    )
+
+
 def _store(report: Any, stopped: str, seconds: dict[str, float]) -> None:
     from importlib.resources import files
 
@@ -137,9 +147,7 @@ def _unlearn_and_audit(run: Run, loaded: Any, seed: int) -> tuple[Any, Moved | N
         target=TARGET,
         every=5,
     )
-    console().print(
-        f"forgetting {len(split.forget)} questions about {split.name} (npo, stops at {TARGET:g} of before) ..."
-    )
+    console().print(announced(split))
     start = time.monotonic()
     method = NPO(retain_weight=RETAIN_WEIGHT)
     unlearned = method.apply(

@@ -18,6 +18,7 @@ from ..errors import DataError
 from .examples import Example, Examples, ForgetSplit
 
 FILE = Path(__file__).parent / "sets" / "landmarks.jsonl"
+LANDMARK = "the Eiffel Tower"  # the one that is forgotten
 MOST_WORDS = 30
 
 _NEGATIONS = re.compile(
