@@ -57,7 +57,7 @@ def test_a_number_without_a_meaning_is_refused_by_its_flag(capsys, files, flag, 
         (["--columns", "question=title,answer=reply"], "unknown column 'title'"),
         (["--method", "scrub"], "scrub forgets images"),
         (["--method", "rmu", "--layer", "7"], "layer is 7 but the model has 3 blocks"),
-        (["--method", "uld", "--layers", "8"], "cannot keep 8 blocks of 3"),
+        (["--method", "uld", "--layers", "8"], "layers is 8 but the model has 3 blocks"),
         (["--method", "ssd", "--lora", "4"], "ssd trains nothing, so --epochs has no meaning for it"),
         (["--method", "uld", "--layers", "1", "--stop-at", "0.1"], "--stop-at watches the model while it is trained"),
         (["--method", "task-vector", "--stop-at", "0.1"], "--stop-at watches the model while it is trained"),
@@ -68,12 +68,6 @@ def test_a_number_without_a_meaning_is_refused_by_its_flag(capsys, files, flag, 
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(capsys, files, flags, said):
     assert said in refusal(capsys, files, *flags)
-
-
-def test_a_method_that_needs_retain_rows_is_refused_without_them(capsys, files):
-    line = refused(capsys, command(files, without=("--retain",)))
-    assert "NPO has retain_loss='nll' but there is no retain set" in line
-    assert not (files / "run").exists()
 
 
 def test_adapters_are_refused_for_a_method_that_trains_none(capsys, files):

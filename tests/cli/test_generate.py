@@ -137,10 +137,10 @@ def recurrent(tmp_path_factory):
 
 
 def test_without_a_strategy_a_model_that_takes_no_drafts_writes_plainly_and_says_so(capsys, recurrent):
-    with pytest.warns(
-        Notice, match="MambaForCausalLM keeps a recurrent state, which cannot be rolled back. The text is"
-    ):
-        found = json.loads(run(capsys, "--model", recurrent, "--max-new-tokens", "6", "--json"))
+    main(["generate", "who wrote the old book ?", "--model", recurrent, "--max-new-tokens", "6", "--json"])
+    written = capsys.readouterr()
+    assert "unwrite: MambaForCausalLM keeps a recurrent state, which cannot be rolled back. The text is" in written.err
+    found = json.loads(written.out)
     assert list(found) == ["plain"]
     asked = json.loads(run(capsys, "--model", recurrent, "--strategy", "plain", "--max-new-tokens", "6", "--json"))
     assert asked["plain"]["text"] == found["plain"]["text"]
