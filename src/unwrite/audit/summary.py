@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .vision_summary import images_removed, images_sure
+
 if TYPE_CHECKING:
     from .base import Score
     from .report import AttackResult, Report
@@ -55,7 +57,7 @@ def _pair(report: Report, name: str) -> tuple[list[bool] | None, list[bool] | No
 
 def _removed(report: Report) -> tuple[str, str]:
     if report.asked != "answers":
-        return _images_removed(report)
+        return images_removed(report)
     then, now = _pair(report, report.answers[0])
     if now is None:
         return "Removed: not measured by this suite.", "unknown"
@@ -72,21 +74,6 @@ def _removed(report: Report) -> tuple[str, str]:
     extra = f" ({came} it didn't know before now appear)" if came else ""
     known = f"{gone} of the {sum(then)}"
     return f"Removed: {known} forget answers it could reproduce before are gone{extra}.", mark
-
-
-def _images_removed(report: Report) -> tuple[str, str]:
-    """Forgetting a few rows at random leaves them as right as any others: what counts is the retrained model."""
-    name, unit = (report.axes[0], " %") if report.asked == "labels" else ("forget_mae", "")
-    told = "it is right on {:.3g} % of the forget rows" if unit else "its error on the forget rows is {:.3g}"
-    now, oracle = report.value(name), report.value(name, "oracle")
-    if now is None:
-        return "Removed: not measured by this suite.", "unknown"
-    sentence = f"Removed: {told.format(now)}"
-    if oracle is None:
-        return f"{sentence}; without a retrained model beside it, that says little.", "unknown"
-    apart = abs(now - oracle) / (100 if unit else max(abs(oracle), 1e-12))
-    mark = "good" if apart <= 0.05 else "mixed" if apart <= 0.2 else "bad"
-    return f"{sentence}, the retrained model {oracle:.3g}{unit}.", mark
 
 
 def _values_kept(report: Report) -> tuple[str, str]:
@@ -124,7 +111,7 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
 
 def _sure(report: Report) -> tuple[str, str]:
     if report.asked != "answers":
-        return _images_sure(report)
+        return images_sure(report)
     _, now = _pair(report, report.answers[0])
     sentences = []
     if now:
@@ -137,38 +124,6 @@ def _sure(report: Report) -> tuple[str, str]:
         sentences.append("no retrained model to compare with")
         mark = "mixed" if mark == "good" else mark
     return f"How sure: {'; '.join(sentences)}.", mark
-
-
-def _images_sure(report: Report) -> tuple[str, str]:
-    """Whether the features below the head, and an attack, tell the same story as the outputs."""
-    sentences, marks = [], []
-    gap = report.value("avg_gap")
-    if gap is not None:
-        sentences.append(
-            f"on average {gap:.2g} points from the retrained model over UA, RA, TA and a membership attack"
-        )
-        marks.append("good" if gap <= 2 else "mixed" if gap <= 8 else "bad")
-    found, chance = report.value("lira_auc"), report.value("lira_auc", "oracle")
-    if found is not None:
-        beside = "" if chance is None else f" ({chance:.2f} in the retrained model)"
-        told = f"LiRA with {report.provenance.get('shadow models', 'its')} shadow models"
-        sentences.append(f"{told} tells forget from unseen rows with AUC {found:.2f}{beside}")
-        apart = abs(found - (0.5 if chance is None else chance))
-        marks.append("good" if apart <= 0.05 else "mixed" if apart <= 0.1 else "bad")
-    changed = report.value("forget_cka")
-    if changed is not None:
-        still = changed > 0.99
-        sentences.append(
-            f"features of forget rows {'are what they were' if still else 'have changed'} (CKA {changed:.3f})"
-            + (", so only the head forgot" if still else "")
-        )
-        marks.append("bad" if still else "good")
-    if "oracle" not in report.columns:
-        sentences.append("no retrained model to compare with")
-        marks.append("mixed")
-    order = ["good", "mixed", "bad"]
-    worst = max(marks, key=order.index) if marks else "unknown"
-    return f"How sure: {'; '.join(sentences) or 'nothing to judge by'}.", worst
 
 
 def _relearned(report: Report, attack: AttackResult | None) -> tuple[str, str]:

@@ -107,7 +107,7 @@ VISION = Suite(
         ImageMetric(
             "forget_cka",
             _cka("forget"),
-            "Likeness (CKA) of the forget rows' features to those before: 1 where only the head changed.",
+            "Likeness (CKA) of the forget rows' features to those before: 1 where nothing below the head changed.",
             against="before",
         ),
         ImageMetric("RA", GAPS["RA"], "Share of retain rows it gets right.", "higher", "kept", ("retain",)),
@@ -200,7 +200,7 @@ VISION_REGRESSION = Suite(
         ImageMetric(
             "forget_cka",
             _cka("forget"),
-            "Likeness (CKA) of the forget rows' features to those before: 1 where only the head changed.",
+            "Likeness (CKA) of the forget rows' features to those before: 1 where nothing below the head changed.",
             against="before",
         ),
         ImageMetric(
