@@ -8,9 +8,11 @@ import peft
 import pytest
 import torch
 from tiny import tiny_model, tokens
+from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertForMaskedLM
 
 from unwrite.errors import ModelError
 from unwrite.models import load_model, save
+from unwrite.models.agreement import outputs, short_batch
 from unwrite.models.merging import merged
 
 pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # peft's own advice
@@ -96,6 +98,39 @@ def test_every_adapter_saved_alone_comes_back_on_its_tied_base(kind, tmp_path):
 def test_transposed_layers_and_another_familys_tied_head_merge_as_well(kind, tmp_path):
     model = adapted(tiny_model("gpt2", layers=2), GPT2[kind]())
     close(load_model(save(model, tmp_path / "m", merge=True)), model(tokens()).logits)
+
+
+def bart():
+    config = BartConfig(
+        vocab_size=64, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64,
+    )  # fmt: skip
+    return BartForConditionalGeneration(config).eval()
+
+
+def bert():
+    config = BertConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
+    return BertForMaskedLM(config).eval()
+
+
+@pytest.mark.parametrize(
+    ("build", "target"),
+    [
+        (bart, "lm_head"),  # one weight for three embeddings and the head
+        (bart, "model.shared"),
+        (bert, "cls.predictions.decoder"),  # a bias that is tied, too
+        (bert, "bert.embeddings.word_embeddings"),
+        (lambda: tiny_model("modernbert", layers=1), "decoder"),
+        (lambda: tiny_model("gemma2", layers=1, tie_word_embeddings=True), "lm_head"),
+        (lambda: tiny_model("opt", layers=1, tie_word_embeddings=True), "lm_head"),
+        (lambda: tiny_model("gpt_neox", layers=1, tie_word_embeddings=True), "lm_head"),
+    ],
+)
+def test_whatever_else_is_tied_is_parted_with_the_head(build, target, tmp_path):
+    model = adapted(build(), peft.LoraConfig(target_modules=[target], **LORA))
+    batch = short_batch(model)
+    again = load_model(save(model, tmp_path / "m", merge=True))
+    torch.testing.assert_close(outputs(again, batch), outputs(model, batch), rtol=1e-4, atol=1e-4)
 
 
 def test_what_both_learned_alike_stays_one_weight_and_what_one_learned_does_not():

@@ -124,7 +124,9 @@ def test_refuses_what_would_load_as_another_model_and_leaves_the_old_folder(tmp_
     before = hash_model(load_model(tmp_path / "m"))
     model = tiny_model("llama", tie_word_embeddings=False)
     fault(model)
-    with pytest.raises(ModelError, match=r"/m would load (again|as another model).*nothing was written") as caught:
+    with pytest.raises(
+        ModelError, match=r"/m would (not load again|load as another model).*nothing was written"
+    ) as caught:
         save(model, tmp_path / "m")
     assert "\n" not in str(caught.value)
     assert hash_model(load_model(tmp_path / "m")) == before

@@ -290,6 +290,9 @@ def _auto_class(config: Mapping[str, Any]) -> Any:
         "ForConditionalGeneration": transformers.AutoModelForImageTextToText,
         "Model": transformers.AutoModel,
     }
+    text_alone = config.get("is_encoder_decoder") and "vision_config" not in config
+    if text_alone and architecture.endswith("ForConditionalGeneration"):
+        return transformers.AutoModelForSeq2SeqLM
     if architecture.endswith("LMHeadModel"):
         return transformers.AutoModelForCausalLM
     return next(

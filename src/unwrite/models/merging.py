@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -116,4 +116,17 @@ def _tie_again(model: Any) -> None:
         if hasattr(config, "tie_word_embeddings"):
             config.tie_word_embeddings = same
     if hasattr(model, "get_expanded_tied_weights_keys"):
+        before = getattr(model, "all_tied_weights_keys", None) or {}
         model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+        _part(model, before.keys() - model.all_tied_weights_keys.keys())
+
+
+def _part(model: nn.Module, names: Iterable[str]) -> None:
+    """Gives each of these weights a tensor of its own where another layer still shares it."""
+    for name in sorted(names):
+        place, _, own = name.rpartition(".")
+        weight = model.get_parameter(name)
+        users = [key for key, other in model.named_parameters(remove_duplicate=False) if other is weight]
+        if len(users) > 1:
+            copied = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
+            setattr(model.get_submodule(place), own, copied)

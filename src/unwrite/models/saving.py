@@ -17,6 +17,7 @@ from torch import nn
 
 from ..errors import ModelError, RunError
 from ..runs import hash_file, hash_json, hash_model, hash_tensors, new_folder, write_json
+from .accounting import check_account, stored_shapes
 from .agreement import allowed, differing_weight, disagreement, outputs, short_batch
 from .bundled import BUNDLED
 from .checkpoints import check_weights, first_line, read_json
@@ -164,12 +165,15 @@ def _read_back(model: Any, fresh: Path) -> Any:
         return PeftModel.from_pretrained(load_model(named, dtype=model.dtype), str(fresh), local_files_only=True).eval()
     if (fresh / NOTE).exists() and "loader" in read_json(fresh / NOTE):
         return load_model(fresh, dtype=model.dtype)
-    return type(model).from_pretrained(
+    again, info = type(model).from_pretrained(
         fresh,
         dtype=model.dtype,
         local_files_only=True,
         attn_implementation=getattr(model.config, "_attn_implementation", None),
+        output_loading_info=True,
     )
+    check_account(fresh, info, again, stored_shapes(fresh.glob("*.safetensors")))
+    return again
 
 
 def _bundled_name(base: str | None) -> str | None:
