@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from pathlib import Path
 
 import peft
 import pytest
@@ -13,6 +15,7 @@ from torch import nn
 
 from unwrite.errors import ModelError, RunError
 from unwrite.models import load, load_model, load_state, save
+from unwrite.models.agreement import allowed
 from unwrite.runs import hash_model
 
 
@@ -207,3 +210,11 @@ def test_refuses_weights_of_another_module_and_of_none(tmp_path):
         load_state(nn.Linear(3, 2), folder)
     with pytest.raises(RunError, match="does not exist"):
         load_state(nn.Linear(2, 2), tmp_path / "none")
+
+
+def test_the_documented_tolerances_are_those_that_hold():
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    documented = dict(re.findall(r"^\| (float32|float16|bfloat16) \| ([\d.]+) \|$", text, re.MULTILINE))
+    model = nn.Linear(1, 1)
+    held = {name: allowed(model.to(getattr(torch, name))) for name in ("float32", "float16", "bfloat16")}
+    assert {name: float(value) for name, value in documented.items()} == held
