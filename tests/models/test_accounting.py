@@ -36,7 +36,7 @@ def drop(tensors):
 
 
 def add(tensors):
-    tensors["rope_freqs"] = np.ones(4, np.float32) if "output_norm" in tensors else torch.ones(4)
+    tensors["rope_factors_long"] = np.ones(4, np.float32) if "output_norm" in tensors else torch.ones(4)
 
 
 def reshape(tensors):
@@ -46,7 +46,7 @@ def reshape(tensors):
 
 FAULTS = {
     "missing": (drop, r"lacks 1 of its model's weights \(first: model\.(embed_tokens|norm)\.weight\)"),
-    "left over": (add, r"holds 1 weight that its LlamaForCausalLM has no place for \(first: rope_freqs"),
+    "left over": (add, r"holds 1 weight that its LlamaForCausalLM has no place for \(first: rope_factors_long"),
     "another shape": (
         reshape,
         r"has 1 weight of another shape .*\(first: lm_head\.weight, \[63, 32\] for \[64, 32\]\)",
@@ -200,6 +200,45 @@ def test_adapters_are_held_to_the_same(on_a_base, change, message):
     with pytest.raises(ModelError, match=message) as caught:
         load_model(folder)
     assert "\n" not in str(caught.value)
+
+
+def scaled(**changed):
+    """A llama with the rotary scaling of Llama 3.1 and 3.2, whose four wavelengths are 6, 167, 4443 and 118144."""
+    rope = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0}
+    rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192, **changed}
+    return tiny_model("llama", layers=2, tie_word_embeddings=False, rope_parameters=rope)
+
+
+def with_table(model, table=None):
+    """Adds what llama.cpp writes: the factor each frequency is divided by."""
+    plain = 1 / 500000.0 ** (np.arange(0, 8, 2) / 8)
+    factors = plain / model.model.rotary_emb.inv_freq.numpy() if table is None else np.array(table)
+
+    def change(tensors):
+        tensors["rope_freqs"] = factors.astype(np.float32)
+
+    return change
+
+
+@pytest.mark.parametrize("changed", [{}, {"factor": 32.0}, {"original_max_position_embeddings": 4096}])
+def test_the_rotary_scaling_of_llama_3_is_read_from_its_table(tmp_path, changed):
+    given = scaled(**changed)
+    read = load_model(write_gguf(tmp_path / "a.gguf", given, change=with_table(given)))
+    torch.testing.assert_close(read.model.rotary_emb.inv_freq, given.model.rotary_emb.inv_freq, rtol=1e-4, atol=0)
+    torch.testing.assert_close(read(tokens()).logits, given(tokens()).logits, rtol=1e-4, atol=1e-4)
+    assert read.config.rope_parameters["factor"] == {**{"factor": 8.0}, **changed}["factor"]
+
+
+def test_a_rotary_table_of_ones_scales_nothing(tmp_path):
+    read = load_model(write_gguf(tmp_path / "a.gguf", model(), change=with_table(None, [1, 1, 1, 1])))
+    torch.testing.assert_close(read(tokens()).logits, model()(tokens()).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("table", [[1, 1, 2, 9], [1, 1, 1, 8, 8], [1, 2, 2, 2]])
+def test_refuses_a_rotary_table_that_no_known_numbers_give(tmp_path, table):
+    path = write_gguf(tmp_path / "a.gguf", scaled(), change=with_table(None, table))
+    with pytest.raises(ModelError, match=r"no place for \(first: rope_freqs\.weight\).* get the model as safetensors"):
+        load_model(path)
 
 
 def test_parts_are_quantised_again_as_one_model(tmp_path):

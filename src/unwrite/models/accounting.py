@@ -31,7 +31,13 @@ _COMPUTED = {
 _OTHER_HEADS = re.compile(r"(^|\.)(pooler\.|cls\.seq_relationship\.)")
 
 
-def check_account(where: str | Path, info: Mapping[str, Any], model: nn.Module, shapes: Mapping[str, Any]) -> None:
+def check_account(
+    where: str | Path,
+    info: Mapping[str, Any],
+    model: nn.Module,
+    shapes: Mapping[str, Any],
+    if_left: str = " Does its config name the class it was saved from?",
+) -> None:
     """Refuses a checkpoint whose tensors are not the model's.
 
     Args:
@@ -39,6 +45,7 @@ def check_account(where: str | Path, info: Mapping[str, Any], model: nn.Module, 
         info: transformers' loading info: `missing_keys`, `unexpected_keys`, `mismatched_keys`, `error_msgs`.
         model: what came out.
         shapes: of the tensors in the files, by name, as far as known.
+        if_left: what to do about tensors that are left over.
 
     Raises:
         ModelError: one line with how many tensors are missing, of another shape, or left over, and the first of them.
@@ -60,8 +67,7 @@ def check_account(where: str | Path, info: Mapping[str, Any], model: nn.Module, 
     left = [key for key in sorted(info.get("unexpected_keys", ())) if not _without_effect(key, name, shapes)]
     if left:
         raise ModelError(
-            f"{where} holds {_weights(left)} that its {name} has no place for (first: {left[0]}). "
-            "Does its config name the class it was saved from?"
+            f"{where} holds {_weights(left)} that its {name} has no place for (first: {left[0]}).{if_left}"
         )
     if info.get("error_msgs"):
         raise ModelError(f"{where} could not be loaded: {str(next(iter(info['error_msgs']))).splitlines()[0]}")

@@ -20,6 +20,7 @@ from ..runs import cache_dir, hash_file, lock, new_folder, progress, write_json
 from .accounting import check_account, gguf_left_over
 from .checkpoints import first_line
 from .gguf_parts import join_parts, opened, parts_of, whole_stem
+from .gguf_rope import TABLE, rope_parameters
 from .quiet import quiet
 
 __all__ = ["converted"]
@@ -82,11 +83,17 @@ def _convert(parts: list[Path], folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(whole.parent, **where)
     except Exception as error:  # the reader raises whatever a damaged file leads it to
         raise ModelError(f"{parts[0]} could not be read as a GGUF model: {first_line(error)}") from error
-    unexpected = sorted({*info["unexpected_keys"], *gguf_left_over(readers, packed)})
-    check_account(parts[0], {**info, "unexpected_keys": unexpected}, packed, {})
+    config = copy.deepcopy(packed.config)
+    unexpected = {*info["unexpected_keys"], *gguf_left_over(readers, packed)}
+    if unexpected == {TABLE}:
+        table = next(tensor.data for reader in readers for tensor in reader.tensors if tensor.name == TABLE)
+        scaled = rope_parameters(table, config)
+        if scaled is not None:
+            config.rope_parameters, unexpected = scaled, set()
+    told = " transformers does not read these from a GGUF: get the model as safetensors."
+    check_account(parts[0], {**info, "unexpected_keys": unexpected}, packed, {}, told)
     if len(parts) > 1:
         whole.unlink()
-    config = copy.deepcopy(packed.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config._name_or_path = ""
