@@ -4,6 +4,7 @@ import torch
 from targets import CLOSE, branch, fresh_logits, make_target, prompt, random_tree, start
 from transformers import DynamicCache
 
+from unwrite.decode import why_plain
 from unwrite.decode.engine.arena import Arena, ArenaLayer, empty_cache, filled_length
 from unwrite.decode.engine.transformers_runtime import TransformersRuntime
 from unwrite.decode.engine.tree import DraftTree
@@ -156,6 +157,7 @@ def test_a_filled_cache_saves_its_part_of_the_prompt():
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
         model(torch.tensor([text[:7].tolist()]), past_key_values=cache)
+    why_plain(model)  # the check of a kind of model runs forwards of its own
     seen = []
     handle = model.model.embed_tokens.register_forward_hook(lambda _, args, __: seen.append(args[0].shape[1]))
     runtime, logits = start(model, [text], cache=cache)

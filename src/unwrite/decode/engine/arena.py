@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import CacheLayerMixin, DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from ...errors import ModelError
 from .tree import Ints
 
-__all__ = ["Arena", "ArenaLayer"]
+__all__ = ["GROWING", "Arena", "ArenaLayer"]
 
+GROWING = (DynamicLayer, DynamicSlidingWindowLayer)  # what an arena's layer can stand for while nothing slides out
 ROUND = 64  # storage grows in multiples of this many columns
 
 
@@ -88,6 +89,8 @@ class Arena:
     def cache(self, like: Cache, layers: int) -> Cache:
         """A copy of a cache, of its own class, whose layers are this arena's; caches held by its attributes too.
 
+        Layers that keep nothing, because they read another layer's keys, stay what they are.
+
         Args:
             like: never changed.
             layers: how many there are where `like` makes its layers as they are needed.
@@ -98,14 +101,19 @@ class Arena:
         twin = copy.copy(like)
         count = len(like.layers) or layers
         for layer in like.layers:
-            if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, ArenaLayer):
+            if type(layer) not in (*GROWING, DummyLayer, ArenaLayer):
                 raise ModelError(
                     f"the cache of this model has a {type(layer).__name__}; drafts are rolled back in layers of full "
                     "attention only. Pass an empty DynamicCache, or decode without a strategy."
                 )
-        twin.layers = [ArenaLayer(self) for _ in range(count)]
+        twin.layers = [
+            like.layers[place]
+            if place < len(like.layers) and type(like.layers[place]) is DummyLayer
+            else ArenaLayer(self)
+            for place in range(count)
+        ]
         twin.layer_class_to_replicate = None
-        self.layers += twin.layers
+        self.layers += [layer for layer in twin.layers if isinstance(layer, ArenaLayer)]
         for name, held in vars(like).items():
             if isinstance(held, Cache):
                 setattr(twin, name, self.cache(held, layers))
@@ -256,7 +264,7 @@ class Arena:
 
 def _layers_of(cache: Cache) -> list[DynamicLayer]:
     """Its layers, then those of every cache it holds, in the order `Arena.cache` makes them."""
-    found = list(cache.layers)
+    found = [layer for layer in cache.layers if type(layer) is not DummyLayer]
     for held in vars(cache).values():
         if isinstance(held, Cache):
             found += _layers_of(held)
@@ -280,6 +288,8 @@ def fill(cache: Cache, twin: Cache, length: int, starts: Sequence[int] = ()) -> 
     while len(cache.layers) < len(twin.layers):
         cache.layers.append(DynamicLayer())
     for layer, own in zip(cache.layers, twin.layers, strict=True):
+        if isinstance(own, DummyLayer):
+            continue
         if own.is_initialized:
             layer.lazy_initialization(own.keys, own.values)
             layer.keys, layer.values = (_shifted(held, length, starts) for held in (own.keys, own.values))

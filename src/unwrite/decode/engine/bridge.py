@@ -201,7 +201,10 @@ def _refuse_inputs(
 ) -> None:
     """Refuses model inputs that would be lost."""
     name = type(strategy).__name__
-    lost = [key for key, value in others.items() if key not in NEUTRAL and value is not None and value is not False]
+    empty: tuple[Any, ...] = (None, False, {})  # of a model that could see or hear more than it was given
+    lost = [
+        key for key, value in others.items() if key not in NEUTRAL and not any(value is e or e == value for e in empty)
+    ]
     if lost:
         raise MethodError(f"{name} gives the model token ids only, and {lost[0]} is passed. Leave it out.")
     if position_ids is not None:

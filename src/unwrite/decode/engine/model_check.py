@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import Cache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
+from transformers.cache_utils import DummyLayer, StaticLayer
 
 from ...errors import ModelError
+from .arena import GROWING
 
 __all__ = ["check_cache", "check_model"]
 
@@ -21,7 +22,7 @@ def check_model(model: Any) -> None:
     name, config = type(model).__name__, getattr(model, "config", None)
     if config is None or not hasattr(model, "prepare_inputs_for_generation"):
         raise ModelError(f"{name} is not a transformers model that generates. Load one with AutoModelForCausalLM.")
-    if config.is_encoder_decoder or getattr(config, "add_cross_attention", False):
+    if config.is_encoder_decoder:
         raise ModelError(f"{name} is an encoder-decoder; drafts need a decoder alone. Use its own `generate`.")
     owner = getattr(model.prepare_inputs_for_generation, "__self__", model)
     if getattr(getattr(owner, "active_peft_config", None), "is_prompt_learning", False):
@@ -41,7 +42,7 @@ def check_cache(cache: Any, model: str) -> None:
     for layer in cache.layers:
         if isinstance(layer, StaticLayer):
             raise ModelError("a static cache cannot hold a tree. Pass an empty DynamicCache, or none.")
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+        if type(layer) not in (*GROWING, DummyLayer):
             raise ModelError(
                 f"{model} was given a cache with a {type(layer).__name__}, which cannot be rolled back to an earlier token. "
                 "Pass an empty DynamicCache, or none."

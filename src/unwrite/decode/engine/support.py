@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DummyLayer, DynamicSlidingWindowLayer
 
 from ...errors import ModelError
 from ...models import unwrap
-from .arena import empty_cache
+from .arena import GROWING, empty_cache
 
 __all__ = ["Support", "able", "support_of", "why_plain"]
 
@@ -126,6 +126,8 @@ def _decide(model: Any) -> Support:
 def _never(model: Any) -> str:
     """What rules trees out at every length."""
     config, attention = model.config, getattr(model.config, "_attn_implementation", None)
+    if getattr(config, "add_cross_attention", False):
+        return "attends to an encoder's states as well"
     if getattr(model, "_is_stateful", False):
         return "keeps a recurrent state, which cannot be rolled back"
     if attention not in (None, "eager", "sdpa"):
@@ -137,7 +139,7 @@ def _never(model: Any) -> str:
     if not callable(getattr(model, "empty_cache", None)) and not _takes_dynamic_cache(model):
         return "keeps a cache of its own kind, which cannot be rolled back"
     for layer in empty_cache(model).layers:
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+        if type(layer) not in (*GROWING, DummyLayer):
             return f"keeps a {type(layer).__name__} in its cache, which cannot be rolled back"
     return ""
 

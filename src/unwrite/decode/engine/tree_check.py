@@ -54,13 +54,13 @@ def disagreement(model: Any) -> str:
 
 
 def _compare(model: Any) -> Tensor:
-    """[nodes + 1] differences of the tree's logits, and of one step behind a kept branch, in spreads of the logits."""
+    """[nodes + 2] differences of the logits, in their spreads: the tree's, one step's behind a kept branch, a padded prompt's."""
     from .support import Support
     from .transformers_runtime import TransformersRuntime
 
     ids = _ids(model, len(BRANCHES))
     own = OwnSteps(model, ids[:, :PROMPT], [0] * len(ids))
-    own.prefill()
+    first = own.prefill()
     steps = torch.stack([own.step(column) for column in ids[:, PROMPT:].T], 1)  # [branches, depth + 1, vocab]
     runtime = TransformersRuntime(model, pack="never", support=Support())
     runtime.prefill([ids[0, :PROMPT].numpy()], 2 * len(PARENTS))
@@ -72,7 +72,9 @@ def _compare(model: Any) -> Tensor:
     expected = {node: steps[row, depth] for row, path in enumerate(BRANCHES) for depth, node in enumerate(path)}
     runtime.commit([BRANCHES[-1][:-1]])
     last = runtime.step(tokens[BRANCHES[-1][-1]])
-    pairs = [*((tree[node], expected[node]) for node in range(len(PARENTS))), (last, steps[-1, -1])]
+    longer = ids[0].numpy()  # beside it the prompt ends in padding, which only a model that looks ahead sees
+    behind = runtime.prefill([longer[:PROMPT], longer], 1)[0]
+    pairs = [*((tree[node], expected[node]) for node in range(len(PARENTS))), (last, steps[-1, -1]), (behind, first[0])]
     return torch.stack([_distance(*pair) for pair in pairs])
 
 
