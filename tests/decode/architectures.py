@@ -19,7 +19,7 @@ VOCAB = 67
 WINDOW, SWITCH = 16, 24
 UNMADE = "not tried: no small model of it can be made here"
 TREES, LIMITED, PLAIN, REFUSED = "trees", "trees, then plain steps", "plain steps", "refused"
-LARGEST = 5_000_000  # weights of what counts as tiny
+LARGEST = 8_000_000  # weights of what counts as tiny
 ARCHITECTURES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 # Every field by any of its names; a config takes those it has.
@@ -58,7 +58,10 @@ OVERRIDES = {
     "jamba": {"attn_layer_offset": 1, "attn_layer_period": 2, "expert_layer_offset": 1, "expert_layer_period": 2,
               "mamba_d_state": 4, "mamba_dt_rank": 4},
     "granitemoehybrid": _MAMBA | {"layer_types": ["mamba", "attention", "mamba"]},
-    "kimi_linear": {"num_hidden_layers": 4},
+    **{kind: {"num_hidden_layers": 4} for kind in (
+        "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next", "qwen4_exp",
+        "qwen4_exp_text")},
+    "kimi_linear": {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 8, "head_dim": 8, "expand": 2, "n_groups": 1, "chunk_size": 8},
@@ -68,6 +71,9 @@ OVERRIDES = {
     "roc_bert": {"pronunciation_vocab_size": 8, "shape_vocab_size": 8, "pronunciation_embed_dim": 8, "shape_embed_dim": 8,
                  "is_decoder": True},
     "zamba2": {"layers_block_type": ["mamba", "hybrid", "mamba"], "n_mamba_heads": 8, "mamba_d_state": 4, "chunk_size": 8},
+    "xlstm": {"num_heads": 4, "qk_dim_factor": 1.0, "hidden_size": 32},
+    "minimax_m3_vl_text": {"index_block_size": 4, "index_topk_blocks": 4,
+                           "layer_types": ["full_attention", "minimax_m3_sparse", "full_attention"]},
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
     "cohere_compass_text": {
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
@@ -107,6 +113,8 @@ VARIANTS = {
     "gemma3n_text shared": ("gemma3n_text", OVERRIDES["gemma3n_text"] | {
         "num_hidden_layers": 4, "num_kv_shared_layers": 2,
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]}),
+    "laguna mixed": ("laguna", {"layer_types": _MIXED}),
+    "mellum mixed": ("mellum", {"layer_types": _MIXED}),
     "bert decoder": ("bert", {"is_decoder": True}),
 }  # fmt: skip
 
@@ -144,6 +152,8 @@ def make(name, seed=0):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
+    if hasattr(model, "set_default_language"):
+        model.set_default_language("en_XX")
     model.generation_config = hf.GenerationConfig(pad_token_id=0, bos_token_id=1, eos_token_id=None)
     return model
 
