@@ -125,7 +125,7 @@ def _run(request: ForgetRequest, out: Path, resume: bool, overwrite: bool, notic
         raise
     except BaseException as error:
         # What failed before its first step leaves nothing that blocks the folder.
-        if True:
+        if not run.discard_if_empty():
             run.update(status="failed", error=f"{type(error).__name__}: {error}")
         raise
 
