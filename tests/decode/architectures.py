@@ -46,8 +46,10 @@ _MAMBA = {
     "mamba_n_groups": 1,
 }
 _PER_LAYER = {"vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 8}
+_MIXED = ["full_attention", "sliding_attention", "full_attention"]
 
 OVERRIDES = {
+    **{kind: {"layer_types": _MIXED} for kind in ("flint", "gpt_oss", "laguna", "mellum")},
     "bailing_hybrid": {"layer_group_size": 2},
     "bamba": _MAMBA | {"attn_layer_indices": [1]},
     "dots3_note_text": _ALL_HEADS | {"shared_experts_intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": VOCAB},
@@ -59,8 +61,7 @@ OVERRIDES = {
               "mamba_d_state": 4, "mamba_dt_rank": 4},
     "granitemoehybrid": _MAMBA | {"layer_types": ["mamba", "attention", "mamba"]},
     **{kind: {"num_hidden_layers": 4} for kind in (
-        "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next", "qwen4_exp",
-        "qwen4_exp_text")},
+        "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next")},
     "kimi_linear": {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1},
@@ -71,6 +72,8 @@ OVERRIDES = {
     "roc_bert": {"pronunciation_vocab_size": 8, "shape_vocab_size": 8, "pronunciation_embed_dim": 8, "shape_embed_dim": 8,
                  "is_decoder": True},
     "zamba2": {"layers_block_type": ["mamba", "hybrid", "mamba"], "n_mamba_heads": 8, "mamba_d_state": 4, "chunk_size": 8},
+    **{kind: {"num_hidden_layers": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+              "linear_value_head_dim": 8} for kind in ("qwen4_exp", "qwen4_exp_text")},
     "xlstm": {"num_heads": 4, "qk_dim_factor": 1.0, "hidden_size": 32},
     "minimax_m3_vl_text": {"index_block_size": 4, "index_topk_blocks": 4,
                            "layer_types": ["full_attention", "minimax_m3_sparse", "full_attention"]},
@@ -98,10 +101,8 @@ _LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.
 _DYNAMIC = {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 32.0}
 _PHI3 = {"rope_parameters": _LONGROPE | {"partial_rotary_factor": 1.0}, "original_max_position_embeddings": SWITCH,
          "sliding_window": None}  # fmt: skip
-_MIXED = ["full_attention", "sliding_attention", "full_attention"]
 VARIANTS = {
     "falcon alibi": ("falcon", {"alibi": True}),
-    "gpt_oss": ("gpt_oss", {"layer_types": _MIXED}),
     "llama dynamic rope": ("llama", {"rope_parameters": _DYNAMIC, "max_position_embeddings": SWITCH}),
     "llama longrope": ("llama", {"rope_parameters": _LONGROPE}),
     "phi3 longrope": ("phi3", _PHI3),
@@ -113,8 +114,6 @@ VARIANTS = {
     "gemma3n_text shared": ("gemma3n_text", OVERRIDES["gemma3n_text"] | {
         "num_hidden_layers": 4, "num_kv_shared_layers": 2,
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]}),
-    "laguna mixed": ("laguna", {"layer_types": _MIXED}),
-    "mellum mixed": ("mellum", {"layer_types": _MIXED}),
     "bert decoder": ("bert", {"is_decoder": True}),
 }  # fmt: skip
 
@@ -185,5 +184,5 @@ def verdict(name):
         support = able(model)
     except ModelError as error:
         return REFUSED, re.sub(r"^\w+ |\(.*\)", "", str(error)).split(".")[0].strip()
-    why = re.sub(r"\d+", "N", support.why)
+    why = re.sub(r"\b\d+\b", "N", re.sub(r"(takes no tree) .*", r"\1", support.why))
     return (PLAIN if support.plain else LIMITED if support.limit else TREES), why
