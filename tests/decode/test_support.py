@@ -101,6 +101,7 @@ def test_the_check_runs_once_a_kind_of_model(monkeypatch):
 
 def test_a_fault_is_not_remembered(monkeypatch):
     monkeypatch.setattr(support, "_KNOWN", {})
+    monkeypatch.setattr(tree_check, "disagreement", lambda model: "takes no tree (out of memory)")
     monkeypatch.setattr(tree_check, "own_fault", lambda model: "out of memory")
     model = make_llama()
     assert support_of(model).fault == "out of memory"

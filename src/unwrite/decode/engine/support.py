@@ -113,14 +113,12 @@ def _decide(model: Any) -> Support:
 
     if why := _never(model):
         return Support(0, why, fault=own_fault(model))
-    limits = sorted(_limits(model))
-    limit, why = limits[0] if limits else (None, "")
+    limit, why = min(_limits(model), default=(None, ""))
     if limit is not None and limit < SMALLEST:
         return Support(0, why, fault=own_fault(model))
-    fault = own_fault(model)
-    if not fault and (found := disagreement(model)):
-        return Support(0, found)
-    return Support(limit, why, min(_columns(model), default=None), fault)
+    if found := disagreement(model):
+        return Support(0, found, fault=own_fault(model))
+    return Support(limit, why, min(_columns(model), default=None))
 
 
 def _never(model: Any) -> str:

@@ -1,8 +1,10 @@
 """Whether a model's forward over a tree says what its own steps say: a small tree against its branches, on the real weights.
 
-prompt, root ── a ── c ── f          every branch is decoded in the model's own steps, as a row of one batch;
-          │      └── d ── g          then the tree in one forward, then one branch is kept and goes on
-          └── b ── e ── h
+prompt, root ── a ── c          every branch is decoded in the model's own steps, as a row of one batch;
+          │      └── d          then the tree in one forward, then one branch is kept and goes on
+          └── b ── e
+prompt, padding                 beside a longer prompt
+padding, prompt, root           in the model's own steps
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from .tree import DraftTree
 
 __all__ = ["disagreement", "own_fault"]
 
-PARENTS = [-1, 0, 0, 1, 1, 2, 3, 4, 5]
-BRANCHES = [[0, 1, 3, 6], [0, 1, 4, 7], [0, 2, 5, 8]]
+PARENTS = [-1, 0, 0, 1, 1, 2]
+BRANCHES = [[0, 1, 3], [0, 1, 4], [0, 2, 5]]
 PROMPT, PADDING = 3, 2
 CLOSE, ROUGH = 2e-3, 0.2  # of the spread of a node's logits: in float32, and in shorter formats
 WHYS = (
