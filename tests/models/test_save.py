@@ -13,8 +13,8 @@ import torch
 from tiny import tiny_model, tiny_tokenizer, tokens
 from torch import nn
 
-from unwrite.errors import ModelError, RunError
-from unwrite.models import load, load_model, load_state, save
+from unwrite.errors import ModelError, Notice, RunError
+from unwrite.models import load, load_model, load_state, save, saving
 from unwrite.models.agreement import allowed
 from unwrite.runs import hash_model
 
@@ -210,6 +210,43 @@ def test_refuses_weights_of_another_module_and_of_none(tmp_path):
         load_state(nn.Linear(3, 2), folder)
     with pytest.raises(RunError, match="does not exist"):
         load_state(nn.Linear(2, 2), tmp_path / "none")
+
+
+def test_a_model_that_memory_does_not_hold_twice_is_written_and_said_to_be_unread(tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "free_memory", lambda: 1000.0)
+    model = tiny_model("llama")
+    changed_config(model)  # so that reading it back would refuse it
+    with pytest.warns(Notice, match=r"/m was not read back: that takes 0\.0 GiB of memory, and 0\.0 are free"):
+        save(model, tmp_path / "m")
+    monkeypatch.setattr(saving, "free_memory", lambda: 1e9)
+    with pytest.raises(ModelError, match="as another model"):
+        save(model, tmp_path / "n")
+
+
+class Own(nn.Linear):
+    """A model of somebody's own class, which has what it takes to be saved and perhaps what it takes to be read."""
+
+    config = None
+
+    def save_pretrained(self, folder):
+        torch.save(self.state_dict(), folder / "own.pt")
+
+
+class Readable(Own):
+    @classmethod
+    def from_pretrained(cls, folder):
+        model = cls(2, 2)
+        model.load_state_dict({name: value + cls.error for name, value in torch.load(folder / "own.pt").items()})
+        return model
+
+
+def test_models_of_ones_own_class_are_read_back_where_that_is_possible(tmp_path):
+    assert save(Own(2, 2), tmp_path / "a").is_dir()
+    Readable.error = 0.0
+    assert save(Readable(2, 2), tmp_path / "b").is_dir()
+    Readable.error = 1.0
+    with pytest.raises(ModelError, match=r"as another model than the Readable in memory \(bias differs"):
+        save(Readable(2, 2), tmp_path / "c")
 
 
 def test_the_documented_tolerances_are_those_that_hold():

@@ -10,13 +10,14 @@ pass of each. The measure is relative, so that it means the same for every model
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["allowed", "differing_weight", "disagreement", "outputs", "short_batch"]
+__all__ = ["allowed", "differing_weight", "disagreement", "free_memory", "outputs", "short_batch"]
 
 _ALLOWED = {torch.float16: 0.02, torch.bfloat16: 0.1}  # rounding of weights and sums, over some thirty layers
 _EXACT = 1e-4  # float32 and finer: the order of sums
@@ -75,12 +76,19 @@ def disagreement(ours: Tensor, theirs: Tensor) -> float:
     Numbers that are not finite must be so in both.
     """
     if ours.shape != theirs.shape or not torch.equal(ours.isfinite(), theirs.isfinite()):
-        return float("inf")
+        return math.inf
     ours, theirs = (values.nan_to_num(0.0, 0.0, 0.0).double() for values in (ours, theirs))
     if ours.shape[-1] > 1:
         ours, theirs = (values - values.mean(-1, keepdim=True) for values in (ours, theirs))
     distance, size = float((ours - theirs).norm()), float(theirs.norm())
     return distance / size if size else distance
+
+
+def free_memory() -> float:
+    """Bytes that a second model may take."""
+    import psutil
+
+    return float(psutil.virtual_memory().available)
 
 
 def differing_weight(ours: nn.Module, theirs: nn.Module) -> str | None:

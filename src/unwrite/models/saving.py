@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import ModelError, RunError
+from ..errors import ModelError, RunError, notice
 from ..runs import hash_file, hash_json, hash_model, hash_tensors, new_folder, write_json
 from .accounting import check_account, stored_shapes
-from .agreement import allowed, differing_weight, disagreement, outputs, short_batch
+from .agreement import allowed, differing_weight, disagreement, free_memory, outputs, short_batch
 from .bundled import BUNDLED
 from .checkpoints import check_weights, first_line, read_json
 from .merging import merged
@@ -124,11 +124,18 @@ def _check_written(model: Any, fresh: Path, folder: Path) -> None:
     """Reads `fresh`, which will be `folder`, and compares weights and outputs with the model in memory.
 
     Left out where nothing could be compared: a plain module (its class is the caller's), weights that are quantised or
-    elsewhere than in memory, and an adapter whose base is not on this machine.
+    elsewhere than in memory, an adapter whose base is not on this machine, and, with a notice, too little memory.
     """
     if not isinstance(model, nn.Module) or not hasattr(model, "save_pretrained") or not hasattr(model, "config"):
         return
     if getattr(model, "is_quantized", False) or any(weight.is_meta for weight in model.parameters()):
+        return
+    needed, free = sum(path.stat().st_size for path in fresh.iterdir() if path.is_file()), free_memory()
+    if needed > free:
+        notice(
+            f"{folder} was not read back: that takes {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} are free. "
+            "Load it and try it before you delete anything."
+        )
         return
     try:
         with torch.random.fork_rng():
@@ -152,6 +159,8 @@ def _check_written(model: Any, fresh: Path, folder: Path) -> None:
 
 def _read_back(model: Any, fresh: Path) -> Any:
     """What `fresh` loads as, on the CPU; None for an adapter whose base is not here."""
+    from transformers import PreTrainedModel
+
     from .loading import load_model
 
     if (fresh / "adapter_config.json").exists():
@@ -165,6 +174,8 @@ def _read_back(model: Any, fresh: Path) -> Any:
         return PeftModel.from_pretrained(load_model(named, dtype=model.dtype), str(fresh), local_files_only=True).eval()
     if (fresh / NOTE).exists() and "loader" in read_json(fresh / NOTE):
         return load_model(fresh, dtype=model.dtype)
+    if not isinstance(model, PreTrainedModel):
+        return type(model).from_pretrained(fresh) if hasattr(type(model), "from_pretrained") else None
     again, info = type(model).from_pretrained(
         fresh,
         dtype=model.dtype,
