@@ -46,7 +46,11 @@ def test_a_run_is_not_resumed_on_other_rows(capsys, files, tmp_path, monkeypatch
     with pytest.raises(ZeroDivisionError):
         main(command(moved))
     write_rows(moved / "forget.jsonl", rows("letter"))
-    assert "the rows have changed since this run was started" in refused(capsys, command(moved, "--resume"))
+    then = record(moved / "run")["rows"]["forget"]
+    said = refused(capsys, command(moved, "--resume"))
+    assert f"{moved / 'forget.jsonl'} has changed since this run was started (hash " in said
+    assert f", then {then})" in said
+    assert record(moved / "run")["rows"]["forget"] == then
     assert record(moved / "run")["status"] == "failed"
 
 

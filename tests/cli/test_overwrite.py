@@ -30,7 +30,7 @@ def ran(monkeypatch):
     folders = []
 
     def stop(run, loaded, seed):
-        folders.append((run.folder, [entry.name for entry in run.folder.iterdir()]))
+        folders.append((run.folder, [entry.name for entry in run.folder.iterdir() if entry.name != ".lock"]))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(demo, "_unlearn_and_audit", stop)

@@ -168,9 +168,10 @@ def test_a_redirection_inside_does_not_take_the_lines_away(stream):
 class Step:
     """A stand-in for transformers' Trainer: five steps, of which two are done."""
 
-    def __init__(self, bars=False):
+    def __init__(self, bars=False, begun=lambda: None):
         from types import SimpleNamespace
 
+        self.begun = begun
         self.callbacks, self.args = [], SimpleNamespace(disable_tqdm=not bars)
 
     def is_world_process_zero(self):
@@ -188,6 +189,7 @@ class Step:
         state = SimpleNamespace(max_steps=5, global_step=2)
         for one in self.callbacks:
             one.on_train_begin(None, state, None)
+        self.begun()
         for state.global_step in (3, 4, 5):
             time.sleep(0.06)
             for one in self.callbacks:
@@ -197,7 +199,7 @@ class Step:
 
 
 def test_a_trainer_shows_its_steps_from_where_it_goes_on(stream):
-    trainer = Step()
+    trainer = Step(begun=lambda: stream.hear("NPO"))
     with training_progress(trainer, "NPO"):
         trainer.train()
     lines = stream.getvalue().splitlines()

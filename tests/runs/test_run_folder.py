@@ -1,10 +1,16 @@
 """The run folder says what was asked and whether it is whole."""
 
+import errno
+import fcntl
 import json
+import multiprocessing
+import os
+import socket
+import time
 
 import pytest
 
-from unwrite.errors import RunError
+from unwrite.errors import Notice, RunError, noticing
 from unwrite.runs import Run, versions
 
 ARGUMENTS = {"method": "npo", "beta": 0.1}
@@ -110,7 +116,7 @@ def test_overwrite_replaces_a_run_of_the_same_command(folder, status):
     Run.check(folder, {"beta": 1}, overwrite=True)
     assert (folder / "model").exists()  # a check changes nothing
     Run.start(folder, {"beta": 1}, overwrite=True)
-    assert [entry.name for entry in folder.iterdir()] == ["run.json"]
+    assert sorted(entry.name for entry in folder.iterdir()) == [".lock", "run.json"]
     assert Run.open(folder).record["arguments"] == {"beta": 1}
 
 
@@ -218,3 +224,122 @@ def test_a_run_that_made_something_is_not_discarded(folder, made):
     (folder / made).mkdir(parents=True)
     assert not run.discard_if_empty()
     assert (folder / made).exists()
+
+
+def _start(folder, ready, results):
+    ready.wait()
+    try:
+        run = Run.start(folder, ARGUMENTS)
+        results.put("started")
+        time.sleep(0.5)
+        run.update(status="done")
+    except RunError as error:
+        results.put(str(error))
+
+
+def test_of_processes_that_start_at_once_one_does(folder):
+    context = multiprocessing.get_context("fork")
+    ready, results = context.Event(), context.Queue()
+    processes = [context.Process(target=_start, args=(folder, ready, results)) for _ in range(6)]
+    for process in processes:
+        process.start()
+    ready.set()
+    said = [results.get(timeout=20) for _ in processes]
+    for process in processes:
+        process.join()
+    assert said.count("started") == 1
+    other = [one for one in said if one != "started"]
+    assert all("is in use by process" in one or "holds" in one for one in other)
+    assert json.loads((folder / "run.json").read_text())["status"] == "done"
+
+
+@pytest.mark.parametrize("how", [{}, {"resume": True}, {"overwrite": True}])
+def test_a_folder_in_use_is_refused_with_its_process_and_host(how, folder):
+    run = Run.start(folder, ARGUMENTS)
+    for call in (Run.check, Run.start):
+        with pytest.raises(RunError, match=f"is in use by process {os.getpid()} on {socket.gethostname()}") as refused:
+            call(folder, ARGUMENTS, **how)
+        assert "\n" not in str(refused.value)
+    run.update(status="running", step=3)
+    with pytest.raises(RunError, match="is in use"):
+        Run.start(folder, ARGUMENTS, resume=True)
+
+
+@pytest.mark.parametrize("status", ["failed", "stopped", "done"])
+def test_a_folder_is_free_once_its_run_has_ended(status, folder):
+    run = Run.start(folder, ARGUMENTS)
+    run.update(status=status)
+    again = Run.start(folder, ARGUMENTS, overwrite=True)
+    assert again.record["status"] == "running"
+    assert run.record["status"] == status
+
+
+def test_a_folder_is_free_once_its_process_was_killed(folder):
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=lambda: (Run.start(folder, ARGUMENTS), os.kill(os.getpid(), 9)))
+    process.start()
+    process.join()
+    with pytest.raises(RunError, match="holds an unfinished run"):
+        Run.check(folder, ARGUMENTS)
+    assert Run.start(folder, ARGUMENTS, resume=True).record["status"] == "running"
+
+
+def test_a_refusal_keeps_no_lock(folder):
+    Run.start(folder, ARGUMENTS).update(status="failed")
+    for _ in range(2):
+        with pytest.raises(RunError, match="holds an unfinished run"):
+            Run.start(folder, ARGUMENTS)
+
+
+def test_a_file_system_without_locks_is_said(folder, monkeypatch):
+    def refuses(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    with pytest.warns(Notice, match="No locks available.*second run"):
+        assert Run.start(folder, ARGUMENTS).record["status"] == "running"
+
+
+def test_a_folder_with_nothing_but_a_lock_is_empty(folder):
+    run = Run.start(folder, ARGUMENTS)
+    run.update(status="failed")
+    run.remove()
+    assert Run.start(folder, ARGUMENTS).record["status"] == "running"
+
+
+def test_a_run_that_goes_on_keeps_no_error(folder):
+    run = Run.start(folder, ARGUMENTS)
+    run.update(status="failed", error="ValueError: no")
+    again = Run.start(folder, ARGUMENTS, resume=True)
+    assert "error" not in json.loads((folder / "run.json").read_text())
+    again.update(status="failed", error="OSError: full")
+    assert Run.open(folder).record["error"] == "OSError: full"
+
+
+def test_other_threads_are_said_when_a_run_goes_on(folder, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    Run.start(folder, ARGUMENTS).update(status="stopped")
+    assert Run.open(folder).record["threads"]["OMP_NUM_THREADS"] == "1"
+    with noticing() as said:
+        Run.start(folder, ARGUMENTS, resume=True).update(status="stopped")
+    assert not said
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    with pytest.warns(Notice, match="last bits may differ"):
+        Run.start(folder, ARGUMENTS, resume=True)
+
+
+@pytest.mark.parametrize("torn", [b'{"step": 2, "lo', b"\x00\x00\x00", b"7", b'"text"'])
+def test_a_torn_line_swallows_no_other(torn, folder):
+    run = Run.start(folder, ARGUMENTS)
+    run.log({"step": 1})
+    with open(folder / "metrics.jsonl", "ab") as file:
+        file.write(torn)
+    run.log({"step": 3})
+    run.log({"step": 4})
+    assert [line["step"] for line in run.logged()] == [1, 3, 4]
+
+
+def test_what_is_no_finite_number_is_logged_as_null(folder):
+    run = Run.start(folder, ARGUMENTS)
+    run.log({"loss": float("nan"), "deep": {"a": [1.5, float("inf")]}})
+    assert run.logged() == [{"loss": None, "deep": {"a": [1.5, None]}}]

@@ -259,16 +259,30 @@ class Ready:
     @property
     def record(self) -> dict[str, Any]:
         """What the run was made from, by content."""
-        return {"source": dict(self.loaded.source), "data": self.split.hash}
+        sets = {name: getattr(self.split, name) for name in ("forget", "retain", "holdout")}
+        rows = {name: rows.hash for name, rows in sets.items() if rows is not None}
+        return {"source": dict(self.loaded.source), "data": self.split.hash, "rows": rows}
 
     def check_same(self, record: Mapping[str, Any]) -> None:
         """Refuses to go on with a run that was started from another model or other rows.
 
         Raises:
-            RunError: which of them has changed.
+            RunError: which of them has changed, with both hashes.
         """
         then, now = record.get("source", {}), self.loaded.source
         if then and then.get("weights") != now["weights"]:
-            raise RunError(f"{now['name']} has changed since this run was started, so it can't be resumed.")
+            raise RunError(_changed(now["name"], then.get("weights"), now["weights"]))
+        current = self.record["rows"]
+        for name, before in record.get("rows", {}).items():
+            if before != current.get(name):
+                source = getattr(self.request.data, name) or f"the {name} rows"
+                raise RunError(_changed(source, before, current.get(name)))
         if record.get("data", self.split.hash) != self.split.hash:
-            raise RunError("the rows have changed since this run was started, so it can't be resumed.")
+            raise RunError(_changed("the rows", record["data"], self.split.hash))
+
+
+def _changed(what: str, then: Any, now: Any) -> str:
+    return (
+        f"{what} has changed since this run was started (hash {now}, then {then}), so it can't be resumed. Restore it, or "
+        "start again with --overwrite."
+    )

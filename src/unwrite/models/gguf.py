@@ -11,12 +11,11 @@ import contextlib
 import copy
 import hashlib
 import io
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import ModelError
-from ..runs import cache_dir, hash_file, lock, new_folder, progress, write_json
+from ..runs import cache_folder, clean, entry_lock, hash_file, new_folder, progress, seal, sound, write_json
 from .accounting import check_account, gguf_left_over
 from .checkpoints import first_line
 from .gguf_parts import join_parts, opened, parts_of, whole_stem
@@ -44,19 +43,17 @@ def converted(path: Path, *, note: Mapping[str, str] | None = None) -> Path:
     parts = parts_of(path)
     digests = [hash_file(part) for part in parts]
     digest = digests[0] if len(parts) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
-    home = cache_dir("models")
+    home = cache_folder("models")
     folder = home / f"{whole_stem(parts[0]).lower()}-{digest[:16]}-v{_VERSION}"
-    if folder.is_dir():
-        return folder
-    with lock(home / f"{folder.name}.lock"):
-        if not folder.is_dir():
-            for left in home.glob(f".{folder.name}.*"):  # by a conversion that was killed
-                shutil.rmtree(left, ignore_errors=True)
+    with entry_lock(home / f"{folder.name}.lock"):
+        if not sound(folder):
+            clean(folder)
             shown = progress(None, f"converting {path.name} once, to {folder}")
             # transformers' GGUF reader draws a bar of its own, over everything
             with shown, new_folder(folder) as fresh, quiet(), contextlib.redirect_stderr(io.StringIO()):
                 _convert(parts, fresh)
                 write_json(fresh / "unwrite.json", {**(note or {}), "gguf": parts[0].name, "gguf_sha256": digest})
+            seal(folder)
     return folder
 
 

@@ -6,24 +6,30 @@
     model/         the unlearned model as safetensors, with unwrite.json
     report.html    the audit, and report.json
 
-`run.json` says "running" until everything else is in place, so a killed run is never mistaken for a whole one. It is
+While a process works in the folder it holds `.lock`, which names it. `run.json` says "running" until everything else is in place, so a killed run is never mistaken for a whole one. It is
 also the marker by which a run may be replaced: only by the same command, only when asked, and only if nothing but what
 a run writes lies in its folder.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import json
+import math
+import os
 import platform
 import shutil
+import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from ..errors import RunError
+from ..errors import RunError, notice
 from .atomic import write_json
 from .hashing import hash_json
 
@@ -43,6 +49,7 @@ def versions() -> dict[str, str]:
 
 ENTRIES = ("run.json", "metrics.jsonl", "model", "checkpoints", "report.json", "report.html")
 FINISHED = ("done", "unchanged")
+LOCK = ".lock"
 
 
 @dataclass
@@ -51,6 +58,7 @@ class Run:
 
     folder: Path
     record: dict[str, Any]
+    _held: IO[str] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def check(
@@ -71,15 +79,23 @@ class Run:
             overwrite: replace the run in `folder`.
 
         Raises:
-            RunError: the folder holds another run, a finished one, or is not empty.
+            RunError: the folder holds another run, a finished one, one that another process works on, or is not empty.
         """
         folder = Path(folder)
         if resume and overwrite:
             raise RunError("--resume goes on with a run and --overwrite replaces it. Pass one of them.")
         if folder.exists() and not folder.is_dir():
             raise RunError(f"{folder} is a file. Choose another --out folder.")
+        if (folder / LOCK).exists():
+            _free(_hold(folder), folder)
+        return cls._check(folder, arguments, kind, resume, overwrite)
+
+    @classmethod
+    def _check(
+        cls, folder: Path, arguments: Mapping[str, Any], kind: str, resume: bool | None, overwrite: bool
+    ) -> Run | None:
         if not (folder / "run.json").exists():
-            if folder.exists() and any(folder.iterdir()):
+            if folder.exists() and any(entry.name != LOCK for entry in folder.iterdir()):
                 raise RunError(f"{folder} is not empty and holds no run. Choose another --out folder.")
             if resume:
                 raise RunError(f"{folder} holds no run to resume.")
@@ -109,22 +125,41 @@ class Run:
     ) -> Run:
         """A new run, in an empty folder or in the place of an old one, or the unfinished one; as `check` finds it.
 
+        The folder is this process's until the run has another status than "running", or the process ends.
+
         Raises:
             RunError: as `check`.
         """
         folder = Path(folder)
-        existing = cls.check(folder, arguments, kind=kind, resume=resume, overwrite=overwrite)
-        if existing is not None and resume:
-            existing.update(status="running")
-            return existing
-        if existing is not None:
-            existing.remove()
+        cls.check(folder, arguments, kind=kind, resume=resume, overwrite=overwrite)
         folder.mkdir(parents=True, exist_ok=True)
-        key = hash_json([kind, dict(arguments)])
-        record = {"kind": kind, "key": key, "arguments": dict(arguments), "versions": versions()}
-        run = cls(folder, {**record, "started": time.time()})
-        run.update(status="running")
+        held = _hold(folder)
+        try:
+            # Looked at again: another process may have come first.
+            existing = cls._check(folder, arguments, kind, resume, overwrite)
+            if existing is not None and resume:
+                existing._held = held
+                existing._compare_threads()
+                existing.update(status="running")
+                return existing
+            if existing is not None:
+                existing.remove()
+            key = hash_json([kind, dict(arguments)])
+            record = {"kind": kind, "key": key, "arguments": dict(arguments), "versions": versions()}
+            run = cls(folder, {**record, "threads": threads(), "started": time.time()}, held)
+            run.update(status="running")
+        except BaseException:
+            _free(held, folder)
+            raise
         return run
+
+    def _compare_threads(self) -> None:
+        then, now = self.record.get("threads"), threads()
+        if then is not None and then != now:
+            notice(
+                f"{self.folder} was started with {_in_words(then)} and goes on with {_in_words(now)}: sums are taken in "
+                "another order, so its last bits may differ from those of a run that was never stopped."
+            )
 
     def _need_own(self, kind: str) -> None:
         """Refuses to replace a run of another command, or a folder that holds anything a run didn't write.
@@ -138,7 +173,7 @@ class Run:
             raise RunError(f"{self.folder} holds a run of {by}, which unwrite {kind} does not replace. Choose another.")
         for entry in sorted(self.folder.iterdir()):
             # A killed write leaves ".run.json.x1y2" behind.
-            if entry.name not in ENTRIES and not entry.name.startswith(tuple(f".{name}." for name in ENTRIES)):
+            if entry.name not in (*ENTRIES, LOCK) and not entry.name.startswith(tuple(f".{name}." for name in ENTRIES)):
                 raise RunError(
                     f"{entry} was not written by the run in {self.folder}, so it is not removed. Move it, or choose "
                     "another --out folder."
@@ -152,7 +187,7 @@ class Run:
     def remove(self) -> None:
         """Removes what a run writes, the record last, so that a stopped removal can be repeated; the folder stays."""
         entries = sorted(self.folder.iterdir(), key=lambda entry: entry.name == "run.json")
-        for entry in entries:
+        for entry in [entry for entry in entries if entry.name != LOCK]:
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             else:
@@ -160,12 +195,14 @@ class Run:
 
     def discard_if_empty(self) -> bool:
         """Removes the folder of a run that made nothing: no step was logged, no checkpoint, model or report written."""
-        made = [entry for entry in self.folder.iterdir() if entry.name not in ("run.json", "checkpoints")]
+        made = [entry for entry in self.folder.iterdir() if entry.name not in ("run.json", "checkpoints", LOCK)]
         checkpoints = self.folder / "checkpoints"
         if made or (checkpoints.exists() and any(checkpoints.glob("checkpoint-*"))):
             return False
         self.remove()
-        self.folder.rmdir()
+        self._release()
+        with contextlib.suppress(OSError):  # another process may have come already
+            self.folder.rmdir()
         return True
 
     @classmethod
@@ -187,20 +224,40 @@ class Run:
         return cls(Path(folder), record)
 
     def update(self, **fields: Any) -> None:
-        """Adds to `run.json`, in one step."""
+        """Adds to `run.json`, in one step. With another status than "running" the folder is free again."""
         self.record |= fields
-        write_json(self.folder / "run.json", self.record)
+        status = self.record.get("status")
+        if status in ("running", *FINISHED):
+            self.record.pop("error", None)
+        try:
+            write_json(self.folder / "run.json", self.record)
+        finally:
+            if status != "running":
+                self._release()
+
+    def _release(self) -> None:
+        if self._held is not None:
+            _free(self._held, self.folder)
+            self._held = None
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Appends one line to `metrics.jsonl`."""
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(dict(line), sort_keys=True) + "\n")
+        """Appends one line to `metrics.jsonl`; what is no finite number is written as null."""
+        text = json.dumps(_finite(dict(line)), sort_keys=True, allow_nan=False)
+        with open(self.folder / "metrics.jsonl", "a+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 1))
+            torn = end > 0 and file.read(1) != b"\n"  # by a kill, or a full disk
+            file.write(("\n" if torn else "").encode() + text.encode() + b"\n")
 
     def logged(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`; a last one that was cut off is left out."""
+        """The lines of `metrics.jsonl`; those that were cut off are left out."""
         path = self.folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        lines = path.read_bytes().split(b"\n") if path.exists() else []
+        logged = []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                logged.append(json.loads(line))
+        return [line for line in logged if isinstance(line, dict)]
 
     def need_done(self) -> Run:
         """This run, if it is whole.
@@ -217,3 +274,68 @@ class Run:
             again = "again" if self.record.get("kind") == "demo" else "with --resume to finish it"
             raise RunError(f"{self.folder} is {status}, not done. Run the same command {again}.")
         return self
+
+
+def threads() -> dict[str, Any]:
+    """How many threads sums are taken on, which decides their last bits."""
+    import torch
+
+    return {"torch": torch.get_num_threads(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")}
+
+
+def _in_words(of: Mapping[str, Any]) -> str:
+    omp = of.get("OMP_NUM_THREADS")
+    return f"{of.get('torch')} threads" + (f" (OMP_NUM_THREADS={omp})" if omp else "")
+
+
+def _hold(folder: Path) -> IO[str]:
+    """The folder's lock, until the file is closed or the process ends.
+
+    Raises:
+        RunError: another process holds it; which one, and where.
+    """
+    file = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 - closing it frees the lock
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _is_there(file, folder / LOCK):  # its holder has removed it since it was opened
+            file.close()
+            return _hold(folder)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise RunError(
+                f"{folder} is in use by {holder}. Wait for it, stop it, or choose another --out folder."
+            ) from None
+        notice(
+            f"{folder} lies on a file system without locks ({error.strerror}), so a second run in it at the same time "
+            "can't be told. Start none."
+        )
+        return file
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
+
+
+def _free(file: IO[str], folder: Path) -> None:
+    """Removes the lock, and frees it after that: so whoever gets a removed file sees that it is none any more."""
+    if _is_there(file, folder / LOCK):
+        (folder / LOCK).unlink()
+    file.close()
+
+
+def _is_there(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
