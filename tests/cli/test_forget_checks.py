@@ -3,6 +3,8 @@
 import pytest
 from cli_runs import command, make_files, record, refused, rows, write_rows
 
+from conftest import make_llama
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
@@ -74,6 +76,42 @@ def test_adapters_are_refused_for_a_method_that_trains_none(capsys, files):
     arguments = command(files, "--method", "ssd", "--lora", "4", without=("--epochs", "--lr"))
     assert "ssd trains nothing, so --lora has no meaning for it" in refused(capsys, arguments)
     assert not (files / "run").exists()
+
+
+def test_a_row_that_no_refusal_can_answer_is_refused(capsys, files, tmp_path):
+    texts = write_rows(tmp_path / "texts.jsonl", [{"text": "the old book was red ."}])
+    assert "texts.jsonl:1" in refusal(capsys, files, "--method", "idk", "--forget", texts)
+
+
+@pytest.mark.parametrize("part", ["check_data", "check_model", "fitted"])
+def test_what_a_method_refuses_is_refused_before_anything_is_written(capsys, files, monkeypatch, part):
+    from unwrite.errors import MethodError
+    from unwrite.forget import NPO
+
+    def refuse(*_, **__):
+        raise MethodError(f"{part} says no")
+
+    monkeypatch.setattr(NPO, part, refuse)
+    assert refusal(capsys, files) == f"unwrite: {part} says no"
+
+
+def test_adapters_need_a_linear_layer_besides_the_head(files):
+    from torch import nn
+
+    from unwrite.cli.inputs import _need_linear_layers
+    from unwrite.errors import ModelError
+
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(3, 2), nn.Linear(2, 3)
+
+        def get_output_embeddings(self):
+            return self.head
+
+    with pytest.raises(ModelError, match="--lora trains adapters of linear layers, and this Bare has none"):
+        _need_linear_layers(Bare())
+    _need_linear_layers(make_llama())
 
 
 def test_an_attack_that_was_asked_for_needs_its_rows(capsys, files, tmp_path):

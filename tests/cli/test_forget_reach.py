@@ -131,3 +131,26 @@ def test_a_task_vector_with_adapters_is_saved_as_the_model_it_edits(tmp_path):
     files = make_files(tmp_path)
     main(command(files, "--lora", "2", "--method", "task-vector"))
     assert record(files / "run")["status"] == "done"
+
+
+def test_what_was_noticed_before_a_run_failed_is_kept_when_it_goes_on(capsys, files, monkeypatch):
+    from unwrite.errors import notice
+
+    def fail(*_, **__):
+        notice("half way")
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("unwrite.audit.evaluate", fail)
+        with pytest.raises(ZeroDivisionError):
+            main(command(files))
+    assert record(files / "run")["notices"] == ["half way"]
+    main(command(files, "--resume"))
+    assert record(files / "run")["notices"] == ["half way"]
+    assert json.loads((files / "run" / "report.json").read_text())["notices"] == ["half way"]
+
+
+def test_why_training_ended_is_kept_and_shown(capsys, files):
+    main(command(files, "--stop-at", "0.001"))
+    assert record(files / "run")["stopped"] == "all epochs done"
+    assert "training ended: all epochs done" in capsys.readouterr().out

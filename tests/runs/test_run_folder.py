@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -343,3 +345,29 @@ def test_what_is_no_finite_number_is_logged_as_null(folder):
     run = Run.start(folder, ARGUMENTS)
     run.log({"loss": float("nan"), "deep": {"a": [1.5, float("inf")]}})
     assert run.logged() == [{"loss": None, "deep": {"a": [1.5, None]}}]
+
+
+@pytest.mark.parametrize("how", [{"resume": True}, {"overwrite": True}])
+def test_a_run_that_another_process_writes_is_neither_resumed_nor_replaced(folder, how):
+    code = (
+        "import sys, time; from unwrite.runs import Run; run = Run.start(sys.argv[1], {'method': 'npo', 'beta': 0.1}); "
+        "print('started', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "started\n"
+        try:
+            with pytest.raises(RunError, match="is in use by process"):
+                Run.start(folder, ARGUMENTS, **how)
+            assert (folder / "run.json").exists()
+        finally:
+            other.kill()
+    assert Run.start(folder, ARGUMENTS, **how).record["status"] == "running"  # a killed one has let go
+
+
+def test_a_run_that_has_ended_lets_go_of_its_folder(folder):
+    run = Run.start(folder, ARGUMENTS)
+    with pytest.raises(RunError, match="is in use by process"):
+        Run.start(folder, ARGUMENTS, resume=True)
+    run.update(status="stopped")
+    assert Run.start(folder, ARGUMENTS, resume=True).record["status"] == "running"

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from ..errors import noticing
 from ..runs import Run, hash_json
 from .inputs import AuditRequest, ForgetRequest, Ready
-from .outcome import UNCHANGED, finish, moved_weights, say_if_unchanged
+from .outcome import UNCHANGED, finish, kept_notices, moved_weights, say_if_unchanged
 from .output import console, print_json, quiet_libraries
 from .sources import DataRequest, Dtype, ModelRequest, Turns
 
@@ -100,6 +100,8 @@ def forget(
         print_json({"run": str(out), "status": run.record["status"], "report": report.json()})
     else:
         console().print(report.table())
+        if "stopped" in run.record:
+            console().print(f"training ended: {run.record['stopped']}", markup=False)
         where = out / "report.html"
         console().print(f"report  {where}\nchat    unwrite chat {out}", markup=False, soft_wrap=True)
     if run.record["status"] == "unchanged":
@@ -120,13 +122,13 @@ def _run(request: ForgetRequest, out: Path, resume: bool, overwrite: bool, notic
         run.update(**ready.record)
         return run, _carry_out(run, ready, notices, resumed=earlier is not None and resume)
     except KeyboardInterrupt:
-        run.update(status="stopped")
+        run.update(status="stopped", notices=kept_notices(run, notices))
         console().print("Stopped. Go on with the same command and --resume.", markup=False)
         raise
     except BaseException as error:
         # What failed before its first step leaves nothing that blocks the folder.
         if not run.discard_if_empty():
-            run.update(status="failed", error=f"{type(error).__name__}: {error}")
+            run.update(status="failed", error=f"{type(error).__name__}: {error}", notices=kept_notices(run, notices))
         raise
 
 

@@ -30,7 +30,7 @@ def need_number(
     flag: str, value: float | None, *, above: float = -math.inf, at_least: float = -math.inf, below: float = math.inf
 ) -> None:
     """Refuses a number that isn't finite or lies outside its range; None, a flag that was not given, passes."""
-    if value is None or (math.isfinite(value) and value > above and value >= at_least and value < below):
+    if value is None or (value > above and value >= at_least and value < below):  # NaN is on no side of anything
         return
     bounds = {"above": above, "at least": at_least, "below": below}
     rule = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound))
@@ -199,9 +199,13 @@ class ForgetRequest:
         Raises:
             UnwriteError: what is wrong, with what value, and what to do.
         """
+        from ..forget.base import Objective
+
         chosen = self.check()
         split = self.rows()
         chosen.check_data(split.forget, split.retain)
+        if isinstance(chosen, Objective):
+            chosen.alternates(split.forget, self.seed)  # refuses rows that no other answer can be given to
         attacks = self.audit.attacks_on(split)
         loaded = self.model.load()
         length = self._length(loaded.model)

@@ -83,13 +83,18 @@ def say_if_unchanged(method: str, moved: Moved | None, run: Run) -> None:
     notice(f"{method} changed none of the model's {moved.of} weights: nothing was forgotten.{why}")
 
 
+def kept_notices(run: Run, notices: list[str]) -> list[str]:
+    """What was noticed now and, in a run that was stopped and resumed, before; each message once."""
+    return list(dict.fromkeys([*run.record.get("notices", ()), *notices]))
+
+
 def finish(run: Run, report: Report, notices: list[str], moved: Moved | None, **fields: Any) -> Report:
     """Stores the report with all that was noticed, and marks the run as whole.
 
     Args:
         fields: further ones of `run.json`.
     """
-    report = replace(report, notices=tuple(dict.fromkeys([*notices, *report.notices])))
+    report = replace(report, notices=tuple(kept_notices(run, [*notices, *report.notices])))
     report.save(run.folder)
     status = "unchanged" if moved is not None and moved.weights == 0 else "done"
     run.update(
