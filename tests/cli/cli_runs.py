@@ -8,6 +8,7 @@ import pytest
 from conftest import make_llama, make_tokenizer
 from unwrite.cli import main
 from unwrite.models import save
+from unwrite.runs import Run, hash_model
 
 VERBS = ("wrote", "was", "is", "lives")
 
@@ -58,3 +59,16 @@ def refused(capsys, arguments: list[str]) -> str:
 
 def record(folder: Path) -> dict:
     return json.loads((folder / "run.json").read_text())
+
+
+def make_run(folder: Path) -> Path:
+    """A finished run that wasn't trained: one random model before, another after."""
+    files = make_files(folder)
+    run = Run.start(folder / "run", {})
+    save(make_llama(seed=1), run.folder / "model", tokenizer=make_tokenizer())
+    run.update(
+        status="done",
+        source={"name": str(files / "model"), "dtype": "float32", "weights": hash_model(make_llama())},
+        model={"weights": hash_model(make_llama(seed=1))},
+    )
+    return run.folder

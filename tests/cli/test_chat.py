@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cli_runs import command, make_files, refused
+from cli_runs import make_run, refused
 from transformers import GenerationConfig
 
 from conftest import make_llama, make_tokenizer
@@ -74,10 +74,7 @@ def test_an_answer_ends_within_the_models_positions():
 
 
 def test_a_question_that_fills_the_model_is_refused_in_one_line(tmp_path, capsys):
-    files = make_files(tmp_path)
-    main(command(files))
-    capsys.readouterr()
-    line = refused(capsys, ["chat", str(files / "run"), "--question", "who " * 200])
+    line = refused(capsys, ["chat", str(make_run(tmp_path)), "--question", "who " * 200])
     assert "the model has positions for 128" in line
 
 
@@ -96,9 +93,7 @@ def test_a_fault_while_writing_ends_the_stream_and_is_kept():
 
 
 def test_both_answers_are_shown(tmp_path, capsys):
-    files = make_files(tmp_path)
-    main(command(files))
-    main(["chat", str(files / "run"), "--question", QUESTION, "--max-new-tokens", "6"])
+    main(["chat", str(make_run(tmp_path)), "--question", QUESTION, "--max-new-tokens", "6"])
     shown = capsys.readouterr().out
     assert "before" in shown
     assert "after" in shown

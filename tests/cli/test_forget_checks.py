@@ -3,7 +3,8 @@
 import pytest
 from cli_runs import command, make_files, record, refused, rows, write_rows
 
-from conftest import make_llama
+from conftest import make_llama, make_tokenizer
+from unwrite.models import save
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,16 @@ def test_adapters_need_a_linear_layer_besides_the_head(files):
     _need_linear_layers(make_llama())
 
 
+def test_adapters_are_checked_against_the_model(capsys, files, monkeypatch):
+    from unwrite.errors import ModelError
+
+    def refuse(model):
+        raise ModelError("no linear layer")
+
+    monkeypatch.setattr("unwrite.cli.inputs._need_linear_layers", refuse)
+    assert refusal(capsys, files, "--lora", "2") == "unwrite: no linear layer"
+
+
 def test_an_attack_that_was_asked_for_needs_its_rows(capsys, files, tmp_path):
     one = write_rows(tmp_path / "one.jsonl", rows("book")[:1])
     line = refusal(capsys, files, "--forget", one, "--attacks", "quantise,relearn")
@@ -124,6 +135,20 @@ def test_a_row_that_only_the_audit_reads_is_checked_too(capsys, files, tmp_path)
     long = [{"question": "who " * 140, "answer": "the book ."}]
     line = refusal(capsys, files, "--holdout", write_rows(tmp_path / "holdout.jsonl", long))
     assert "holdout.jsonl:1: the prompt has" in line
+
+
+def test_a_row_that_the_suite_has_room_for_and_training_has_not_is_refused(capsys, files, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    from unwrite.audit import SUITES
+
+    monkeypatch.setitem(SUITES, "long", replace(SUITES["basic"], name="long", max_length=2048))
+    model = make_llama()
+    model.config.max_position_embeddings = 1024
+    save(model, tmp_path / "model", tokenizer=make_tokenizer())
+    long = write_rows(tmp_path / "long.jsonl", [{"question": "who " * 600, "answer": "the book ."}])
+    line = refusal(capsys, files, "--model", str(tmp_path / "model"), "--forget", long, "--suite", "long")
+    assert "leaves no room for the answer within 512" in line
 
 
 def test_a_failed_check_leaves_an_earlier_run_as_it_is(capsys, files, tmp_path):

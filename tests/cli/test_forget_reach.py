@@ -3,11 +3,9 @@
 import json
 
 import pytest
-import torch
 from cli_runs import command, make_files, record, refused, rows, write_rows
 
 from unwrite.cli import main
-from unwrite.models import load
 
 
 @pytest.fixture
@@ -92,39 +90,26 @@ def test_the_length_reaches_training_stopping_and_audit(capsys, tmp_path, monkey
     assert any(cut in line for line in kept["notices"])
     assert any(cut in line for line in json.loads((files / "run" / "report.json").read_text())["notices"])
     assert cut in (files / "run" / "report.html").read_text()
-    assert cut in capsys.readouterr().err
-    assert kept["stopped"]
+    said = capsys.readouterr()
+    assert cut in said.err
+    assert kept["stopped"] == "all epochs done"
+    assert "training ended: all epochs done" in said.out
 
 
-def test_columns_and_turns_reach_the_rows(tmp_path):
-    files = make_files(tmp_path)
-    chats = [
-        {"messages": [
-            {"role": "user", "content": f"who {verb} ann ?"}, {"role": "assistant", "content": "the book ."},
-            {"role": "user", "content": f"who {verb} bert ?"}, {"role": "assistant", "content": "the song ."},
-        ]}
-        for verb in ("wrote", "was")
-    ]  # fmt: skip
+def test_columns_and_turns_reach_the_rows(files):
+    turns = [
+        ("user", "who wrote ann ?"),
+        ("assistant", "the book ."),
+        ("user", "who was bert ?"),
+        ("assistant", "a song ."),
+    ]
+    chats = [{"talk": [{"role": role, "content": text} for role, text in turns]}]
     write_rows(files / "forget.jsonl", chats)
-    counts = {}
-    for turns in ("all", "last"):
-        main(command(files, "--turns", turns, "--out", str(files / turns)))
-        counts[turns] = json.loads((files / turns / "report.json").read_text())["rows"]["forget"]
-    assert counts == {"all": 4, "last": 2}
-    asked = [{"text": row["question"], "reply": row["answer"]} for row in rows("book")]
-    write_rows(files / "forget.jsonl", asked)
-    main(command(files, "--columns", "question=text,answer=reply", "--out", str(files / "columns")))
-    sample = json.loads((files / "columns" / "report.json").read_text())["samples"][0]
-    assert (sample["asked"], sample["reference"]) == (asked[0]["text"], asked[0]["reply"])
-
-
-def test_adapters_are_trained_merged_and_counted(tmp_path):
-    files = make_files(tmp_path)
-    main(command(files, "--lora", "2"))
-    assert record(files / "run")["changed"]["weights"] > 0
-    before, after = load(files / "model").model, load(files / "run" / "model").model
-    assert not hasattr(after, "peft_config")
-    assert not torch.equal(before.model.layers[0].mlp.up_proj.weight, after.model.layers[0].mlp.up_proj.weight)
+    main(command(files, "--turns", "last", "--columns", "messages=talk"))
+    [sample] = [
+        one for one in json.loads((files / "run" / "report.json").read_text())["samples"] if one["part"] == "forget"
+    ]
+    assert (sample["asked"], sample["reference"]) == ("who was bert ?", "a song .")
 
 
 def test_a_task_vector_with_adapters_is_saved_as_the_model_it_edits(tmp_path):
@@ -148,9 +133,3 @@ def test_what_was_noticed_before_a_run_failed_is_kept_when_it_goes_on(capsys, fi
     main(command(files, "--resume"))
     assert record(files / "run")["notices"] == ["half way"]
     assert json.loads((files / "run" / "report.json").read_text())["notices"] == ["half way"]
-
-
-def test_why_training_ended_is_kept_and_shown(capsys, files):
-    main(command(files, "--stop-at", "0.001"))
-    assert record(files / "run")["stopped"] == "all epochs done"
-    assert "training ended: all epochs done" in capsys.readouterr().out

@@ -10,8 +10,10 @@ from peft import LoraConfig, get_peft_model
 
 from conftest import make_llama
 from unwrite.cli import demo, main
+from unwrite.cli.inputs import AuditRequest
 from unwrite.cli.outcome import UNCHANGED, Moved, moved_weights
-from unwrite.models import load, save
+from unwrite.cli.sources import DataRequest
+from unwrite.models import save
 
 
 def ended(arguments: list[str]) -> int:
@@ -67,12 +69,6 @@ def test_an_adapter_that_was_there_before_does_not_count(tiny_llama):
     assert moved_weights(before, adapted(tiny_llama, 0.25)).weights > 0
 
 
-def test_a_guard_is_not_nothing(files):
-    assert ended(command(files, "--method", "uld", "--layers", "1", "--rank", "2")) == 0
-    kept = record(files / "run")
-    assert (kept["status"], kept["changed"]) == ("done", None)
-
-
 @pytest.mark.parametrize(
     "flags",
     [
@@ -97,16 +93,11 @@ def test_a_run_that_moved_no_weight_says_so_everywhere(files, capsys, flags):
     assert "changed nothing: its model is the one before" in capsys.readouterr().err
 
 
-def test_a_first_epoch_that_is_all_warm_up_is_named_as_the_reason(files, capsys):
-    assert ended(command(files, "--epochs", "1")) == UNCHANGED
-    assert "The learning rate was 0 in every step" in capsys.readouterr().err
-
-
-def test_json_has_the_status(files, capsys):
-    assert ended(command(files, "--json")) == 0
-    assert json.loads(capsys.readouterr().out)["status"] == "done"
-    assert ended(command(files, "--json", "--epochs", "1", "--overwrite")) == UNCHANGED
-    assert json.loads(capsys.readouterr().out)["status"] == "unchanged"
+def test_a_first_epoch_that_is_all_warm_up_is_named_as_the_reason_and_json_has_the_status(files, capsys):
+    assert ended(command(files, "--epochs", "1", "--json")) == UNCHANGED
+    said = capsys.readouterr()
+    assert "The learning rate was 0 in every step" in said.err
+    assert json.loads(said.out)["status"] == "unchanged"
 
 
 def test_a_notice_is_one_line_without_source_code_and_once(files, capsys):
@@ -151,10 +142,16 @@ GIVEN = {
 
 
 @pytest.mark.parametrize(("given", "ran"), GIVEN.items(), ids=lambda part: " ".join(part) or "none given")
-def test_an_audit_runs_the_attacks_by_default_by_name_and_not_at_all(files, capsys, given, ran):
-    arguments = ["audit", str(files / "model"), "--forget", str(files / "forget.jsonl"), "--device", "cpu", "--json"]
-    assert ended([*arguments, *given]) == 0
-    assert [attack["name"] for attack in json.loads(capsys.readouterr().out)["attacks"]] == ran
+def test_the_attacks_are_those_named_both_by_default_or_none(files, given, ran):
+    rows = DataRequest(forget=str(files / "forget.jsonl")).read()
+    request = AuditRequest(attacks=given[1::2] or None)
+    assert [attack.name for attack in request.attacks_on(rows)] == ran
+
+
+def test_audit_runs_the_attacks_by_default(files, capsys):
+    forget = str(files / "forget.jsonl")
+    assert ended(["audit", str(files / "model"), "--forget", forget, "--device", "cpu", "--json"]) == 0
+    assert [attack["name"] for attack in json.loads(capsys.readouterr().out)["attacks"]] == BOTH
 
 
 def test_forget_runs_the_attacks_and_shows_their_figures(files, capsys):
@@ -191,11 +188,3 @@ def test_the_demo_says_too_if_it_changed_nothing(tmp_path, capsys, monkeypatch):
     assert ended(["demo", "--out", str(tmp_path / "demo"), "--model", str(files / "model")]) == UNCHANGED
     kept = Run.open(tmp_path / "demo").record
     assert (kept["status"], kept["notices"]) == ("unchanged", ["npo changed none"])
-
-
-def test_the_saved_model_is_the_one_that_was_audited(files):
-    assert ended(command(files)) == 0
-    assert (
-        record(files / "run")["changed"]["weights"]
-        == moved_weights(load(files / "model").model, load(files / "run" / "model").model).weights
-    )

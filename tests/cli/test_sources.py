@@ -1,6 +1,7 @@
 """A run keeps what was loaded so that it means the same from every folder, and chat and audit load just that."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from cli_runs import command, make_files, record, refused
 
 from conftest import make_llama, make_tokenizer
 from unwrite.cli import main
+from unwrite.cli.outcome import Moved, moved_weights
 from unwrite.cli.sources import ModelRequest, absolute
 from unwrite.models import load, save
 from unwrite.runs import hash_model
@@ -19,11 +21,22 @@ def files(tmp_path):
     return make_files(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run made from relative paths, once."""
+    folder = make_files(tmp_path_factory.mktemp("made"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        main(command(Path(), "--out", "run"))
+    return folder
+
+
 @pytest.fixture
-def run(files, monkeypatch):
-    """A run made from relative paths."""
-    monkeypatch.chdir(files)
-    main(command(Path(), "--out", "run"))
+def run(made, files):
+    """A copy of that run, of the model and the rows in `files`."""
+    shutil.copytree(made / "run", files / "run")
+    text = (files / "run" / "run.json").read_text()
+    (files / "run" / "run.json").write_text(text.replace(str(made), str(files)))
     return files / "run"
 
 
@@ -45,13 +58,15 @@ def test_a_folder_or_file_is_loaded_by_its_absolute_path(files, monkeypatch):
     assert (source["name"], source["folder"]) == (str(files / "model"), str(files / "model"))
 
 
-def test_a_run_keeps_paths_and_hashes(run, files):
-    kept = record(run)
-    assert kept["source"]["name"] == str(files / "model")
+def test_a_run_keeps_paths_hashes_and_how_many_weights_moved(made):
+    kept, after = record(made / "run"), load(made / "run" / "model").model
+    assert kept["source"]["name"] == str(made / "model")
     assert kept["source"]["weights"] == hash_model(make_llama())
-    assert kept["model"]["weights"] == hash_model(load(run / "model").model)
-    assert kept["arguments"]["model"] == str(files / "model")
-    assert kept["arguments"]["forget"] == str(files / "forget.jsonl")
+    assert kept["model"]["weights"] == hash_model(after)
+    assert kept["arguments"]["model"] == str(made / "model")
+    assert kept["arguments"]["forget"] == str(made / "forget.jsonl")
+    assert Moved(**kept["changed"]) == moved_weights(make_llama(), after)
+    assert kept["changed"]["weights"] > 0
 
 
 def test_chat_loads_both_models_from_another_folder(run, tmp_path, capsys, monkeypatch):
@@ -110,10 +125,16 @@ def test_a_run_in_half_precision_is_loaded_in_it(files, capsys):
     main(["chat", str(files / "run"), "--question", "who ?", "--max-new-tokens", "2"])
 
 
-def test_a_run_with_adapters_and_one_with_a_guard_are_recognised(files, capsys):
-    for name, flags in (("lora", ["--lora", "2"]), ("guard", ["--method", "uld", "--layers", "1", "--rank", "2"])):
-        main(command(files, "--out", str(files / name), *flags))
-        main(["chat", str(files / name), "--question", "who ?", "--max-new-tokens", "2"])
+def test_a_run_with_a_guard_is_recognised_and_moved_no_weight_by_design(files):
+    main(command(files, "--method", "uld", "--layers", "1", "--rank", "2"))
+    assert (record(files / "run")["status"], record(files / "run")["changed"]) == ("done", None)
+    main(["chat", str(files / "run"), "--question", "who ?", "--max-new-tokens", "2"])
+
+
+def test_a_run_with_adapters_is_recognised(files):
+    main(command(files, "--lora", "2"))
+    assert record(files / "run")["changed"]["weights"] > 0
+    main(["chat", str(files / "run"), "--question", "who ?", "--max-new-tokens", "2"])
 
 
 def test_a_run_on_an_adapter_is_recognised(files):
