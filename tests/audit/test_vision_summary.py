@@ -58,6 +58,22 @@ CASES = {
         report(before=90, after=89.5, oracle=10, cka=ALIKE),
         "nothing", "nothing; its answers", "bad", "nothing was forgotten", "bad",
     ),
+    "three in a hundred went, of eighty": (
+        report(before=90, after=87, oracle=10, cka=ALIKE),
+        "nothing", "nothing; its answers", "bad", "nothing was forgotten", "bad",
+    ),
+    "nothing changed, where the retrained model answers as before": (
+        report(before=95, after=95, oracle=95, cka=ALIKE, hashes={"before": "a", "after": "a"}),
+        "nothing", "nothing; the weights are those of before", "bad", "nothing was forgotten", "bad",
+    ),
+    "less than half of a short way": (
+        report(before=100, after=97.5, oracle=94, rows=2000, cka={**ALIKE, "after": 0.9}),
+        "something", "it is right on 97.5 %", "mixed", "have changed", "good",
+    ),
+    "the other way": (
+        report(before=80, after=85, oracle=70, cka={**ALIKE, "after": 0.9}),
+        "something", "it is right on 85 %", "bad", "have changed", "good",
+    ),
     "only the head": (
         report(before=90, after=10, oracle=10, cka=ALIKE),
         "something", "it is right on 10 % of the forget rows (90 % before), the retrained model 10 %", "good",
@@ -173,6 +189,11 @@ def test_errors_of_regressors_are_judged_alike(after, state, mark):
     assert f"its error on the forget rows is {found.value('forget_mae'):.3g}" in found.summary().removed.replace(
         "Its", "its"
     )
+
+
+@pytest.mark.parametrize(("after", "state"), [(0.104, "nothing"), (0.2, "something")])
+def test_errors_without_a_retrained_model_must_move_by_a_twentieth(after, state):
+    assert forgotten(report(asked="values", before=errors(0.1), after=errors(after))) == state
 
 
 @pytest.mark.parametrize(
