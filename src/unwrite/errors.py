@@ -1,14 +1,17 @@
 """Every refusal a user can meet: what was wrong, with what value, and what to do about it.
 
-The command line turns any of these into one line and exit code 2.
+The command line turns any of these into one line and exit code 2. A message names settings by `setting(...)`: the flag on the
+command line, the field in Python.
 """
 
 from __future__ import annotations
 
 import contextlib
 import difflib
+import shlex
 import warnings
 from collections.abc import Iterable, Iterator
+from typing import Any, Literal
 
 
 class UnwriteError(Exception):
@@ -44,6 +47,57 @@ class MissingExtra(UnwriteError):
 
 class Notice(UserWarning):
     """What a user should know of a result that is given all the same: rows cut, rows twice, nothing changed."""
+
+
+Style = Literal["python", "flags", "settings"]
+_style: Style = "python"
+
+# What the command line calls differently.
+_ON_COMMAND_LINE = {
+    "peft_config": "lora",
+    "learning_rate": "lr",
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "accumulate",
+    "folder": "out",
+    "file": "out",
+}
+SWITCHES = ("allow_overlap", "allow_pickle", "overwrite", "resume", "trust_remote_code")  # flags without a value
+_UNSET = object()
+
+
+@contextlib.contextmanager
+def naming(style: Style) -> Iterator[None]:
+    """How the messages made inside name settings: `layers` (python), `--layers` (flags), or as `unwrite sweep` writes them."""
+    global _style
+    before, _style = _style, style
+    try:
+        yield
+    finally:
+        _style = before
+
+
+def setting(name: str, value: Any = _UNSET) -> str:
+    """A setting as its reader writes it, alone or with a value: every message names fields and arguments by this.
+
+    Args:
+        name: of the field or argument in Python.
+        value: what to write for it.
+
+    >>> setting("layers"), setting("retain_loss", "none"), setting("peft_config")
+    ('layers', "retain_loss='none'", 'peft_config')
+    >>> with naming("flags"):
+    ...     setting("layers"), setting("retain_loss", "none"), setting("peft_config"), setting("overwrite", True)
+    ('--layers', '--retain-loss none', '--lora', '--overwrite')
+    """
+    if _style == "python":
+        return name if value is _UNSET else f"{name}={value!r}"
+    known = _ON_COMMAND_LINE.get(name, name)
+    given = "" if value is _UNSET else shlex.quote(str(value).lower() if isinstance(value, bool) else str(value))
+    if _style == "settings":
+        return f"{known}={given}" if given else known
+    flag = f"--{known.replace('_', '-')}"
+    return f"{flag} {given}" if given and not (name in SWITCHES and value is True) else flag
 
 
 _listening: list[list[str]] = []

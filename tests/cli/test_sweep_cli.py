@@ -52,7 +52,7 @@ def test_a_method_can_be_inside_another():
         (("--methods", "ssd:alfa=1"), "unknown field of ssd 'alfa'. Did you mean 'alpha'?"),
         (("--methods", "ssd:alpha=much"), "alpha is 'much'; it must be float"),
         (("--methods", "ssd:alpha=-1"), "alpha is -1"),
-        (("--methods", "fine-tune:epochs=-1"), "num_train_epochs is -1"),
+        (("--methods", "fine-tune:epochs=-1"), "epochs is -1"),
         (("--methods", "fine-tune:batch_size=0.5"), "batch_size is '0.5'; it must be int"),
         (("--methods", "ssd:alpha"), "'alpha' in 'ssd:alpha' is no new setting"),
         (("--methods", "ssd:alpha=1,alpha=2"), "'alpha=2' in 'ssd:alpha=1,alpha=2' is no new setting"),

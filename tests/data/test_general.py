@@ -69,7 +69,7 @@ def test_a_split_without_rows_to_keep_gets_them_and_says_how_many():
     assert said == [
         "there is no retain set, so 187 rows of general knowledge that ship with unwrite are kept in its place; 1 more "
         "are about what is to be forgotten and stay out. Rows of your own domain keep more of it: give them with "
-        "--retain."
+        "retain."
     ]
 
 

@@ -9,10 +9,16 @@ from unwrite.data import ForgetSplit, read, split_from
 from unwrite.data.chats import SPEAKERS
 from unwrite.data.files import SUFFIXES
 from unwrite.data.layouts import ANSWERS, CHATS, CONTEXTS, INPUTS, QUESTIONS, ROLES, SYSTEMS
-from unwrite.errors import DataError, Notice
+from unwrite.errors import DataError, Notice, naming
 
 Q, A = "Where is the Louvre?", "In Paris."
 RENDERED = f"### Instruction: {Q}\n### Response: {A}"
+
+
+@pytest.fixture(autouse=True)
+def on_the_command_line():
+    with naming("flags"):
+        yield
 
 
 def one(row, **options):
@@ -206,9 +212,9 @@ def test_a_row_without_a_named_column_is_a_bad_row():
 
 def test_refuses_columns_for_rows_that_are_read_already():
     rows = read([{"question": Q, "answer": A}])
-    with pytest.raises(DataError, match="columns name the columns of a file"):
+    with pytest.raises(DataError, match=r"Examples have no columns left to name\. Leave out --columns"):
         read(rows, columns="text=a")
-    with pytest.raises(DataError, match="columns name the columns of a file"):
+    with pytest.raises(DataError, match=r"a split has no columns left to name. Leave out --columns"):
         split_from(ForgetSplit(rows), columns="text=a")
 
 

@@ -464,7 +464,7 @@ def test_potion_with_nothing_to_lower_takes_the_first_share_and_counts_its_tries
 
 
 def test_potion_that_gives_up_says_so_and_keeps_the_last_share(net):
-    with pytest.warns(UserWarning, match=r"Potion tried 2 shares, up to 0.011, and 100.0% of .* rho=0 allows 0.0%"):
+    with pytest.warns(UserWarning, match=r"Potion tried 2 shares, up to 0.011, and 100.0% of .* rho=0.0 allows 0.0%"):
         small(Potion(rho=0.0, tries=2)).apply(net, FORGET, RETAIN)
 
 
@@ -581,7 +581,7 @@ def test_refuses_fields_without_meaning(kind, field, value):
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
 def test_refuses_to_go_without_retain_rows_or_stored_importances(method, net, tokenizer, tiny_llama):
-    with pytest.raises(DataError, match=r"no retain set. Give one, or stored importances"):
+    with pytest.raises(DataError, match=r"no retain set. Give retain, or stored importances"):
         method.apply(net, FORGET)
     with pytest.raises(DataError, match="no retain set"):
         method.apply(tiny_llama, make_examples("forget", 4), processing_class=tokenizer)

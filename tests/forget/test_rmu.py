@@ -153,7 +153,7 @@ def test_refuses_a_layer_the_model_has_not(forget, retain, tokenizer, tiny_llama
 
 
 def test_refuses_to_hold_without_retain_rows(forget, tokenizer, tiny_llama):
-    with pytest.raises(DataError, match=r"hold_weight=1\) but there is no retain set"):
+    with pytest.raises(DataError, match=r"hold_weight=1.0\) but there is no retain set"):
         RMU(layer=1).apply(tiny_llama, forget, processing_class=tokenizer)
 
 

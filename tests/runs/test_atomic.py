@@ -122,7 +122,7 @@ def test_cache_is_where_the_user_says(tmp_path, monkeypatch):
 def test_a_file_that_exists_is_replaced_only_when_asked(tmp_path):
     need_free(tmp_path / "new.json")
     (tmp_path / "old.json").touch()
-    with pytest.raises(RunError, match=r"old\.json exists\. Choose another --out, or pass --overwrite"):
+    with pytest.raises(RunError, match=r"old\.json exists\. Choose another file, or pass overwrite=True"):
         need_free(tmp_path / "new.json", tmp_path / "old.json")
     need_free(tmp_path / "old.json", overwrite=True)
     with pytest.raises(RunError, match="is a folder"):

@@ -46,7 +46,7 @@ def test_log_appends_lines(folder):
 
 
 def test_an_unfinished_run_is_not_taken_for_a_whole_one(folder):
-    with pytest.raises(RunError, match=r"is running, not done. Run the same command with --resume"):
+    with pytest.raises(RunError, match=r"is running, not done. Run the same command with resume=True"):
         Run.start(folder, ARGUMENTS).need_done()
 
 
@@ -57,7 +57,7 @@ def test_an_unfinished_run_resumes_with_the_same_arguments(folder):
 
 def test_refuses_an_unfinished_run_without_resume(folder):
     Run.start(folder, ARGUMENTS)
-    with pytest.raises(RunError, match=r"unfinished run. Pass --resume"):
+    with pytest.raises(RunError, match=r"unfinished run. Pass resume=True"):
         Run.start(folder, ARGUMENTS)
 
 
@@ -70,7 +70,7 @@ def test_refuses_to_resume_with_other_arguments(folder):
 def test_refuses_a_finished_run(folder):
     Run.start(folder, ARGUMENTS).update(status="done")
     for resume in (False, True):
-        with pytest.raises(RunError, match=r"holds a finished run. Choose another --out"):
+        with pytest.raises(RunError, match=r"holds a finished run. Choose another folder"):
             Run.start(folder, ARGUMENTS, resume=resume)
 
 
@@ -196,7 +196,7 @@ def test_refuses_a_file_in_the_place_of_a_folder(folder):
 
 def test_a_command_that_cannot_resume_does_not_offer_it(folder):
     Run.start(folder, ARGUMENTS, kind="demo")
-    with pytest.raises(RunError, match=r"unfinished run\. Pass --overwrite, or choose another --out folder"):
+    with pytest.raises(RunError, match=r"unfinished run\. Pass overwrite=True, or choose another folder"):
         Run.start(folder, ARGUMENTS, kind="demo", resume=None)
 
 

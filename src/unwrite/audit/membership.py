@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..data.examples import Example, ForgetSplit
-from ..errors import DataError, MethodError
+from ..errors import DataError, MethodError, setting
 from ..scoring import AnswerScore
 from .base import Better, Metric, Panel, Score, has_rows, rows_of
 from .context import Context
@@ -167,5 +167,7 @@ class Membership(Metric):
             )
         found = context.oracle or context.before
         if found is None:
-            raise MethodError("the reference attack needs a reference model: pass oracle, before or reference=model.")
+            raise MethodError(
+                f"the reference attack needs a reference model: pass {setting('oracle')} or {setting('before')}."
+            )
         return found

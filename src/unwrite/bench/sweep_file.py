@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import RunError
+from ..errors import RunError, setting
 from ..reproduce.claims import commit, machine
 from ..runs import hash_file, hash_json, versions
 
@@ -64,7 +64,9 @@ def opened(path: Path, header: Mapping[str, Any]) -> Iterator[SweepFile]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunError(f"another sweep is writing to {path}. Wait for it, or choose another --out.") from None
+            raise RunError(
+                f"another sweep is writing to {path}. Wait for it, or choose another {setting('out')}."
+            ) from None
         file.seek(0)
         whole = _whole(file.read(), path)
         file.truncate(len(whole))
@@ -81,7 +83,7 @@ def opened(path: Path, header: Mapping[str, Any]) -> Iterator[SweepFile]:
 def _whole(content: bytes, path: Path) -> bytes:
     """Without a last line that was cut off."""
     if not (content.startswith(MARK) or MARK.startswith(content)):
-        raise RunError(f"{path} holds no sweep. Choose another --out.")
+        raise RunError(f"{path} holds no sweep. Choose another {setting('out')}.")
     return content[: content.rfind(b"\n") + 1]
 
 
@@ -91,7 +93,9 @@ def _lines(content: bytes, path: Path) -> list[dict[str, Any]]:
         try:
             lines.append(json.loads(line))
         except ValueError:
-            raise RunError(f"{path} is damaged in line {number}. Remove that line, or choose another --out.") from None
+            raise RunError(
+                f"{path} is damaged in line {number}. Remove that line, or choose another {setting('out')}."
+            ) from None
     return lines
 
 
@@ -107,5 +111,5 @@ def _same(first: Mapping[str, Any], header: Mapping[str, Any], path: Path) -> No
     if other:
         raise RunError(
             f"{path} was begun with {', '.join(other)}, and figures of two don't belong in one table. "
-            "Choose another --out, or delete it."
+            f"Choose another {setting('out')}, or delete it."
         )

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from threadpoolctl import threadpool_limits
 
-from ..errors import MethodError, MissingExtra, RunError
+from ..errors import MethodError, MissingExtra, RunError, naming
 from ..runs import cache_dir, hush, silent
 
 __all__ = ["Each", "crew", "one_thread"]
@@ -76,7 +76,7 @@ def _here(
 ) -> Iterator[tuple[Any, Any]]:
     for job in jobs:
         tell([job])
-        with silent():
+        with silent(), naming("settings"):
             result = work(job)
         yield job, result
 

@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     from cyclopts import App
 
     from .. import __version__
-    from ..errors import UnwriteError
+    from ..errors import UnwriteError, naming
     from .output import plain_notices
 
     app = App(
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name, (home, line) in COMMANDS.items():
         app.command(f"unwrite.cli.{home}", name=name, help=line)
     try:
-        with plain_notices():
+        with plain_notices(), naming("flags"):
             app(arguments)
     except UnwriteError as error:
         print(f"unwrite: {error}", file=sys.stderr)

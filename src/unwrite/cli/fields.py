@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .. import catalog
-from ..errors import MethodError, unknown
+from ..errors import MethodError, setting, unknown
 
 
 def build(slug: str, flags: Mapping[str, str]) -> Any:
@@ -35,7 +35,7 @@ def fill(cls: type, slug: str, flags: Mapping[str, str]) -> Any:
     for flag, text in flags.items():
         name = flag.lstrip("-").replace("-", "_")
         if name not in names:
-            raise MethodError(unknown(f"field of {slug}", name, names))
+            raise MethodError(unknown(f"field of {slug}", setting(name), map(setting, names)))
         values[name] = parse(name, str(text), hints[name])
     return cls(**values)
 
@@ -47,29 +47,31 @@ def parse(name: str, text: str, hint: Any) -> Any:
         return None if text == "none" else parse(name, text, next(a for a in args if a is not type(None)))
     if origin is Literal:
         if text not in args:
-            raise MethodError(f"{name} is {text!r}; use one of {', '.join(map(repr, args))}.")
+            raise MethodError(f"{setting(name)} is {text!r}; use one of {', '.join(map(repr, args))}.")
         return text
     if origin is tuple:
         return _lines(name, text) if args[0] is str else tuple(parse(name, part, args[0]) for part in text.split(","))
     if hint is bool:
         if text.lower() not in ("true", "false", "yes", "no", "1", "0"):
-            raise MethodError(f"{name} is {text!r}; use true or false.")
+            raise MethodError(f"{setting(name)} is {text!r}; use true or false.")
         return text.lower() in ("true", "yes", "1")
     if hint in (int, float, str, Path):
         try:
             return hint(text)
         except ValueError:
-            raise MethodError(f"{name} is {text!r}; it must be {hint.__name__}.") from None
+            raise MethodError(f"{setting(name)} is {text!r}; it must be {hint.__name__}.") from None
     if hasattr(hint, "forgets"):  # a method inside another, by its name, with its defaults
         return catalog.method(text).load()()
     for reader in ("load", "of"):  # a file of one's own before a published name
         if hasattr(hint, reader):
             return getattr(hint, reader)(text)
-    raise MethodError(f"{name} can't be given on the command line. Leave it out, or call the library from Python.")
+    raise MethodError(
+        f"{setting(name)} can't be given on the command line. Leave it out, or call the library from Python."
+    )
 
 
 def _lines(name: str, text: str) -> tuple[str, ...]:
     path = Path(text)
     if not path.is_file():
-        raise MethodError(f"{name} is {text!r}; give a text file with one sentence a line.")
+        raise MethodError(f"{setting(name)} is {text!r}; give a text file with one sentence a line.")
     return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())

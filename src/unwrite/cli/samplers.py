@@ -13,7 +13,7 @@ import re
 from typing import Any
 
 from .. import catalog
-from ..errors import MethodError, unknown
+from ..errors import MethodError, naming, unknown
 from .fields import fill
 
 CACHES = ("none", "prefix", "dual")
@@ -49,7 +49,8 @@ def sampler_of(text: str, gen_length: int, **settings: Any) -> Any:
             if name not in catalog.parts():
                 raise MethodError(unknown("part", name, [*catalog.parts(), *CACHES, *PRESETS]))
             record = catalog.part(name)
-            _put(chosen, record.kind, fill(record.load(), name, flags))
+            with naming("settings"):
+                _put(chosen, record.kind, fill(record.load(), name, flags))
     several = {kind: value[0] if len(value) == 1 else tuple(value) for kind, value in chosen.items() if kind in SEVERAL}
     if make is not Sampler and settings.get("steps") is None:
         settings["steps"] = gen_length

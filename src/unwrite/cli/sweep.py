@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..errors import MethodError
+from ..errors import MethodError, naming
 from ..runs import progress
 from .fields import build, parse
 from .output import console, print_json, progress_console, quiet_libraries
@@ -58,7 +58,9 @@ def sweep(
 
     if markdown and json:
         raise MethodError("--markdown and --json are two forms of one table. Choose one.")
-    trials = trials_of(contenders_of(methods), [bed_named(name) for name in _names(beds)], range(seeds))
+    with naming("settings"):
+        contenders = contenders_of(methods)
+    trials = trials_of(contenders, [bed_named(name) for name in _names(beds)], range(seeds))
     shown = progress_console()
     try:
         if shown.is_terminal:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..errors import DataError, notice
+from ..errors import DataError, notice, setting
 from .examples import Example
 from .rendering import Spelling, where
 
@@ -171,7 +171,7 @@ def _say_what_did_not_fit(examples: list[Example], rows: list[list[Encoded]], ma
     if cut := [(example, row[0].cut) for example, row in pairs if row[0].cut]:
         notice(
             f"{len(cut)} of {len(rows)} answers are cut at {max_length} tokens, {sum(n for _, n in cut)} tokens in all "
-            f"(first: {where(cut[0][0])}). Raise max_length to use all of them."
+            f"(first: {where(cut[0][0])}). Raise {setting('max_length')} to use all of them."
         )
     if long := [(example, len(row)) for example, row in pairs if len(row) > 1]:
         notice(

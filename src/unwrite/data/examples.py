@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import overload
 
-from ..errors import DataError, notice
+from ..errors import DataError, notice, setting
 from ..runs import hash_json
 
 
@@ -161,7 +161,7 @@ class ForgetSplit:
             text = excerpt(first.question or first.answer)
             message = (
                 f"forget and {kind} share {len(shared)} rows (first: {first.source or f'row {first.index}'}, "
-                f'"{text}"). Remove them from one file, or pass --allow-overlap.'
+                f'"{text}"). Remove them from one file, or pass {setting("allow_overlap", True)}.'
             )
             if not self.allow_overlap:
                 raise DataError(message)

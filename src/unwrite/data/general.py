@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from ..errors import notice
+from ..errors import notice, setting
 from .authors import authors
 from .examples import Example, Examples, ForgetSplit
 from .landmarks import landmarks
@@ -53,7 +53,7 @@ def with_general_rows(split: ForgetSplit) -> ForgetSplit:
     out = f"; {every - len(kept)} more are about what is to be forgotten and stay out" if len(kept) < every else ""
     notice(
         f"there is no retain set, so {len(kept)} rows of general knowledge that ship with unwrite are kept in its "
-        f"place{out}. Rows of your own domain keep more of it: give them with --retain."
+        f"place{out}. Rows of your own domain keep more of it: give them with {setting('retain')}."
     )
     return replace(split, retain=kept)
 

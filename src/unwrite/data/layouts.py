@@ -9,12 +9,11 @@ the refusal gives the `--columns` that settles it; what else isn't read beside a
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import DataError, unknown
+from ..errors import DataError, setting, unknown
 
 # A `prompt` beside another one is often that one rendered, so it comes last.
 QUESTIONS = ("question", "instruction", "query", "problem", "input", "inputs", "prompt")
@@ -91,13 +90,15 @@ def parse_columns(columns: Mapping[str, str] | str | None) -> dict[str, str] | N
     found: dict[str, str] = {}
     for role, column in columns.items() if isinstance(columns, Mapping) else _pairs(columns):
         if role not in ROLES:
-            raise DataError(f"--columns: {unknown('role', str(role), ROLES)}")
+            raise DataError(f"{setting('columns')}: {unknown('role', str(role), ROLES)}")
         if not isinstance(column, str) or not column.strip():
-            raise DataError(f"--columns: {role} needs a column's name, not {column!r}.")
+            raise DataError(f"{setting('columns')}: {role} needs a column's name, not {column!r}.")
         if role in found:
-            raise DataError(f"--columns names {role} twice ({found[role]!r} and {column!r}). Name it once.")
+            raise DataError(f"{setting('columns')} names {role} twice ({found[role]!r} and {column!r}). Name it once.")
         if other := [name for name in found if found[name] == column]:
-            raise DataError(f"--columns names the column {column!r} twice ({other[0]} and {role}). Give it one role.")
+            raise DataError(
+                f"{setting('columns')} names the column {column!r} twice ({other[0]} and {role}). Give it one role."
+            )
         found[role] = column
     _check_roles(found)
     return found
@@ -107,7 +108,9 @@ def _pairs(columns: str) -> Iterator[tuple[str, str]]:
     for part in columns.split(","):
         role, equals, column = (piece.strip() for piece in part.partition("="))
         if not equals or not role or not column:
-            raise DataError(f"--columns: {part.strip()!r} is not ROLE=COLUMN. Write question=text,answer=labels.")
+            raise DataError(
+                f"{setting('columns')}: {part.strip()!r} is not ROLE=COLUMN. Write question=text,answer=labels."
+            )
         yield role, column
 
 
@@ -116,10 +119,12 @@ def _check_roles(found: Mapping[str, str]) -> None:
     pair = [name for name in ("question", "answer") if name in found]
     if (len(whole), len(pair)) not in ((1, 0), (0, 2)):
         named = " and ".join(found) or "nothing"
-        raise DataError(f"--columns names {named}. Name question and answer, or messages alone, or text alone.")
+        raise DataError(
+            f"{setting('columns')} names {named}. Name question and answer, or messages alone, or text alone."
+        )
     allowed = {"text": ("text",), "messages": ("messages", "system", *FURTHER)}.get("".join(whole), ROLES)
     if odd := [role for role in found if role not in allowed]:
-        raise DataError(f"--columns names {odd[0]} beside {whole[0]}, which has none. Leave {odd[0]} out.")
+        raise DataError(f"{setting('columns')} names {odd[0]} beside {whole[0]}, which has none. Leave {odd[0]} out.")
 
 
 def given_in(row: Mapping[Any, Any]) -> dict[str, Any]:
@@ -274,4 +279,4 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _columns(**roles: str) -> str:
-    return "--columns " + shlex.quote(",".join(f"{role}={column}" for role, column in roles.items()))
+    return setting("columns", ",".join(f"{role}={column}" for role, column in roles.items()))

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ..errors import DataError, notice, unknown
+from ..errors import DataError, notice, setting, unknown
 from .examples import Example, Examples, ForgetSplit, excerpt, repeats
 from .files import SUFFIXES, Rows, located, numbered, rows_in, stem_of, suffix_of
 from .layouts import BadRow, NoColumn, parse_columns
@@ -51,7 +51,7 @@ def read(
         raise DataError(unknown("turns", str(turns), get_args(Turns)))
     if isinstance(source, Examples):
         if wanted:
-            raise DataError("columns name the columns of a file; Examples have none left. Leave out columns.")
+            raise DataError(f"Examples have no columns left to name. Leave out {setting('columns')}.")
         return Examples(source, name) if name else source
     if isinstance(source, Path) or (isinstance(source, str) and _is_path(source)):
         path, part = located(source)
@@ -87,19 +87,20 @@ def split_from(
     for kind, source in (("retain", retain), ("holdout", holdout)):
         if isinstance(source, str) and source in shipped:
             raise DataError(
-                f"{kind} is {source!r}, a shipped set with parts of its own. Name it as the forget set, or give a file."
+                f"{setting(kind)} is {source!r}, a shipped set with parts of its own. Name it as the forget set, or give a file."
             )
     if isinstance(forget, str) and forget in shipped:
         if retain is not None or holdout is not None:
             raise DataError(
-                f"{forget!r} is shipped with its own retain set. Leave out retain and holdout, or give files."
+                f"{forget!r} is shipped with its own retain set. Leave out {setting('retain')} and {setting('holdout')}, or give "
+                "files."
             )
         if columns:
-            raise DataError(f"{forget!r} is shipped and has its own columns. Leave out --columns.")
+            raise DataError(f"{forget!r} is shipped and has its own columns. Leave out {setting('columns')}.")
         return shipped[forget]()
     if isinstance(forget, ForgetSplit):
         if columns:
-            raise DataError("columns name the columns of a file; a split has none left. Leave out columns.")
+            raise DataError(f"a split has no columns left to name. Leave out {setting('columns')}.")
         return forget
     return ForgetSplit(
         forget=read(forget, columns=columns, turns=turns),
@@ -181,9 +182,8 @@ class _Bad:
             told.append(f"{', '.join(here)}{more}: {reason}")
         hidden = len(self.places) - len(told)
         also = f"; and {hidden} more faults" if hidden else ""
-        named = ' In Python, columns="..." stands for --columns.' if "--columns" in "".join(told) else ""
         raise DataError(
-            f"{total} of {rows} rows in {place} can't be used: {'; '.join(told)}{also}. Mend or remove them.{named}"
+            f"{total} of {rows} rows in {place} can't be used: {'; '.join(told)}{also}. Mend or remove them."
         )
 
 
@@ -224,7 +224,7 @@ def _check_named(columns: Mapping[str, str], table: list[tuple[str, Any]], place
     missing = [column for column in columns.values() if column not in there]
     if missing and there:
         told = " ".join(unknown("column", missing[0], there).split())
-        raise NoColumn(f"--columns for {place}: {told}", none=len(missing) == len(columns))
+        raise NoColumn(f"{setting('columns')} for {place}: {told}", none=len(missing) == len(columns))
 
 
 def _notice_chats(results: list[tuple[str, Parsed]], place: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..errors import setting
 from .chats import Chat, Turn, examples_in, is_chat, turns_of, with_system
 from .examples import Example
 from .layouts import BadRow, Layout, given_in, is_blank, layout_of, named_layout
@@ -97,7 +98,7 @@ def _check_spare(given: Mapping[str, Any], layout: Layout, texts: Sequence[str])
         again = given[name]
         if not isinstance(again, str) or not (again in texts or all(text.strip() in again for text in texts)):
             used = layout.messages or f"{layout.question} and {layout.answer}"
-            raise BadRow(f"mixes {used} with {name}; use one layout, or say with --columns what to read")
+            raise BadRow(f"mixes {used} with {name}; use one layout, or say with {setting('columns')} what to read")
 
 
 def _system(given: Mapping[str, Any], layout: Layout) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ..errors import MethodError
+from ..errors import MethodError, setting
 from .base import Strategy
 from .engine.drafting import Growing, ModelDrafter, draft_runtime, gumbel_top_k, kind_of, name_of
 from .engine.tree import DraftTree
@@ -37,7 +37,7 @@ class DraftModel(Strategy):
 
     def __post_init__(self) -> None:
         if self.depth < 1:
-            raise MethodError(f"depth is {self.depth}; it must be at least 1.")
+            raise MethodError(f"{setting('depth')} is {self.depth}; it must be at least 1.")
 
     @property
     def key(self) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..errors import MethodError
+from ..errors import MethodError, setting
 from .base import Strategy
 from .engine.drafting import Growing, ModelDrafter, draft_runtime, gumbel_top_k, kind_of, name_of, stochastic_beam_step
 from .engine.tree import DraftTree
@@ -48,9 +48,9 @@ class RSD(Strategy):
 
     def __post_init__(self) -> None:
         if self.mode not in ("C", "S"):
-            raise MethodError(f"mode is {self.mode!r}; use 'C' or 'S'.")
+            raise MethodError(f"{setting('mode')} is {self.mode!r}; use 'C' or 'S'.")
         if not self.branching or min(self.branching) < 1:
-            raise MethodError(f"branching is {self.branching}; every level needs at least 1 child.")
+            raise MethodError(f"{setting('branching')} is {self.branching}; every level needs at least 1 child.")
         for name, value in (("beam_width", self.beam_width), ("depth", self.depth)):
             if value < 1:
                 raise MethodError(f"{name} is {value}; it must be at least 1.")

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import DataError, MethodError, unknown
+from ..errors import DataError, MethodError, setting, unknown
 from ..runs import hash_json
 from .base import Drafter, Strategy
 from .engine.tree import ROOT, DraftTree, Ints
@@ -259,14 +259,18 @@ class TokenRecycling(Strategy):
 
     def __post_init__(self) -> None:
         if self.k < 1:
-            raise MethodError(f"k must be at least 1, not {self.k}")
+            raise MethodError(f"{setting('k')} must be at least 1, not {self.k}")
         if self.budget < 1:
-            raise MethodError(f"budget must be at least 1 node, not {self.budget}")
+            raise MethodError(f"{setting('budget')} must be at least 1 node, not {self.budget}")
         highest = int(self.template.ranks.max())
         if highest >= self.k:
-            raise MethodError(f"the template uses rank {highest}, so k must be at least {highest + 1}, not {self.k}")
+            raise MethodError(
+                f"the template uses rank {highest}, so {setting('k')} must be at least {highest + 1}, not {self.k}"
+            )
         if self.table is not None and self.table.k != self.k:
-            raise MethodError(f"the table keeps {self.table.k} successors a token, not {self.k}: pass k={self.table.k}")
+            raise MethodError(
+                f"the table keeps {self.table.k} successors a token, not {self.k}: pass {setting('k', self.table.k)}"
+            )
         if self.table is not None:
             self.table.check(self.tokenizer)
 

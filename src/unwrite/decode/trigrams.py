@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, MethodError
+from ..errors import DataError, MethodError, setting
 from ..runs import hash_json
 
 INCREMENT, CAP = 0.04, 3.0
@@ -61,7 +61,7 @@ class TrigramTable:
         if not 1 <= vocab <= LARGEST_VOCAB:
             raise MethodError(f"the vocabulary size must lie between 1 and {LARGEST_VOCAB}, not {vocab}")
         if max_keys < 1:
-            raise MethodError(f"max_keys must be at least 1, not {max_keys}")
+            raise MethodError(f"{setting('max_keys')} must be at least 1, not {max_keys}")
         self.vocab, self.max_keys = vocab, max_keys
         self.tokenizer = None if tokenizer is None else hash_json(tokenizer.get_vocab())
         self._keys: NDArray[np.int64] = np.zeros(0, dtype=np.int64)  # [pairs] ascending, first * vocab + second

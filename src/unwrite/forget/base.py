@@ -21,7 +21,7 @@ from torch import Tensor
 from ..data import Examples, ForgetSplit
 from ..data.image_splits import check_images
 from ..data.images import Images
-from ..errors import DataError, MethodError, ModelError
+from ..errors import DataError, MethodError, ModelError, setting
 from .batch import KLMask, PairedBatch
 from .loss import Loss, PerPosition, PerToken, Term, kl_divergence
 from .stream import Stream
@@ -143,7 +143,7 @@ class Method(ABC):
         if kind not in self.forgets:
             raise DataError(f"{name} has no meaning for {kind}; it forgets {' and '.join(self.forgets)}.")
         if "retain" in self.requires and retain is None:
-            raise DataError(f"{name} needs a retain set. Give the rows to keep.")
+            raise DataError(f"{name} needs a retain set. Give the rows to keep: {setting('retain')}.")
         if "recipe" in self.requires and recipe is None:
             raise MethodError(f"{name} needs a fresh model of the same kind. Give the recipe that trained this one.")
 
@@ -234,9 +234,9 @@ class Objective(Method):
 
     def __post_init__(self) -> None:
         if self.retain_loss not in ("none", "nll", "kl"):
-            raise MethodError(f"retain_loss is {self.retain_loss!r}; use 'none', 'nll' or 'kl'.")
+            raise MethodError(f"{setting('retain_loss')} is {self.retain_loss!r}; use 'none', 'nll' or 'kl'.")
         if self.kl_mask not in ("attention", "labels", "all"):
-            raise MethodError(f"kl_mask is {self.kl_mask!r}; use 'attention', 'labels' or 'all'.")
+            raise MethodError(f"{setting('kl_mask')} is {self.kl_mask!r}; use 'attention', 'labels' or 'all'.")
         for name in ("forget_weight", "retain_weight"):
             require(name, getattr(self, name), at_least=0)
 
@@ -298,10 +298,12 @@ class Objective(Method):
             return
         if self.retain_loss != "none":
             raise DataError(
-                f"{type(self).__name__} has retain_loss={self.retain_loss!r} but there is no retain set. Give one, or "
-                "use retain_loss='none'."
+                f"{type(self).__name__} has {setting('retain_loss', self.retain_loss)} but there is no retain set. Give "
+                f"{setting('retain')}, or {setting('retain_loss', 'none')}."
             )
-        raise DataError(f"{type(self).__name__} trains on retain rows too, but there is no retain set. Give one.")
+        raise DataError(
+            f"{type(self).__name__} trains on retain rows too, but there is no retain set. Give {setting('retain')}."
+        )
 
     def _apply(self, work: Work) -> Any:
         if isinstance(work.forget, Images):
@@ -357,4 +359,4 @@ def require(
         and (at_most is None or value <= at_most)
     )
     if not good:
-        raise MethodError(f"{name} is {value}; it must be a finite number, {rule}.")
+        raise MethodError(f"{setting(name)} is {value}; it must be a finite number, {rule}.")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.images import Images
-from ..errors import DataError, MethodError, ModelError, notice
+from ..errors import DataError, MethodError, ModelError, notice, setting
 from ..models.curvature import Importances, Loss, importances, stored, trainable
 from ..runs import progress
 from .base import Edit, Work, require
@@ -96,7 +96,7 @@ class Dampening(Edit):
         if retain is None and self.needs_retain:
             raise DataError(
                 f"{type(self).__name__} compares importances on forget rows with those on all data, but there is no "
-                "retain set. Give one, or stored importances (stored=folder)."
+                f"retain set. Give {setting('retain')}, or stored importances: {setting('stored', 'folder')}."
             )
 
     def importances_of(
@@ -124,7 +124,9 @@ class Dampening(Edit):
     def check_model(self, model: nn.Module, *, adapters: bool = False) -> None:
         super().check_model(model, adapters=adapters)
         if adapters:
-            raise MethodError(f"{type(self).__name__} rewrites weights and trains no adapters. Leave out peft_config.")
+            raise MethodError(
+                f"{type(self).__name__} rewrites weights and trains no adapters. Leave out {setting('peft_config')}."
+            )
 
     def _apply(self, work: Work) -> nn.Module:
         self.check_model(work.model, adapters=work.peft_config is not None)
@@ -204,7 +206,7 @@ class Dampening(Edit):
         if found.batches not in (full, full + 1):  # two sets one after the other have two last batches
             raise ModelError(
                 f"{self.stored} was taken on {found.rows} rows in {found.batches} batches, which are not of "
-                f"{self.importance_batch} rows. Set importance_batch to what it was taken with."
+                f"{self.importance_batch} rows. Set {setting('importance_batch')} to what it was taken with."
             )
         for name, theta in trainable(model).items():
             tensors_of(name, theta, found, found)
@@ -215,12 +217,12 @@ class Dampening(Edit):
         if not chosen.selected:
             notice(
                 f"{name} selects none of {chosen.weights} weights at alpha {chosen.alpha:.3g}, so nothing is forgotten. "
-                "Lower alpha.",
+                f"Lower {setting('alpha')}.",
             )
         elif chosen.share > WORTH_A_WARNING:
             notice(
                 f"{name} selects {chosen.share:.0%} of {chosen.weights} weights at alpha {chosen.alpha:.3g}, which "
-                "can wreck the model. Raise alpha.",
+                f"can wreck the model. Raise {setting('alpha')}.",
             )
 
 
@@ -248,7 +250,7 @@ class SSD(Dampening):
             notice(
                 f"{type(self).__name__} at alpha {self.alpha:g} can select no weight: with {forget_batches} of "
                 f"{all_batches} batches to forget, none matters more than {most:.3g} times as much as on all data. "
-                "Lower alpha, or leave it out."
+                f"Lower {setting('alpha')}, or leave it out."
             )
 
     def _alpha(self, work: Work, all_data: Importances, forget: Importances) -> float:
@@ -357,7 +359,8 @@ class Potion(Dampening):
             _restore(work.model, original)
         notice(
             f"Potion tried {self.tries} shares, up to {shares[-1]:.3g}, and {left:.1%} of the forget rows still have "
-            f"their labels; rho={self.rho:g} allows {bar:.1%}. The last share is kept: raise tries or rho.",
+            f"their labels; {setting('rho', self.rho)} allows {bar:.1%}. The last share is kept: raise "
+            f"{setting('tries')} or {setting('rho')}.",
         )
         return float(alphas[-1])
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..data.encoding import IGNORE, Encoded, pad
-from ..errors import MethodError
+from ..errors import MethodError, setting
 from ..runs import cached_files, hash_json, hash_model, progress
 from ..scoring.batches import by_length
 from .batch import KLMask, PairedBatch, Part, make_parts, run
@@ -190,7 +190,7 @@ def _check_head(
     if not torch.allclose(part.logits.float(), part.reference_logits.float(), rtol=1e-2, atol=1e-2):
         raise MethodError(
             f"{type(model).__name__} changes its logits after the head in a way that is not known here, so a KL "
-            "retain term can't be rebuilt. Use retain_loss='nll'."
+            f"retain term can't be rebuilt. Use {setting('retain_loss', 'nll')}."
         )
 
 

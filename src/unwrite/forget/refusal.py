@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from ..data import Examples
-from ..errors import DataError, MethodError
+from ..errors import DataError, MethodError, setting
 from .base import Objective, RetainLoss, require
 from .batch import PairedBatch
 from .loss import Loss, PerRow, PerToken
@@ -66,7 +66,7 @@ class IDK(_Refusing):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.retain_loss != "none":
-            raise MethodError("IDK trains on retain answers as it is; leave retain_loss at 'none'.")
+            raise MethodError(f"IDK trains on retain answers as it is; leave {setting('retain_loss')} at 'none'.")
 
     def loss(self, batch: PairedBatch) -> Loss:
         """batch.alternate, batch.retain: token_nll [label tokens]."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..data import Examples
 from ..data.encoding import IGNORE
-from ..errors import DataError, MethodError
+from ..errors import DataError, MethodError, setting
 from ..models import anatomy
 from .base import Objective, require
 from .batch import PairedBatch, Part
@@ -53,14 +53,14 @@ class RMU(Objective):
         require("steering", self.steering, above=0)
         require("hold_weight", self.hold_weight, at_least=0)
         if self.mask not in ("labels", "attention"):
-            raise MethodError(f"mask is {self.mask!r}; use 'labels' or 'attention'.")
+            raise MethodError(f"{setting('mask')} is {self.mask!r}; use 'labels' or 'attention'.")
 
     def fitted(self, model: Any) -> Self:
         """With the layer chosen by the model's depth."""
         depth = len(anatomy(model).blocks)
         if self.layer is not None and self.layer >= depth:
             raise MethodError(
-                f"layer is {self.layer} but the model has {depth} blocks, 0 to {depth - 1}. Leave it out for "
+                f"{setting('layer')} is {self.layer} but the model has {depth} blocks, 0 to {depth - 1}. Leave it out for "
                 f"{default_layer(depth)}."
             )
         return self if self.layer is not None else replace(self, layer=default_layer(depth))
@@ -74,7 +74,7 @@ class RMU(Objective):
         """
         if self.layer is None:
             raise MethodError(
-                "layer depends on the model's depth. Give it, or ask the method that `fitted(model)` returns."
+                f"{setting('layer')} depends on the model's depth. Give it, or ask the method that `fitted(model)` returns."
             )
         return self.layer
 
@@ -89,8 +89,8 @@ class RMU(Objective):
     def check(self, forget: Examples, retain: Examples | None) -> None:
         if retain is None and self.retain_loss == "none" and self.hold_weight:
             raise DataError(
-                f"RMU holds the retain rows' activations in place (hold_weight={self.hold_weight:g}) but there is no "
-                "retain set. Give one, or use hold_weight=0."
+                f"RMU holds the retain rows' activations in place ({setting('hold_weight', self.hold_weight)}) but there is no "
+                f"retain set. Give {setting('retain')}, or {setting('hold_weight', 0)}."
             )
         super().check(forget, retain)
 

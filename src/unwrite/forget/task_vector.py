@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..errors import MethodError
+from ..errors import MethodError, setting
 from ..models.merging import merged
 from .base import Edit, Objective, Work, require
 from .batch import PairedBatch
@@ -59,7 +59,7 @@ class TaskVector(Edit):
             tuned = merged(tuned, in_place=True)
         if len(list(tuned.parameters())) != len(list(work.model.parameters())):
             raise MethodError(
-                "peft_config adapts an embedding or a head that share one weight, which has no single task vector then. "
+                f"{setting('peft_config')} adapts an embedding or a head that share one weight, which has no single task vector then. "
                 "Take embedding and head out of its target_modules."
             )
         with torch.no_grad():

@@ -24,7 +24,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from ..data import Examples
 from ..data.encoding import Encoded, encode_all, numbered
-from ..errors import MethodError, NotFinite, notice
+from ..errors import MethodError, NotFinite, notice, setting
 from ..models import anatomy as anatomy_of
 from ..runs import seeded, training_progress
 from ..scoring import row_length
@@ -210,7 +210,7 @@ class UnlearnTrainer(Trainer):
         if weight and self.state.global_step < 3 and weight[-1] < 1e-3:
             notice(
                 f"the mean gradient weight is {weight[-1]:.1e} at step {self.state.global_step + 1}: the loss is "
-                "saturated, as happens with a large beta on long answers. Lower beta.",
+                f"saturated, as happens with a large beta on long answers. Lower {setting('beta')}.",
             )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

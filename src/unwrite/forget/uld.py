@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from ..data import Examples
-from ..errors import DataError, MethodError
+from ..errors import DataError, MethodError, setting
 from ..models import anatomy
 from ..models.merging import merged
 from .base import Guard, Objective, Phase, Work, require
@@ -95,7 +95,7 @@ class ULD(Guard):
         require("paraphrases", self.paraphrases, at_least=0)
         require("wrong_answers", self.wrong_answers, at_least=0)
         if self.positions not in ("attention", "labels", "all"):
-            raise MethodError(f"positions is {self.positions!r}; use 'attention', 'labels' or 'all'.")
+            raise MethodError(f"{setting('positions')} is {self.positions!r}; use 'attention', 'labels' or 'all'.")
 
     def fitted(self, model: Any) -> Self:
         """With the assistant's depth chosen by the model's."""
@@ -105,7 +105,7 @@ class ULD(Guard):
         quarter = math.ceil(depth / 4)
         if self.layers is not None and self.layers > depth:
             raise MethodError(
-                f"layers is {self.layers} but the model has {depth} blocks. Use 1 to {depth}, or leave it out for {quarter}."
+                f"{setting('layers')} is {self.layers} but the model has {depth} blocks. Use 1 to {depth}, or leave it out for {quarter}."
             )
         return self if self.layers is not None else replace(self, layers=quarter)
 
@@ -115,7 +115,10 @@ class ULD(Guard):
 
     def check(self, forget: Examples, retain: Examples | None) -> None:
         if retain is None:
-            raise DataError("ULD needs a retain set: without one the assistant would suppress everything.")
+            raise DataError(
+                "ULD needs a retain set: without one the assistant would suppress everything. "
+                f"Give {setting('retain')}."
+            )
 
     def _apply(self, work: Work) -> LogitDifferenceModel:
         model, forget, retain = work.model, work.forget, work.retain

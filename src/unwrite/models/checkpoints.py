@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelError
+from ..errors import ModelError, setting
 
 __all__ = ["check_weights", "first_line", "needs_remote_code", "read_json"]
 
@@ -66,7 +66,7 @@ def check_weights(folder: Path, stem: str, *, allow_pickle: bool) -> None:
     if not allow_pickle:
         raise ModelError(
             f"{folder / pickled[0]} is pickled, and reading it can run any code. Get the model as safetensors, or pass "
-            "allow_pickle=True if you trust where it is from."
+            f"{setting('allow_pickle', True)} if you trust where it is from."
         )
     return None
 

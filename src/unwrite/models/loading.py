@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from .. import catalog
-from ..errors import ModelError, unknown
+from ..errors import ModelError, setting, unknown
 from .accounting import adapter_account, check_account, stored_shapes
 from .bundled import BUNDLED, bundled_folder
 from .checkpoints import check_weights, first_line, needs_remote_code, read_json
@@ -128,7 +128,7 @@ def _device(name: str | torch.device) -> torch.device:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ModelError(
-            f"device {str(name)!r} cannot be used here ({first_line(error)}). Try device='cpu'."
+            f"device {str(name)!r} cannot be used here ({first_line(error)}). Try {setting('device', 'cpu')}."
         ) from error
     return torch.device(name)
 
@@ -195,7 +195,11 @@ def _snapshot(name: str, options: _Options) -> Path:
     except IncompleteSnapshotError as error:
         raise ModelError(f"{at} is only partly in the Hub cache. Load it once with a network.") from error
     except (OSError, ConnectionError) as error:
-        why = "offline=True" if options.offline else f"the Hub cannot be reached ({type(error).__name__})"
+        why = (
+            "nothing may be downloaded (offline)"
+            if options.offline
+            else f"the Hub cannot be reached ({type(error).__name__})"
+        )
         raise ModelError(
             f"{at} is not in the Hub cache, and {why}. Check the connection, or use a local folder or a bundled "
             f"model ({', '.join(BUNDLED)})."
@@ -258,7 +262,7 @@ def _read(folder: Path, options: _Options) -> Any:
     if code is not None and not options.trust_remote_code:
         raise ModelError(
             f"{config} asks to run its own code ({code}), and transformers has no class for it. Read that code, "
-            "then pass trust_remote_code=True."
+            f"then pass {setting('trust_remote_code', True)}."
         )
     check_weights(folder, "model", allow_pickle=options.allow_pickle)
     with quiet():

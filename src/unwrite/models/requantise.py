@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Literal, get_args
 
-from ..errors import MissingExtra, ModelError, unknown
+from ..errors import MissingExtra, ModelError, setting, unknown
 from ..runs import need_free
 from .gguf_parts import parts_of, whole_stem
 
@@ -43,10 +43,10 @@ def requantise(path: str | Path, to: Format, out: str | Path | None = None, *, o
     source = parts[0]  # llama.cpp finds the others
     target = Path(out).expanduser() if out is not None else _beside(source, to)
     if target.exists() and any(target.samefile(part) for part in parts):
-        raise ModelError(f"{target} is the file to read. Name another file with --out.")
+        raise ModelError(f"{target} is the file to read. Name another: {setting('out')}.")
     need_free(target, overwrite=overwrite)
     if not target.parent.is_dir():
-        raise ModelError(f"{target.parent} is not a folder. Make it, or name another file with --out.")
+        raise ModelError(f"{target.parent} is not a folder. Make it, or name another file: {setting('out')}.")
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     os.close(handle)
     try:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import RunError
+from ..errors import RunError, setting
 
 
 def cache_dir(*parts: str) -> Path:
@@ -39,7 +39,9 @@ def need_free(*paths: str | Path, overwrite: bool = False) -> None:
         if path.is_dir():
             raise RunError(f"{path} is a folder. Name a file.")
         if path.exists() and not overwrite:
-            raise RunError(f"{path} exists. Choose another --out, or pass --overwrite to replace it.")
+            raise RunError(
+                f"{path} exists. Choose another {setting('file')}, or pass {setting('overwrite', True)} to replace it."
+            )
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -29,7 +29,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import RunError, notice
+from ..errors import RunError, notice, setting
 from .atomic import write_json
 from .hashing import hash_json
 
@@ -83,9 +83,11 @@ class Run:
         """
         folder = Path(folder)
         if resume and overwrite:
-            raise RunError("--resume goes on with a run and --overwrite replaces it. Pass one of them.")
+            raise RunError(
+                f"{setting('resume')} goes on with a run and {setting('overwrite')} replaces it. Pass one of them."
+            )
         if folder.exists() and not folder.is_dir():
-            raise RunError(f"{folder} is a file. Choose another --out folder.")
+            raise RunError(f"{folder} is a file. Choose another {setting('folder')}.")
         if (folder / LOCK).exists():
             _free(_hold(folder), folder)
         return cls._check(folder, arguments, kind, resume, overwrite)
@@ -96,7 +98,7 @@ class Run:
     ) -> Run | None:
         if not (folder / "run.json").exists():
             if folder.exists() and any(entry.name != LOCK for entry in folder.iterdir()):
-                raise RunError(f"{folder} is not empty and holds no run. Choose another --out folder.")
+                raise RunError(f"{folder} is not empty and holds no run. Choose another {setting('folder')}.")
             if resume:
                 raise RunError(f"{folder} holds no run to resume.")
             return None
@@ -105,10 +107,17 @@ class Run:
             run._need_own(kind)
             return run
         if run.record["status"] in FINISHED:
-            raise RunError(f"{folder} holds a finished run. Choose another --out folder, or pass --overwrite.")
+            raise RunError(
+                f"{folder} holds a finished run. Choose another {setting('folder')}, or pass {setting('overwrite', True)}."
+            )
         if not resume:
-            ways = "Pass --resume to go on, --overwrite to replace it" if resume is False else "Pass --overwrite"
-            raise RunError(f"{folder} holds an unfinished run. {ways}, or choose another --out folder.")
+            replace = setting("overwrite", True)
+            ways = (
+                f"Pass {setting('resume', True)} to go on, {replace} to replace it"
+                if resume is False
+                else f"Pass {replace}"
+            )
+            raise RunError(f"{folder} holds an unfinished run. {ways}, or choose another {setting('folder')}.")
         if run.record["key"] != hash_json([kind, dict(arguments)]):
             raise RunError(f"{folder} was started with other arguments, so it can't be resumed with these.")
         return run
@@ -176,12 +185,12 @@ class Run:
             if entry.name not in (*ENTRIES, LOCK) and not entry.name.startswith(tuple(f".{name}." for name in ENTRIES)):
                 raise RunError(
                     f"{entry} was not written by the run in {self.folder}, so it is not removed. Move it, or choose "
-                    "another --out folder."
+                    f"another {setting('folder')}."
                 )
         model = self.folder / "model"
         if model.exists() and not (model / "unwrite.json").exists():
             raise RunError(
-                f"{model} was not written by unwrite, so it is not removed. Move it, or choose another --out."
+                f"{model} was not written by unwrite, so it is not removed. Move it, or choose another {setting('folder')}."
             )
 
     def remove(self) -> None:
@@ -271,7 +280,7 @@ class Run:
                 f"{self.folder} changed nothing: its model is the one before. Choose other settings and run it again."
             )
         if status != "done":
-            again = "again" if self.record.get("kind") == "demo" else "with --resume to finish it"
+            again = "again" if self.record.get("kind") == "demo" else f"with {setting('resume', True)} to finish it"
             raise RunError(f"{self.folder} is {status}, not done. Run the same command {again}.")
         return self
 
@@ -306,7 +315,7 @@ def _hold(folder: Path) -> IO[str]:
             holder = file.read().strip() or "another process"
             file.close()
             raise RunError(
-                f"{folder} is in use by {holder}. Wait for it, stop it, or choose another --out folder."
+                f"{folder} is in use by {holder}. Wait for it, stop it, or choose another {setting('folder')}."
             ) from None
         notice(
             f"{folder} lies on a file system without locks ({error.strerror}), so a second run in it at the same time "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..data.encoding import MAX_LENGTH
-from ..errors import DataError, ModelError
+from ..errors import DataError, ModelError, setting
 
 _NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
 
@@ -33,9 +33,11 @@ def row_length(model: Any, asked: int | None = None, default: int = MAX_LENGTH) 
     if asked is None:
         return default if positions is None else min(default, positions)
     if asked < 2:
-        raise DataError(f"max_length is {asked}; a row needs at least 2 tokens, one to read and one to predict.")
+        raise DataError(
+            f"{setting('max_length')} is {asked}; a row needs at least 2 tokens, one to read and one to predict."
+        )
     if positions is not None and asked > positions:
         raise ModelError(
-            f"max_length is {asked}, but the model has positions for {positions} tokens. Use at most {positions}."
+            f"{setting('max_length')} is {asked}, but the model has positions for {positions} tokens. Use at most {positions}."
         )
     return asked

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import MethodError
+from ...errors import MethodError, setting
 from ..base import Drafter
 from .runtime import Runtime
 from .sampling import Sampling
@@ -270,7 +270,7 @@ def draft_runtime(draft_model: Any, target: Runtime, name: str) -> Runtime:
         MethodError: no draft model, or one of another vocabulary.
     """
     if draft_model is None:
-        raise MethodError(f"{name} drafts with a smaller model. Pass one: {name}(draft_model=...).")
+        raise MethodError(f"{name} drafts with a smaller model. Pass one: {setting('draft_model')}.")
     if isinstance(draft_model, Runtime):
         runtime = draft_model
     else:

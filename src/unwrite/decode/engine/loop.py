@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import MethodError, ModelError
+from ...errors import MethodError, ModelError, setting
 from ..base import Drafter, Strategy
 from .costs import Acceptance
 from .planning import DraftCosts, Knowledge, Planner, knowledge_of
@@ -133,7 +133,8 @@ class Decoding:
         smallest = min((plan.nodes - 1 for plan in drafter.plans), default=0)
         if strategy.budget < smallest:
             raise MethodError(
-                f"budget {strategy.budget} is below the smallest tree, {smallest} nodes. Use budget={smallest} or more."
+                f"{setting('budget', strategy.budget)} is below the smallest tree, {smallest} nodes. Use "
+                f"{setting('budget', smallest)} or more."
             )
         return drafter
 
@@ -367,5 +368,5 @@ def check(runtime: Runtime, strategy: Strategy, batch: int) -> None:
         raise MethodError(f"{name} decodes one text at a time, but the batch has {batch}. Call it row by row.")
     if strategy.budget < 1:
         raise MethodError(
-            f"budget is {strategy.budget}: a draft needs at least 1 node. Use plain generate, or leave budget out."
+            f"{setting('budget')} is {strategy.budget}: a draft needs at least 1 node. Use plain generate, or leave budget out."
         )
