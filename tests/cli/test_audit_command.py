@@ -26,7 +26,7 @@ def audit(files, *more: str) -> list[str]:
     [
         (["--batch-size", "0"], "--batch-size is 0; it must be at least 1"),
         (["--max-length", "1"], "--max-length is 1; it must be at least 2"),
-        (["--max-length", "129"], "max_length is 129, but the model has positions for 128 tokens"),
+        (["--max-length", "129"], "--max-length is 129, but the model has positions for 128 tokens"),
         (["--suite", "tofu"], "it needs perturbed_answers in every forget row"),
         (["--suite", "vision"], "--suite vision is for images"),
         (["--columns", "answer=reply"], "--columns"),

@@ -108,9 +108,9 @@ def test_the_comparison_is_a_table_with_a_row_a_strategy(capsys, folder):
     ("arguments", "part"),
     [
         (("--strategy", "token-recyling"), "Did you mean 'token-recycling'"),
-        (("--strategy", "prompt-lookup", "--ngrams", "2"), "'ngram'"),
+        (("--strategy", "prompt-lookup", "--ngrams", "2"), "'--ngram'"),
         (("--strategy", "prompt-lookup", "--budget", "0"), "budget is 0"),
-        (("--strategy", "rsd"), "RSD(draft_model=...)"),
+        (("--strategy", "rsd"), "--draft-model"),
         (("--strategy", "rsd", "--branching", "2,x"), "branching is 'x'; it must be int"),
         (("--strategy", "token-recycling", "--template", "2.2"), "'2.2'"),
         (("--strategy", "token-recycling", "--table", "absent"), "absent is no recycling table"),

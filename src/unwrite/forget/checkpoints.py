@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from ..errors import RunError, notice
+from ..errors import RunError, notice, setting
 from ..models.checkpoints import read_json
 from ..runs import drop, seal, sound, sync, write_json
 
@@ -83,9 +83,13 @@ def resumed_from(folder: Path, asked: str | bool | None) -> Path | None:
         return checkpoint
     named = Path(asked)
     if not named.is_dir():
-        raise RunError(f"there is no checkpoint {named}. Use resume_from_checkpoint=True for the newest whole one.")
+        raise RunError(
+            f"there is no checkpoint {named}. Use {setting('resume_from_checkpoint', True)} for the newest whole one."
+        )
     if not (named / "trainer_state.json").is_file() or not sound(named):
-        raise RunError(f"the checkpoint {named} is damaged. Use resume_from_checkpoint=True for the newest whole one.")
+        raise RunError(
+            f"the checkpoint {named} is damaged. Use {setting('resume_from_checkpoint', True)} for the newest whole one."
+        )
     return named
 
 
