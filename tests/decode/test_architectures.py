@@ -10,8 +10,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from architectures import NAMES, PLAIN, QUICK, REFUSED, UNMADE, VOCAB, make, verdict
-from tabular import Scripted
+from architectures import NAMES, PLAIN, QUICK, REFUSED, TREES, UNMADE, VOCAB, make, verdict
+from tabular import Scripted, junk
 from transformers import GenerationConfig
 
 from unwrite.decode import ADED, DraftTree, Plain, PromptLookup, TransformersRuntime, generate, why_plain
@@ -110,6 +110,17 @@ def test_the_text_is_that_of_generate_or_refused_in_one_line(name):
         others = [PromptLookup(cost_model=False), ADED()] if "across" in case else []
         for strategy in (knowing(ids, padding, expected), *others):
             assert torch.equal(written(model, ids, mask, new, strategy), expected), (case, strategy)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "llama" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
+def test_a_tree_may_lie_beyond_the_last_position_while_its_nodes_stand_before_it(name):
+    if verdict(name)[0] != TREES:
+        pytest.skip("trees do not come so far")
+    model, (ids, mask) = make(name), batch(140, [0])
+    strategy = Scripted(junk(VOCAB, nodes=60), cost_model=False)
+    assert torch.equal(written(model, ids, mask, 6, strategy), written(model, ids, mask, 6))
 
 
 @pytest.mark.parametrize("name", WITH_A_LIMIT)

@@ -45,6 +45,9 @@ def same_cache(found, expected):
     assert found.get_seq_length() == expected.get_seq_length()
     for own, other in zip(found.layers, expected.layers, strict=True):
         assert type(own) is type(other)
+        assert own.is_initialized == other.is_initialized
+        if not other.is_initialized:
+            continue
         assert torch.allclose(own.keys, other.keys, atol=1e-4)
         assert torch.allclose(own.values, other.values, atol=1e-4)
 
@@ -85,6 +88,21 @@ def test_statistics_count_the_models_own_steps(model):
     assert stats.paths["own"] == (23 if limit == 0 else 9 + 24 - 1 - limit)
 
 
+def test_a_filled_cache_that_trees_could_not_check_goes_on():
+    model, ids = make("falcon alibi"), prompts(1, 12)
+
+    def filled():
+        cache = DynamicCache(config=model.config)
+        with torch.no_grad():
+            model(ids[:, :8], past_key_values=cache)
+        return cache
+
+    given = filled()
+    expected = written(model, ids, past_key_values=filled())
+    assert torch.equal(written(model, ids, Plain(), past_key_values=given), expected)
+    assert given.get_seq_length() == 12 + 24 - 1
+
+
 @pytest.mark.parametrize("held", [5, WINDOW + 4])
 def test_a_filled_cache_goes_on(limited, held):
     ids = prompts(1, held + 4)
@@ -100,9 +118,9 @@ def test_a_filled_cache_goes_on(limited, held):
         assert torch.equal(written(limited, ids, strategy, past_key_values=filled()), expected)
 
 
-@pytest.mark.parametrize("new", [4, 24])
-def test_the_cache_comes_back_as_generate_leaves_it(limited, new):
-    ids, options = prompts(1, 9), {"max_new_tokens": new, "return_dict_in_generate": True}
+@pytest.mark.parametrize(("length", "new"), [(9, 4), (9, 24), (30, 4)])
+def test_the_cache_comes_back_as_generate_leaves_it(limited, length, new):
+    ids, options = prompts(1, length), {"max_new_tokens": new, "return_dict_in_generate": True}
     expected = written(limited, ids, **options).past_key_values
     left = DynamicCache(config=limited.config)  # which Phi 3 leaves for another where its rope switches
     written(limited, ids, past_key_values=left, max_new_tokens=new)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from architectures import make
 from tabular import Scripted, junk
 from targets import FAMILIES, VOCAB, make_target
 from transformers import LlamaForCausalLM
@@ -119,9 +120,38 @@ def test_the_check_leaves_random_numbers_and_training_as_they_are():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_nothing_is_drafted_where_a_fixed_mask_has_no_columns_for_the_largest_tree():
-    from architectures import make
+LIMITS = {  # tokens of a text, columns of a cache with its largest tree
+    "llama": (None, None),
+    "mistral": (16, None),
+    "mistral without window": (None, None),
+    "qwen2": (None, None),
+    "qwen2 mixed": (16, None),
+    "phi3 longrope": (24, None),
+    "phi3 longrope and window": (16, None),
+    "llama dynamic rope": (24, None),
+    "gpt_neo": (16, 16),
+    "gpt_neo global": (None, 160),
+    "doge": (16, 16),
+    "llama4_text": (16, 8191),
+    "llama4 tuned": (19, 19),
+    "gemma3n_text shared": (16, None),
+}
 
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_limits_are_read_from_config_and_modules(name):
+    found = support_of(make(name))
+    assert (found.limit, found.columns) == LIMITS[name]
+
+
+def test_trees_stay_within_the_columns_of_a_fixed_mask():
+    model, strategy = make("gpt_neo global"), Scripted(junk(VOCAB, nodes=70), cost_model=False)
+    ids = torch.randint(3, VOCAB, (1, 100), generator=torch.Generator().manual_seed(0))
+    options = {"max_new_tokens": 8, "do_sample": False}
+    assert torch.equal(model.generate(ids, custom_generate=strategy, **options), model.generate(ids, **options))
+
+
+def test_nothing_is_drafted_where_a_fixed_mask_has_no_columns_for_the_largest_tree():
     model = make("gpt_neo")
     assert support_of(model).columns == 16
     ids = torch.tensor([[5, 6, 7, 5, 6]])
