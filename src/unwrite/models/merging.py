@@ -43,7 +43,6 @@ def merged(model: Any, *, in_place: bool = False) -> Any:
     kind = _kind(model)
     batch = short_batch(model)
     expected = None if batch is None else outputs(model, batch)
-    training = model.training
     try:
         whole = model if in_place else _copy(model)
         tied = _own_weights(whole)
@@ -56,7 +55,6 @@ def merged(model: Any, *, in_place: bool = False) -> Any:
         ) from error
     if tied:
         _tie_again(plain)
-    plain.train(training)
     if batch is not None and expected is not None:
         distance = disagreement(outputs(plain, batch), expected)
         if not distance <= allowed(plain):
