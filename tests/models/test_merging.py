@@ -184,3 +184,10 @@ def test_refuses_a_merge_that_gives_another_model():
     model.base_model.disable_adapter_layers()
     with pytest.raises(ModelError, match="merging the LORA adapter gives another model"):
         merged(model)
+
+
+def test_refuses_an_adapter_that_is_no_number():
+    model = adapted(tiny_model("llama", layers=1), KINDS["attention"]())
+    next(weight for weight in model.parameters() if weight.requires_grad).data[0, 0] = float("nan")
+    with pytest.raises(ModelError, match=r"the LORA adapter cannot be merged: NaNs detected"):
+        merged(model)
