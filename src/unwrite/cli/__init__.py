@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 # Before torch is imported: idle worker threads sleep after about 0.1 ms, instead of spinning against other programs for long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -28,13 +29,11 @@ COMMANDS = {
 }
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Runs one command; a refusal is one line on standard error and exit code 2."""
+def commands() -> Any:
+    """The command line, as an App of cyclopts."""
     from cyclopts import App
 
     from .. import __version__
-    from ..errors import UnwriteError, naming
-    from .output import plain_notices
 
     app = App(
         name="unwrite",
@@ -44,6 +43,15 @@ def main(arguments: list[str] | None = None) -> None:
     )
     for name, (home, line) in COMMANDS.items():
         app.command(f"unwrite.cli.{home}", name=name, help=line)
+    return app
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs one command; a refusal is one line on standard error and exit code 2."""
+    from ..errors import UnwriteError, naming
+    from .output import plain_notices
+
+    app = commands()
     try:
         with plain_notices(), naming("flags"):
             app(arguments)
