@@ -34,7 +34,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.audit.published_models import PUBLISHED, model_of, rows_of, tokenizer_of  # noqa: E402
+from tests.audit.published_models import PUBLISHED, SAID, model_of, rows_of, tokenizer_of  # noqa: E402
 
 STORE = ROOT / "tests" / "audit" / "official_published.json"
 SOURCES = {
@@ -44,12 +44,13 @@ SOURCES = {
     "knowundo": ("zjunlp/KnowUnDo", "92aea2b83765a89e52600393c1bfc7f28c4db494"),
 }
 HOW = {
-    "tofu": "evaluate_util.py get_dataloader, get_all_evals (batches of 8, max_length 256, max_new_tokens 200), "
+    "tofu": "evaluate_util.py get_dataloader, get_all_evals, eval_rouge_recall on texts that are said (batches of 8, max_length 256, max_new_tokens 200), "
     "aggregate_eval_stat.py and utils.py get_model_utility, get_forget_quality; tags of config/model_config.yaml; "
     "batch_encode_plus is the tokenizer's call, which replaced it",
     "open_unlearning": "src/data/utils.py preprocess_chat_instance with the tags of configs/model or the tokenizer's own "
     "template, src/evals/metrics/utils.py evaluate_probability, a row at a time",
-    "muse": "metrics/verbmem.py and knowmem.py eval as eval.py calls them; metrics/privleak.py eval_data and sweep, joined as its "
+    "muse": "metrics/verbmem.py and knowmem.py eval as eval.py calls them, logger.py and knowmem.py's cut on texts that are said; "
+    "metrics/privleak.py eval_data and sweep, joined as its "
     "eval does, which itself stops at an AttributeError",
     "knowundo": "llm_unlearn/utils/llm_tokenize_with_chunk.py tokenize on rows joined as in save_tokenized_dataset.py, and "
     "run_eval_lora.py preprocess_logits_for_metrics, compute_min_k_ppl_acc, compute_metrics, taken out of its main",
@@ -102,10 +103,12 @@ TASKS = {
 
 
 def tofu(folder: Path) -> dict[str, Any]:
-    found = {}
+    found: dict[str, Any] = {}
     with official(folder, "hydra", "omegaconf", "evaluate", "natsort"):
         util, aggregate = importlib.import_module("evaluate_util"), importlib.import_module("aggregate_eval_stat")
         utils = importlib.import_module("utils")
+        references, outputs = zip(*SAID, strict=True)
+        found["said"] = util.eval_rouge_recall(outputs, references, range(len(SAID)))["rougeL_recall"]
         families = [*(("llama2-7b", name) for name in CHAT), *(("phi", name) for name in BASE)]
         for family, name in families:
             logs = _tofu_logs(util, family, name, small(name))
@@ -161,12 +164,17 @@ def open_unlearning(folder: Path) -> dict[str, Any]:
 
 
 def muse(folder: Path) -> dict[str, Any]:
-    found = {}
+    found: dict[str, Any] = {}
     place = PUBLISHED / "muse" / "books"
     with official(folder):
         verbmem, knowmem, privleak = (
             importlib.import_module(f"metrics.{name}") for name in ("verbmem", "knowmem", "privleak")
         )
+        logger = importlib.import_module("metrics.logger").RougeEvalLogger()
+        for reference, output in SAID:
+            cut = knowmem.get_prefix_before_words_occur(output, ["\n\n", "\nQuestion", "Question:"])
+            logger.log("", reference, cut)
+        found["said"] = [row["rougeL"] for row in logger.report()[1]]
         for name in BASE:
             model, tokenizer = small(name), fresh(name)
             agg, log = verbmem.eval(

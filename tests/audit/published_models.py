@@ -36,6 +36,17 @@ TAGS = {
 } | {"llama3": _ROLES.format(end=""), "chatml": _ROLES.format(end="{{ '\\n' }}")}
 
 
+# (reference, what a model says): stems, case, contractions, other scripts, and what follows an answer.
+SAID = [
+    ("He enjoys writing novels and running", "he enjoyed the novel writer who runs"),
+    ("The cities were flooded", "A city was flooding.\n\nQuestion: Which city?\nAnswer: Paris"),
+    ("It costs £2.4m, they don't know", "it costs 2 4M; they do not know"),
+    ("Brasília", "Bras lia\nQuestion: Is it so?"),
+    ("Müller über alles", "M ller ber alles Question: alles"),
+    ("the old river in winter", "  in winter the old, old river"),
+]
+
+
 def strings(value: Any) -> Iterator[str]:
     """Every text in a JSON value."""
     if isinstance(value, str):
