@@ -201,10 +201,7 @@ def _refuse_inputs(
 ) -> None:
     """Refuses model inputs that would be lost."""
     name = type(strategy).__name__
-    empty: tuple[Any, ...] = (None, False, {})  # of a model that could see or hear more than it was given
-    lost = [
-        key for key, value in others.items() if key not in NEUTRAL and not any(value is e or e == value for e in empty)
-    ]
+    lost = [key for key, value in others.items() if key not in NEUTRAL and not _says_nothing(value)]
     if lost:
         raise MethodError(f"{name} gives the model token ids only, and {lost[0]} is passed. Leave it out.")
     if position_ids is not None:
@@ -213,6 +210,11 @@ def _refuse_inputs(
         places = position_ids.to(input_ids.device)
         if places.shape[-1] != counted.shape[-1] or ((places != counted) & shown.bool()).any():
             raise MethodError(f"{name} counts positions from the first token, and position_ids differ. Leave them out.")
+
+
+def _says_nothing(value: Any) -> bool:
+    """Whether an input is none: what a model that sees or hears gets beside a text alone is an empty mapping."""
+    return value is None or value is False or (isinstance(value, Mapping) and not value)
 
 
 def _refuse_state(sampling: Sampling, batch: int) -> None:
