@@ -145,6 +145,28 @@ def test_refuses_an_adapter_whose_base_was_changed_after_it_was_loaded(tmp_path)
         save(model, tmp_path / "adapter")
 
 
+def test_reading_an_adapter_back_leaves_the_callers_random_numbers_alone(tmp_path):
+    base = save(tiny_model("llama"), tmp_path / "base")
+    config = peft.LoraConfig(target_modules=["q_proj"])  # whose first weights are drawn when it is read
+    model = peft.get_peft_model(load_model(base), config)
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    save(model, tmp_path / "a")
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_of_several_adapters_the_one_that_loads_must_be_the_one_in_use(tmp_path):
+    base = save(tiny_model("llama"), tmp_path / "base")
+    model = adapted(load_model(base))
+    model.add_adapter("second", peft.LoraConfig(target_modules=["v_proj"], init_lora_weights=False))
+    logits = model(tokens()).logits
+    torch.testing.assert_close(load_model(save(model, tmp_path / "a"))(tokens()).logits, logits)
+    model.set_adapter("second")
+    with pytest.raises(ModelError, match="its outputs differ by"):
+        save(model, tmp_path / "b")
+
+
 def test_an_adapter_whose_base_has_no_name_is_written_unread_and_merging_needs_none(tmp_path):
     assert save(adapted(tiny_model("llama")), tmp_path / "a").is_dir()
     assert load_model(save(adapted(tiny_model("llama")), tmp_path / "b", merge=True))
@@ -255,3 +277,5 @@ def test_the_documented_tolerances_are_those_that_hold():
     model = nn.Linear(1, 1)
     held = {name: allowed(model.to(getattr(torch, name))) for name in ("float32", "float16", "bfloat16")}
     assert {name: float(value) for name, value in documented.items()} == held
+    assert allowed(nn.Linear(1, 1, device="meta")) == 0.005  # as any device that isn't the CPU
+    assert "(0.005 for float32 on a GPU" in text
