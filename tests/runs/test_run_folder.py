@@ -371,3 +371,15 @@ def test_a_run_that_has_ended_lets_go_of_its_folder(folder):
         Run.start(folder, ARGUMENTS, resume=True)
     run.update(status="stopped")
     assert Run.start(folder, ARGUMENTS, resume=True).record["status"] == "running"
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_a_killed_write_left_blocks_no_run_and_is_removed(resume, folder):
+    if resume:
+        Run.start(folder, ARGUMENTS).update(status="stopped")
+    folder.mkdir(exist_ok=True)
+    (folder / ".run.json.0a1b2c3d4e5f").write_text("{")
+    (folder / ".model.0a1b2c3d4e5f").mkdir()
+    (folder / ".model.0a1b2c3d4e5f" / "half").write_text("")
+    Run.start(folder, ARGUMENTS, resume=resume).update(status="done")
+    assert [entry.name for entry in folder.iterdir()] == ["run.json"]

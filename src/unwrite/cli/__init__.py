@@ -49,6 +49,7 @@ def commands() -> Any:
 def main(arguments: list[str] | None = None) -> None:
     """Runs one command; a refusal is one line on standard error and exit code 2."""
     from ..errors import UnwriteError, naming
+    from ..runs import unwritable
     from .output import plain_notices
 
     app = commands()
@@ -58,10 +59,12 @@ def main(arguments: list[str] | None = None) -> None:
     except UnwriteError as error:
         print(f"unwrite: {error}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:
-        # A full disk, a folder without permission: the system's own words name the file.
-        print(f"unwrite: {error}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         print("unwrite: stopped.", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if not isinstance(error, OSError) and not unwritable(error):
+            raise
+        # A full disk, a folder without permission: the system's own words name the file.
+        print(f"unwrite: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

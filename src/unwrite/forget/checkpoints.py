@@ -10,18 +10,19 @@ leaves the newest whole one, and a training that had ended is never trained on.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from ..errors import RunError, notice, setting
 from ..models.checkpoints import read_json
-from ..runs import drop, seal, sound, sync, write_json
+from ..runs import drop, seal, sound, sync, unwritable, write_json
 
-__all__ = ["ASIDE", "Resumable", "finish", "had_ended", "newest", "resumed_from"]
+__all__ = ["ASIDE", "Resumable", "finish", "had_ended", "newest", "resumed_from", "writing"]
 
 ASIDE = "unfinished"
 _NOTE = "unwrite-training.json"
@@ -58,6 +59,25 @@ def finish(aside: Path, folder: Path, step: int, *, ended: bool, callbacks: Sequ
         others = [path for number, path in _all(folder) if number != step]
         for old in others[: max(0, len(others) + 1 - max(1, keep))]:
             drop(old)
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """The block that writes a checkpoint.
+
+    Raises:
+        RunError: the disk is full, read-only or failing; the checkpoint before is still there.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not unwritable(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(
+            f"a checkpoint could not be written to {folder}: {reason}. Make room, then go on with "
+            f"{setting('resume', True)}."
+        ) from error
 
 
 def newest(folder: Path) -> Path | None:

@@ -162,17 +162,18 @@ class UnlearnTrainer(Trainer):
         if first:
             shutil.rmtree(aside, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if first:
-            checkpoints.finish(
-                aside,
-                aside.parent,
-                self.state.global_step,
-                ended=self.control.should_training_stop,
-                callbacks=self.callback_handler.callbacks,
-                keep=self.args.save_total_limit,
-            )
+        with checkpoints.writing(aside.parent):
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if first:
+                checkpoints.finish(
+                    aside,
+                    aside.parent,
+                    self.state.global_step,
+                    ended=self.control.should_training_stop,
+                    callbacks=self.callback_handler.callbacks,
+                    keep=self.args.save_total_limit,
+                )
         self.accelerator.wait_for_everyone()
 
     def compute_loss(

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..errors import ModelError, RunError, notice
-from ..runs import hash_file, hash_json, hash_model, hash_tensors, new_folder, write_json
+from ..runs import hash_file, hash_json, hash_model, hash_tensors, new_folder, unwritable, write_json
 from .accounting import check_account, stored_shapes
 from .agreement import allowed, differing_weight, disagreement, free_memory, outputs, short_batch
 from .bundled import BUNDLED
@@ -71,8 +71,10 @@ def save(
             written = read_json(fresh / NOTE) if (fresh / NOTE).exists() else {}
             write_json(fresh / NOTE, {**_note(model, fresh), **written, "provenance": dict(provenance or {})})
             _check_written(model, fresh, folder)
-    except OSError as error:
-        raise ModelError(f"{folder} could not be written: {error}.") from error
+    except Exception as error:
+        if isinstance(error, ModelError) or not unwritable(error):
+            raise
+        raise ModelError(f"{folder} could not be written: {' '.join(str(error).split())[:200]}.") from error
     return folder
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import json
 import shutil
 import tempfile
@@ -27,6 +28,8 @@ from .atomic import cache_dir, lock, new_folder, write_json, write_text
 from .hashing import canonical_json
 
 T = TypeVar("T")
+# What a disk that can't be written answers.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ESTALE)
 
 
 def _same(value: Any) -> Any:
@@ -230,8 +233,9 @@ def unwritable(error: BaseException) -> bool:
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
-    # safetensors gives the system's number in words.
-    return any(isinstance(one, OSError) or "(os error " in str(one) for one in causes)
+    # safetensors gives the system's number in words, and torch no more than that writing failed.
+    told = ("(os error ", "PytorchStreamWriter failed", "file write failed")
+    return any(getattr(one, "errno", None) in _DISK or any(words in str(one) for words in told) for one in causes)
 
 
 def say_unwritable(folder: Path, error: Exception) -> None:

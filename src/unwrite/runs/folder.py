@@ -97,7 +97,7 @@ class Run:
         cls, folder: Path, arguments: Mapping[str, Any], kind: str, resume: bool | None, overwrite: bool
     ) -> Run | None:
         if not (folder / "run.json").exists():
-            if folder.exists() and any(entry.name != LOCK for entry in folder.iterdir()):
+            if folder.exists() and any(entry.name != LOCK and not _left(entry) for entry in folder.iterdir()):
                 raise RunError(f"{folder} is not empty and holds no run. Choose another {setting('folder')}.")
             if resume:
                 raise RunError(f"{folder} holds no run to resume.")
@@ -146,6 +146,8 @@ class Run:
         try:
             # Looked at again: another process may have come first.
             existing = cls._check(folder, arguments, kind, resume, overwrite)
+            for entry in [entry for entry in folder.iterdir() if _left(entry)]:
+                _remove(entry)
             if existing is not None and resume:
                 existing._held = held
                 existing._compare_threads()
@@ -181,8 +183,7 @@ class Run:
             by = f"unwrite {written_by}" if written_by else "an unknown command"
             raise RunError(f"{self.folder} holds a run of {by}, which unwrite {kind} does not replace. Choose another.")
         for entry in sorted(self.folder.iterdir()):
-            # A killed write leaves ".run.json.x1y2" behind.
-            if entry.name not in (*ENTRIES, LOCK) and not entry.name.startswith(tuple(f".{name}." for name in ENTRIES)):
+            if entry.name not in (*ENTRIES, LOCK) and not _left(entry):
                 raise RunError(
                     f"{entry} was not written by the run in {self.folder}, so it is not removed. Move it, or choose "
                     f"another {setting('folder')}."
@@ -197,10 +198,7 @@ class Run:
         """Removes what a run writes, the record last, so that a stopped removal can be repeated; the folder stays."""
         entries = sorted(self.folder.iterdir(), key=lambda entry: entry.name == "run.json")
         for entry in [entry for entry in entries if entry.name != LOCK]:
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+            _remove(entry)
 
     def discard_if_empty(self) -> bool:
         """Removes the folder of a run that made nothing: no step was logged, no checkpoint, model or report written."""
@@ -283,6 +281,18 @@ class Run:
             again = "again" if self.record.get("kind") == "demo" else f"with {setting('resume', True)} to finish it"
             raise RunError(f"{self.folder} is {status}, not done. Run the same command {again}.")
         return self
+
+
+def _left(entry: Path) -> bool:
+    """Whether a killed write left this behind, such as ".run.json.0a1b2c3d4e5f"."""
+    return entry.name.startswith(tuple(f".{name}." for name in ENTRIES))
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink()
 
 
 def threads() -> dict[str, Any]:
