@@ -39,6 +39,7 @@ OTHERS = Examples([Example(question="who was it ?", answer="the river .")], "ret
         ),
         (("raw", True), "raw=True", "--raw true", "raw=true"),
         (("overwrite", True), "overwrite=True", "--overwrite", "overwrite=true"),
+        (("resume_from_checkpoint", True), "resume_from_checkpoint=True", "--resume", "resume=true"),
         (("peft_config",), "peft_config", "--lora", "lora"),
         (("learning_rate", 0.1), "learning_rate=0.1", "--lr 0.1", "lr=0.1"),
         (("folder",), "folder", "--out", "out"),

@@ -59,6 +59,7 @@ _ON_COMMAND_LINE = {
     "num_train_epochs": "epochs",
     "per_device_train_batch_size": "batch_size",
     "gradient_accumulation_steps": "accumulate",
+    "resume_from_checkpoint": "resume",
     "folder": "out",
     "file": "out",
 }
@@ -97,7 +98,7 @@ def setting(name: str, value: Any = _UNSET) -> str:
     if _style == "settings":
         return f"{known}={given}" if given else known
     flag = f"--{known.replace('_', '-')}"
-    return f"{flag} {given}" if given and not (name in SWITCHES and value is True) else flag
+    return f"{flag} {given}" if given and not (known in SWITCHES and value is True) else flag
 
 
 _listening: list[list[str]] = []
