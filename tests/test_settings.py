@@ -9,6 +9,7 @@ import pytest
 
 import unwrite
 from conftest import make_llama, make_tokenizer
+from unwrite.cli import main
 from unwrite.cli.audit import audit as audit_command
 from unwrite.cli.fields import build, build_strategy
 from unwrite.cli.forget import forget as forget_command
@@ -162,6 +163,14 @@ def test_a_refusal_names_flags_on_the_command_line_and_fields_in_python(what, tm
     assert flags in str(caught.value)
     assert not re.search(r"\w+_\w+=|peft_config", str(caught.value))
     assert "\n" not in str(caught.value)
+
+
+def test_the_command_line_names_flags(capsys, tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        main(["forget", "--model", "m", "--forget", "f.jsonl", "--out", str(tmp_path / "run"), "--beta", "0"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "unwrite: --beta is 0.0; it must be a finite number, above 0.\n"
+    assert setting("beta") == "beta"
 
 
 def test_a_notice_is_named_alike():

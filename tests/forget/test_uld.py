@@ -410,6 +410,12 @@ def test_refuses_more_layers_than_there_are(forget, retain, tokenizer, tiny_llam
         ULD(layers=8).apply(tiny_llama, forget, retain, processing_class=tokenizer, args=FAST)
 
 
+def test_a_model_without_so_many_layers_is_refused_by_its_check_alone(tiny_llama):
+    with pytest.raises(MethodError, match="layers is 8 but the model has 3 blocks"):
+        ULD(layers=8).check_model(tiny_llama)
+    ULD().check_model(tiny_llama)
+
+
 @pytest.mark.parametrize(("depth", "layers"), [(32, 8), (30, 8), (12, 3), (4, 1), (1, 1)])
 def test_the_assistant_keeps_the_first_quarter_by_default(depth, layers):
     assert ULD().fitted(make_llama(layers=depth)).layers == layers
