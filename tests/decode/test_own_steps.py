@@ -149,3 +149,9 @@ def test_one_runtime_serves_texts_within_and_behind_the_limit_in_turn(model):
         ids = prompts(1, length)
         found = generate(runtime, np.array(ids[0]), strategies(model)[-1], GenerationConfig(max_new_tokens=24))
         assert found.sequences == written(model, ids)[:, length:].tolist()
+
+
+def test_a_model_that_could_see_writes_from_text_alone():
+    model, ids = make("gemma4"), prompts(1, 9)
+    for strategy in (Plain(), DRAFTING[0]):
+        assert torch.equal(written(model, ids, strategy, max_new_tokens=10), written(model, ids, max_new_tokens=10))

@@ -13,7 +13,7 @@ from unwrite.decode.engine.drafting import gumbel_top_k, recursive_rejection, st
 from unwrite.decode.engine.planning import forget_knowledge
 from unwrite.decode.engine.sampling import Sampling
 from unwrite.decode.engine.stopping import Stopping
-from unwrite.errors import MethodError, ModelError
+from unwrite.errors import MethodError
 
 V = 5
 TARGET = hashed(V, 1.5)
@@ -252,11 +252,19 @@ def test_refuses_a_batch():
         generate(Tabular(TARGET, V), [[1, 2], [3, 4]], whole(DRAFT), stopping=Stopping(6))
 
 
-def test_refuses_a_draft_that_cannot_roll_back():
+def test_a_draft_model_with_a_window_drafts_while_the_text_fits_in_it():
     from transformers import MistralConfig, MistralForCausalLM
 
     sliding = MistralForCausalLM(
-        MistralConfig(vocab_size=67, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, sliding_window=8)
-    )  # fmt: skip
-    with pytest.raises(ModelError, match="only the last 8 tokens"):
-        make_llama().generate(torch.tensor([[3, 4]]), max_new_tokens=4, custom_generate=RSD(draft_model=sliding))
+        MistralConfig(vocab_size=67, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, sliding_window=16)
+    ).eval()  # fmt: skip
+    target, strategy = make_llama(), RSD(draft_model=sliding, cost_model=False)
+    options = {"max_new_tokens": 40, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    drafted = {}
+    for length in (4, 16):
+        ids = torch.arange(3, 3 + length)[None]
+        out = target.generate(ids, custom_generate=strategy, return_dict_in_generate=True, **options)
+        assert torch.equal(out.sequences, target.generate(ids, **options))
+        drafted[length] = out.stats.drafted
+    assert drafted[4] > 0
+    assert drafted[16] == 0
