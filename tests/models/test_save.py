@@ -132,6 +132,7 @@ def test_refuses_what_would_load_as_another_model_and_leaves_the_old_folder(tmp_
     ) as caught:
         save(model, tmp_path / "m")
     assert "\n" not in str(caught.value)
+    assert "/.m." not in str(caught.value)  # the folder's name while it is written
     assert hash_model(load_model(tmp_path / "m")) == before
     assert os.listdir(tmp_path) == ["m"]
 
@@ -260,6 +261,19 @@ class Readable(Own):
         model = cls(2, 2)
         model.load_state_dict({name: value + cls.error for name, value in torch.load(folder / "own.pt").items()})
         return model
+
+
+def test_quantised_weights_are_not_read_back(tmp_path):
+    model = tiny_model("llama")
+    changed_config(model)  # so that reading it back would refuse it
+    model.is_quantized = True
+    assert save(model, tmp_path / "a").is_dir()
+
+
+def test_refuses_weights_that_are_not_in_memory(tmp_path):
+    model = tiny_model("llama").to("meta")
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM has weights that are not in memory.*without a device_map"):
+        save(model, tmp_path / "a")
 
 
 def test_models_of_ones_own_class_are_read_back_where_that_is_possible(tmp_path):

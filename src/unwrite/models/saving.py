@@ -52,6 +52,11 @@ def save(
     """
     folder = Path(folder)
     _check_target(folder)
+    if isinstance(model, nn.Module) and any(weight.is_meta for weight in model.parameters()):
+        raise ModelError(
+            f"this {type(model).__name__} has weights that are not in memory (offloaded, or never loaded). Load it whole, "
+            "without a device_map, to save it."
+        )
     if merge:
         model = merged(model)
     elif hasattr(model, "get_base_model") and "default" not in model.peft_config:
@@ -125,12 +130,12 @@ def _write(model: Any, folder: Path) -> None:
 def _check_written(model: Any, fresh: Path, folder: Path) -> None:
     """Reads `fresh`, which will be `folder`, and compares weights and outputs with the model in memory.
 
-    Left out where nothing could be compared: a plain module (its class is the caller's), weights that are quantised or
-    elsewhere than in memory, an adapter whose base is not on this machine, and, with a notice, too little memory.
+    Left out where nothing could be compared: a plain module (its class is the caller's), quantised weights, an adapter
+    whose base is not on this machine, and, with a notice, too little memory.
     """
     if not isinstance(model, nn.Module) or not hasattr(model, "save_pretrained") or not hasattr(model, "config"):
         return
-    if getattr(model, "is_quantized", False) or any(weight.is_meta for weight in model.parameters()):
+    if getattr(model, "is_quantized", False):
         return
     needed, free = sum(path.stat().st_size for path in fresh.iterdir() if path.is_file()), free_memory()
     if needed > free:
