@@ -260,16 +260,27 @@ def test_counts_all_damaged_pictures_and_names_the_first_few(tmp_path):
     assert "row 5" not in str(caught.value)
 
 
-def test_refuses_a_row_without_a_picture_in_a_table(tmp_path):
+@pytest.mark.parametrize(
+    ("form", "value", "fault"),
+    [
+        ("pictures", None, "row 1 has no picture"),
+        ("structs", None, "row 1 has no picture"),
+        ("structs", {"bytes": None, "path": None}, "row 1 has no picture"),
+        ("structs", {"bytes": None, "path": "gone.png"}, r"row 1 \(gone\.png\) is not there"),
+    ],
+)
+def test_refuses_a_row_without_a_picture_in_a_table(tmp_path, form, value, fault):
     import datasets
 
     root = tmp_path / "set"
     root.mkdir()
+    struct = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    features = {"image": struct if form == "structs" else datasets.Image(), "kind": datasets.Value("int64")}
     for split in ("train", "test"):
-        features = datasets.Features({"image": datasets.Image(), "kind": datasets.Value("int64")})
-        rows = {"image": [{"bytes": noise("png"), "path": None}, None], "kind": [0, 1]}
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(root / f"{split}-00000-of-00001.parquet")
-    with pytest.raises(DataError, match="row 1 has no picture"):
+        rows = {"image": [{"bytes": noise("png"), "path": None}, value], "kind": [0, 1]}
+        table = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+        table.to_parquet(root / f"{split}-00000-of-00001.parquet")
+    with pytest.raises(DataError, match=fault):
         read(root)
 
 
