@@ -146,6 +146,20 @@ def test_other_sizes_are_cut_and_scaled_alike_in_every_kind(tmp_path, mode):
     )
 
 
+@pytest.mark.parametrize(("dtype", "most"), [(np.uint8, 255), (np.uint16, 65535), (np.int32, 65535), (np.float32, 1)])
+@pytest.mark.parametrize("upright", [False, True])
+def test_the_middle_square_is_taken(tmp_path, dtype, most, upright):
+    from PIL import Image
+
+    wide = (np.linspace(0, 1, 96).reshape(8, 12) * most).astype(dtype)
+    one = Image.fromarray(wide.T.copy() if upright else wide)
+    pixels = read(lay_out(tmp_path / "set", [one], "tiff", "folder"))
+    middle = wide[:, 2:10] / np.float32(most)
+    torch.testing.assert_close(
+        pixels[0, 0].numpy(), (middle.T if upright else middle).astype(np.float32), rtol=0, atol=1e-6
+    )
+
+
 def test_a_dark_picture_is_dark_beside_a_light_one_and_not_scaled_up(tmp_path):
     from PIL import Image
 
