@@ -1,8 +1,15 @@
-"""What unwrite demo says before it forgets."""
+"""What unwrite demo says before it forgets, and what it leaves."""
 
+import json
+
+from cli_runs import record
+
+from conftest import make_llama, make_tokenizer
+from unwrite.cli import demo, main
 from unwrite.cli.demo import announced
 from unwrite.data import landmarks
 from unwrite.data.landmarks import LANDMARK
+from unwrite.models import save
 
 
 def test_the_demo_says_how_many_questions_about_one_landmark_it_forgets():
@@ -13,3 +20,24 @@ def test_the_demo_says_how_many_questions_about_one_landmark_it_forgets():
     line = announced(split)
     assert f"forgetting one landmark, the Eiffel Tower: {len(split.forget)} questions about it" in line
     assert "0.1 of their probability before" in line
+
+
+def test_a_demo_is_a_run_that_can_be_audited_and_chatted_with(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "EPOCHS", 2)
+    monkeypatch.setattr(demo, "KEPT", 4)
+    monkeypatch.setattr(demo, "ANSWER_TOKENS", 4)
+    model = make_llama()
+    model.config.max_position_embeddings = 512  # the landmarks are long in the tiny tokenizer's words
+    save(model, tmp_path / "tiny", tokenizer=make_tokenizer())
+    monkeypatch.chdir(tmp_path)
+    main(["demo", "--model", "tiny", "--out", "demo"])
+    kept = record(tmp_path / "demo")
+    assert (kept["kind"], kept["status"]) == ("demo", "done")
+    assert kept["source"]["name"] == str(tmp_path / "tiny")
+    assert kept["changed"]["weights"] > 0
+    assert "training ended: all epochs done" in capsys.readouterr().out
+    report = json.loads((tmp_path / "demo" / "report.json").read_text())
+    assert (report["roles"], [attack["name"] for attack in report["attacks"]]) == (["before", "after"], ["relearning"])
+    assert not (tmp_path / "demo" / "checkpoints").exists()
+    main(["chat", "demo", "--question", "where ?", "--max-new-tokens", "2"])
+    assert "before" in capsys.readouterr().out

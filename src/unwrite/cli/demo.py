@@ -24,6 +24,7 @@ from .sources import ModelRequest
 LEARNING_RATE = 2e-5
 RETAIN_WEIGHT = 10.0  # the forget term is a sum over answer tokens, the retain term a mean
 TARGET = 0.1
+EPOCHS = 30
 KEPT = 32
 OUT = Path("runs/demo")
 ANSWER_TOKENS = 40
@@ -157,7 +158,7 @@ def _unlearn_and_audit(run: Run, loaded: Any, seed: int) -> tuple[Any, Moved | N
         processing_class=tokenizer,
         args={
             "learning_rate": LEARNING_RATE,
-            "num_train_epochs": 30,
+            "num_train_epochs": EPOCHS,
             "warmup_epochs": 0,
             "lr_scheduler_type": "constant",
             "seed": seed,
