@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import RunError
 from ..runs import write_json, write_text
+from ..terminal import text
 from .base import Score
 from .summary import Summary, summarise
 
@@ -125,22 +126,22 @@ class Report:
         """Before, after and oracle side by side, for a terminal."""
         from rich.table import Table
 
-        table = Table(title=f"Audit of {self.split} · suite {self.suite}", title_justify="left")
+        table = Table(title=text(f"Audit of {self.split} · suite {self.suite}", "table.title"), title_justify="left")
         table.add_column("metric")
         table.add_column("good", style="dim")
         for role in self.roles:
-            table.add_column(role, justify="right", style="bold" if role == self.main else "")
+            table.add_column(text(role), justify="right", style="bold" if role == self.main else "")
         panel = None
         for metric in self.metrics:
             if panel is not None and metric["panel"] != panel:
                 table.add_section()
             panel = metric["panel"]
             cells = [self._cell(metric["name"], role) for role in self.roles]
-            table.add_row(words(metric["name"]), GOOD[metric["better"]], *cells)
+            table.add_row(text(words(metric["name"])), GOOD[metric["better"]], *cells)
         for attack in self.attacks:
             table.add_section()
             for name, cells in self._attacked(attack):
-                table.add_row(name, "", *cells)
+                table.add_row(text(name), "", *cells)
         return table
 
     def _attacked(self, attack: AttackResult) -> list[tuple[str, list[str]]]:

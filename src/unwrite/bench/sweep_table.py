@@ -12,6 +12,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from ..reproduce.image_bed import COLUMNS, METRICS
+from ..terminal import text
 
 __all__ = ["markdown", "summary", "tables"]
 
@@ -170,16 +171,19 @@ def _one_line(text: str) -> str:
 
 def tables(rows: Iterable[Row], seconds: bool = False) -> list[Any]:
     """The same for the terminal, each bed a rich table, its last lines what was refused."""
-    from rich.table import Column, Table
-    from rich.text import Text
+    from rich.table import Table
 
     found = []
     for block in _blocks(rows, seconds):
-        caption = Text("\n".join(block.notes)) if block.notes else None
+        caption = text("\n").join(map(text, block.notes)) if block.notes else None
         how: dict[str, Any] = {"title_justify": "left", "caption_justify": "left", "box": None, "header_style": "bold"}
         place, model, *figures = block.columns
-        table = Table(place, Column(model, overflow="fold"), *figures, title=block.title, caption=caption, **how)
+        table = Table(title=text(block.title, "table.title"), caption=caption, **how)
+        table.add_column(text(place))
+        table.add_column(text(model), overflow="fold")
+        for name in figures:
+            table.add_column(text(name))
         for line in block.lines:
-            table.add_row(*map(Text, line))
+            table.add_row(*map(text, line))
         found.append(table)
     return found

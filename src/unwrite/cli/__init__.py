@@ -50,21 +50,23 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs one command; a refusal is one line on standard error and exit code 2."""
     from ..errors import UnwriteError, naming
     from ..runs import unwritable
-    from .output import plain_notices
+    from .output import complain, plain_notices, progress_console, write_anything
 
     app = commands()
+    app.error_console = progress_console()
+    write_anything()
     try:
         with plain_notices(), naming("flags"):
             app(arguments)
     except UnwriteError as error:
-        print(f"unwrite: {error}", file=sys.stderr)
+        complain(error)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("unwrite: stopped.", file=sys.stderr)
+        complain("stopped.")
         sys.exit(130)
     except Exception as error:
         if not isinstance(error, OSError) and not unwritable(error):
             raise
         # A full disk, a folder without permission: the system's own words name the file.
-        print(f"unwrite: {' '.join(str(error).split())}", file=sys.stderr)
+        complain(error)
         sys.exit(2)

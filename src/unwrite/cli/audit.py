@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import noticing
 from ..runs import Run, need_free
 from .inputs import AuditRequest
-from .output import console, print_json, quiet_libraries
+from .output import console, print_json, quiet_libraries, say_where
 from .sources import DataRequest, ModelRequest, RunModels, Turns
 
 
@@ -93,7 +93,7 @@ def audit(
         return
     console().print(report.table())
     if out is not None:
-        console().print(f"report  {out / 'report.html'}", markup=False, soft_wrap=True)
+        say_where(out / "report.html")
 
 
 def _models(model: str, before: str | None, oracle: str | None, options: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..runs import progress
-from .output import console, print_json, progress_console, quiet_libraries
+from .output import console, label, print_json, progress_console, quiet_libraries
 
 
 def bench(
@@ -70,7 +70,7 @@ def _unlearn_step(model: str, batch: int, pairs: int, out: Path | None, json: bo
     from ..runs import write_json
 
     def keep(found: list[dict[str, Any]]) -> None:
-        progress_console().print(f"[dim]{len(found)} of 4 cases[/]")
+        progress_console().print(label(f"{len(found)} of 4 cases", "dim"))
         if out is not None:
             write_json(out, {"cases": found, "complete": len(found) == 4, **setting})
 
@@ -100,7 +100,7 @@ def _importance(pairs: int, out: Path | None, json: bool, setting: dict[str, Any
     from ..runs import write_json
 
     def keep(found: list[dict[str, Any]]) -> None:
-        progress_console().print(f"[dim]{len(found)} of 9 cases[/]")
+        progress_console().print(label(f"{len(found)} of 9 cases", "dim"))
         if out is not None:
             write_json(out, {"cases": found, **setting})
 
@@ -181,17 +181,18 @@ def _decode(model: str, full: bool, out: Path | None, json: bool, setting: dict[
 
 
 def _show(rows: Sequence[Mapping[str, Any]]) -> None:
+    from rich.console import Group
     from rich.table import Table
 
     from ..bench.decode import KINDS
 
     for runtime, temperature in dict.fromkeys((row["runtime"], row["temperature"]) for row in rows):
         table = Table("strategy", *KINDS, title=f"{runtime}, temperature {temperature:g}", header_style="bold")
-        cells: dict[str, dict[str, str]] = {}
+        cells: dict[str, dict[str, Any]] = {}
         for row in rows:
             if (row["runtime"], row["temperature"]) == (runtime, temperature):
                 ends = f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
-                cells.setdefault(row["strategy"], {})[row["kind"]] = f"{row['ratio']:.2f}\n[dim]{ends}[/]"
+                cells.setdefault(row["strategy"], {})[row["kind"]] = Group(f"{row['ratio']:.2f}", label(ends, "dim"))
         for name, by_kind in cells.items():
             table.add_row(name, *(by_kind[kind] for kind in KINDS))
         console().print(table)
@@ -218,4 +219,4 @@ def _diffusion(
     if json:
         print_json(found["rows"])
     else:
-        console().print(Markdown("\n".join(table(found["rows"]))))
+        console().print(Markdown("\n".join(table(found["rows"])), hyperlinks=False))

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import MethodError
-from .output import console, print_json, quiet_libraries
+from ..terminal import visible
+from .output import console, label, print_json, quiet_libraries
 from .samplers import sampler_of
 
 OPEN = "·"  # a position that is still masked
@@ -65,7 +66,7 @@ def denoise(
         print_json({sampler: told})
         return
     line = f"{forwards} forwards for {gen_length} positions ({gen_length / forwards:.2f} a forward), {len(answer)} before the end"
-    console().print(f"[dim]{sampler}: {line}, {seconds:.2f} s[/]", highlight=False)
+    console().print(label(f"{sampler}: {line}, {seconds:.2f} s", "dim"))
 
 
 def _shown(sampler: Any, predictor: Any, tokenizer: Any, ids: list[int]) -> Any:
@@ -78,7 +79,7 @@ def _shown(sampler: Any, predictor: Any, tokenizer: Any, ids: list[int]) -> Any:
             live.update(canvas_text(tokenizer, step.canvas[0, len(ids) : int(step.length[0])].tolist(), predictor))
 
         out = dataclasses.replace(sampler, watch=watch)(predictor, tokenizer, [ids])
-        live.update(Text(tokenizer.decode(out.answers[0], skip_special_tokens=True)))
+        live.update(Text(visible(tokenizer.decode(out.answers[0], skip_special_tokens=True), lines=True)))
     return out
 
 
@@ -95,6 +96,6 @@ def canvas_text(tokenizer: Any, tokens: list[int], predictor: Any) -> Any:
         if masked[place]:
             shown.append(OPEN * (run - place), style="dim")
         else:
-            shown.append(tokenizer.decode(tokens[place:run], skip_special_tokens=True))
+            shown.append(visible(tokenizer.decode(tokens[place:run], skip_special_tokens=True), lines=True))
         place = run
     return shown

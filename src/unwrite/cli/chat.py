@@ -7,8 +7,9 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from ..runs import Run
+from ..terminal import visible
 from .inputs import need_number
-from .output import console, quiet_libraries
+from .output import console, label, quiet_libraries
 from .sources import RunModels
 
 if TYPE_CHECKING:
@@ -41,10 +42,10 @@ def chat(
     if question is not None:
         _answer(pair, question, max_new_tokens)
         return
-    console().print("[dim]An empty line or Ctrl-D ends.[/]")
+    console().print(label("An empty line or Ctrl-D ends.", "dim"))
     while True:
         try:
-            text = console().input("[bold]you > [/]")
+            text = console().input(label("you > "))
         except EOFError:
             return
         if not text.strip():
@@ -64,7 +65,9 @@ def _answer(pair: dict[str, Loaded], question: str, max_new_tokens: int) -> None
 
     def panels() -> Columns:
         width = max(20, console().width // 2 - 1)
-        return Columns([Panel(Text(text), title=name, width=width) for name, text in texts.items()])
+        return Columns(
+            [Panel(Text(visible(text, lines=True)), title=name, width=width) for name, text in texts.items()]
+        )
 
     with Live(panels(), console=console(), refresh_per_second=12) as live:
 

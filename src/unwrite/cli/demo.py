@@ -18,7 +18,7 @@ from ..errors import noticing
 from ..runs import Run
 from .inputs import AuditRequest
 from .outcome import UNCHANGED, Moved, finish, moved_weights, say_if_unchanged
-from .output import console, quiet_libraries
+from .output import console, quiet_libraries, say_where
 from .sources import ModelRequest
 
 LEARNING_RATE = 2e-5
@@ -61,7 +61,7 @@ def demo(
         f"training ended: {stopped}; {seconds['unlearning']:.0f} s of unlearning, {seconds['audit']:.0f} s of audit"
     )
     where = (out / "report.html").resolve()
-    console().print(f"report  {where}\nchat    {_program()} chat {out}", markup=False, soft_wrap=True)
+    say_where(where, out, _program())
     if run.record["status"] == "unchanged":
         sys.exit(UNCHANGED)
 
@@ -124,7 +124,7 @@ def _load(name: str) -> Any:
     from ..data import landmarks
 
     quiet_libraries()
-    console().print(f"loading {name} ...", markup=False)
+    console().print(f"loading {name} ...")
     loaded = ModelRequest(name=name, device="cpu").load()
     AuditRequest().check_rows(landmarks(), loaded.tokenizer, [loaded.model], references=True)
     return loaded

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from importlib.metadata import PackageNotFoundError, version
 
+from ..terminal import text
 from .output import console, print_json
 
 PARTS = {
@@ -44,7 +45,7 @@ def doctor(*, json: bool = False) -> None:
 
     table = Table("package", "version", "for", "if missing", header_style="bold")
     for row in rows:
-        there = f"[green]{row['version']}[/]" if row["version"] else "[yellow]missing[/]"
-        table.add_row(row["package"], there, row["for"], "" if row["version"] else row["install"])
+        there = text(row["version"], "green") if row["version"] else text("missing", "yellow")
+        table.add_row(row["package"], there, row["for"], "" if row["version"] else str(row["install"]))
     console().print(table)
     console().print(f"GPU: {accelerator or 'none; everything runs on the CPU, large models slowly'}")

@@ -12,7 +12,7 @@ from ..errors import noticing
 from ..runs import Run, hash_json
 from .inputs import AuditRequest, ForgetRequest, Ready
 from .outcome import UNCHANGED, finish, kept_notices, moved_weights, say_if_unchanged
-from .output import console, print_json, quiet_libraries
+from .output import console, print_json, quiet_libraries, say_where
 from .sources import DataRequest, Dtype, ModelRequest, Turns
 
 
@@ -101,9 +101,8 @@ def forget(
     else:
         console().print(report.table())
         if "stopped" in run.record:
-            console().print(f"training ended: {run.record['stopped']}", markup=False)
-        where = out / "report.html"
-        console().print(f"report  {where}\nchat    unwrite chat {out}", markup=False, soft_wrap=True)
+            console().print(f"training ended: {run.record['stopped']}")
+        say_where(out / "report.html", out)
     if run.record["status"] == "unchanged":
         sys.exit(UNCHANGED)
 
@@ -123,7 +122,7 @@ def _run(request: ForgetRequest, out: Path, resume: bool, overwrite: bool, notic
         return run, _carry_out(run, ready, notices, resumed=earlier is not None and resume)
     except KeyboardInterrupt:
         run.update(status="stopped", notices=kept_notices(run, notices))
-        console().print("Stopped. Go on with the same command and --resume.", markup=False)
+        console().print("Stopped. Go on with the same command and --resume.")
         raise
     except BaseException as error:
         # What failed before its first step leaves nothing that blocks the folder.

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from ..errors import MethodError, notice
 from ..runs import progress
 from .fields import build_strategy
-from .output import console, print_json, quiet_libraries
+from .output import console, label, print_json, quiet_libraries, write
 
 PLAIN, DEFAULT = "plain", "token-recycling"
 
@@ -68,14 +68,15 @@ def generate(
     results = {}
     streams = not (compare or json)
     for name, way in chosen.items() if streams else progress(chosen.items(), "writing"):
-        show = (lambda piece: console().print(piece, end="", markup=False, highlight=False)) if streams else None
+        show = write if streams else None
         results[name] = writer(prompt, way, max_new_tokens, temperature, seed, show)
     if json:
         print_json({name: {"text": text, **stats.json()} for name, (text, stats) in results.items()})
     elif compare:
         _table(results)
     else:
-        console().print(f"\n[dim]{names[0]}: {results[names[0]][1].line()}[/]")
+        write("\n")
+        console().print(label(f"{names[0]}: {results[names[0]][1].line()}", "dim"))
 
 
 class Writer(Protocol):
@@ -109,7 +110,8 @@ class _Show:
         self._ids.extend(int(token) for token in value.flatten().tolist())
         text = self.decode(self._ids)
         # A character may span tokens; what is not yet complete ends in the replacement sign.
-        if not text.endswith("\ufffd"):
+        # Nor is it known of a carriage return whether it begins a line end.
+        if not text.endswith(("\ufffd", "\r")):
             self.show(text[self._shown :])
             self._shown = len(text)
 
@@ -259,5 +261,5 @@ def _table(results: dict[str, tuple[str, Any]]) -> None:
         rate = f"{stats.tokens / max(1e-9, stats.total_seconds):.1f}"
         same = "yes" if text == first else "no"
         table.add_row(name, rate, f"{stats.tokens_per_forward:.2f}", str(stats.forwards), same)
-    console().print(first, markup=False)
+    write(f"{first}\n")
     console().print(table)

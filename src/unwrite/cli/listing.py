@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .. import catalog
+from ..terminal import text
 from .output import console, print_json
 
 VERDICT_COLOURS = {"reproduced": "green", "partly": "yellow", "not reproduced": "red", "needs GPU": "blue"}
@@ -34,7 +35,7 @@ def systems(*, json: bool = False) -> None:
     for row in rows:
         verdict = row["verdict"] or ""
         colour = VERDICT_COLOURS.get(verdict, "dim")
-        table.add_row(row["slug"], row["family"], row["status"], f"[{colour}]{verdict}[/]", row["title"])
+        table.add_row(row["slug"], row["family"], row["status"], text(verdict, colour), row["title"])
     console().print(table)
 
 

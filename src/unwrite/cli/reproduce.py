@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..runs import progress
-from .output import console, print_json, quiet_libraries
+from .output import console, label, print_json, quiet_libraries
 
 
 def reproduce(
@@ -43,8 +43,8 @@ def reproduce(
     if json:
         print_json(record)
         return
-    console().print(f"[bold]claim[/]    {claim.claim}")
+    console().print(label("claim", then=f"    {claim.claim}"))
     console().print(table(claim))
     for name, held in claim.checks.items():
-        console().print(f"{'[green]holds[/]' if held else '[red]fails[/]'}    {name}")
-    console().print(f"[bold]verdict[/]  {claim.verdict}: {claim.reason}  ({record['seconds']} s)")
+        console().print(label("holds", "green", f"    {name}") if held else label("fails", "red", f"    {name}"))
+    console().print(label("verdict", then=f"  {claim.verdict}: {claim.reason}  ({record['seconds']} s)"))

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import MethodError, naming
 from ..runs import progress
 from .fields import build, parse
-from .output import console, print_json, progress_console, quiet_libraries
+from .output import console, print_json, progress_console, quiet_libraries, write
 
 # Settings that are of training and not of a method: (training argument, type).
 TRAINING: dict[str, tuple[str, type]] = {
@@ -67,14 +67,14 @@ def sweep(
             with progress(None, "sweep") as bar:
                 rows = run(trials, out, workers, bar.say, ray)
         else:
-            rows = run(trials, out, workers, lambda line: shown.print(line, markup=False, soft_wrap=True), ray)
+            rows = run(trials, out, workers, lambda line: shown.print(line, soft_wrap=True), ray)
     except KeyboardInterrupt:
-        shown.print(f"What is done is in {out}; the same command goes on from there.", markup=False, soft_wrap=True)
+        shown.print(f"What is done is in {out}; the same command goes on from there.", soft_wrap=True)
         raise
     if json:
         print_json(summary(rows, seconds))
     elif markdown:
-        print("\n".join(lines_of(rows, seconds)))
+        write("".join(f"{line}\n" for line in lines_of(rows, seconds)))
     else:
         console().print(*tables(rows, seconds), sep="\n")
 

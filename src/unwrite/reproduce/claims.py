@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 from .. import catalog
 from ..errors import MethodError, unknown
 from ..runs import versions, write_json
+from ..terminal import text
 
 Verdict = Literal["reproduced", "partly", "not reproduced", "needs GPU", "too small for a verdict"]
 Size = Literal["tiny", "small", "medium", "full"]
@@ -136,9 +137,16 @@ def commit() -> str | None:
 
 def table(claim: Claim) -> Any:
     """The claim as a rich table."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    shown = Table("", *claim.columns, title=claim.setting, title_justify="left", box=None, header_style="bold")
+    shown = Table(
+        "",
+        *(Column(text(name)) for name in claim.columns),
+        title=text(claim.setting, "table.title"),
+        title_justify="left",
+        box=None,
+        header_style="bold",
+    )
     for name, figures in claim.rows.items():
-        shown.add_row(name, *[f"{v:.3g}" if isinstance(v, float) else str(v) for v in figures])
+        shown.add_row(text(name), *[text(f"{v:.3g}" if isinstance(v, float) else v) for v in figures])
     return shown

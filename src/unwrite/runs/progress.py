@@ -19,6 +19,8 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any, Generic, TypeVar, overload
 
+from ..terminal import one_line
+
 __all__ = ["Progress", "hush", "progress", "silent", "training_progress"]
 
 T = TypeVar("T")
@@ -73,7 +75,7 @@ class Progress(Generic[T]):
     """See `progress`: iterated over, or entered and advanced."""
 
     def __init__(self, items: Iterable[T], description: str, total: int | None, done: int) -> None:
-        self.items, self.description, self.total, self.done = items, description, total, done
+        self.items, self.description, self.total, self.done = items, one_line(description), total, done
         self._first, self._start, self._lines = done, 0.0, 0
         self._note = ""
         self._ended = threading.Event()
@@ -125,9 +127,9 @@ class Progress(Generic[T]):
 
     def say(self, note: str) -> None:
         """What is shown behind the figures from now on: the loss, or what is at work."""
-        self._note = note
+        self._note = one_line(note)
         if self._bar is not None:
-            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.set_postfix_str(self._note, refresh=False)
 
     def line(self, ended: bool = False) -> str:
         """What a log gets: `training: 120 of 300, 0:12 so far, 0:18 left`."""
