@@ -54,8 +54,8 @@ def save(
     _check_target(folder)
     if isinstance(model, nn.Module) and any(weight.is_meta for weight in model.parameters()):
         raise ModelError(
-            f"this {type(model).__name__} has weights that are not in memory (offloaded, or never loaded). Load it whole, "
-            "without a device_map, to save it."
+            f"this {type(model).__name__} has weights that are not in memory (offloaded, or never loaded). Load it whole to "
+            "save it."
         )
     if merge:
         model = merged(model)
