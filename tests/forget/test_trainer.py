@@ -19,8 +19,8 @@ from conftest import make_llama
 from unwrite import catalog
 from unwrite.errors import MethodError, NotFinite
 from unwrite.forget import DPO, IDK, NPO, RMU, GradientAscent, KLAscent, Loss, Phase, UnlearnArguments
+from unwrite.forget.arguments import training_arguments
 from unwrite.forget.base import Objective
-from unwrite.forget.trainer import training_arguments
 
 # A layer that the tiny models have; everything else is as it comes.
 FIELDS = {"rmu": {"layer": 1}}

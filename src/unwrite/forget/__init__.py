@@ -8,18 +8,20 @@ from .. import catalog
 from .._lazy import lazily
 
 if TYPE_CHECKING:
+    from .arguments import UnlearnArguments
     from .base import Edit, Guard, Method, Objective, Phase
     from .batch import PairedBatch
     from .loss import Loss, PerPosition, PerRow, PerToken
     from .stopping import StopWhenForgotten
-    from .trainer import UnlearnArguments, UnlearnTrainer
+    from .trainer import UnlearnTrainer
 
 _HOMES = {
+    "arguments": ("UnlearnArguments",),
     "base": ("Edit", "Guard", "Method", "Objective", "Phase"),
     "batch": ("PairedBatch",),
     "loss": ("Loss", "PerPosition", "PerRow", "PerToken"),
     "stopping": ("StopWhenForgotten",),
-    "trainer": ("UnlearnArguments", "UnlearnTrainer"),
+    "trainer": ("UnlearnTrainer",),
 }
 
 __all__ = [

@@ -31,7 +31,7 @@ def prepared(work: Any, rows: Any, defaults: dict[str, Any]) -> Rows:
         if device is not None:
             work.model.to(device)
         return rows
-    from .trainer import training_arguments
+    from .arguments import training_arguments
 
     length = row_length(work.model, training_arguments(work.args, defaults).max_length)
     return encode_all(rows, work.tokenizer, length)

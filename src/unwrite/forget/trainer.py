@@ -14,13 +14,13 @@ import copy
 import math
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from ..data import Examples
 from ..data.encoding import Encoded, encode_all, numbered
@@ -29,69 +29,11 @@ from ..models import anatomy as anatomy_of
 from ..runs import seeded, training_progress
 from ..scoring import row_length
 from . import checkpoints
+from .arguments import UnlearnArguments, training_arguments
 from .base import Objective, Phase, Work
 from .batch import make_parts, run
 from .reference import Reference, Wanted, compute
 from .stream import Collator, EpochSampler, UnlearnRows
-
-
-@dataclass
-class UnlearnArguments(TrainingArguments):
-    """transformers' TrainingArguments with the defaults of the field (open-unlearning's), and three of ours.
-
-    Args:
-        output_dir: for checkpoints; None for a temporary folder that goes when training ends.
-        resume_from_checkpoint: a checkpoint's folder, or True for the newest whole one in `output_dir`.
-        max_length: tokens a row may have; longer answers are cut, longer texts read in windows. None takes 512, or all of
-            the model's positions where there are fewer.
-        cache_references: keep what the loss needs from the model before unlearning on disk.
-        warmup_epochs: epochs of linear warm-up, unless `warmup_steps` is given.
-    """
-
-    output_dir: str | None = field(default=None)
-    learning_rate: float = 1e-5
-    weight_decay: float = 0.01
-    num_train_epochs: float = 10.0
-    per_device_train_batch_size: int = 8
-    lr_scheduler_type: str = "linear"
-    logging_steps: float = 1
-    logging_nan_inf_filter: bool = False
-    save_strategy: str = "no"
-    report_to: str | list[str] | None = "none"
-    remove_unused_columns: bool = False
-    dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
-    disable_tqdm: bool | None = None
-    max_length: int | None = None
-    cache_references: bool = True
-    warmup_epochs: float = 1.0
-
-    def __post_init__(self) -> None:
-        import secrets
-        import tempfile
-
-        self.temporary = self.output_dir is None
-        if self.output_dir is None:
-            self.output_dir = str(Path(tempfile.gettempdir(), f"unwrite-{secrets.token_hex(8)}"))
-        if self.disable_tqdm is None:
-            self.disable_tqdm = True  # `training_progress` shows the steps, without a terminal too
-        super().__post_init__()
-
-
-def training_arguments(
-    args: UnlearnArguments | dict[str, Any] | None, defaults: dict[str, Any] | None = None
-) -> UnlearnArguments:
-    """Arguments from a dict of differences, which go before a method's own defaults."""
-    if isinstance(args, UnlearnArguments):
-        return args
-    if isinstance(args, TrainingArguments):
-        raise MethodError("args is a plain TrainingArguments; pass UnlearnArguments, or a dict of settings.")
-    known = set(UnlearnArguments.__dataclass_fields__)
-    for name in args or {}:
-        if name not in known:
-            from ..errors import unknown
-
-            raise MethodError(unknown("training argument", name, known))
-    return UnlearnArguments(**{**(defaults or {}), **(args or {})})
 
 
 class UnlearnTrainer(Trainer):

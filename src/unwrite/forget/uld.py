@@ -20,12 +20,13 @@ from ..data import Examples
 from ..errors import DataError, MethodError, setting
 from ..models import anatomy
 from ..models.merging import merged
+from .arguments import training_arguments
 from .base import Guard, Objective, Phase, Work, require
 from .batch import KLMask, PairedBatch
 from .logit_difference import LogitDifferenceModel
 from .loss import Loss, PerPosition, PerToken, Term
 from .stream import permutation
-from .trainer import train_objective, training_arguments
+from .trainer import train_objective
 
 
 def uniform_divergence(logits: Tensor) -> Tensor:
