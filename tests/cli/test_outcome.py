@@ -122,7 +122,8 @@ def test_warnings_that_are_not_ours_stay_as_they_are(capsys):
     def both():
         with plain_notices():
             warnings.warn("theirs", UserWarning, stacklevel=1)
-            notice("two\nlines")
+            for _ in range(2):
+                notice("two\nlines")
 
     with pytest.warns(UserWarning, match="theirs") as seen:
         both()

@@ -83,6 +83,21 @@ def test_demo_keeps_the_earlier_demo_when_the_model_is_refused(capsys, tmp_path,
     assert (demo.OUT / "metrics.jsonl").exists()
 
 
+def test_demo_looks_at_the_folder_before_the_model(capsys, tmp_path):
+    finished_run(tmp_path / "run", "demo")
+    assert "finished run" in refused(capsys, "demo", "--out", str(tmp_path / "run"), "--model", "smolm2-135m")
+
+
+def test_demo_keeps_the_earlier_demo_when_the_rows_do_not_fit_the_model(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = make_llama()
+    small.config.max_position_embeddings = 8
+    save(small, tmp_path / "small", tokenizer=make_tokenizer())
+    finished_run(demo.OUT, "demo")
+    assert "leaves no room for the answer within 8" in refused(capsys, "demo", "--model", "small")
+    assert (demo.OUT / "metrics.jsonl").exists()
+
+
 def test_demo_keeps_the_earlier_demo_when_a_foreign_file_lies_beside_it(capsys, tmp_path, model, monkeypatch, ran):
     monkeypatch.chdir(tmp_path)
     finished_run(demo.OUT, "demo")

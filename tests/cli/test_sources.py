@@ -11,9 +11,9 @@ from cli_runs import command, make_files, record, refused
 from conftest import make_llama, make_tokenizer
 from unwrite.cli import main
 from unwrite.cli.outcome import Moved, moved_weights
-from unwrite.cli.sources import ModelRequest, absolute
-from unwrite.models import load, save
-from unwrite.runs import hash_model
+from unwrite.cli.sources import ModelRequest, RunModels, absolute
+from unwrite.models import Loaded, load, save
+from unwrite.runs import Run, hash_model
 
 
 @pytest.fixture
@@ -158,3 +158,16 @@ def test_a_request_loads_in_its_dtype_and_notes_it(files):
     loaded = ModelRequest(name=str(files / "model"), dtype="bfloat16", device="cpu").load()
     assert loaded.model.dtype == torch.bfloat16
     assert loaded.source["weights"] == hash_model(make_llama().to(torch.bfloat16))
+
+
+def test_a_model_of_the_hub_is_loaded_at_the_revision_of_the_run(tmp_path, monkeypatch):
+    asked = []
+
+    def load_it(request):
+        asked.append((request.name, request.revision))
+        return Loaded(make_llama(), make_tokenizer(), {"weights": "abc"})
+
+    monkeypatch.setattr(ModelRequest, "load", load_it)
+    source = {"name": "org/name", "kind": "hub", "revision": "0123abc", "weights": "abc"}
+    RunModels(run=Run(tmp_path, {"source": source})).before()
+    assert asked == [("org/name", "0123abc")]
