@@ -249,6 +249,39 @@ def test_arguments_given_by_the_user_are_not_changed(forget, retain, tokenizer, 
     assert (args.warmup_steps, args.num_train_epochs) == (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("options", "warm"),
+    [
+        ({"num_train_epochs": 1, "per_device_train_batch_size": 16}, 0),
+        ({"num_train_epochs": 1}, 1),
+        ({"num_train_epochs": 3}, 2),
+        ({"max_steps": 1}, 0),
+        ({"max_steps": 2, "warmup_epochs": 5.0}, 1),
+    ],
+)
+def test_one_step_at_least_is_at_the_full_rate(options, warm, forget, retain, tokenizer, tiny_llama):
+    """Sixteen forget rows, eight a step: an epoch of warm-up is two steps."""
+
+    class Rates(TrainerCallback):
+        seen: list = []  # noqa: RUF012
+
+        def on_step_begin(self, args, state, control, lr_scheduler=None, **_):
+            self.seen.append(lr_scheduler.get_last_lr()[0])
+
+    rates, before = Rates(), weights(tiny_llama)
+    rates.seen = []
+    given = {
+        "warmup_epochs": 1.0,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "linear",
+        "per_device_train_batch_size": 8,
+    }
+    train(NPO(), tiny_llama, forget, retain, tokenizer, callbacks=[rates], **{**given, **options})
+    assert rates.seen[warm] == max(rates.seen) == 1e-2
+    assert rates.seen[:warm] == sorted(rates.seen[:warm])
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in weights(tiny_llama).items())
+
+
 def test_defaults_are_the_fields(tmp_path):
     args = training_arguments({"output_dir": str(tmp_path)})
     assert (args.learning_rate, args.weight_decay, args.num_train_epochs, args.warmup_epochs) == (1e-5, 0.01, 10, 1)

@@ -169,7 +169,7 @@ def _unlearn_and_audit(run: Run, loaded: Any, seed: int) -> tuple[Any, Moved | N
     )
     seconds = {"unlearning": time.monotonic() - start}
     moved = moved_weights(loaded.model, unlearned)
-    say_if_unchanged("npo", moved, run)
+    say_if_unchanged("npo", moved)
     save(
         unlearned,
         run.folder / "model",

@@ -152,7 +152,7 @@ def _carry_out(run: Run, ready: Ready, notices: list[str], resumed: bool) -> Any
         allow_overlap=request.data.allow_overlap,
     )
     moved = moved_weights(before, unlearned)
-    say_if_unchanged(request.method, moved, run)
+    say_if_unchanged(request.method, moved)
     save(
         unlearned,
         run.folder / "model",

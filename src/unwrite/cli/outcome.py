@@ -73,14 +73,11 @@ def _merged(layer: Any) -> Tensor:
     return total.to(weight.dtype)
 
 
-def say_if_unchanged(method: str, moved: Moved | None, run: Run) -> None:
-    """A notice, if not one weight moved, with the reason where the run's log has it."""
+def say_if_unchanged(method: str, moved: Moved | None) -> None:
+    """A notice, if not one weight moved."""
     if moved is None or moved.weights:
         return
-    rates = [line["learning_rate"] for line in run.logged() if "learning_rate" in line]
-    idle = bool(rates) and not any(rates)
-    why = " The learning rate was 0 in every step, for the first epoch warms it up: raise --epochs." if idle else ""
-    notice(f"{method} changed none of the model's {moved.of} weights: nothing was forgotten.{why}")
+    notice(f"{method} changed none of the model's {moved.of} weights: nothing was forgotten.")
 
 
 def kept_notices(run: Run, notices: list[str]) -> list[str]:

@@ -26,7 +26,7 @@ class UnlearnArguments(TrainingArguments):
         max_length: tokens a row may have; longer answers are cut, longer texts read in windows. None takes 512, or all of
             the model's positions where there are fewer.
         cache_references: keep what the loss needs from the model before unlearning on disk.
-        warmup_epochs: epochs of linear warm-up, unless `warmup_steps` is given.
+        warmup_epochs: epochs of linear warm-up, unless `warmup_steps` is given; all steps but one at most.
     """
 
     output_dir: str | None = field(default=None)

@@ -285,12 +285,20 @@ def _plan(
     if phase.epochs is not None:
         args.num_train_epochs = phase.epochs
     if not args.warmup_steps and args.warmup_epochs:
-        args.warmup_steps = int(args.warmup_epochs * _steps_per_epoch(args, data))
+        # One step at least is at the full rate: a training of one step would else be none.
+        args.warmup_steps = min(int(args.warmup_epochs * _steps_per_epoch(args, data)), _steps(args, data) - 1)
     return _Plan(phase, data, _reference(objective, model, rows, data, pad_id, args), args)
 
 
 def _steps_per_epoch(args: UnlearnArguments, data: UnlearnRows) -> int:
     return math.ceil(len(data) / (args.train_batch_size * args.gradient_accumulation_steps * args.world_size))
+
+
+def _steps(args: UnlearnArguments, data: UnlearnRows) -> int:
+    """Optimiser steps of the whole training."""
+    if args.max_steps > 0:
+        return args.max_steps
+    return max(1, math.ceil(args.num_train_epochs * _steps_per_epoch(args, data)))
 
 
 def _epochs(args: UnlearnArguments, data: UnlearnRows) -> int:
