@@ -151,6 +151,19 @@ def test_one_runtime_serves_texts_within_and_behind_the_limit_in_turn(model):
         assert found.sequences == written(model, ids)[:, length:].tolist()
 
 
+def test_a_filled_cache_with_layers_that_share_anothers_keys_goes_on():
+    model, ids = make("gemma3n_text shared"), prompts(1, 9)
+    caches = [DynamicCache(config=model.config) for _ in range(2)]
+    with torch.no_grad():
+        for cache in caches:
+            model(ids[:, :5], past_key_values=cache)
+    found, expected = (
+        written(model, ids, strategy, past_key_values=cache, max_new_tokens=12)
+        for strategy, cache in zip((DRAFTING[0], None), caches, strict=True)
+    )
+    assert torch.equal(found, expected)
+
+
 def test_a_model_that_could_see_writes_from_text_alone():
     model, ids = make("gemma4"), prompts(1, 9)
     for strategy in (Plain(), DRAFTING[0]):
