@@ -311,6 +311,16 @@ def test_refuses_parts_of_two_models(tmp_path):
         load(parts[0])
 
 
+def test_refuses_parts_that_share_a_tensor(tmp_path):
+    (tmp_path / "other").mkdir()
+    parts = split(tmp_path)
+    last = lambda tensors: tensors.update(token_embd=tensors.pop("token_embd"))  # noqa: E731
+    write_gguf(tmp_path / "other" / "tiny.gguf", model(), tensors_a_file=7, change=last)
+    shutil.copy(tmp_path / "other" / parts[2].name, parts[2])
+    with pytest.raises(ModelError, match=r"hold 21 tensors, token_embd\.weight twice, and the model has 21"):
+        load(parts[0])
+
+
 def test_refuses_a_damaged_part_by_its_name(tmp_path):
     parts = split(tmp_path)
     parts[1].write_bytes(parts[1].read_bytes()[:200])
