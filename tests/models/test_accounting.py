@@ -17,6 +17,7 @@ from tiny import tiny_model, tokens
 
 from unwrite.errors import ModelError
 from unwrite.models import bundled, load, load_model, save
+from unwrite.models.gguf_parts import join_parts, opened, parts_of
 from unwrite.models.requantise import requantise
 from unwrite.runs import hash_model
 
@@ -309,6 +310,39 @@ def test_refuses_parts_of_two_models(tmp_path):
     shutil.copy(tmp_path / "other" / parts[2].name, parts[2])
     with pytest.raises(ModelError, match="hold 20 tensors, and the model has 21"):
         load(parts[0])
+
+
+def test_a_change_in_any_part_is_another_model(tmp_path):
+    (tmp_path / "other").mkdir()
+    parts = split(tmp_path)
+    first = load(parts[0])
+
+    def change(tensors):
+        tensors["blk.1.ffn_norm"] = tensors["blk.1.ffn_norm"] * 2
+
+    write_gguf(tmp_path / "other" / "tiny.gguf", model(), tensors_a_file=7, change=change)
+    shutil.copy(tmp_path / "other" / parts[2].name, parts[2])
+    second = load(parts[0])
+    assert second.source["folder"] != first.source["folder"]
+    norms = [loaded.model.model.layers[1].post_attention_layernorm.weight for loaded in (first, second)]
+    torch.testing.assert_close(norms[1], 2 * norms[0])
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "BF16", "F16"])
+def test_tensors_of_every_number_format_are_joined_byte_for_byte(tmp_path, kind):
+    kind = gguf.GGMLQuantizationType[kind]
+    packed = [gguf.quantize(np.random.default_rng(i).normal(size=(4, 64)).astype(np.float32), kind) for i in range(2)]
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama", split_max_tensors=1)
+    for i, data in enumerate(packed):
+        writer.add_tensor(f"t{i}", data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    join_parts(opened(parts_of(tmp_path / "x-00001-of-00002.gguf")), tmp_path / "whole.gguf")
+    for i, tensor in enumerate(gguf.GGUFReader(tmp_path / "whole.gguf").tensors):
+        assert (tensor.name, tensor.tensor_type, list(tensor.shape)) == (f"t{i}", kind, [64, 4])
+        assert np.asarray(tensor.data).tobytes() == packed[i].tobytes()
 
 
 def test_refuses_parts_that_share_a_tensor(tmp_path):
