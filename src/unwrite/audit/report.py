@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import RunError
 from ..runs import write_json, write_text
-from ..terminal import text
+from ..terminal import text, visible
 from .base import Score
 from .summary import Summary, summarise
 
@@ -222,7 +222,7 @@ class Report:
         """One page with everything in it: no script, no network, light or dark as the reader's system is."""
         from .page import render
 
-        return render(self)
+        return visible(render(self), lines=True)  # a sign that turns the direction of reading works in a page, too
 
 
 def _sample(value: Mapping[str, Any]) -> Sample:

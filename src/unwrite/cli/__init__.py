@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import Any
@@ -57,6 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     write_anything()
     try:
         with plain_notices(), naming("flags"):
+            _need_utf8(sys.argv[1:] if arguments is None else arguments)
             app(arguments)
     except UnwriteError as error:
         complain(error)
@@ -70,3 +72,16 @@ def main(arguments: list[str] | None = None) -> None:
         # A full disk, a folder without permission: the system's own words name the file.
         complain(error)
         sys.exit(2)
+
+
+def _need_utf8(arguments: list[str]) -> None:
+    """Refuses names that no record of a run can hold: half characters, as Python has bytes that are no UTF-8."""
+    from ..errors import UnwriteError
+
+    with contextlib.suppress(FileNotFoundError):  # a working folder that was removed matters to who uses it
+        arguments = [*arguments, os.getcwd()]
+    for name in arguments:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise UnwriteError(f"{name} is no UTF-8 text. Rename it, or use a link of another name.") from None
