@@ -60,8 +60,7 @@ def generate(
     from ..decode import Plain
 
     writer = _writer(model, draft_model, raw)
-    if strategy is None and compare is None and (why := writer.why_plain()):
-        notice(f"{why} The text is written plainly, one token a forward; --strategy asks for another way.")
+    if strategy is None and compare is None and _falls_back(writer):
         names, chosen = [PLAIN], {PLAIN: None}
     if compare:  # what only a first call pays, such as packing, is nobody's
         writer(prompt, Plain(), 4, temperature, seed, None)
@@ -77,6 +76,13 @@ def generate(
     else:
         write("\n")
         console().print(label(f"{names[0]}: {results[names[0]][1].line()}", "dim"))
+
+
+def _falls_back(writer: Writer) -> bool:
+    """Whether the model takes no drafts; if so, that is said."""
+    if why := writer.why_plain():
+        notice(f"{why} The text is written plainly, one token a forward; --strategy asks for another way.")
+    return why is not None
 
 
 class Writer(Protocol):

@@ -61,9 +61,7 @@ def custom_generate(
     from .prefix import check_prefix
     from .transformers_runtime import TransformersRuntime
 
-    if isinstance(past_key_values, StaticCache) and not getattr(past_key_values, "_is_user_defined", False):
-        past_key_values = None  # made by `generate`, as the model's defaults say; the text does not depend on it
-    past_key_values = past_key_values if past_key_values is not None else others.pop("cache_params", None)
+    past_key_values = _cache_of(past_key_values, others)
     _refuse(strategy, input_ids, generation_config, use_cache, inputs_embeds)
     _refuse_inputs(strategy, input_ids, attention_mask, position_ids, others)
     sampling = from_processors(logits_processor, bool(generation_config.do_sample))
@@ -91,6 +89,14 @@ def custom_generate(
     if past_key_values is not None and not generation_config.return_dict_in_generate:
         runtime.hand_back()
     return _result(decoded, input_ids, generation_config, runtime)
+
+
+def _cache_of(given: Any, others: dict[str, Any]) -> Any:
+    """The cache to fill, by whatever name; None for a static one that `generate` made, as the text does not depend on it."""
+    if isinstance(given, StaticCache) and not getattr(given, "_is_user_defined", False):
+        given = None
+    state_space = others.pop("cache_params", None)  # Mamba's name for it
+    return state_space if given is None else given
 
 
 def generate(
