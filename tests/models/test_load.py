@@ -282,6 +282,8 @@ def test_says_in_one_line_that_the_hub_cannot_be_reached(monkeypatch):
         raise ConnectionError("no route to host\nand a page more")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
     with pytest.raises(
         ModelError, match=r"the Hub cannot be reached \(ConnectionError\)\. Check the connection"
     ) as caught:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 # Before torch is imported: idle worker threads sleep after about 0.1 ms, instead of spinning against other programs for long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+OFFLINE = "--offline"  # of every command
 
 # name: (where it is, one line of help), so that --help imports none of them
 COMMANDS = {
@@ -39,7 +42,8 @@ def commands() -> Any:
     app = App(
         name="unwrite",
         version=__version__,
-        help="Take knowledge out of a trained model, prove that it is gone, and let what remains write fast.",
+        help="Take knowledge out of a trained model, prove that it is gone, and let what remains write fast.\n\n"
+        "With --offline, anywhere in the line, no command fetches anything.",
         result_action="return_value",
     )
     for name, (home, line) in COMMANDS.items():
@@ -57,9 +61,10 @@ def main(arguments: list[str] | None = None) -> None:
     app.error_console = progress_console()
     write_anything()
     try:
-        with plain_notices(), naming("flags"):
-            _need_utf8(sys.argv[1:] if arguments is None else arguments)
-            app(arguments)
+        given = sys.argv[1:] if arguments is None else arguments
+        with plain_notices(), naming("flags"), _offline_if_said(given) as rest:
+            _need_utf8(rest)
+            app(rest)
     except UnwriteError as error:
         complain(error)
         sys.exit(2)
@@ -72,6 +77,23 @@ def main(arguments: list[str] | None = None) -> None:
         # A full disk, a folder without permission: the system's own words name the file.
         complain(error)
         sys.exit(2)
+
+
+@contextlib.contextmanager
+def _offline_if_said(arguments: list[str]) -> Iterator[list[str]]:
+    """The arguments without --offline; inside, for this process and those it starts, nothing may be fetched if it was there."""
+    if OFFLINE not in arguments:
+        yield arguments
+        return
+    from ..hub import SWITCH, closed
+
+    before = os.environ.get(SWITCH)
+    os.environ[SWITCH] = "1"
+    try:
+        with closed():
+            yield [word for word in arguments if word != OFFLINE]
+    finally:
+        os.environ.pop(SWITCH) if before is None else os.environ.update({SWITCH: before})
 
 
 def _need_utf8(arguments: list[str]) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .. import hub
 from ..errors import DataError, unknown
 from .examples import Example, Examples, ForgetSplit, excerpt
 from .reading import load, read
@@ -298,10 +299,12 @@ def local(root: str | Path) -> Path | None:
     Raises:
         DataError: `root` is neither.
     """
+    if isinstance(root, str) and hub.is_explicit(root) and hub.repository(root):
+        return None
     folder = Path(root).expanduser()
     if folder.is_dir():
         return folder
-    if isinstance(root, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", root):
+    if isinstance(root, Path) or hub.repository(root) is None:
         raise DataError(f"{root} is neither a folder nor a Hub id like org/name.")
     return None
 

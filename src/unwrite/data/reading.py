@@ -6,12 +6,14 @@ as tables, with the meaning of every refusal.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from .. import hub
 from ..errors import DataError, notice, setting, unknown
 from .examples import Example, Examples, ForgetSplit, excerpt, repeats
 from .files import SUFFIXES, Rows, located, numbered, rows_in, stem_of, suffix_of
@@ -20,7 +22,7 @@ from .rows import Parsed, parsed
 
 Turns = Literal["all", "last"]
 SHOWN = 10
-_HUB_ID = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(:(?P<config>[^@:/\\]+))?(@(?P<split>[^@/\\]+))?")
+_HUB_ID = re.compile(r"(?P<path>(hf:)?[\w.-]+/[\w.-]+|hf:[\w.-]+)(:(?P<config>[^@:/\\]+))?(@(?P<split>[^@/\\]+))?")
 
 
 def read(
@@ -35,7 +37,8 @@ def read(
     Args:
         source: a file of rows (.jsonl, .json, .csv, .tsv, .parquet) or one document (.txt, .md), all but Parquet also
             as .gz; a folder of documents or of `datasets.save_to_disk`; "path@part" for a part of a folder or JSON
-            file; a `datasets.Dataset`; a Hub id "org/name[:config][@split]" (the split is "train" unless given);
+            file; a `datasets.Dataset`; a Hub id "org/name[:config][@split]" (the split is "train" unless given), with
+            "hf:" before it where a folder `org` is here;
             `Examples`, returned as they are; or any iterable of rows (mappings) or `Example`s.
         name: the set's name in messages and reports; the file's or data set's by default.
         columns: which column is what, {"question": "text", "answer": "labels"} or "question=text,answer=labels";
@@ -131,6 +134,8 @@ def _shipped() -> dict[str, Any]:
 
 def _is_path(source: str) -> bool:
     """A suffix we read, or something that exists or can't be a Hub id."""
+    if hub.is_explicit(source):
+        return False
     path, _ = located(source)
     return suffix_of(path) in SUFFIXES or os.path.exists(path) or _HUB_ID.fullmatch(source) is None
 
@@ -144,17 +149,48 @@ def from_hub(source: str) -> Any:
 
 
 def load(path: str, config: str | None, split: str, **options: Any) -> Any:
-    """`datasets.load_dataset`, its many exceptions turned into one clear line."""
+    """`datasets.load_dataset`, its many exceptions turned into one clear line.
+
+    Args:
+        path: a local folder, a format whose files are given as `data_files`, or a name of the Hub.
+    """
     import datasets
 
     what = path + (f":{config}" if config else "") + f"@{split}"
+    is_local = "data_files" in options or (os.path.isdir(path) and not hub.is_explicit(path))
+    offline = hub.offline("HF_DATASETS_OFFLINE")
     try:
-        return datasets.load_dataset(path, config, split=split, **options)
+        with hub.closed() if is_local or offline else contextlib.nullcontext():
+            return datasets.load_dataset(path if is_local else _repository(path), config, split=split, **options)
+    except DataError:
+        raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        check = (
+            "the network" if not offline else f"that it is in the cache: {hub.SWITCH} or its like forbids to fetch it"
+        )
         raise DataError(
-            f"can't load the data set {what}: {reason}. Check the id, the configuration and the network."
+            f"can't load the data set {what}: {reason}. Check the id, the configuration and {check}."
         ) from error
+
+
+def _repository(name: str) -> str:
+    """The Hub's id of a data set.
+
+    Raises:
+        DataError: it is a path, or no id.
+    """
+    known = hub.repository(name)
+    if known is None:
+        raise DataError(f"{name!r} is no data set id. Write org/name, or {hub.PREFIX}org/name.")
+    if (reason := hub.path_reason(name)) is not None:
+        raise DataError(
+            f"there are no rows {name} ({reason}, so it is not looked up on the Hub). Check the path, or write "
+            f"{hub.PREFIX}{name} for a data set of the Hub."
+        )
+    if os.path.exists(known):  # the library would read what is here
+        raise DataError(f"{known} is here, and {name} can't be told from it. Start in another folder, or rename it.")
+    return known
 
 
 class _Bad:

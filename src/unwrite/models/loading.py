@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import catalog
+from .. import catalog, hub
 from ..errors import ModelError, setting, unknown
 from .accounting import adapter_account, check_account, stored_shapes
 from .bundled import BUNDLED, bundled_folder
@@ -80,12 +80,13 @@ def load(
 
     Args:
         name: a bundled name (`smollm2-135m`; these come first, `./name` is the folder), a local folder, a `.gguf`
-            file (or one part of several), or a Hub id (`org/name`).
+            file (or one part of several), or a Hub id (`org/name`; `hf:org/name` where a folder `org` is here).
         dtype: of the weights; "auto" takes the checkpoint's.
         revision: a branch, tag or commit, for a Hub id.
         allow_pickle: read pickled weights where there are no safetensors; they can run code.
         trust_remote_code: run the model's own Python, where transformers has no class for it.
-        offline: True never touches the network (a Hub id must be in the local Hub cache). None decides by the source.
+        offline: True never touches the network (a Hub id must be in the local Hub cache), nor does any value while
+            UNWRITE_OFFLINE, HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set.
 
     Raises:
         ModelError: the one line that says what is wrong with which file or name, and what to do.
@@ -136,6 +137,8 @@ def _device(name: str | torch.device) -> torch.device:
 def _resolve(name: str, options: _Options) -> tuple[Path, dict[str, Any]]:
     """The local folder of any name, and where it is from."""
     path = Path(name).expanduser()
+    if hub.is_explicit(name):
+        return _from_hub(name, options)
     if name in BUNDLED:
         folder, kind = bundled_folder(name), "bundled"
     elif path.is_dir() and (gguf := gguf_in(path)) is not None:
@@ -146,17 +149,28 @@ def _resolve(name: str, options: _Options) -> tuple[Path, dict[str, Any]]:
         folder, kind = converted(path), "gguf"
     elif path.is_file():
         raise ModelError(f"{path} is a file. Pass the folder it is in, a .gguf file, or a Hub id.")
-    elif name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise ModelError(
-            f"{unknown('model', name, BUNDLED)} There is no such folder or .gguf file either; a Hub id is org/name."
-        )
     else:
-        folder, kind = _snapshot(name, options), "hub"
-        return folder, {"name": name, "kind": kind, "folder": str(folder), "revision": folder.name}
+        return _from_hub(name, options)
     if options.revision is not None:
         raise ModelError(f"revision {options.revision!r} is for a Hub id; {name} is a {kind}. Leave it out.")
     absolute = name if kind == "bundled" else str(path.absolute())
     return folder, {"name": absolute, "kind": kind, "folder": str(folder)}
+
+
+def _from_hub(name: str, options: _Options) -> tuple[Path, dict[str, Any]]:
+    """The same for a name that nothing here answers to: of the Hub, unless it is a path."""
+    known = hub.repository(name)
+    if known is None:
+        raise ModelError(
+            f"{unknown('model', name, BUNDLED)} There is no such folder or .gguf file either; a Hub id is org/name."
+        )
+    if (reason := hub.path_reason(name)) is not None:
+        raise ModelError(
+            f"there is no model {name} ({reason}, so it is not looked up on the Hub). Check the path, or write "
+            f"{hub.PREFIX}{name} for a model of the Hub."
+        )
+    folder = _snapshot(known, options)
+    return folder, {"name": known, "kind": "hub", "folder": str(folder), "revision": folder.name}
 
 
 def _snapshot(name: str, options: _Options) -> Path:
@@ -174,12 +188,13 @@ def _snapshot(name: str, options: _Options) -> Path:
     wanted += ["*.bin", "*.pt"] if options.allow_pickle else []
     wanted += ["*.py"] if options.trust_remote_code else []
     at = f"{name}@{options.revision}" if options.revision else name
+    offline = bool(options.offline) or hub.offline()
     try:
         return Path(
             snapshot_download(
                 name,
                 revision=options.revision,
-                local_files_only=bool(options.offline),
+                local_files_only=offline,
                 allow_patterns=wanted,
                 ignore_patterns=["*/*", "consolidated*"],
             )
@@ -196,9 +211,7 @@ def _snapshot(name: str, options: _Options) -> Path:
         raise ModelError(f"{at} is only partly in the Hub cache. Load it once with a network.") from error
     except (OSError, ConnectionError) as error:
         why = (
-            "nothing may be downloaded (offline)"
-            if options.offline
-            else f"the Hub cannot be reached ({type(error).__name__})"
+            "nothing may be downloaded (offline)" if offline else f"the Hub cannot be reached ({type(error).__name__})"
         )
         raise ModelError(
             f"{at} is not in the Hub cache, and {why}. Check the connection, or use a local folder or a bundled "

