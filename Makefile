@@ -11,9 +11,9 @@ export TOKENIZERS_PARALLELISM := false
 export OMP_WAIT_POLICY := passive
 export GOMP_SPINCOUNT := 10000
 # Tests use models of a few thousand weights: a second thread only waits for the first.
-test test-all: export OMP_NUM_THREADS := 1
+test test-all test-robustness: export OMP_NUM_THREADS := 1
 
-.PHONY: venv demo test test-all lint bench docs clean
+.PHONY: venv demo test test-all test-robustness lint bench docs clean
 
 venv: $(VENV)/.ready
 
@@ -43,6 +43,10 @@ test: lint
 
 test-all: lint
 	$(PY) -m pytest -m "not gpu and not net" --timeout 1800
+
+# Hours: a million damaged inputs to every reader.
+test-robustness: venv
+	$(PY) -m tests.robustness.mutations --count 1000000
 
 bench: venv
 	$(PY) -m unwrite.cli bench unlearn-step

@@ -431,11 +431,11 @@ def test_other_files_are_refused(load, tmp_path):
     with pytest.raises(DataError, match="missing"):
         load(tmp_path / "missing.safetensors")
     save_file({"x": torch.zeros(2)}, str(tmp_path / "x.safetensors"))
-    with pytest.raises(DataError, match=r"no filter|no records"):
+    with pytest.raises(DataError, match=r"no filter|no file of records"):
         load(tmp_path / "x.safetensors")
     Filter(4).save(tmp_path / "f.safetensors")
     made(lambda c: c > 0.5, 20).save(tmp_path / "r.safetensors")
-    with pytest.raises(DataError, match=r"no filter|no records"):
+    with pytest.raises(DataError, match=r"no filter|no file of records"):
         load(tmp_path / ("r.safetensors" if load is Filter.load else "f.safetensors"))
 
 

@@ -239,7 +239,7 @@ def test_refuses_a_file_and_a_folder_without_a_model(tmp_path):
 
 def test_refuses_a_config_that_is_not_json(folder):
     (folder / "config.json").write_text("{")
-    with pytest.raises(ModelError, match=r"config\.json cannot be read as JSON"):
+    with pytest.raises(ModelError, match=r"config\.json is damaged: it is not JSON"):
         load(folder)
 
 

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from ..errors import RunError
-from ..runs import write_json, write_text
+from ..runs import conforms, read_json, write_json, write_text
 from ..terminal import text, visible
 from .base import Score
 from .summary import Summary, summarise
@@ -196,9 +195,26 @@ class Report:
             plain["pictures"] = tuple(_picture(picture) for picture in plain.get("pictures", ()))
             plain["notices"] = tuple(plain.get("notices", ()))
             plain["axes"], plain["answers"] = tuple(plain["axes"]), tuple(plain["answers"])
-            return cls(**plain)
-        except (KeyError, TypeError) as error:
-            raise RunError(f"the audit report is damaged ({error}). Audit again.") from None
+            report = cls(**plain)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            why = " ".join(str(error).split())[:200]
+            raise RunError(f"the audit report is damaged ({type(error).__name__}: {why}). Audit again.") from None
+        report._check()
+        return report
+
+    def _check(self) -> None:
+        """Refuses values of other types than the fields', which JSON can hold in their place."""
+        hints = get_type_hints(type(self))
+        odd = [part.name for part in fields(self) if not conforms(getattr(self, part.name), hints[part.name])]
+        parts = {"name": str, "better": Literal[*GOOD], "about": str, "panel": str}
+        if "metrics" not in odd and not all(
+            conforms(metric.get(name), kind) for metric in self.metrics for name, kind in parts.items()
+        ):
+            odd.append("metrics")
+        if not self.columns:
+            odd.append("columns")
+        if odd:
+            raise RunError(f"the audit report is damaged: its {odd[0]} are not what an audit writes. Audit again.")
 
     def save(self, folder: str | Path) -> Path:
         """Writes report.json and report.html into `folder` and returns the page's path."""
@@ -212,11 +228,9 @@ class Report:
         """Reads back what `save` wrote."""
         path = Path(folder) / "report.json"
         try:
-            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except OSError:
-            raise RunError(f"{path} can't be read. Give the folder of a finished audit.") from None
-        except ValueError:
-            raise RunError(f"{path} is not JSON. Audit again.") from None
+            return cls.from_json(read_json(path, RunError, "Give the folder of a finished audit, or audit again."))
+        except RunError as error:
+            raise RunError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
 
     def html(self) -> str:
         """One page with everything in it: no script, no network, light or dark as the reader's system is."""

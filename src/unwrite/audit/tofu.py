@@ -11,8 +11,8 @@ release's; it moves utility by about 0.04, so the two never share a table. (TOFU
 
 from __future__ import annotations
 
-import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 
 from ..data.examples import Example, Examples, ForgetSplit
 from ..errors import DataError, MethodError
-from ..runs import hash_json, write_json
+from ..runs import conforms, hash_json, read_json, write_json
 from ..scoring.rouge import Words
 from .base import Better, Metric, Panel, Score, Suite, harmonic_mean, has_rows, kept_sets, rows_of
 from .basic import Probability, RougeRecall
@@ -154,20 +154,27 @@ def read_retain_scores(path: str | Path, rows: Examples, mean: Mean = "geometric
     Raises:
         DataError: the file is neither, or was made with the other mean.
     """
-    try:
-        stored: Any = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: the retrained model's scores can't be read ({error}).") from None
-    if isinstance(stored, dict) and isinstance(stored.get("scores"), dict):
+    stored = read_json(path, DataError, "Give the retrained model's scores.", finite=False)
+    if isinstance(stored.get("scores"), dict):
         if stored.get("mean") != mean:
-            raise DataError(f"{path}: scores use the {stored.get('mean')} mean, this audit the {mean} one.")
-        return {str(row): float(value) for row, value in stored["scores"].items()}
+            raise DataError(f"{path}: scores use the {stored.get('mean')!r:.40} mean, this audit the {mean} one.")
+        return _ratios(path, stored["scores"])
     try:
         by_index = stored["forget_truth_ratio"]["value_by_index"]
         own = dict(zip(map(str, range(len(rows))), row_ids(rows), strict=True))
-        return {own.get(index, index): float(entry["score"]) for index, entry in by_index.items()}
-    except (KeyError, TypeError, ValueError):
+        return _ratios(path, {own.get(index, index): entry["score"] for index, entry in by_index.items()})
+    except (KeyError, TypeError, AttributeError):
         raise DataError(f"{path}: neither this library's truth ratios nor an open-unlearning TOFU_EVAL.json.") from None
+
+
+def _ratios(path: str | Path, scores: Mapping[str, Any]) -> dict[str, float]:
+    odd = next(
+        (row for row, value in scores.items() if not conforms(value, float) or not 0 <= value <= sys.float_info.max),
+        None,
+    )
+    if odd is not None:
+        raise DataError(f"{path}: the score of row {odd!r:.60} is {scores[odd]!r:.40}, not a number of 0 or more.")
+    return {row: float(value) for row, value in scores.items()}
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,15 @@ Labelled = tuple[ArrayLike, ArrayLike]  # logits [rows, classes], labels [rows]
 def floats(values: ArrayLike, what: str) -> Floats:
     """As float64, at least one of them, all finite."""
     if hasattr(values, "detach"):
-        values = values.detach().cpu().double().numpy()
+        values = values.detach().cpu()
+        values = (values if values.is_complex() else values.double()).numpy()
     try:
-        array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{what} are not an array of numbers: {error}.") from None
+        given = np.asarray(values)
+        if given.dtype.kind not in "biuf":  # texts would be parsed, and of a complex number the real part taken
+            raise TypeError(f"they are {given.dtype}")
+        array = given.astype(np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{what} are not an array of numbers: {' '.join(str(error).split())}.") from None
     if array.size == 0:
         raise DataError(f"{what} are empty (shape {list(array.shape)}); an audit needs at least one row in every set.")
     if not np.isfinite(array).all():

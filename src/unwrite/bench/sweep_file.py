@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from ..errors import RunError, setting
 from ..reproduce.claims import commit, machine
-from ..runs import hash_file, hash_json, versions
+from ..runs import Malformed, conforms, hash_file, hash_json, parse_json, versions
 
 __all__ = ["SweepFile", "begun_with", "opened"]
 
@@ -88,14 +88,22 @@ def _whole(content: bytes, path: Path) -> bytes:
 
 
 def _lines(content: bytes, path: Path) -> list[dict[str, Any]]:
-    lines = []
-    for number, line in enumerate(content.splitlines(), 1):
+    lines: list[dict[str, Any]] = []
+    for number, line in enumerate(content.rstrip(b"\n").split(b"\n"), 1):
         try:
-            lines.append(json.loads(line))
-        except ValueError:
+            row = parse_json(line)
+            first = number == 1
+            if not isinstance(row, dict) or not (
+                conforms(row.get("versions"), Mapping[str, str]) if first else conforms(row.get("key"), str)
+            ):
+                raise Malformed("it is no row of a sweep")
+            if not first and row["key"] in {one.get("key") for one in lines}:
+                raise Malformed("its key stands in an earlier line too")
+        except Malformed as error:
             raise RunError(
-                f"{path} is damaged in line {number}. Remove that line, or choose another {setting('out')}."
+                f"{path} is damaged in line {number}: {error}. Remove that line, or choose another {setting('out')}."
             ) from None
+        lines.append(row)
     return lines
 
 

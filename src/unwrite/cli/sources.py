@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from ..errors import ModelError, notice
-from ..runs import Run
+from ..errors import ModelError, RunError, notice
+from ..runs import Run, conforms
 
 if TYPE_CHECKING:
     from ..data import ForgetSplit
@@ -134,7 +134,7 @@ class RunModels:
         Raises:
             ModelError: it isn't there any more, or is another one now.
         """
-        source = self.run.record["source"]
+        source = self._source()
         loaded = self._load(source["name"], source.get("revision"))
         self._need_same(source["name"], loaded.source["weights"], source)
         return loaded
@@ -147,11 +147,28 @@ class RunModels:
         """
         folder = self.run.folder / "model"
         loaded = self._load(str(folder.absolute()), None)
-        self._need_same(str(folder), _hash_as_saved(loaded), self.run.record.get("model", {}))
+        recorded = self.run.record.get("model", {})
+        self._need_same(str(folder), _hash_as_saved(loaded), recorded if isinstance(recorded, Mapping) else {})
         return loaded
 
+    def _source(self) -> Mapping[str, Any]:
+        """What run.json says of the model before."""
+        given = self.run.record.get("source")
+        source: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
+        plain = isinstance(source.get("name"), str)
+        if (
+            not plain
+            or not conforms(source.get("revision"), str | None)
+            or source.get("dtype", "float32") not in get_args(Dtype)
+        ):
+            raise RunError(
+                f"{self.run.folder / 'run.json'} does not say which model it was made from. Run the same command again, into another "
+                "folder."
+            )
+        return source
+
     def _load(self, name: str, revision: str | None) -> Loaded:
-        dtype = self.run.record["source"].get("dtype", "float32")
+        dtype = self._source().get("dtype", "float32")
         return ModelRequest(name=name, revision=revision, dtype=dtype, **self.options).load()
 
     def _need_same(self, name: str, now: str, recorded: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -9,15 +10,15 @@ from typing import overload
 
 from ..errors import DataError, notice, setting
 from ..runs import hash_json
+from ..runs.strict import strings_flaw as flaw
+
+# Blank letters and signs, and marks that only change another character: their categories don't tell.
+_UNSEEN = {"\u034f", "\u115f", "\u1160", "\u2800", "\u3164", "\uffa0", *map(chr, range(0xFE00, 0xFE10))}
 
 
-def flaw(text: str) -> str | None:
-    """What keeps a string from being encoded, hashed or tokenised; None for all others."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        return f"a lone surrogate (U+{ord(text[error.start]):04X} at character {error.start + 1}), which is no text"
-    return None
+def is_visible(text: str) -> bool:
+    """Whether there is a character to see: not only blanks, controls and characters without width."""
+    return any(unicodedata.category(one) not in ("Cc", "Cf", "Zs", "Zl", "Zp") and one not in _UNSEEN for one in text)
 
 
 def excerpt(text: str, length: int = 60) -> str:
@@ -86,6 +87,10 @@ class Examples(Sequence[Example]):
             for part, text in (("answer", row.answer), ("question", row.question)):
                 if text is not None and not text.strip():
                     raise DataError(f"{where}: the {part} is empty. Remove the row or fill it.")
+                if text is not None and not is_visible(text):
+                    raise DataError(
+                        f"{where}: the {part} has no visible character ({text!r:.60}). Remove the row or fill it."
+                    )
             if why := next(filter(None, map(flaw, row.texts)), None):
                 raise DataError(f"{where} holds {why}. Remove the row or mend it.")
 

@@ -7,7 +7,6 @@ of one seed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, unknown
-from ..runs import hash_json
+from ..runs import Malformed, hash_json, parse_json
 from .images import Images, first_few, shared
 
 __all__ = [
@@ -277,7 +276,8 @@ def _lines(path: Path) -> list[int]:
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if not (text := line.strip()):
             continue
-        if not text.lstrip("-").isascii() or not text.lstrip("-").isdigit():
+        digits = text.removeprefix("-")
+        if not digits.isascii() or not digits.isdigit() or len(digits) > _LONGEST:
             raise DataError(f"{path.name}:{number}: {text[:40]!r} is no index. Give one whole number a line.")
         found.append(int(text))
     return found
@@ -285,9 +285,9 @@ def _lines(path: Path) -> list[int]:
 
 def _listed(path: Path) -> list[int]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{path.name}: invalid JSON ({getattr(error, 'msg', 'nested too deeply')}).") from None
+        value = parse_json(path.read_bytes())
+    except Malformed as error:
+        raise DataError(f"{path.name}: {error}.") from None
     if not isinstance(value, list):
         raise DataError(f"{path.name}: needs one list of indices, not one {type(value).__name__}.")
     wrong = next((i for i, item in enumerate(value) if not isinstance(item, int) or isinstance(item, bool)), None)
@@ -300,9 +300,12 @@ def _array(path: Path) -> list[int]:
     import numpy as np
 
     try:
-        value = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path.name} is no array of numbers ({str(error).splitlines()[0]}).") from None
+        value = np.load(
+            path, allow_pickle=False, mmap_mode="r"
+        )  # a header that promises more than there is takes no memory
+    except Exception as error:  # the header is read as Python, which brings errors of its own
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"{path.name} is no array of numbers ({why}).") from None
     if not isinstance(value, np.ndarray) or value.ndim != 1 or value.dtype.kind not in "iu":
         what = f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
         raise DataError(f"{path.name} holds {what}. Give one array of whole numbers, [rows].")
@@ -399,5 +402,6 @@ def _told(numbers: list[int], names: tuple[str, ...]) -> str:
     return first_few([names[number] for number in numbers])
 
 
+_LONGEST = 19  # digits of the largest whole number a tensor holds
 _OWN = {"forget", "retain", "holdout", "test"}
 _VERBS = {"forget": "forget", "retain": "keep"}

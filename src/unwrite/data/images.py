@@ -20,6 +20,7 @@ from ..runs import hash_json, hash_tensors
 __all__ = ["ImageBatch", "Images", "first_few"]
 
 SHOWN = 5
+MOST_MADE_UP = 1_000_000  # names of classes or identities that are made up from the largest number
 
 
 class ImageBatch(NamedTuple):
@@ -254,7 +255,7 @@ def _pixels(given: Any, name: str) -> Tensor:
 def _tensor(given: Any, what: str, name: str) -> Tensor:
     try:
         return torch.as_tensor(given).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise DataError(f"the {what} of {name} are no array of numbers: {str(error).splitlines()[0]}.") from None
 
 
@@ -275,6 +276,12 @@ def _whole(given: Any, rows: int, what: str, name: str) -> Tensor:
 def _named(values: Tensor, names: tuple[str, ...], what: str, kind: str, name: str) -> tuple[str, ...]:
     """The names, made up where there are none, once every value has one."""
     most = len(names) if names else int(values.max()) + 1
+    if most > MOST_MADE_UP and not names:
+        row = int(values.argmax())
+        raise DataError(
+            f"{what} of {name} reach {most - 1} (row {row}), and at most {MOST_MADE_UP:,} {kind} are named by themselves. Count "
+            f"{what} from 0 without gaps, or give {kind}."
+        )
     wrong = ((values < 0) | (values >= most)).nonzero()[:, 0]
     if len(wrong):
         row = int(wrong[0])
@@ -290,7 +297,10 @@ def _targets(given: Any, rows: int, name: str) -> Tensor:
     values = _tensor(given, "targets", name)
     if values.shape == (rows, 1):
         values = values[:, 0]  # a column would broadcast to [rows, rows] against predictions [rows]
-    values = _column(values, rows, "targets", name).to(torch.float32)
+    values = _column(values, rows, "targets", name)
+    if values.is_complex():
+        raise DataError(f"the targets of {name} are {str(values.dtype)[6:]}. Give real numbers.")
+    values = values.to(torch.float32)
     wrong = (~values.isfinite()).nonzero()[:, 0]
     if len(wrong):
         row = int(wrong[0])

@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from .examples import flaw
+from .examples import flaw, is_visible
 from .layouts import BadRow
 
 TEXT_PARTS = ("text", "input_text", "output_text")
@@ -64,6 +64,8 @@ def text_of(value: Any, name: str) -> str:
         raise BadRow(f"{name} is empty")
     if why := flaw(value):
         raise BadRow(f"{name} holds {why}")
+    if not is_visible(value):
+        raise BadRow(f"{name} holds no visible character, but {shown(value)}")
     return value
 
 

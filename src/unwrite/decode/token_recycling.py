@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import DataError, MethodError, setting, unknown
-from ..runs import hash_json
+from ..runs import hash_json, read_tensors
 from .base import Drafter, Strategy
 from .engine.tree import ROOT, DraftTree, Ints
 
@@ -46,6 +46,7 @@ TEMPLATES: dict[str, dict[str, int]] = {
     }
 }
 # How often the successor of each rank is the next token, before anything was measured.
+_FORMAT = "unwrite recycling table"
 RANK_PRIOR = (0.45, 0.12, 0.06, 0.04, 0.03, 0.02, 0.016, 0.013)
 
 
@@ -199,7 +200,7 @@ class RecyclingTable:
         """Writes a safetensors file."""
         from safetensors.numpy import save_file
 
-        metadata = {"format": "unwrite recycling table", "tokenizer": self.tokenizer or ""}
+        metadata = {"format": _FORMAT, "tokenizer": self.tokenizer or ""}
         save_file({"successors": self.successors, "seen": self.seen}, str(path), metadata)
 
     @staticmethod
@@ -209,15 +210,16 @@ class RecyclingTable:
         Raises:
             DataError: the file is no recycling table, or one of another tokenizer.
         """
-        from safetensors import SafetensorError, safe_open
-
+        kinds = {"successors": ("int32", 2), "seen": ("bool", 1)}
+        arrays, metadata = read_tensors(path, "recycling table", DataError, kinds, framework="np")
+        if metadata.get("format") != _FORMAT or len(arrays["seen"]) != len(arrays["successors"]):
+            raise DataError(
+                f"{path} is no recycling table: it is of another format, or its two tensors have other lengths"
+            )
         try:
-            with safe_open(str(path), "np") as file:
-                metadata = file.metadata() or {}
-                rows, seen = file.get_tensor("successors"), file.get_tensor("seen")
-        except (OSError, SafetensorError) as error:
+            table = RecyclingTable.of(arrays["successors"], arrays["seen"])
+        except MethodError as error:
             raise DataError(f"{path} is no recycling table: {error}") from None
-        table = RecyclingTable.of(rows, seen)
         table.tokenizer = metadata.get("tokenizer") or None
         table.check(tokenizer)
         return table

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, MethodError, setting
-from ..runs import hash_json
+from ..runs import hash_json, read_tensors
 
 INCREMENT, CAP = 0.04, 3.0
 CHUNK = 1 << 22  # trigrams counted at once while fitting
@@ -186,16 +186,13 @@ class TrigramTable:
         Raises:
             DataError: the file is no trigram table, is damaged, or belongs to another tokenizer.
         """
-        from safetensors import SafetensorError, safe_open
-
+        kinds = {"keys": ("int64", 1), "starts": ("int64", 1), "tokens": ("int32", 1), "weights": ("float32", 1)}
+        arrays, metadata = read_tensors(path, "trigram table", DataError, kinds, framework="np")
         try:
-            with safe_open(str(path), "np") as file:
-                metadata = file.metadata() or {}
-                arrays = [file.get_tensor(name) for name in ("keys", "starts", "tokens", "weights")]
             table = TrigramTable(int(metadata["vocab"]), max_keys=int(metadata["max_keys"]))
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (KeyError, ValueError, MethodError) as error:
             raise DataError(f"{path} is no trigram table: {error}") from None
-        table._keys, table._starts, table._tokens, table._weights = arrays
+        table._keys, table._starts, table._tokens, table._weights = (arrays[name] for name in kinds)
         table.tokenizer = metadata.get("tokenizer") or None
         if not table._sound():
             raise DataError(f"{path} is a damaged trigram table: its ids or weights are out of range")

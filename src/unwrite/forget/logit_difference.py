@@ -18,7 +18,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..errors import ModelError, notice
 from ..models import Loaded, load_model
-from ..models.checkpoints import read_json
+from ..models.checkpoints import first_line, read_json
 from ..models.guarded import is_guarded, load_guarded, save_guarded
 from ..runs import hash_json, hash_model, write_json
 from .base import require
@@ -222,5 +222,8 @@ def load_folder(folder: str | Path, **options: Any) -> Loaded:
     folder = Path(folder)
     model = LogitDifferenceModel.from_pretrained(folder, **options)
     has_tokenizer = (folder / "tokenizer_config.json").exists()
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True) if has_tokenizer else None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True) if has_tokenizer else None
+    except Exception as error:  # whatever the library meets in a damaged file
+        raise ModelError(f"the tokenizer of {folder} could not be loaded: {first_line(error)}") from error
     return Loaded(model, tokenizer, {"loader": LOADER})

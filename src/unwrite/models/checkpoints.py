@@ -6,12 +6,13 @@ library. All three are found here first, from names and headers alone, and named
 
 from __future__ import annotations
 
-import json
 import struct
 from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError, setting
+from ..runs import parse_json
+from ..runs import read_json as strict_json
 
 __all__ = ["check_weights", "first_line", "needs_remote_code", "read_json"]
 
@@ -25,13 +26,8 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ModelError: unreadable, or not an object.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as JSON ({error}). Download or save it again.") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} holds a JSON {type(value).__name__}, not an object. Download or save it again.")
-    return value
+    # Configurations of other tools may hold Infinity: the bounds of Mamba's time step.
+    return strict_json(path, ModelError, "Download or save it again.", finite=False)
 
 
 def check_weights(folder: Path, stem: str, *, allow_pickle: bool) -> None:
@@ -88,7 +84,7 @@ def _check_file(path: Path) -> None:
             )
         file.seek(8)
         try:
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length), finite=False)
             ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
             wanted = 8 + length + max(ends, default=0)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:

@@ -17,7 +17,7 @@ from torch import nn
 
 from .. import hub
 from ..errors import ModelError, RunError, notice
-from ..runs import hash_file, hash_json, hash_model, hash_tensors, new_folder, unwritable, write_json
+from ..runs import hash_file, hash_json, hash_model, hash_tensors, new_folder, read_tensors, unwritable, write_json
 from .accounting import check_account, stored_shapes
 from .agreement import allowed, differing_weight, disagreement, free_memory, outputs, short_batch
 from .bundled import BUNDLED
@@ -96,9 +96,15 @@ def load_state(model: nn.Module, folder: str | Path) -> nn.Module:
     if not folder.is_dir():
         raise RunError(f"{folder} does not exist.")
     check_weights(folder, "model", allow_pickle=False)
+    tensors, _ = read_tensors(folder / WEIGHTS, f"state of a {type(model).__name__}", ModelError)
+    wanted = model.state_dict()
+    odd = next((name for name in tensors if name in wanted and tensors[name].dtype != wanted[name].dtype), None)
+    if odd is not None:
+        found, needed = (str(state[odd].dtype).removeprefix("torch.") for state in (tensors, wanted))
+        raise ModelError(f"{folder / WEIGHTS} is not of this {type(model).__name__}: {odd} is {found}, not {needed}")
     try:
         load_model(model, folder / WEIGHTS)
-    except RuntimeError as error:
+    except Exception as error:  # torch's, and the library's own of a header
         first = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise ModelError(f"{folder / WEIGHTS} is not of this {type(model).__name__}: {first}") from error
     return model

@@ -18,8 +18,11 @@ from .folder import Run, versions
 from .hashing import canonical_json, hash_file, hash_json, hash_model, hash_tensors
 from .progress import Progress, hush, progress, silent, training_progress
 from .seeding import seeded
+from .strict import Malformed, conforms, parse_json, read_json
+from .tensors import read_tensors
 
 __all__ = [
+    "Malformed",
     "Progress",
     "Run",
     "cache_dir",
@@ -28,6 +31,7 @@ __all__ = [
     "cached_json",
     "canonical_json",
     "clean",
+    "conforms",
     "drop",
     "entry_lock",
     "hash_file",
@@ -38,7 +42,10 @@ __all__ = [
     "lock",
     "need_free",
     "new_folder",
+    "parse_json",
     "progress",
+    "read_json",
+    "read_tensors",
     "say_unwritable",
     "seal",
     "seeded",

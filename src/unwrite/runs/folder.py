@@ -32,6 +32,7 @@ from typing import IO, Any
 from ..errors import RunError, notice, setting
 from .atomic import write_json
 from .hashing import hash_json
+from .strict import parse_json, read_json
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "numpy", "scikit-learn")
 
@@ -222,11 +223,8 @@ class Run:
         path = Path(folder) / "run.json"
         if not path.exists():
             raise RunError(f"{folder} is no run folder: it has no run.json.")
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise RunError(f"{path} is damaged ({error}).") from None
-        if not isinstance(record, dict) or not isinstance(record.get("status"), str):
+        record = read_json(path, RunError, f"Choose another {setting('folder')}, or restore it.")
+        if not isinstance(record.get("status"), str):
             raise RunError(f"{path} is no record of a run: it has no status.")
         return cls(Path(folder), record)
 
@@ -263,7 +261,7 @@ class Run:
         logged = []
         for line in lines:
             with contextlib.suppress(ValueError):
-                logged.append(json.loads(line))
+                logged.append(parse_json(line))
         return [line for line in logged if isinstance(line, dict)]
 
     def need_done(self) -> Run:

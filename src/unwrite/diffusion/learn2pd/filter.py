@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import DataError, MethodError
-from ...runs import progress
+from ...runs import progress, read_tensors
 from ..adapter import MaskPredictor
 from .records import Records, source_of
 
@@ -76,17 +76,32 @@ class Filter(nn.Module):
         Raises:
             DataError: the file is no filter.
         """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(path), "pt") as file:
-                source = dict(file.metadata() or {})
-                if source.pop("format", None) != _FORMAT:
-                    raise DataError(f"{path} is no filter. Train one with learn2pd.train and save it.")
-                found = Filter(int(source.pop("size")), int(source.pop("depth")), source)
-                found.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError, ValueError, RuntimeError, MethodError) as error:
-            raise DataError(f"{path} can't be read as a filter: {error}") from None
+        weights, source = read_tensors(path, "filter", DataError)
+        if source.pop("format", None) != _FORMAT:
+            raise DataError(f"{path} is no filter. Train one with learn2pd.train and save it.")
+        # The tensors say how large it is, the metadata only again: a filter is never larger than its file.
+        depth = len(weights) // 2
+        first = weights.get("layers.0.bias")
+        size = 0 if first is None else first.numel()
+        kinds = {
+            f"layers.{i}.{kind}": shape
+            for i in range(depth)
+            for kind, shape in (("weight", (size, size)), ("bias", (size,)))
+        }
+        says = (source.pop("size", ""), source.pop("depth", ""))
+        if (
+            {name: tuple(one.shape) for name, one in weights.items()} != kinds
+            or says != (str(size), str(depth))
+            or not depth
+        ):
+            raise DataError(
+                f"{path} is damaged: it says size {says[0]!r:.20} and depth {says[1]!r:.20}, and its {len(weights)} tensors are not "
+                "of such a filter. Train one anew."
+            )
+        if odd := next((name for name, one in weights.items() if one.dtype != torch.float32), None):
+            raise DataError(f"{path} is damaged: {odd} is {str(weights[odd].dtype)[6:]}, not float32. Train one anew.")
+        found = Filter(size, depth, source)
+        found.load_state_dict(weights)
         if model is not None:
             found.check(model)
         return found.eval()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...errors import DataError, MethodError
-from ...runs import progress
+from ...runs import progress, read_tensors
 from ..adapter import MaskPredictor
 from ..base import Commit, CommitRule, Step
 from ..loop import checked_prompts
@@ -149,19 +149,22 @@ class Records:
         Raises:
             DataError: the file holds no records.
         """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(path), "pt") as file:
-                source = dict(file.metadata() or {})
-                if source.pop("format", None) != _FORMAT:
-                    raise DataError(f"{path} holds no records of a filter's training. Make them with learn2pd.collect.")
-                return Records(**{name: file.get_tensor(name) for name in _TENSORS}, source=source)
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"{path} can't be read as records: {error}") from None
+        tensors, source = read_tensors(path, "file of records", DataError, _KINDS)
+        if source.pop("format", None) != _FORMAT:
+            raise DataError(f"{path} holds no records of a filter's training. Make them with learn2pd.collect.")
+        found = Records(**tensors, source=source)
+        if {found.confidence.shape} != {one.shape for one in (found.right, found.masked)} or {len(found)} != {
+            len(tensors[name]) for name in _TENSORS
+        }:
+            raise DataError(f"{path} is damaged: its tensors have different numbers of records. Collect them anew.")
+        if len(found) and not (found.confidence.min() >= 0 and found.confidence.max() <= 1 + 1e-3):
+            raise DataError(f"{path} is damaged: confidences lie outside 0..1. Collect them anew.")
+        return found
 
 
 _TENSORS = tuple(one.name for one in fields(Records) if one.name != "source")
+_KINDS = {"confidence": ("float32", 2), "right": ("bool", 2), "masked": ("bool", 2)}
+_KINDS |= {name: ("int64", 1) for name in _TENSORS if name not in _KINDS}
 
 
 def collect(

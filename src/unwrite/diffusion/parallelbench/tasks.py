@@ -14,7 +14,6 @@ judges that, `sort_lastname` the other.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from random import Random
 from typing import Any, Literal
 
 from ...errors import DataError, MethodError, unknown
+from ...runs import parse_json
 from . import generators as make
 from .generators import COUNTS, Draft, Maker
 from .words import LETTERS, WORDS, names
@@ -172,14 +172,18 @@ def _sample(task: Task, template: str, draft: Draft, shown: Draft | None) -> Sam
 def _read(task: Task, file: Path) -> list[tuple[Draft, Draft | None]]:
     """Drafts of a stored file, each with its example."""
     found = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = file.read_bytes().rstrip(b"\n").split(b"\n")
+    except OSError as error:
+        raise DataError(f"{file} can't be read ({error.strerror}). Check the path.") from None
+    for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             inputs = dict(row["input"])
             examples = inputs.pop("icl_examples", None) or [None]
             shown = _stored(task, examples[0], examples[0]["input"]) if examples[0] else None
             found.append((_stored(task, row, inputs), shown))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{file} line {number} is no sample of {task.name} ({error!r}). Give one with input and answer."
             ) from None

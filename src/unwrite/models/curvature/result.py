@@ -13,7 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ModelError, NotFinite
-from ...runs import cached_files, canonical_json, hash_file, hash_json, hash_model, new_folder, write_json
+from ...runs import (
+    cached_files,
+    canonical_json,
+    conforms,
+    hash_file,
+    hash_json,
+    hash_model,
+    new_folder,
+    read_tensors,
+    write_json,
+)
 from ..checkpoints import read_json
 from ..fitting import _data_hash
 from .rows import trainable
@@ -120,17 +130,24 @@ class Importances:
         Raises:
             ModelError: nothing there, or damaged.
         """
-        from safetensors.torch import load_file
-
         folder = Path(folder)
         if not (folder / _NOTE).is_file() or not (folder / _TENSORS).is_file():
             raise ModelError(f"{folder} holds no importances: it has no {_NOTE} with {_TENSORS}.")
         note = read_json(folder / _NOTE)
         if hash_file(folder / _TENSORS) != note.pop("sha256", None):
             raise ModelError(f"{folder / _TENSORS} is damaged: it is not what was written. Remove {folder}.")
-        found = load_file(folder / _TENSORS)
-        tensors = {name: found[name] for name in note.pop("names")}  # in the model's order, which the file has lost
-        return cls(tensors, **{**note, "looped": tuple(note["looped"])})
+        found, _ = read_tensors(folder / _TENSORS, "file of importances", ModelError)
+        names, looped = note.pop("names", None), note.get("looped")
+        if not conforms(names, list[str]) or sorted(names) != sorted(found) or not isinstance(looped, list):
+            raise ModelError(f"{folder / _NOTE} is damaged: it doesn't name the tensors beside it. Remove {folder}.")
+        wanted = {f.name for f in dataclasses.fields(cls)} - {"tensors"}
+        if odd := sorted(wanted ^ set(note)):
+            raise ModelError(f"{folder / _NOTE} is damaged: {odd[0]!r:.40} is missing or too much. Remove {folder}.")
+        tensors = {name: found[name] for name in names}  # in the model's order, which the file has lost
+        made = cls(tensors, **{**note, "looped": tuple(looped)})
+        if not conforms(made, cls) or min(made.rows, made.batches) < 1:
+            raise ModelError(f"{folder / _NOTE} is damaged: its counts or names are of another type. Remove {folder}.")
+        return made
 
     def _kind(self) -> str:
         return f"the {self.over} of each {self.each}'s {self.of}"
