@@ -358,7 +358,7 @@ def test_refuses_parts_that_share_a_tensor(tmp_path):
 def test_refuses_a_damaged_part_by_its_name(tmp_path):
     parts = split(tmp_path)
     parts[1].write_bytes(parts[1].read_bytes()[:200])
-    with pytest.raises(ModelError, match=r"tiny-00002-of-00003\.gguf could not be read"):
+    with pytest.raises(ModelError, match=r"tiny-00002-of-00003\.gguf has a damaged header"):
         load(parts[0])
     parts[1].write_bytes(b"PK\x03\x04")
     with pytest.raises(ModelError, match=r"tiny-00002-of-00003\.gguf is not a GGUF file"):

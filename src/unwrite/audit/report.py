@@ -196,7 +196,7 @@ class Report:
             plain["notices"] = tuple(plain.get("notices", ()))
             plain["axes"], plain["answers"] = tuple(plain["axes"]), tuple(plain["answers"])
             report = cls(**plain)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             why = " ".join(str(error).split())[:200]
             raise RunError(f"the audit report is damaged ({type(error).__name__}: {why}). Audit again.") from None
         report._check()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json as json_library
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from ..runs import progress
+from ..runs import parse_json, progress
 from .output import console, label, print_json, progress_console, quiet_libraries
 
 
@@ -139,7 +138,7 @@ def _stopped(out: Path | None, setting: dict[str, Any], batch: int, pairs: int) 
     if out is None or not out.exists():
         return []
     try:
-        stored = json_library.loads(out.read_text(encoding="utf-8"))
+        stored = parse_json(out.read_bytes())
         same = all(stored.get(name) == value for name, value in setting.items())
         alike = all((case["batch"], case["pairs"]) == (batch, pairs) for case in stored["cases"])
     except (ValueError, LookupError, AttributeError, TypeError, OSError):

@@ -112,7 +112,7 @@ def contender_of(text: str) -> Any:
         if not equals and settings:
             settings[next(reversed(settings))] += f",{part.strip()}"
         elif not equals or name in settings:
-            raise MethodError(f"{part!r} in {text!r} is no new setting. Write {slug}:name=value,name=value.")
+            raise MethodError(f"{part!r} in {text!r} is no new setting. Write METHOD:name=value,name=value.")
         else:
             settings[name] = value
     label = ",".join(f"{name}={value}" for name, value in settings.items())

@@ -19,6 +19,7 @@ from typing import Any
 
 from ..errors import DataError, unknown
 from .layouts import ANSWERS, CHATS, QUESTIONS, BadRow
+from .sizes import check_columns, checked_gzip, checked_parquet, most_bytes, too_large
 from .values import Flaw
 
 TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -132,6 +133,8 @@ def _saved(path: Path, part: str | None) -> Rows:
         elif part is not None:
             raise DataError(f"{path} is one data set without splits. Leave out @{part}.")
         data.data.validate(full=True)  # offsets beyond the data end the process
+        if data.data.nbytes > most_bytes():
+            raise too_large(path, data.data.nbytes)
         # Read within the block: what is broken in a file may show only when it is decoded.
         rows = list(data.with_format(None))
     except DataError:
@@ -153,12 +156,8 @@ def _chosen(place: str, names: list[str], part: str | None) -> str:
 
 
 def _parquet(path: Path) -> Rows:
-    import pyarrow.parquet
-
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            _check_columns(path, file.schema_arrow.names)
-            rows = file.read().to_pylist()
+        rows = checked_parquet(path)
     except DataError:
         raise
     except Exception as error:  # pyarrow raises its own, OSError, ValueError, OverflowError and others on broken files
@@ -170,16 +169,11 @@ def _reason(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]
 
 
-def _check_columns(path: Path, columns: list[str]) -> None:
-    if double := next((name for name in columns if name.strip() and columns.count(name) > 1), None):
-        raise DataError(f"{path} has the column {double!r} twice. Rename or remove one.")
-
-
 def _bytes(path: Path) -> bytes:
     try:
         if path.name.lower().endswith(".gz"):
             with gzip.open(path) as file:
-                return file.read()
+                return checked_gzip(path, file)
         return path.read_bytes()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path} is no whole gzip file ({_reason(error)}). Fetch or pack it anew.") from error
@@ -325,7 +319,7 @@ def _csv(path: Path, delimiter: str) -> Rows:
     if header is None:
         raise DataError(f"{path} is empty. Its first line must name the columns.")
     columns = [column.strip() for column in header]
-    _check_columns(path, columns)
+    check_columns(path, columns)
     return _csv_rows(path, reader, columns)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import ModelError
 from .checkpoints import first_line
+from .gguf_header import check_header
 
 __all__ = ["gguf_in", "join_parts", "opened", "parts_of", "whole_stem"]
 
@@ -82,11 +83,15 @@ def opened(paths: Sequence[Path]) -> list[Any]:
 
     readers = []
     for number, path in enumerate(paths):
+        check_header(path)
         try:
             reader = GGUFReader(path)
         except Exception as error:  # the reader raises whatever a damaged file leads it to
             raise ModelError(f"{path} could not be read as a GGUF model: {first_line(error)}") from error
-        says = int(_value(reader.fields, "split.no", 0)), max(1, int(_value(reader.fields, "split.count", 1)))
+        try:
+            says = int(_value(reader.fields, "split.no", 0)), max(1, int(_value(reader.fields, "split.count", 1)))
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"{path} has a split.no or split.count that is no number ({error}).") from None
         if says != (number, len(paths)):
             raise ModelError(
                 f"{path} says that it is part {says[0] + 1} of {says[1]}, not {number + 1} of {len(paths)}. Get all parts "

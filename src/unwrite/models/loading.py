@@ -245,7 +245,7 @@ def _adapted(folder: Path, options: _Options) -> tuple[nn.Module, dict[str, Any]
     from peft import PeftModel
 
     named = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-    if not named:
+    if not named or not isinstance(named, str):
         raise ModelError(f"{folder / 'adapter_config.json'} names no base model. Set base_model_name_or_path in it.")
     check_weights(folder, "adapter_model", allow_pickle=options.allow_pickle)
     base = folder / named if (folder / named).is_dir() else named

@@ -16,6 +16,7 @@ from typing import Literal, get_args
 
 from ..errors import MissingExtra, ModelError, setting, unknown
 from ..runs import need_free
+from .gguf_header import check_header
 from .gguf_parts import parts_of, whole_stem
 
 __all__ = ["Format", "requantise"]
@@ -40,6 +41,8 @@ def requantise(path: str | Path, to: Format, out: str | Path | None = None, *, o
     if to not in get_args(Format):
         raise ModelError(unknown("number format", to, get_args(Format)))
     parts = parts_of(source)
+    for part in parts:
+        check_header(part)
     source = parts[0]  # llama.cpp finds the others
     target = Path(out).expanduser() if out is not None else _beside(source, to)
     if target.exists() and any(target.samefile(part) for part in parts):

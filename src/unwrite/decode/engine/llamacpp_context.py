@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import MissingExtra, ModelError
+from ...models.gguf_header import check_header
 from .tree import Ints
 
 Floats = NDArray[np.float32]
@@ -60,6 +61,7 @@ class NativeModel:
     def __init__(self, path: Path) -> None:
         if not path.is_file():
             raise ModelError(f"{path} does not exist.")
+        check_header(path)
         self.lib = lib = bindings()
         lib.llama_backend_init()
         settings = lib.llama_model_default_params()
