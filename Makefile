@@ -44,9 +44,11 @@ test: lint
 test-all: lint
 	$(PY) -m pytest -m "not gpu and not net" --timeout 1800
 
-# Hours: a million damaged inputs to every reader.
+# Hours: a million damaged inputs to every reader, a thousand kills at every write, and a disk that fails.
+test-robustness: export OMP_NUM_THREADS := 1
 test-robustness: venv
 	$(PY) -m tests.robustness.mutations --count 1000000
+	$(PY) tests/robustness/kills.py --kills 1000 --faults 300
 
 bench: venv
 	$(PY) -m unwrite.cli bench unlearn-step

