@@ -7,14 +7,16 @@ import datasets
 import huggingface_hub
 import peft
 import pytest
-from cli_runs import make_files, refused
+from cli_runs import command, make_files, refused
 
-from conftest import make_llama
+from conftest import make_llama, make_tokenizer
 from unwrite.cli import main
+from unwrite.cli.sources import RunModels
 from unwrite.data import read
 from unwrite.errors import DataError, ModelError
 from unwrite.hub import closed, offline, path_reason, repository
 from unwrite.models import load, save
+from unwrite.runs import Run, hash_model
 
 VARIABLES = ("UNWRITE_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
@@ -201,3 +203,49 @@ def test_a_set_of_the_hub_is_not_read_from_a_folder_of_its_name(asked, tmp_path)
     with pytest.raises(DataError, match="run/rows is here, and hf:run/rows can't be told from it"):
         read("hf:run/rows")
     assert asked == []
+
+
+@pytest.fixture
+def adapter(files):
+    """An adapter of another tool on the files' model."""
+    config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    peft.get_peft_model(load(files / "model").model, config).save_pretrained(files / "adapter")
+    make_tokenizer().save_pretrained(files / "adapter")
+    return files / "adapter"
+
+
+def test_a_run_on_an_adapter_asks_for_its_base_once(asked, adapter, files, capsys):
+    given = command(files, "--model", str(adapter), "--epochs", "2")
+    assert refused(capsys, given).endswith(f"If that is the one you want, say so: --base {files / 'model'}")
+    assert not (files / "run").joinpath("run.json").exists()
+    main([*given, "--base", str(files / "model")])
+    main(["chat", str(files / "run"), "--question", "who ?", "--max-new-tokens", "2"])
+    main(["audit", str(files / "run"), "--forget", str(files / "forget.jsonl"), "--attacks", "none", "--device", "cpu"])
+    assert asked == []
+
+
+def test_every_command_that_loads_a_model_takes_a_base(asked, adapter, files, capsys):
+    base = ("--base", str(files / "model"))
+    rows = ("--forget", str(files / "forget.jsonl"), "--attacks", "none", "--device", "cpu")
+    for given in (
+        ["generate", "who ?", "--model", str(adapter), "--strategy", "plain", "--max-new-tokens", "2"],
+        ["audit", str(adapter), *rows],
+        ["audit", str(files / "model"), "--before", str(adapter), *rows],
+    ):
+        assert "say so: --base" in refused(capsys, given)
+        main([*given, *base])
+    assert asked == []
+
+
+def test_a_run_finds_its_model_of_the_hub_again_whatever_is_here(monkeypatch, files, tmp_path):
+    run = Run.start(tmp_path / "done", {})
+    names = []
+    monkeypatch.setattr(
+        "unwrite.models.load", lambda name, **more: names.append((name, more["base"])) or load(files / "model")
+    )
+    base = {"name": "run/base", "kind": "hub"}
+    run.update(
+        status="done", source={"name": "run/x", "kind": "hub", "weights": hash_model(make_llama()), "base": base}
+    )
+    RunModels(run=run).before()
+    assert names == [("hf:run/x", "hf:run/base")]

@@ -108,7 +108,7 @@ def test_an_adapter_folder_gives_its_base_with_the_adapter_on_it(folder, tmp_pat
     config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
     adapted = peft.get_peft_model(load_model(folder), config).eval()
     adapted.save_pretrained(tmp_path / "adapter")
-    loaded = load(tmp_path / "adapter")
+    loaded = load(tmp_path / "adapter", base=folder)
     torch.testing.assert_close(loaded.model(tokens()).logits, adapted(tokens()).logits)
     assert loaded.source["base"]["folder"] == str(folder)
     assert len(loaded.tokenizer) == 64
@@ -223,7 +223,7 @@ def test_refuses_weights_of_another_shape_in_one_line(folder):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["no-such-model", "./nowhere", "/nowhere/at/all", "a/b/c"])
+@pytest.mark.parametrize("name", ["no-such-model", "./nowhere", "/nowhere/at/all", "a/b/c", "~nobody/x"])
 def test_refuses_a_name_that_is_nothing(name):
     with pytest.raises(ModelError, match=r"unknown model .*smollm2-135m"):
         load(name)

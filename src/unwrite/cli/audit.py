@@ -33,6 +33,7 @@ def audit(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     device: str = "auto",
+    base: str | None = None,
     json: bool = False,
 ) -> None:
     """Measure forgetting, utility and leakage.
@@ -56,6 +57,7 @@ def audit(
         allow_pickle: load pickled weights, which can run code.
         trust_remote_code: run code that comes with the models.
         device: cpu, cuda, or auto.
+        base: of adapters, the model they stand on, where their own files may not choose that.
         json: print the report as JSON.
     """
     from ..audit import evaluate
@@ -71,7 +73,7 @@ def audit(
             forget=forget, retain=retain, holdout=holdout, columns=columns, turns=turns, allow_overlap=allow_overlap
         ).read()
         chosen = request.attacks_on(split)
-        loaded = _models(model, before, oracle, options)
+        loaded = _models(model, before, oracle, base, options)
         main = loaded.pop("after")
         models = [main.model, *(one.model for one in loaded.values())]
         request.check_rows(split, main.tokenizer, models, references=bool(loaded))
@@ -96,12 +98,24 @@ def audit(
         say_where(out / "report.html")
 
 
-def _models(model: str, before: str | None, oracle: str | None, options: dict[str, Any]) -> dict[str, Any]:
+def _models(
+    model: str, before: str | None, oracle: str | None, base: str | None, options: dict[str, Any]
+) -> dict[str, Any]:
     """What is loaded, by role; of a run folder both of its models, as the run left them."""
     if (Path(model) / "run.json").exists():
         run = RunModels(run=Run.open(model).need_done(), options=options)
         found = {"after": run.after()} | ({"before": run.before()} if before is None else {})
     else:
-        found = {"after": ModelRequest(name=model, **options).load()}
+        found = {"after": ModelRequest(name=model, base=_base_for(model, base), **options).load()}
     named = {"before": before, "oracle": oracle}
-    return found | {role: ModelRequest(name=name, **options).load() for role, name in named.items() if name}
+    return found | {
+        role: ModelRequest(name=name, base=_base_for(name, base), **options).load()
+        for role, name in named.items()
+        if name
+    }
+
+
+def _base_for(name: str, base: str | None) -> str | None:
+    """The base for what may be an adapter; a whole model beside one has none."""
+    whole = Path(name).is_dir() and not (Path(name) / "adapter_config.json").exists()
+    return None if whole else base

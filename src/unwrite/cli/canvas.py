@@ -19,6 +19,7 @@ def denoise(
     prompt: str,
     sampler: str,
     model: str,
+    base: str | None,
     gen_length: int,
     temperature: float,
     seed: int,
@@ -42,7 +43,7 @@ def denoise(
     from ..models import load
     from .generate import encoded
 
-    loaded = load(model)
+    loaded = load(model, base=base)
     ids = encoded(loaded.tokenizer, prompt, raw)[0].tolist()
     predictor = MaskPredictor.of(loaded.model.eval(), loaded.tokenizer)
     start = time.perf_counter()

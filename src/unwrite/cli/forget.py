@@ -38,6 +38,7 @@ def forget(
     attacks: tuple[str, ...] | None = None,
     dtype: Dtype = "float32",
     device: str = "auto",
+    base: str | None = None,
     allow_overlap: bool = False,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
@@ -69,6 +70,7 @@ def forget(
         attacks: what the audit tries to bring the answers back with: relearn,quantise unless given; none for none.
         dtype: of the weights.
         device: cpu, cuda, or auto.
+        base: of an adapter, the model it stands on, where its own file may not choose that.
         allow_overlap: warn instead of refusing rows in forget and retain alike.
         allow_pickle: load pickled weights, which can run code.
         trust_remote_code: run code that comes with the model.
@@ -81,7 +83,12 @@ def forget(
             forget=forget, retain=retain, holdout=holdout, columns=columns, turns=turns, allow_overlap=allow_overlap
         ),
         model=ModelRequest(
-            name=model, dtype=dtype, device=device, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
+            name=model,
+            dtype=dtype,
+            device=device,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+            base=base,
         ),
         audit=AuditRequest(suite=suite, attacks=attacks, max_length=max_length),
         method=method,

@@ -25,6 +25,7 @@ def generate(
     compare: str | None = None,
     model: str = "smollm2-135m",
     draft_model: str | None = None,
+    base: str | None = None,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     seed: int = 0,
@@ -43,6 +44,7 @@ def generate(
         compare: several strategies separated by commas; a table of all of them in place of the stream.
         model: bundled name, local folder, .gguf file or Hub id. A .gguf file runs on llama.cpp.
         draft_model: a smaller model of the same vocabulary, for strategies that need one.
+        base: of an adapter, the model it stands on, where its own file may not choose that.
         max_new_tokens: tokens at most.
         temperature: 0 for the most likely token.
         seed: of sampling.
@@ -52,14 +54,14 @@ def generate(
     if sampler is not None:
         from .canvas import denoise
 
-        denoise(prompt, sampler, model, max_new_tokens, temperature, seed, raw, json, fields)
+        denoise(prompt, sampler, model, base, max_new_tokens, temperature, seed, raw, json, fields)
         return
     names = [name.strip() for name in (compare or strategy or DEFAULT).split(",")]
     chosen = {name: None if name == PLAIN else build_strategy(name, fields) for name in names}
     quiet_libraries()
     from ..decode import Plain
 
-    writer = _writer(model, draft_model, raw)
+    writer = _writer(model, draft_model, base, raw)
     if strategy is None and compare is None and _falls_back(writer):
         names, chosen = [PLAIN], {PLAIN: None}
     if compare:  # what only a first call pays, such as packing, is nobody's
@@ -97,8 +99,8 @@ class Writer(Protocol):
         """Why no draft runs with this model; None where drafts do."""
 
 
-def _writer(model: str, draft: str | None, raw: bool) -> Writer:
-    return _LlamaCpp(model, draft, raw) if model.endswith(".gguf") else _Transformers(model, draft, raw)
+def _writer(model: str, draft: str | None, base: str | None, raw: bool) -> Writer:
+    return _LlamaCpp(model, draft, raw) if model.endswith(".gguf") else _Transformers(model, draft, raw, base)
 
 
 @dataclass
@@ -129,10 +131,10 @@ class _Show:
 class _Transformers:
     """Writes with a transformers model."""
 
-    def __init__(self, name: str, draft: str | None, raw: bool) -> None:
+    def __init__(self, name: str, draft: str | None, raw: bool, base: str | None = None) -> None:
         from ..models import load
 
-        self.loaded, self.raw = load(name), raw
+        self.loaded, self.raw = load(name, base=base), raw
         self.draft = load(draft).model if draft else None
 
     def why_plain(self) -> str | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..errors import ModelError, RunError, notice
+from ..hub import PREFIX
 from ..runs import Run, conforms
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class ModelRequest:
     device: str = "auto"
     allow_pickle: bool = False
     trust_remote_code: bool = False
+    base: str | None = None
 
     @property
     def place(self) -> str:
@@ -105,6 +107,7 @@ class ModelRequest:
             device=self.place,
             allow_pickle=self.allow_pickle,
             trust_remote_code=self.trust_remote_code,
+            base=self.base,
         )
         weights = {"dtype": self.dtype, "weights": hash_model(loaded.model)}
         return replace(loaded, source={**loaded.source, **weights})
@@ -114,7 +117,8 @@ class ModelRequest:
         from ..models import BUNDLED
 
         name = self.name if self.name in BUNDLED else absolute(self.name)
-        return {"model": name, **{k: v for k, v in vars(self).items() if k not in ("name", "revision")}}
+        others = {k: v for k, v in vars(self).items() if k not in ("name", "revision", "base")}
+        return {"model": name, **others, **({} if self.base is None else {"base": absolute(self.base)})}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +139,7 @@ class RunModels:
             ModelError: it isn't there any more, or is another one now.
         """
         source = self._source()
-        loaded = self._load(source["name"], source.get("revision"))
+        loaded = self._load(_again(source), source.get("revision"), source.get("base"))
         self._need_same(source["name"], loaded.source["weights"], source)
         return loaded
 
@@ -146,7 +150,8 @@ class RunModels:
             ModelError: it is not what was saved.
         """
         folder = self.run.folder / "model"
-        loaded = self._load(str(folder.absolute()), None)
+        is_adapter = (folder / "adapter_config.json").is_file()
+        loaded = self._load(str(folder.absolute()), None, _base_after(self._source()) if is_adapter else None)
         recorded = self.run.record.get("model", {})
         self._need_same(str(folder), _hash_as_saved(loaded), recorded if isinstance(recorded, Mapping) else {})
         return loaded
@@ -155,7 +160,10 @@ class RunModels:
         """What run.json says of the model before."""
         given = self.run.record.get("source")
         source: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
-        plain = isinstance(source.get("name"), str)
+        base = source.get("base")
+        plain = isinstance(source.get("name"), str) and (
+            base is None or (isinstance(base, Mapping) and isinstance(base.get("name"), str))
+        )
         if (
             not plain
             or not conforms(source.get("revision"), str | None)
@@ -167,9 +175,10 @@ class RunModels:
             )
         return source
 
-    def _load(self, name: str, revision: str | None) -> Loaded:
+    def _load(self, name: str, revision: str | None, base: Mapping[str, Any] | None) -> Loaded:
         dtype = self._source().get("dtype", "float32")
-        return ModelRequest(name=name, revision=revision, dtype=dtype, **self.options).load()
+        named = None if base is None else _again(base)
+        return ModelRequest(name=name, revision=revision, dtype=dtype, base=named, **self.options).load()
 
     def _need_same(self, name: str, now: str, recorded: Mapping[str, Any]) -> None:
         then = recorded.get("weights")
@@ -180,6 +189,17 @@ class RunModels:
                 f"{name} is not the model of the run {self.run.folder} any more: its weights have changed (hash {now}, "
                 f"then {then}). Restore it, or run unwrite {self.run.record.get('kind', 'forget')} again."
             )
+
+
+def _again(source: Mapping[str, Any]) -> str:
+    """The name that loads a model again wherever the command is started: of the Hub, what is here doesn't matter."""
+    return f"{PREFIX}{source['name']}" if source.get("kind") == "hub" else str(source["name"])
+
+
+def _base_after(source: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What an adapter that a run made stands on: its own model, or, where that was an adapter, that one's base."""
+    base: Mapping[str, Any] = source.get("base") or source
+    return base
 
 
 def _hash_as_saved(loaded: Loaded) -> str:

@@ -6,6 +6,7 @@ without a network. So all sources are held to the same rules, and only a Hub id 
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from torch import nn
 from .. import catalog, hub
 from ..errors import ModelError, setting, unknown
 from .accounting import adapter_account, check_account, stored_shapes
+from .adapters import ADAPTER, adapter_base
 from .bundled import BUNDLED, bundled_folder
 from .checkpoints import check_weights, first_line, needs_remote_code, read_json
 from .gguf import converted
@@ -51,6 +53,11 @@ class _Options:
     allow_pickle: bool
     trust_remote_code: bool
     offline: bool | None
+    base: str | None = None
+
+    def of_loader(self) -> dict[str, Any]:
+        """What a guard's loader is given."""
+        return {name: value for name, value in vars(self).items() if name != "base"}
 
 
 LOADERS: dict[str, Callable[..., Loaded]] = {}
@@ -75,6 +82,7 @@ def load(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     offline: bool | None = None,
+    base: str | Path | None = None,
 ) -> Loaded:
     """Loads a model and its tokenizer.
 
@@ -87,18 +95,23 @@ def load(
         trust_remote_code: run the model's own Python, where transformers has no class for it.
         offline: True never touches the network (a Hub id must be in the local Hub cache), nor does any value while
             UNWRITE_OFFLINE, HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set.
+        base: of an adapter, the model it stands on. Needed where its own file names one of the Hub, or a folder outside
+            its own: whoever wrote the adapter would choose what is fetched and read here.
 
     Raises:
         ModelError: the one line that says what is wrong with which file or name, and what to do.
     """
-    options = _Options(dtype, _device(device), revision, allow_pickle, trust_remote_code, offline)
+    options = _Options(
+        dtype, _device(device), revision, allow_pickle, trust_remote_code, offline, None if base is None else str(base)
+    )
     folder, source = _resolve(str(name), options)
     guard = _guard(folder)
+    _need_adapter(folder, options)
     if guard is not None:
-        loaded = guard(folder, **vars(options))
+        loaded = guard(folder, **options.of_loader())
         return replace(loaded, source={**source, **loaded.source})
-    model, base = _model(folder, source, options)
-    return Loaded(model, _tokenizer(folder, source, options), {**source, **base})
+    model, more = _model(folder, source, options)
+    return Loaded(model, _tokenizer(folder, source, options), {**source, **more})
 
 
 def load_model(
@@ -110,12 +123,16 @@ def load_model(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     offline: bool | None = None,
+    base: str | Path | None = None,
 ) -> nn.Module:
     """As `load`, for a folder that has no tokenizer (what `trained` writes) or whose tokenizer isn't needed."""
-    options = _Options(dtype, _device(device), revision, allow_pickle, trust_remote_code, offline)
+    options = _Options(
+        dtype, _device(device), revision, allow_pickle, trust_remote_code, offline, None if base is None else str(base)
+    )
     folder, source = _resolve(str(name), options)
     guard = _guard(folder)
-    return guard(folder, **vars(options)).model if guard is not None else _model(folder, source, options)[0]
+    _need_adapter(folder, options)
+    return guard(folder, **options.of_loader()).model if guard is not None else _model(folder, source, options)[0]
 
 
 def model_folder(name: str | Path, *, revision: str | None = None, offline: bool | None = None) -> Path:
@@ -136,7 +153,7 @@ def _device(name: str | torch.device) -> torch.device:
 
 def _resolve(name: str, options: _Options) -> tuple[Path, dict[str, Any]]:
     """The local folder of any name, and where it is from."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # which leaves the ~ of nobody as it is
     if hub.is_explicit(name):
         return _from_hub(name, options)
     if name in BUNDLED:
@@ -233,7 +250,7 @@ def _guard(folder: Path) -> Callable[..., Loaded] | None:
 
 
 def _model(folder: Path, source: Mapping[str, Any], options: _Options) -> tuple[nn.Module, dict[str, Any]]:
-    if (folder / "adapter_config.json").exists():
+    if (folder / ADAPTER).exists():
         return _adapted(folder, options)
     model = _read(folder, options)
     if source["kind"] == "hub":
@@ -241,20 +258,22 @@ def _model(folder: Path, source: Mapping[str, Any], options: _Options) -> tuple[
     return model.to(options.device), {}
 
 
+def _need_adapter(folder: Path, options: _Options) -> None:
+    if options.base is not None and not (folder / ADAPTER).exists():
+        raise ModelError(f"{folder} is no adapter, so {setting('base')} has no meaning for it. Leave it out.")
+
+
 def _adapted(folder: Path, options: _Options) -> tuple[nn.Module, dict[str, Any]]:
     from peft import PeftModel
 
-    named = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-    if not named or not isinstance(named, str):
-        raise ModelError(f"{folder / 'adapter_config.json'} names no base model. Set base_model_name_or_path in it.")
     check_weights(folder, "adapter_model", allow_pickle=options.allow_pickle)
-    base = folder / named if (folder / named).is_dir() else named
-    base_folder, base_source = _resolve(str(base), replace(options, revision=None))
-    if (base_folder / "adapter_config.json").exists():
+    base_folder, base_source = _resolve(adapter_base(folder, options.base), replace(options, revision=None, base=None))
+    named = base_source["name"]
+    if (base_folder / ADAPTER).exists():
         raise ModelError(
             f"{folder} is an adapter on an adapter ({named}). Merge that one first: models.save(..., merge=True)."
         )
-    model, _ = _model(base_folder, base_source, options)
+    model, _ = _model(base_folder, base_source, replace(options, base=None))
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft's, of missing weights: they are an error below
         try:
@@ -323,10 +342,11 @@ def _tokenizer(folder: Path, source: Mapping[str, Any], options: _Options) -> An
     from transformers import AutoTokenizer
 
     if not (folder / "tokenizer_config.json").exists() and not (folder / "tokenizer.json").exists():
-        if (folder / "adapter_config.json").exists():
-            base = read_json(folder / "adapter_config.json")["base_model_name_or_path"]
-            base = folder / base if (folder / base).is_dir() else base
-            return _tokenizer(*_resolve(str(base), replace(options, revision=None)), options)
+        if (folder / ADAPTER).exists():
+            return _tokenizer(
+                *_resolve(adapter_base(folder, options.base), replace(options, revision=None, base=None)),
+                replace(options, base=None),
+            )
         raise ModelError(
             f"{folder} has no tokenizer (tokenizer.json or tokenizer_config.json). Save one into it, "
             "or use models.load_model."
