@@ -1,5 +1,6 @@
 """What is missing here is not looked up elsewhere: only a name of the Hub reaches out, and nothing while that is forbidden."""
 
+import json
 import os
 import socket
 
@@ -7,12 +8,14 @@ import datasets
 import huggingface_hub
 import peft
 import pytest
+import transformers
 from cli_runs import command, make_files, refused
 
 from conftest import make_llama, make_tokenizer
 from unwrite.cli import main
 from unwrite.cli.sources import RunModels
 from unwrite.data import read
+from unwrite.data.reading import load as load_rows
 from unwrite.errors import DataError, ModelError
 from unwrite.hub import closed, offline, path_reason, repository
 from unwrite.models import load, save
@@ -249,3 +252,54 @@ def test_a_run_finds_its_model_of_the_hub_again_whatever_is_here(monkeypatch, fi
     )
     RunModels(run=run).before()
     assert names == [("hf:run/x", "hf:run/base")]
+
+
+MEDIA = {
+    "picture": (datasets.Image(), {"path": "hf://datasets/org/name/x.png", "bytes": None}),
+    "url": (datasets.Image(), {"path": "https://example.com/x.png", "bytes": None}),
+}
+
+
+@pytest.mark.parametrize("name", MEDIA)
+def test_a_saved_data_set_fetches_nothing_that_its_rows_name(asked, tmp_path, name, monkeypatch):
+    monkeypatch.setattr(datasets.Dataset, "_estimate_nbytes", lambda self: 1)  # which would look at the file
+    kind, value = MEDIA[name]
+    texts = {"question": datasets.Value("string"), "answer": datasets.Value("string")}
+    rows = {"question": ["who ?"], "answer": ["ann"], "image": [value]}
+    made = datasets.Dataset.from_dict(rows, features=datasets.Features({**texts, "image": kind}))
+    made.save_to_disk(tmp_path / "saved", num_shards=1)
+    assert read(tmp_path / "saved")[0].answer == "ann"
+    assert asked == []
+
+
+def test_a_folders_card_can_name_no_file_elsewhere(asked, tmp_path):
+    card = "---\nconfigs:\n- config_name: a\n  data_files: hf://datasets/org/name/x.json\n---\n"
+    (tmp_path / "data" / "README.md").write_text(card)
+    with pytest.raises(DataError, match="can't load the data set"):
+        load_rows(str(tmp_path / "data"), "a", "train")
+    assert asked == []
+
+
+def test_a_config_is_read_with_the_hub_closed(asked, files, monkeypatch):
+    config = files / "model" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "attn_implementation": "org/kernel"}))
+    seen = []
+    monkeypatch.setattr(
+        transformers.LlamaForCausalLM,
+        "_check_and_adjust_attn_implementation",
+        lambda *_, **__: seen.append(huggingface_hub.constants.HF_HUB_OFFLINE) or "eager",
+    )
+    load(files / "model")
+    assert seen
+    assert all(seen)
+
+
+def test_a_whole_run_on_local_files_asks_nobody(asked, files, capsys):
+    rows = ("--forget", str(files / "forget.jsonl"), "--retain", str(files / "retain.jsonl"))
+    main(command(files, "--lora", "2", "--attacks", "relearn,quantise"))
+    main(["audit", str(files / "run"), *rows, "--device", "cpu"])
+    main(["chat", str(files / "run"), "--question", "who ?", "--max-new-tokens", "2"])
+    main(["generate", "who ?", "--model", str(files / "run" / "model"), "--max-new-tokens", "4"])
+    for listing in ("methods", "systems", "models", "doctor"):
+        main([listing])
+    assert asked == []

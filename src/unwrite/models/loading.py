@@ -274,7 +274,7 @@ def _adapted(folder: Path, options: _Options) -> tuple[nn.Module, dict[str, Any]
             f"{folder} is an adapter on an adapter ({named}). Merge that one first: models.save(..., merge=True)."
         )
     model, _ = _model(base_folder, base_source, replace(options, base=None))
-    with quiet(), warnings.catch_warnings():
+    with quiet(), hub.closed(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft's, of missing weights: they are an error below
         try:
             adapted = PeftModel.from_pretrained(model, str(folder), local_files_only=True)
@@ -297,7 +297,7 @@ def _read(folder: Path, options: _Options) -> Any:
             f"then pass {setting('trust_remote_code', True)}."
         )
     check_weights(folder, "model", allow_pickle=options.allow_pickle)
-    with quiet():
+    with quiet(), hub.closed():  # a config.json may name code or parts of the Hub
         try:
             model, info = _auto_class(described).from_pretrained(
                 folder,
@@ -352,9 +352,10 @@ def _tokenizer(folder: Path, source: Mapping[str, Any], options: _Options) -> An
             "or use models.load_model."
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=options.trust_remote_code
-        )
+        with hub.closed():
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=options.trust_remote_code
+            )
     except Exception as error:  # as above
         raise ModelError(f"the tokenizer of {folder} could not be loaded: {first_line(error)}") from error
     if tokenizer.pad_token_id is None:
