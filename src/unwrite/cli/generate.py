@@ -9,7 +9,7 @@ from typing import Annotated, Any, Protocol
 
 from cyclopts import Parameter
 
-from ..errors import MethodError, notice
+from ..errors import MethodError, ModelError, UnwriteError, notice
 from ..runs import progress
 from .fields import build_strategy
 from .output import console, label, print_json, quiet_libraries, write
@@ -251,13 +251,27 @@ def _with(way: Any, **given: Any) -> Any:
 
 
 def encoded(tokenizer: Any, prompt: str, raw: bool) -> Any:
-    """[1, length] ids of a question in the model's chat form, or of the text as it is."""
+    """[1, length] ids of a question in the model's chat form, or of the text as it is.
+
+    Raises:
+        ModelError: a chat template that fails, or doesn't end.
+    """
     if raw or tokenizer.chat_template is None:
         return tokenizer(prompt, return_tensors="pt").input_ids
     messages = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)[
-        "input_ids"
-    ]
+    from ..data.templates import bounded_template
+
+    options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+    try:
+        with bounded_template(tokenizer.chat_template):
+            return tokenizer.apply_chat_template(messages, **options)["input_ids"]
+    except UnwriteError:
+        raise
+    except Exception as error:  # a template is a program of its own
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"the model's chat template can't be used: {why}. Pass --raw to give the text as it is."
+        ) from error
 
 
 def _table(results: dict[str, tuple[str, Any]]) -> None:

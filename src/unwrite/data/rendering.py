@@ -13,7 +13,8 @@ from functools import cached_property
 from typing import Any
 
 from ..errors import DataError, ModelError
-from .examples import Example
+from .examples import Example, flaw
+from .templates import bounded_template
 
 _PLACEHOLDER = "QxzAnswerzxQ"
 _MARK = re.compile("\U000f5e01([0-9]+)\U000f5e02")  # private-use characters: a literal special token's number
@@ -142,13 +143,19 @@ class Spelling:
         turns.append({"role": "assistant", "content": answer})
         try:
             # Where a template knows two manners of answering, the one without thoughts before the answer.
-            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, enable_thinking=False))
+            with bounded_template(self.tokenizer.chat_template):
+                text = str(self.tokenizer.apply_chat_template(turns, tokenize=False, enable_thinking=False))
+        except ModelError:
+            raise
         except Exception as error:  # a template is a program of its own
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             raise DataError(
                 f"{where(example)}: the chat template refuses this conversation: {reason}. Change its turns, or set "
                 "tokenizer.chat_template to one that takes them."
             ) from error
+        if why := flaw(text):
+            raise ModelError(f"the chat template writes {why}. Set tokenizer.chat_template to one that doesn't.")
+        return text
 
     def _end(self, behind: str) -> int:
         special = set(self._special.values())

@@ -26,16 +26,19 @@ _FINEST = 8  # numbers in a byte, in the smallest types
 
 
 def check_header(path: Path) -> None:
-    """Refuses a file whose header promises more than the file has bytes for.
+    """Refuses a file whose header promises more than the file has bytes for; one that is no GGUF file at all is its reader's to refuse.
 
     Raises:
         ModelError: the first such count or length with its place; more than a thousand blocks.
     """
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        try:
-            _Walk(data).whole()
-        except (_Damaged, struct.error) as error:
-            raise ModelError(f"{path} has a damaged header: {error}. Download or copy it again.") from None
+    with open(path, "rb") as file:
+        if file.read(4) != b"GGUF":
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            try:
+                _Walk(data).whole()
+            except (_Damaged, struct.error) as error:
+                raise ModelError(f"{path} has a damaged header: {error}. Download or copy it again.") from None
 
 
 class _Damaged(Exception):

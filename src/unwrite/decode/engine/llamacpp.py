@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...data.templates import bounded_template
 from ...errors import MethodError, notice
 from ...runs import cache_dir, hash_file, hash_json, progress, write_json
 from .curves import read_shape, write_shape
@@ -205,12 +206,13 @@ class LlamaCppRuntime(Runtime):
         if not template:
             raise MethodError(f"{self.path.name} has no chat template. Use encode on a text of your own.")
         names = {f"{name}_token": self._control(name) for name in ("bos", "eos", "pad", "unk")}
-        texts, _ = render_jinja_template(
-            conversations=[[dict(message) for message in messages]],
-            chat_template=template,
-            add_generation_prompt=True,
-            **names,
-        )
+        with bounded_template(template):
+            texts, _ = render_jinja_template(
+                conversations=[[dict(message) for message in messages]],
+                chat_template=template,
+                add_generation_prompt=True,
+                **names,
+            )
         return self.model.tokenise(texts[0], beginning=False, special=True)
 
     @property

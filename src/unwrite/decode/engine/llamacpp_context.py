@@ -61,8 +61,8 @@ class NativeModel:
     def __init__(self, path: Path) -> None:
         if not path.is_file():
             raise ModelError(f"{path} does not exist.")
-        check_header(path)
         self.lib = lib = bindings()
+        check_header(path)
         lib.llama_backend_init()
         settings = lib.llama_model_default_params()
         settings.n_gpu_layers = 0

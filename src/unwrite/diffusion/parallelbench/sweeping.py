@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ...data.templates import bounded_template
 from ...errors import MethodError
 from ...runs import progress
 from ..adapter import MaskPredictor
@@ -67,7 +68,8 @@ class TextTokens:
         """
         tokenizer = self.tokenizer
         if getattr(tokenizer, "chat_template", None):
-            text = tokenizer.apply_chat_template(list(sample.messages), add_generation_prompt=True, tokenize=False)
+            with bounded_template(tokenizer.chat_template):
+                text = tokenizer.apply_chat_template(list(sample.messages), add_generation_prompt=True, tokenize=False)
         else:
             text = "\n".join(message["content"] for message in sample.messages) + "\n"
         prompt = self._ids(text)
