@@ -330,3 +330,15 @@ def test_refuses_a_loader_nobody_registered(folder):
 def test_importing_the_package_does_not_import_torch():
     code = "import sys, unwrite.models; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("shape", [5, None, ["4"], [True], {"a": 1}, [1.5]])
+def test_refuses_a_header_whose_shapes_are_none(folder, shape):
+    data = (folder / "model.safetensors").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    next(tensor for name, tensor in header.items() if name != "__metadata__")["shape"] = shape
+    changed = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(len(changed).to_bytes(8, "little") + changed + data[8 + length :])
+    with pytest.raises(ModelError, match=r"model\.safetensors has a broken safetensors header"):
+        load(folder)

@@ -7,16 +7,19 @@ library. All three are found here first, from names and headers alone, and named
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError, setting
-from ..runs import parse_json
+from ..runs import conforms, parse_json
 from ..runs import read_json as strict_json
 
-__all__ = ["check_weights", "first_line", "needs_remote_code", "read_json"]
+__all__ = ["check_layers", "check_weights", "first_line", "needs_remote_code", "read_json"]
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
+_ALWAYS = 1000
 _LFS = b"version https://git-lfs"
 
 
@@ -28,6 +31,25 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     # Configurations of other tools may hold Infinity: the bounds of Mamba's time step.
     return strict_json(path, ModelError, "Download or save it again.", finite=False)
+
+
+def check_layers(file: Path, config: Mapping[str, Any], tensors: int) -> None:
+    """Refuses a configuration that says more layers than there are tensors: each would be made before the first is missed.
+
+    Args:
+        file: the configuration, for the message.
+        tensors: of the checkpoint; a thousand layers are always let through.
+
+    Raises:
+        ModelError: it names the setting.
+    """
+    for part in (config, *(value for value in config.values() if isinstance(value, Mapping))):
+        for name in _LAYERS:
+            value = part.get(name)
+            if isinstance(value, int) and value > max(_ALWAYS, tensors):
+                raise ModelError(
+                    f"{file}: {name} is {value:,}, and the checkpoint has {tensors:,} tensors. Does the file belong to it?"
+                )
 
 
 def check_weights(folder: Path, stem: str, *, allow_pickle: bool) -> None:
@@ -85,8 +107,10 @@ def _check_file(path: Path) -> None:
         file.seek(8)
         try:
             header = parse_json(file.read(length), finite=False)
-            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-            wanted = 8 + length + max(ends, default=0)
+            tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
+            if not all(conforms(tensor[name], list[int]) for tensor in tensors for name in ("shape", "data_offsets")):
+                raise TypeError("a shape or an offset that is no list of whole numbers")
+            wanted = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ModelError(f"{path} has a broken safetensors header. Download or copy it again.") from error
     if size != wanted:

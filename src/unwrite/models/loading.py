@@ -19,9 +19,10 @@ from torch import nn
 from .. import catalog, hub
 from ..errors import ModelError, setting, unknown
 from .accounting import adapter_account, check_account, stored_shapes
+from .adapter_settings import check_settings
 from .adapters import ADAPTER, adapter_base
 from .bundled import BUNDLED, bundled_folder
-from .checkpoints import check_weights, first_line, needs_remote_code, read_json
+from .checkpoints import check_layers, check_weights, first_line, needs_remote_code, read_json
 from .gguf import converted
 from .gguf_parts import gguf_in
 from .quiet import quiet
@@ -153,9 +154,9 @@ def _device(name: str | torch.device) -> torch.device:
 
 def _resolve(name: str, options: _Options) -> tuple[Path, dict[str, Any]]:
     """The local folder of any name, and where it is from."""
-    path = Path(os.path.expanduser(name))  # which leaves the ~ of nobody as it is
     if hub.is_explicit(name):
         return _from_hub(name, options)
+    path = _as_path(name)
     if name in BUNDLED:
         folder, kind = bundled_folder(name), "bundled"
     elif path.is_dir() and (gguf := gguf_in(path)) is not None:
@@ -188,6 +189,15 @@ def _from_hub(name: str, options: _Options) -> tuple[Path, dict[str, Any]]:
         )
     folder = _snapshot(known, options)
     return folder, {"name": known, "kind": "hub", "folder": str(folder), "revision": folder.name}
+
+
+def _as_path(name: str) -> Path:
+    path = Path(os.path.expanduser(name))  # which leaves the ~ of nobody as it is
+    try:
+        path.is_dir()
+    except OSError as error:  # a name no file system takes
+        raise ModelError(f"{name!r:.80} can't be the name of a model ({error.strerror}).") from None
+    return path
 
 
 def _snapshot(name: str, options: _Options) -> Path:
@@ -266,6 +276,7 @@ def _need_adapter(folder: Path, options: _Options) -> None:
 def _adapted(folder: Path, options: _Options) -> tuple[nn.Module, dict[str, Any]]:
     from peft import PeftModel
 
+    config = read_json(folder / ADAPTER)
     check_weights(folder, "adapter_model", allow_pickle=options.allow_pickle)
     base_folder, base_source = _resolve(adapter_base(folder, options.base), replace(options, revision=None, base=None))
     named = base_source["name"]
@@ -274,6 +285,8 @@ def _adapted(folder: Path, options: _Options) -> tuple[nn.Module, dict[str, Any]
             f"{folder} is an adapter on an adapter ({named}). Merge that one first: models.save(..., merge=True)."
         )
     model, _ = _model(base_folder, base_source, replace(options, base=None))
+    shapes = stored_shapes(folder.glob("adapter_model.safetensors"))
+    check_settings(folder, config, [name for name, _ in model.named_modules()], shapes)
     with quiet(), hub.closed(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft's, of missing weights: they are an error below
         try:
@@ -297,6 +310,9 @@ def _read(folder: Path, options: _Options) -> Any:
             f"then pass {setting('trust_remote_code', True)}."
         )
     check_weights(folder, "model", allow_pickle=options.allow_pickle)
+    shapes = stored_shapes(folder.glob("*.safetensors"))
+    if shapes:
+        check_layers(config, described, len(shapes))
     with quiet(), hub.closed():  # a config.json may name code or parts of the Hub
         try:
             model, info = _auto_class(described).from_pretrained(
@@ -310,7 +326,7 @@ def _read(folder: Path, options: _Options) -> Any:
             )
         except Exception as error:  # whatever a library meets in a foreign checkpoint
             raise ModelError(f"{folder} could not be loaded: {first_line(error)}") from error
-    check_account(folder, info, model, stored_shapes(folder.glob("*.safetensors")))
+    check_account(folder, info, model, shapes)
     return model.eval()
 
 
