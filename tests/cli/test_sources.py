@@ -170,4 +170,4 @@ def test_a_model_of_the_hub_is_loaded_at_the_revision_of_the_run(tmp_path, monke
     monkeypatch.setattr(ModelRequest, "load", load_it)
     source = {"name": "org/name", "kind": "hub", "revision": "0123abc", "weights": "abc"}
     RunModels(run=Run(tmp_path, {"source": source})).before()
-    assert asked == [("org/name", "0123abc")]
+    assert asked == [("hf:org/name", "0123abc")]

@@ -14,7 +14,7 @@ from unwrite.models import adapter_settings, load_model
 @pytest.fixture
 def adapter(tmp_path):
     """A folder with an adapter, and how to change its configuration."""
-    make_llama(layers=2).save_pretrained(tmp_path / "base")
+    make_llama(layers=2).save_pretrained(tmp_path / "own" / "base")
     model = get_peft_model(make_llama(layers=2), LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     model.save_pretrained(tmp_path / "own")
     file = tmp_path / "own" / "adapter_config.json"
@@ -23,7 +23,7 @@ def adapter(tmp_path):
         file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
         return tmp_path / "own"
 
-    change(base_model_name_or_path=str(tmp_path / "base"))
+    change(base_model_name_or_path="base")
     return change
 
 
