@@ -250,7 +250,7 @@ def test_what_a_drafter_refuses_is_refused_before_any_forward():
 )
 def test_refuses_a_budget_below_the_smallest_tree(strategy, smallest):
     object.__setattr__(strategy, "draft_model", Tabular(LOGITS, VOCAB))
-    with pytest.raises(MethodError, match=f"budget {smallest - 1} is below the smallest tree, {smallest} nodes"):
+    with pytest.raises(MethodError, match=f"budget={smallest - 1} is below the smallest tree, {smallest} nodes"):
         decode(strategy)
     object.__setattr__(strategy, "budget", smallest)
     assert decode(strategy).sequences == [greedy(LOGITS, (1, 2), 24)]

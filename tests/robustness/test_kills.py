@@ -1,16 +1,29 @@
-"""The short form of `kills.py`: a few kills and faults at places a seed chooses."""
+"""The short form of `kills.py`: a few kills and faults at places a seed chooses, in a process that forks them."""
 
-from kills import CASES, chosen, kills
+import subprocess
+import sys
+from pathlib import Path
 
-SHORT = [case for case in CASES if case.name in ("npo", "lora")]
+import pytest
+from kills import chosen
+
+PROGRAM = Path(__file__).with_name("kills.py")
 
 
-def test_what_was_killed_goes_on_to_the_same_result():
-    assert kills(3, seed=5, cases=SHORT) == []
-
-
-def test_what_met_a_failing_disk_says_so_in_a_line_and_goes_on():
-    assert kills(0, seed=5, cases=SHORT[:1], faults=3) == []
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--kills", "2", "--faults", "0", "--case", "npo", "--case", "lora"),
+        ("--kills", "0", "--faults", "2", "--case", "npo"),
+    ],
+    ids=["kills", "a failing disk"],
+)
+def test_what_was_stopped_says_so_and_goes_on_to_the_same_result(arguments):
+    done = subprocess.run(
+        [sys.executable, PROGRAM, *arguments, "--seed", "5"], capture_output=True, text=True, timeout=110, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ", 0 went wrong, " in done.stdout
 
 
 def test_every_write_is_chosen_once_before_any_is_chosen_again():

@@ -78,7 +78,7 @@ def save(
             write_json(fresh / NOTE, {**_note(model, fresh), **written, "provenance": dict(provenance or {})})
             _check_written(model, fresh, folder)
     except Exception as error:
-        if isinstance(error, ModelError) or not unwritable(error):
+        if isinstance(error, ModelError) or not (isinstance(error, OSError) or unwritable(error)):
             raise
         raise ModelError(f"{folder} could not be written: {' '.join(str(error).split())[:200]}.") from error
     return folder
