@@ -4,6 +4,7 @@ import ast
 import io
 import json
 import re
+import subprocess
 import sys
 import time
 import unicodedata
@@ -179,6 +180,28 @@ def test_notices_and_foreign_warnings_are_written_out(monkeypatch, capsys):
         warnings.warn(HOSTILE + "\nmore", UserWarning, stacklevel=1)
     assert capsys.readouterr().err == f"unwrite: {SHOWN} more\n"
     assert said == [f"{SHOWN}\nmore"]
+
+
+def test_an_error_nobody_expected_is_written_out_too(capsys):
+    try:
+        raise ValueError(f"{HOSTILE}\nmore")
+    except ValueError as error:
+        output.show_traceback(ValueError, error, error.__traceback__)
+    assert capsys.readouterr().err.endswith(f"ValueError: {SHOWN}\nmore\n")
+
+
+def test_a_process_of_our_own_shows_its_tracebacks_so():
+    code = """
+import unwrite.cli as cli
+class App:
+    def __call__(self, arguments):
+        raise ValueError(chr(27) + "[2J")
+cli.commands = App
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith(b"ValueError: \\x1b[2J")
 
 
 @pytest.mark.parametrize("a_terminal", [False, True])

@@ -3,11 +3,13 @@
 import json
 
 import pytest
+import torch
 
 from conftest import make_llama, make_tokenizer
 from unwrite.cli import main
 from unwrite.cli.fields import build_strategy
-from unwrite.cli.generate import _Transformers
+from unwrite.cli.generate import _Show, _Transformers
+from unwrite.cli.output import write
 from unwrite.decode import RecyclingTable, TrigramTable
 from unwrite.decode.token_recycling import TreeTemplate
 
@@ -159,3 +161,12 @@ def test_without_a_strategy_drafts_run_where_they_can_and_nothing_is_noticed(cap
     written = capsys.readouterr()
     assert list(json.loads(written.out)) == ["token-recycling"]
     assert "unwrite:" not in written.err
+
+
+@pytest.mark.parametrize(("text", "sent"), [("a\r\nb", "a\r\nb"), ("a\rb", "a\\x0db"), ("a\r", "a\\x0d")])
+def test_a_line_end_in_two_tokens_stays_one(capsys, text, sent):
+    shown = _Show(lambda ids: text[: len(ids)], write)
+    for token in range(len(text)):
+        shown.put(torch.tensor([token]))
+    shown.end()
+    assert capsys.readouterr().out == sent

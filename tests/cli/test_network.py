@@ -272,10 +272,14 @@ def test_a_saved_data_set_fetches_nothing_that_its_rows_name(asked, tmp_path, na
     assert asked == []
 
 
-def test_a_folders_card_can_name_no_file_elsewhere(asked, tmp_path):
-    card = "---\nconfigs:\n- config_name: a\n  data_files: hf://datasets/org/name/x.json\n---\n"
+@pytest.mark.parametrize(
+    "files", ["URL", "[x.json, URL]", "{train: URL}", "[{split: train, path: URL}]", "[{split: train, path: [URL]}]"]
+)
+@pytest.mark.parametrize("url", ["hf://datasets/org/name/x.json", "https://example.com/x.json"])
+def test_a_folders_card_can_name_no_file_elsewhere(asked, tmp_path, files, url):
+    card = f"---\nconfigs:\n- config_name: a\n  data_files: {files.replace('URL', url)}\n---\n"
     (tmp_path / "data" / "README.md").write_text(card)
-    with pytest.raises(DataError, match="can't load the data set"):
+    with pytest.raises(DataError, match=f"has rows fetched from {url}"):
         load_rows(str(tmp_path / "data"), "a", "train")
     assert asked == []
 

@@ -55,11 +55,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs one command; a refusal is one line on standard error and exit code 2."""
     from ..errors import UnwriteError, naming
     from ..runs import unwritable
-    from .output import complain, plain_notices, progress_console, write_anything
+    from .output import complain, plain_notices, progress_console, show_traceback, write_anything
 
     app = commands()
     app.error_console = progress_console()
     write_anything()
+    if arguments is None:  # a process of our own
+        sys.excepthook = show_traceback
     try:
         given = sys.argv[1:] if arguments is None else arguments
         with plain_notices(), naming("flags"), _offline_if_said(given) as rest:

@@ -12,6 +12,7 @@ import logging
 import re
 import shlex
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from functools import lru_cache
@@ -75,6 +76,11 @@ def say_where(report: Path, run: Path | None = None, program: str = "unwrite") -
 def complain(words: object) -> None:
     """A refusal or a notice: one line on standard error."""
     print(f"unwrite: {one_line(words)}", file=sys.stderr)
+
+
+def show_traceback(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Prints an error that nobody expected, for `sys.excepthook`: its message may hold anything, too."""
+    sys.stderr.write(visible("".join(traceback.format_exception(kind, error, trace)), lines=True))
 
 
 def print_json(value: Any) -> None:

@@ -160,6 +160,8 @@ def load(path: str, config: str | None, split: str, **options: Any) -> Any:
     is_local = "data_files" in options or (os.path.isdir(path) and not hub.is_explicit(path))
     offline = hub.offline("HF_DATASETS_OFFLINE")
     try:
+        if is_local and os.path.isdir(path):
+            _need_own_files(path)
         with hub.closed() if is_local or offline else contextlib.nullcontext():
             return datasets.load_dataset(path if is_local else _repository(path), config, split=split, **options)
     except DataError:
@@ -172,6 +174,19 @@ def load(path: str, config: str | None, split: str, **options: Any) -> Any:
         raise DataError(
             f"can't load the data set {what}: {reason}. Check the id, the configuration and {check}."
         ) from error
+
+
+def _need_own_files(folder: str) -> None:
+    """Refuses a folder whose card has its rows fetched from elsewhere."""
+    from huggingface_hub import metadata_load
+
+    card = os.path.join(folder, "README.md")
+    stack = [(metadata_load(card) or {}).get("configs")] if os.path.isfile(card) else []
+    while stack:
+        item = stack.pop()
+        if isinstance(item, str) and "://" in item:
+            raise DataError(f"{card} has rows fetched from {item}. Fetch them yourself, and name the files.")
+        stack.extend(item.values() if isinstance(item, dict) else item if isinstance(item, list) else ())
 
 
 def _repository(name: str) -> str:
