@@ -133,7 +133,10 @@ def test_csv_rows_are_named_by_the_line_they_start_on(tmp_path):
         ({"messages": [CHAT[3], {"role": "assistant", "content": None}]}, "turn 2 \\(assistant\\) has no text"),
         ({**ROW, "perturbed_answer": [1]}, "perturbed_answer must be a list of non-empty strings"),
         ({**ROW, "perturbed_answer": "[broken"}, "perturbed_answer is not a JSON list"),
-        ({**ROW, "perturbed_answer": "[" * 100_000}, "perturbed_answer is not a JSON list \\(nested too deeply"),
+        (
+            {**ROW, "perturbed_answer": "[" * 100_000},
+            "perturbed_answer is not a JSON list \\(it is nested more than 100 deep",
+        ),
         ({**ROW, "paraphrased_answer": 5}, "paraphrased_answer is not a string but 5"),
     ],
 )

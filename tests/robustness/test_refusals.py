@@ -15,13 +15,15 @@ from unwrite.audit.report import Report
 from unwrite.audit.tofu import read_retain_scores
 from unwrite.audit.vision_arrays import floats
 from unwrite.bench.sweep_file import opened
+from unwrite.cli.fields import build, parse
 from unwrite.cli.sources import RunModels
 from unwrite.data import Example, Examples, read
 from unwrite.data.image_splits import read_indices
 from unwrite.data.images import MOST_MADE_UP, Images
+from unwrite.data.picture_metadata import check_metadata
 from unwrite.decode.token_recycling import RecyclingTable
 from unwrite.diffusion.learn2pd import Filter, Records
-from unwrite.errors import DataError, ModelError, RunError
+from unwrite.errors import DataError, MethodError, ModelError, RunError
 from unwrite.models import load_state
 from unwrite.models.curvature import Importances
 from unwrite.runs import Run
@@ -75,7 +77,48 @@ def test_what_can_be_seen_is_kept_as_it_is(tmp_path, text):
     assert read(tmp_path / "rows.jsonl")[0].answer == text
 
 
+def test_a_chat_in_a_cell_is_read_strictly(tmp_path):
+    for turn, why in (
+        ('{""role"": ""user"", ""role"": ""assistant"", ""content"": ""a""}', "names 'role' twice"),
+        ("NaN", "holds NaN"),
+    ):
+        (tmp_path / "rows.csv").write_text(f'messages\n"[{turn}]"\n')
+        refused(DataError, rf"rows\.csv:2: messages is not a JSON list \(it {why}", read, tmp_path / "rows.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("metadata.csv", "file_name,age,age\na.png,1,2\n", "has the column 'age' twice"),
+        ("metadata.jsonl", '{"file_name": "a.png", "age": 1, "age": 2}', "1: is no JSON .it names 'age' twice"),
+        ("metadata.jsonl", '{"file_name": "a.png", "age": 1e999}', "1: age is inf, not a finite number"),
+        ("metadata.jsonl", '{"file_name": "\\ud800", "age": 1}', "1: is no JSON .'file_name' holds a lone surrogate"),
+    ],
+)
+def test_metadata_beside_pictures_is_read_strictly(tmp_path, name, content, why):
+    (tmp_path / "a.png").touch()
+    (tmp_path / name).write_text(content)
+    refused(DataError, rf"{name}.*{why}", check_metadata, tmp_path, ["age"], "age")
+
+
 # Numbers
+
+
+@pytest.mark.parametrize(("flag", "value"), [("beta", "nan"), ("retain-weight", "-NaN")])
+def test_a_flag_is_a_number(flag, value):
+    refused(MethodError, rf"{flag.replace('-', '_')} is '{value}'; it must be float", build, "npo", {flag: value})
+
+
+def test_a_file_of_lines_is_text(tmp_path):
+    (tmp_path / "lines.txt").write_bytes(b"\xff")
+    refused(
+        MethodError,
+        "texts is .*lines.txt', which is no UTF-8 text",
+        parse,
+        "texts",
+        str(tmp_path / "lines.txt"),
+        tuple[str, ...],
+    )
 
 
 def test_labels_up_to_2_to_the_40_make_no_names():

@@ -57,7 +57,10 @@ def parse(name: str, text: str, hint: Any) -> Any:
         return text.lower() in ("true", "yes", "1")
     if hint in (int, float, str, Path):
         try:
-            return hint(text)
+            value = hint(text)
+            if value != value:  # NaN, which is above and below nothing
+                raise ValueError
+            return value
         except ValueError:
             raise MethodError(f"{setting(name)} is {text!r}; it must be {hint.__name__}.") from None
     if hasattr(hint, "forgets"):  # a method inside another, by its name, with its defaults
@@ -74,4 +77,8 @@ def _lines(name: str, text: str) -> tuple[str, ...]:
     path = Path(text)
     if not path.is_file():
         raise MethodError(f"{setting(name)} is {text!r}; give a text file with one sentence a line.")
-    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise MethodError(f"{setting(name)} is {text!r}, which is no UTF-8 text that can be read ({error}).") from None
+    return tuple(line.strip() for line in lines if line.strip())

@@ -6,13 +6,13 @@ A table has no lines any more: of a value that is missing there, nobody can say 
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ..runs import Malformed, parse_json
 from .images import SHOWN
 
 __all__ = ["check_metadata", "missing"]
@@ -65,6 +65,9 @@ def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
+            names = [name.strip() for name in reader.fieldnames or ()]
+            if double := next((name for name in names if name and names.count(name) > 1), None):
+                raise DataError(f"{path} has the column {double!r:.60} twice. Rename or remove one.")
             for row in reader:
                 extra = row.pop(None, None)  # type: ignore[call-overload]
                 yield reader.line_num, row if extra is None else f"has {len(extra)} values more than there are columns"
@@ -81,9 +84,9 @@ def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield number, f"is no JSON ({str(error).splitlines()[0][:80]})"
+            row = parse_json(line, finite=False)  # NaN is pandas' missing value, named below
+        except Malformed as error:
+            yield number, f"is no JSON ({error})"
             continue
         yield number, row if isinstance(row, dict) else f"is a JSON {type(row).__name__}, not an object"
 

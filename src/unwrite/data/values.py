@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import reprlib
 from collections.abc import Mapping
 from typing import Any
 
+from ..runs import Malformed, parse_json
 from .examples import flaw, is_visible
 from .layouts import BadRow
 
@@ -45,9 +45,9 @@ def json_list(value: str, name: str) -> Any:
     if not value.lstrip().startswith("["):
         return value
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise BadRow(f"{name} is not a JSON list ({getattr(error, 'msg', 'nested too deeply')})") from None
+        return parse_json(value)
+    except Malformed as error:
+        raise BadRow(f"{name} is not a JSON list ({error})") from None
 
 
 def text_of(value: Any, name: str) -> str:

@@ -7,7 +7,6 @@ A maker takes a `random.Random` and draws in the benchmark's own order, so that 
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +14,7 @@ from random import Random
 from typing import Any
 
 from ...errors import MethodError, unknown
+from ...runs import parse_json
 from .words import LETTERS, TOPICS
 
 MASK_WORD = "[MASK]"  # what stands for a cell in a skeleton
@@ -270,7 +270,7 @@ def sentence(topics: int) -> Maker:
 def parsed(context: str) -> tuple[str, ...]:
     """The items of a list's text; none where it is not one."""
     try:
-        found = json.loads(context)
+        found = parse_json(context)
     except ValueError:
         return ()
     return tuple(map(str, found)) if isinstance(found, list) else ()
