@@ -82,8 +82,6 @@ def path_reason(name: str) -> str | None:
     ending = Path(name).suffix.lower()
     if ending in _ENDINGS:
         return f"{ending} is the ending of a file"
-    if os.path.lexists(name):
-        return "it is a link to nothing"
     parent = os.path.dirname(name)
     return f"{parent} is here" if parent and os.path.lexists(parent) else None
 

@@ -108,7 +108,9 @@ def test_the_refusal_says_why_and_how_to_name_the_hubs(asked, files, capsys):
     )
 
 
-@pytest.mark.parametrize("name", ["org/name", "hf:org/name", "hf:run/nosuch", "hf:old-name", "hf:org/x.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["org/name", "hf:org/name", "hf:run/nosuch", "hf:old-name", "hf:org/x.jsonl", "hf:org/x.gguf"]
+)
 @pytest.mark.parametrize("read_it", [load, read])
 def test_a_name_of_the_hub_is_asked_for_there_and_only_there(asked, name, read_it):
     with pytest.raises((ModelError, DataError, RuntimeError)):
