@@ -252,8 +252,14 @@ def test_a_run_finds_its_model_of_the_hub_again_whatever_is_here(monkeypatch, fi
     run.update(
         status="done", source={"name": "run/x", "kind": "hub", "weights": hash_model(make_llama()), "base": base}
     )
+    (run.folder / "model").mkdir()
+    (run.folder / "model" / "adapter_config.json").write_text("{}")
     RunModels(run=run).before()
-    assert names == [("hf:run/x", "hf:run/base")]
+    RunModels(run=run).after()
+    run.update(source={"name": "run/x", "kind": "hub"})
+    RunModels(run=run).after()
+    after = str(run.folder / "model")
+    assert names == [("hf:run/x", "hf:run/base"), (after, "hf:run/base"), (after, "hf:run/x")]
 
 
 MEDIA = {
@@ -271,6 +277,18 @@ def test_a_saved_data_set_fetches_nothing_that_its_rows_name(asked, tmp_path, na
     made = datasets.Dataset.from_dict(rows, features=datasets.Features({**texts, "image": kind}))
     made.save_to_disk(tmp_path / "saved", num_shards=1)
     assert read(tmp_path / "saved")[0].answer == "ann"
+    assert asked == []
+
+
+def test_pictures_within_lists_are_not_fetched_either(asked, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.Dataset, "_estimate_nbytes", lambda self: 1)
+    features = {"text": datasets.Value("string"), "images": datasets.List(datasets.Image())}
+    rows = {"text": ["a text"], "images": [[MEDIA["picture"][1]]]}
+    datasets.Dataset.from_dict(rows, features=datasets.Features(features)).save_to_disk(
+        tmp_path / "saved", num_shards=1
+    )
+    with pytest.raises(DataError, match="can't read the saved data set"):
+        read(tmp_path / "saved")
     assert asked == []
 
 
@@ -298,6 +316,20 @@ def test_a_config_is_read_with_the_hub_closed(asked, files, monkeypatch):
     load(files / "model")
     assert seen
     assert all(seen)
+
+
+@pytest.mark.parametrize("library", [peft.PeftModel, transformers.AutoTokenizer, transformers.AutoModelForCausalLM])
+def test_every_part_of_a_folder_is_read_with_the_hub_closed(asked, adapter, files, monkeypatch, library):
+    real, seen = library.from_pretrained, []
+
+    def watched(*given, **options):
+        seen.append(huggingface_hub.constants.HF_HUB_OFFLINE)
+        return real(*given, **options)
+
+    monkeypatch.setattr(library, "from_pretrained", watched)
+    load(adapter, base=files / "model")
+    assert seen == [True]
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
 
 
 def test_a_whole_run_on_local_files_asks_nobody(asked, files, capsys):

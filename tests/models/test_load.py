@@ -317,6 +317,7 @@ def test_a_folder_that_names_a_loader_is_given_to_it(folder, monkeypatch):
     loaded = load(folder, dtype=torch.bfloat16)
     assert isinstance(loaded.model, nn.Identity)
     assert loaded.source["loader"] == "uld"
+    assert "base" not in seen
     assert loaded.source["kind"] == "folder"
     assert (seen["path"], seen["dtype"], seen["allow_pickle"]) == (folder, torch.bfloat16, False)
 
