@@ -54,6 +54,15 @@ def test_many_numbers_in_few_bytes_are_counted(tmp_path, monkeypatch):
         read(tmp_path / "rows.parquet")
 
 
+def test_many_numbers_in_a_few_rows_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "0.001")
+    pq.write_table(
+        pa.table({"text": ["a"] * 5, "ids": [[0] * 40_000] * 5}), tmp_path / "rows.parquet", compression="zstd"
+    )
+    with pytest.raises(DataError, match=r"rows\.parquet unpacks to 0\.00149 GiB, and 0\.001 GiB"):
+        read(tmp_path / "rows.parquet")
+
+
 def test_a_gzip_file_that_unpacks_to_more_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv(VARIABLE, "0.01")
     (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(b" " * (20 << 20)))

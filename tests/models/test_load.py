@@ -18,6 +18,7 @@ from transformers import dynamic_module_utils
 
 from unwrite.errors import ModelError
 from unwrite.models import Loaded, load, load_model, loading, register_loader
+from unwrite.models.checkpoints import check_layers
 
 
 @pytest.fixture
@@ -343,3 +344,16 @@ def test_refuses_a_header_whose_shapes_are_none(folder, shape):
     (folder / "model.safetensors").write_bytes(len(changed).to_bytes(8, "little") + changed + data[8 + length :])
     with pytest.raises(ModelError, match=r"model\.safetensors has a broken safetensors header"):
         load(folder)
+
+
+def test_a_config_may_hold_what_other_tools_write(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "time_step_limit": [0.0, float("inf")]}))
+    assert load(folder).model.config.time_step_limit[1] == float("inf")
+
+
+def test_a_thousand_layers_are_let_through_whatever_the_files_hold(tmp_path):
+    check_layers(tmp_path, {"num_hidden_layers": 1000, "text_config": {"n_layer": 1000}}, 20)
+    check_layers(tmp_path, {"num_hidden_layers": 1200}, 1200)
+    with pytest.raises(ModelError, match="n_layer is 1,001, and the checkpoint has 20 tensors"):
+        check_layers(tmp_path, {"text_config": {"n_layer": 1001}}, 20)

@@ -248,7 +248,10 @@ def run(count: int, seed: int, only: str | None, workers: int) -> tuple[int, lis
             result = worker.finished() if worker.chunk else ([], None)
             if result is None:
                 continue
-            found += result[0]
+            for one in result[0]:
+                if one.kind not in {earlier.kind for earlier in found}:
+                    print(f"{one.case}  {one.kind}  {one.detail}", flush=True)
+                found.append(one)
             left -= len(worker.chunk[1]) if worker.chunk else 0
             worker.chunk = None
             if result[1] is not None:
