@@ -46,7 +46,7 @@ def mutated(name: str, data: bytes, rng: random.Random) -> bytes:
             data = own(data, rng) if own is not None and rng.random() < 0.7 else blind(data, rng)
         except (
             ValueError,
-            KeyError,
+            LookupError,
             TypeError,
             AttributeError,
             struct.error,
