@@ -65,6 +65,8 @@ def test_a_type_is_that_of_all_parts():
     assert not conforms({"a": [1, "2"]}, dict[str, list[float]])
     assert not conforms([True], list[float])
     assert not conforms([True], list[int])
+    assert conforms(10**400, int)
+    assert not conforms(10**400, float)
     assert conforms(("a", "b"), tuple[str, str])
     assert not conforms(("a",), tuple[str, str])
     assert not conforms(["a", "b"], tuple[str, str])

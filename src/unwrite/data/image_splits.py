@@ -287,7 +287,7 @@ def _listed(path: Path) -> list[int]:
     try:
         value = parse_json(path.read_bytes())
     except Malformed as error:
-        raise DataError(f"{path.name}: {error}.") from None
+        raise DataError(f"{path.name}: invalid JSON ({error}).") from None
     if not isinstance(value, list):
         raise DataError(f"{path.name}: needs one list of indices, not one {type(value).__name__}.")
     wrong = next((i for i, item in enumerate(value) if not isinstance(item, int) or isinstance(item, bool)), None)
