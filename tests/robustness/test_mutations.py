@@ -19,3 +19,20 @@ def test_damaged_input_is_a_value_or_one_line(reader, monkeypatch):
 def test_a_case_is_made_of_its_name_alone():
     assert damaged("csv", "0:csv:7") == damaged("csv", "0:csv:7")
     assert len({damaged("csv", f"0:csv:{number}")["rows.csv"] for number in range(50)}) > 40
+
+
+FOUND = [
+    "8:parquet:939",
+    "8:picture metadata:4925",
+    "8:report.json:1888",
+    "3:saved set:3",
+    "6:adapter:75",
+    "3:bench file:1294",
+]
+
+
+@pytest.mark.parametrize("case", FOUND)
+def test_a_case_of_a_long_run_stays_mended(case, monkeypatch):
+    monkeypatch.setenv("UNWRITE_CACHE", "")
+    seed, reader, number = case.split(":")
+    assert not failures_in(reader, int(seed), range(int(number), int(number) + 1))

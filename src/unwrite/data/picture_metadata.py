@@ -55,10 +55,17 @@ def _faults(path: Path, columns: Sequence[str], target: str | None) -> Iterator[
         absent = [name for name in (FILE, *columns) if name in there and missing(row.get(name))]
         if absent:
             yield line, f"has no {' and no '.join(absent)}"
-        elif FILE in there and not (path.parent / str(row[FILE])).is_file():
-            yield line, f"names {row[FILE]!r}, which is not there"
+        elif FILE in there and not _is_file(path.parent / str(row[FILE])):
+            yield line, f"names {row[FILE]!r:.80}, which is not there"
         elif target in there and not _is_number(row[target]):
             yield line, f"{target} is {row[target]!r:.60}, not a finite number"
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name no file system takes
+        return False
 
 
 def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
