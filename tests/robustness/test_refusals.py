@@ -219,6 +219,14 @@ def test_a_report_of_other_types_is_refused(tmp_path, field):
     refused(RunError, "report.*damaged", Report.load, tmp_path)
 
 
+def test_an_attacks_points_have_their_x(tmp_path):
+    (sample,) = states._reports()
+    value = json.loads(sample["report.json"])
+    value["attacks"][0]["x"] = "other"
+    (tmp_path / "report.json").write_text(json.dumps(value))
+    refused(RunError, "its attacks are not what an audit writes", Report.load, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("value", "why"),
     [

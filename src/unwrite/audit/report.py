@@ -211,6 +211,10 @@ class Report:
             conforms(metric.get(name), kind) for metric in self.metrics for name, kind in parts.items()
         ):
             odd.append("metrics")
+        if "attacks" not in odd and any(
+            attack.x not in point for attack in self.attacks for curve in attack.curves.values() for point in curve
+        ):
+            odd.append("attacks")
         if not self.columns:
             odd.append("columns")
         if odd:
