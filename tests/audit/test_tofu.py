@@ -178,7 +178,7 @@ def test_refuses_stored_scores_of_other_rows(tokenizer: Any, split: Any, oracle:
 
 def test_refuses_stored_scores_of_the_other_mean(tokenizer: Any, split: Any, oracle: Any, tmp_path: Any) -> None:
     save_retain_scores(tmp_path / "oracle.json", Context(oracle, tokenizer), split.forget, "arithmetic")
-    with pytest.raises(DataError, match="arithmetic mean, this audit the geometric"):
+    with pytest.raises(DataError, match="scores use the 'arithmetic' mean, this audit the geometric"):
         read_retain_scores(tmp_path / "oracle.json", split.forget)
 
 

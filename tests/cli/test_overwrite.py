@@ -1,6 +1,7 @@
 """No command replaces or removes what exists unless it is asked to by name, and then only what it wrote itself."""
 
 import json
+import struct
 
 import pytest
 
@@ -115,7 +116,7 @@ def test_audit_replaces_a_report_only_when_asked(capsys, tmp_path, name):
 
 
 def test_requantise_replaces_a_file_only_when_asked(capsys, tmp_path):
-    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    (tmp_path / "a.gguf").write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 0, 0))
     (tmp_path / "b.gguf").write_bytes(b"mine")
     command = ["models", "requantise", str(tmp_path / "a.gguf"), "--to", "f16", "--out", str(tmp_path / "b.gguf")]
     assert "b.gguf exists" in refused(capsys, *command)
@@ -123,7 +124,7 @@ def test_requantise_replaces_a_file_only_when_asked(capsys, tmp_path):
 
 
 def test_requantise_does_not_replace_the_file_it_would_name_itself(capsys, tmp_path):
-    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    (tmp_path / "a.gguf").write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 0, 0))
     (tmp_path / "a.F16.gguf").write_bytes(b"mine")
     assert "a.F16.gguf exists" in refused(capsys, "models", "requantise", str(tmp_path / "a.gguf"), "--to", "f16")
 

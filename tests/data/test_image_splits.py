@@ -134,7 +134,7 @@ def test_indices_are_read_from_a_file(tmp_path, suffix):
         ("a.json", "[1, 2.5]", "a.json item 1: 2.5 is no index"),
         ("a.json", "[1, true]", "a.json item 1: True is no index"),
         ("a.json", '{"forget": [1]}', "needs one list of indices, not one dict"),
-        ("a.json", "[1,", "invalid JSON"),
+        ("a.json", "[1,", "it is not JSON"),
         ("a.npy", "no array", "a.npy is no array of numbers"),
         ("a.csv", "1\n", "unknown file type '.csv'"),
     ],

@@ -196,13 +196,14 @@ def _repository(name: str) -> str:
         DataError: it is a path, or no id.
     """
     known = hub.repository(name)
-    if known is None:
-        raise DataError(f"{name!r} is no data set id. Write org/name, or {hub.PREFIX}org/name.")
     if (reason := hub.path_reason(name)) is not None:
+        named = name if known is not None else "org/name"
         raise DataError(
             f"there are no rows {name} ({reason}, so it is not looked up on the Hub). Check the path, or write "
-            f"{hub.PREFIX}{name} for a data set of the Hub."
+            f"{hub.PREFIX}{named} for a data set of the Hub."
         )
+    if known is None:
+        raise DataError(f"{name!r} is no data set id. Write org/name, or {hub.PREFIX}org/name.")
     if os.path.exists(known):  # the library would read what is here
         raise DataError(f"{known} is here, and {name} can't be told from it. Start in another folder, or rename it.")
     return known
