@@ -6,6 +6,7 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -262,3 +263,11 @@ def test_refuses_a_damaged_report() -> None:
 )
 def test_numbers_are_written_for_people(value: float | None, text: str) -> None:
     assert short(value) == text
+
+
+def test_what_a_killed_write_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".report.json.0a1b2c3d4e5f").write_text("{")
+    (tmp_path / ".report.html.0a1b2c3d4e5f").write_text("<")
+    (tmp_path / "mine").write_text("")
+    made().save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "report.html", "report.json"]

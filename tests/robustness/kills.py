@@ -59,30 +59,24 @@ class Case:
     resumes: bool = True
 
 
-def forget(*more: str) -> tuple[str, ...]:
-    shared = (
-        "--model",
-        "model",
-        "--forget",
-        "forget.jsonl",
-        "--retain",
-        "retain.jsonl",
-        "--out",
-        "run",
-        "--device",
-        "cpu",
-    )
-    return ("forget", *shared, "--epochs", "3", "--lr", "0.01", "--batch-size", "2", *more)
+def forget(**more: str) -> tuple[str, ...]:
+    """`unwrite forget` with what all cases share; `more` goes before it."""
+    shared = {
+        "model": "model", "forget": "forget.jsonl", "retain": "retain.jsonl", "out": "run", "device": "cpu", "epochs": "3",
+        "lr": "0.01", "batch_size": "2", "attacks": "none",
+    }  # fmt: skip
+    flags = {name.replace("_", "-"): value for name, value in {**shared, **more}.items()}
+    return ("forget", *(part for name, value in flags.items() for part in (f"--{name}", value)))
 
 
 CASES = [
-    Case("npo", forget("--attacks", "none")),
-    Case("npo with kl, attacked", forget("--retain-loss", "kl", "--attacks", "relearn,quantise")),
-    Case("lora", forget("--lora", "2", "--attacks", "none")),
-    Case("stopped early", forget("--stop-at", "0.999", "--lr", "0.05", "--attacks", "none")),
-    Case("accumulated", forget("--batch-size", "1", "--accumulate", "3", "--attacks", "none")),
-    Case("uld", forget("--method", "uld", "--layers", "1", "--rank", "2", "--attacks", "none")),
-    Case("rmu", forget("--method", "rmu", "--layer", "1", "--attacks", "none")),
+    Case("npo", forget()),
+    Case("npo with kl, attacked", forget(retain_loss="kl", attacks="relearn,quantise")),
+    Case("lora", forget(lora="2")),
+    Case("stopped early", forget(stop_at="0.999", lr="0.05")),
+    Case("accumulated", forget(batch_size="1", accumulate="3")),
+    Case("uld", forget(method="uld", layers="1", rank="2")),
+    Case("rmu", forget(method="rmu", layer="1")),
     Case(
         "audit",
         (

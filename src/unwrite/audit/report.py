@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from ..errors import RunError
-from ..runs import conforms, read_json, write_json, write_text
+from ..runs import clean, conforms, read_json, write_json, write_text
 from ..terminal import text, visible
 from .base import Score
 from .summary import Summary, summarise
@@ -221,8 +221,10 @@ class Report:
             raise RunError(f"the audit report is damaged: its {odd[0]} are not what an audit writes. Audit again.")
 
     def save(self, folder: str | Path) -> Path:
-        """Writes report.json and report.html into `folder` and returns the page's path."""
+        """Writes report.json and report.html into `folder`, without what a killed write left, and returns the page's path."""
         folder = Path(folder)
+        for name in ("report.json", "report.html"):
+            clean(folder / name)
         write_json(folder / "report.json", self.json())
         write_text(folder / "report.html", self.html())
         return folder / "report.html"
