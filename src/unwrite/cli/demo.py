@@ -73,7 +73,7 @@ def _carry_out(run: Run, loaded: Any, seed: int, notices: list[str]) -> tuple[An
         if not run.discard_if_empty():
             run.update(status="failed", error=f"{type(error).__name__}: {error}")
         raise
-    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+    run.drop_checkpoints()
     return finish(run, report, notices, moved, stopped=stopped, seconds=seconds), stopped, seconds
 
 

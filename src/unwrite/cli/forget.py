@@ -140,7 +140,6 @@ def _run(request: ForgetRequest, out: Path, resume: bool, overwrite: bool, notic
 
 def _carry_out(run: Run, ready: Ready, notices: list[str], resumed: bool) -> Any:
     import copy
-    import shutil
 
     from ..audit import evaluate
     from ..models import save
@@ -181,7 +180,7 @@ def _carry_out(run: Run, ready: Ready, notices: list[str], resumed: bool) -> Any
         batch_size=request.audit.batch_size,
         max_length=request.audit.max_length,
     )
-    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+    run.drop_checkpoints()
     return finish(run, report, notices, moved, **({} if stop is None else {"stopped": stop.reason}))
 
 

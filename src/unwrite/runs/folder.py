@@ -201,6 +201,14 @@ class Run:
         for entry in [entry for entry in entries if entry.name != LOCK]:
             _remove(entry)
 
+    def drop_checkpoints(self) -> None:
+        """Removes the checkpoints of a run that is whole; what a failing disk keeps is tried again, and then said."""
+        folder = self.folder / "checkpoints"
+        for _ in range(2):
+            shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            notice(f"{folder} could not be removed. The run is whole without it; remove it by hand.")
+
     def discard_if_empty(self) -> bool:
         """Removes the folder of a run that made nothing: no step was logged, no checkpoint, model or report written."""
         made = [entry for entry in self.folder.iterdir() if entry.name not in ("run.json", "checkpoints", LOCK)]
