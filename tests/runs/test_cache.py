@@ -282,3 +282,20 @@ def test_files_are_on_the_disk_before_a_folder_has_its_name(tmp_path, monkeypatc
     assert order[-1] == tmp_path.name  # the name itself, too
     write_text(tmp_path / "a.txt", "a")
     assert order[-1] == tmp_path.name
+
+
+def test_a_kill_while_an_entry_is_dropped_leaves_no_half_of_it(own_cache, monkeypatch):
+    made, get = counted_files()
+    get()
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            drop(own_cache / "kind" / "key")
+    assert not (own_cache / "kind" / "key").exists()
+    assert get() == "whole"
+    assert made.times == 2
+    assert sorted(path.name for path in (own_cache / "kind").iterdir()) == ["key", "key.lock", "key.sums"]

@@ -405,5 +405,22 @@ def test_checkpoints_that_cannot_be_removed_are_tried_twice_and_said(folder, mon
     assert not said
     (folder / "checkpoints").mkdir()
     monkeypatch.setattr(os, "rmdir", lambda *_, **__: fails_once(failed.clear()))
-    with pytest.warns(Notice, match="checkpoints could not be removed"):
+    with pytest.warns(Notice, match="checkpoints.* could not be removed"):
         run.drop_checkpoints()
+
+
+def test_a_kill_while_checkpoints_are_removed_leaves_none_to_go_on_from(folder, monkeypatch):
+    run = Run.start(folder, ARGUMENTS)
+    (folder / "checkpoints" / "checkpoint-1").mkdir(parents=True)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("unwrite.runs.folder.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.drop_checkpoints()
+    assert not (folder / "checkpoints").exists()
+    run.update(status="failed")
+    Run.start(folder, ARGUMENTS, resume=True).update(status="done")
+    assert [entry.name for entry in folder.iterdir()] == ["run.json"]

@@ -48,7 +48,7 @@ def write_text(path: str | Path, text: str) -> None:
     """Replaces `path` by `text` in one step, with the user's umask; a full disk or a kill leaves the old file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
+    temporary = beside(path)
     try:
         with open(temporary, "x", encoding="utf-8") as file:
             file.write(text)
@@ -75,7 +75,7 @@ def new_folder(target: str | Path) -> Iterator[Path]:
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(target)
+    temporary = beside(target)
     temporary.mkdir()
     try:
         yield temporary
@@ -112,7 +112,7 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _beside(target: Path) -> Path:
+def beside(target: Path) -> Path:
     """A name of our own in the folder of `target`, hidden, and short whatever the target's is."""
     return target.with_name(f".{target.name[:80]}.{secrets.token_hex(6)}")
 

@@ -15,6 +15,7 @@ import atexit
 import contextlib
 import errno
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from typing import Any, TypeVar
 import xxhash
 
 from ..errors import notice
-from .atomic import cache_dir, lock, new_folder, write_json, write_text
+from .atomic import beside, cache_dir, lock, new_folder, write_json, write_text
 from .hashing import canonical_json
 
 T = TypeVar("T")
@@ -188,12 +189,15 @@ def _sum(data: bytes) -> str:
 
 
 def drop(entry: Path) -> None:
-    """Removes an entry and its sums."""
+    """Removes an entry and its sums. It loses its name in one step: half an entry is never taken for one."""
+    aside = beside(entry)
+    if entry.is_symlink() or entry.exists():
+        os.replace(entry, aside)
     _sums_file(entry).unlink(missing_ok=True)
-    if entry.is_dir() and not entry.is_symlink():
-        shutil.rmtree(entry)
+    if aside.is_dir() and not aside.is_symlink():
+        shutil.rmtree(aside)
     else:
-        entry.unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
 
 
 def _drop(entry: Path, error: Exception) -> None:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import RunError, notice, setting
-from .atomic import write_json
+from .atomic import beside, write_json
 from .hashing import hash_json
 from .strict import parse_json, read_json
 
@@ -203,11 +203,14 @@ class Run:
 
     def drop_checkpoints(self) -> None:
         """Removes the checkpoints of a run that is whole; what a failing disk keeps is tried again, and then said."""
-        folder = self.folder / "checkpoints"
-        for _ in range(2):
-            shutil.rmtree(folder, ignore_errors=True)
-        if folder.exists():
-            notice(f"{folder} could not be removed. The run is whole without it; remove it by hand.")
+        folder, aside = self.folder / "checkpoints", beside(self.folder / "checkpoints")
+        with contextlib.suppress(OSError):
+            os.replace(folder, aside)  # in one step: half of them are never gone on from
+        for left in (folder, aside, folder, aside):
+            shutil.rmtree(left, ignore_errors=True)
+        for left in (folder, aside):
+            if left.exists():
+                notice(f"{left} could not be removed. The run is whole without it; remove it by hand.")
 
     def discard_if_empty(self) -> bool:
         """Removes the folder of a run that made nothing: no step was logged, no checkpoint, model or report written."""
