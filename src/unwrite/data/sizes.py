@@ -124,5 +124,10 @@ def _written_out(array: Any) -> int:
 
 
 def check_columns(path: Path, columns: list[str]) -> None:
+    """Refuses a table that names a column twice: which of the two is meant can't be told.
+
+    Raises:
+        DataError: which column.
+    """
     if double := next((name for name in columns if name.strip() and columns.count(name) > 1), None):
         raise DataError(f"{path} has the column {double!r} twice. Rename or remove one.")

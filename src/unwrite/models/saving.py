@@ -1,7 +1,8 @@
 """Writing a model: a folder that is whole or absent, safetensors only, and says where it is from.
 
-What was written is read back and must answer as the model in memory does, before the folder gets its name. Beside the weights lies `unwrite.json`: what kind of thing was saved, with which versions, the hash of its weights,
-and the provenance the caller gives. What brings its own `save_pretrained` (a guard) is written by that.
+What was written is read back and must answer as the model in memory does, before the folder gets its name. Beside the
+weights lies `unwrite.json`: what kind of thing was saved, with which versions, the hash of its weights, and the
+provenance the caller gives. What brings its own `save_pretrained` (a guard) is written by that.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@
     model/         the unlearned model as safetensors, with unwrite.json
     report.html    the audit, and report.json
 
-While a process works in the folder it holds `.lock`, which names it. `run.json` says "running" until everything else is in place, so a killed run is never mistaken for a whole one. It is
-also the marker by which a run may be replaced: only by the same command, only when asked, and only if nothing but what
-a run writes lies in its folder.
+While a process works in the folder it holds `.lock`, which names it. `run.json` says "running" until everything else is
+in place, so a killed run is never mistaken for a whole one. It is also the marker by which a run may be replaced: only by
+the same command, only when asked, and only if nothing but what a run writes lies in its folder.
 """
 
 from __future__ import annotations

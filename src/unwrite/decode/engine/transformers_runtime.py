@@ -1,8 +1,9 @@
 """Any causal model of transformers as a target: trees in, logits out, accepted rows kept.
 
 The model's own forward runs on an arena cache; a tree is a float mask added to the scores and a position id for every
-node. Beyond the length up to which that is what `generate` computes (`support.py`), the model's own steps go on. Where it gives the same sums for less, prompts and small forwards run on packed copies of the linear layers or, for a
-stock Llama-family model, in a fused loop. The model itself is never changed.
+node. Beyond the length up to which that is what `generate` computes (`support.py`), the model's own steps go on. Where it
+gives the same sums for less, prompts and small forwards run on packed copies of the linear layers or, for a stock
+Llama-family model, in a fused loop. The model itself is never changed.
 
     node i sees column j  iff  j < length  or  node j - length is i or above it;   position(i) = length + depth(i)
 """
