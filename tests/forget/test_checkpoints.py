@@ -161,3 +161,12 @@ def test_refuses_a_checkpoint_that_is_gone_or_damaged(damage, rows, tmp_path):
     damage(named)
     with pytest.raises(RunError, match=r"checkpoint-4.*resume_from_checkpoint=True"):
         train(NPO(), make_llama(), *rows, **OPTIONS, output_dir=str(tmp_path), resume_from_checkpoint=str(named))
+
+
+def test_going_on_from_an_earlier_checkpoint_replaces_the_later_ones(rows, tmp_path):
+    options = {**OPTIONS, "save_total_limit": None, "output_dir": str(tmp_path)}
+    whole = train(NPO(), with_dropout(), *rows, **options)
+    named = str(tmp_path / "checkpoint-2")
+    assert same(whole, train(NPO(), with_dropout(), *rows, resume_from_checkpoint=named, **options))
+    assert newest(tmp_path).name == "checkpoint-4"
+    assert not list(tmp_path.glob(".*"))
