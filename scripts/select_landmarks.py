@@ -1,7 +1,7 @@
 """Rewrites `src/unwrite/data/sets/landmarks.jsonl` with what a small chat model answers rightly.
 
 Asks candidate facts in several phrasings (greedy, chat template), keeps a fact where two phrasings get a right answer
-by `unwrite.data.landmarks.is_right`, and stores the model's own first sentences.
+by `unwrite.data.text.landmarks.is_right`, and stores the model's own first sentences.
 
     python scripts/select_landmarks.py [--model smollm2-135m] [--answers FILE] [--show]
 """
@@ -20,7 +20,7 @@ from landmark_candidates import Fact, facts
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from unwrite import models
-from unwrite.data.landmarks import FILE, SENTENCE, first_sentence, is_right
+from unwrite.data.text.landmarks import FILE, SENTENCE, first_sentence, is_right
 from unwrite.runs import cache_dir, write_json, write_text
 
 NEW_TOKENS = 36

@@ -14,7 +14,7 @@ from unwrite.cli.audit import audit as audit_command
 from unwrite.cli.fields import build, build_strategy
 from unwrite.cli.forget import forget as forget_command
 from unwrite.data import Example, Examples, ForgetSplit, read, split_from, with_general_rows
-from unwrite.data.layouts import parse_columns
+from unwrite.data.text.layouts import parse_columns
 from unwrite.errors import _ON_COMMAND_LINE, SWITCHES, UnwriteError, naming, noticing, setting
 from unwrite.forget import IDK, NPO, RMU, SSD, ULD
 from unwrite.models import load
@@ -190,7 +190,7 @@ FIELD = re.compile(r"\b[a-z]+(?:_[a-z]+)+\b|\b[a-z]\w*=(?!\w*\b,)|(?:^|[.;:(] ?)
 # Interfaces of Python alone: nothing of them is set by a flag.
 PYTHON_ALONE = (
     "bench/", "nets/", "reproduce/", "diffusion/", "forget/vision/", "audit/vision", "data/image", "models/image",
-    "models/curvature/", "models/pruning.py", "decode/engine/bridge.py", "decode/engine/transformers_runtime.py",
+    "models/curvature/", "models/pruning.py", "decode/engine/bridge.py", "decode/engine/transformers/runtime.py",
     "decode/engine/llamacpp",
 )  # fmt: skip
 # Names of a file's or a tokenizer's own, and what only Python can bring about.

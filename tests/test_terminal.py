@@ -20,11 +20,11 @@ from rich.text import Text
 
 import unwrite
 from unwrite.audit.base import Score
-from unwrite.audit.report import AttackResult, Report
+from unwrite.audit.report.report import AttackResult, Report
 from unwrite.bench.sweep_table import tables
 from unwrite.cli import output
 from unwrite.errors import Notice
-from unwrite.reproduce.claims import Claim, table
+from unwrite.reproduce.base import Claim, table
 from unwrite.runs import progress
 from unwrite.terminal import one_line, text, visible
 
@@ -254,7 +254,7 @@ def calls(tree: ast.AST):
             yield (function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")), node
 
 
-PRINTERS = ("cli/output.py", "data/author_lives.py")  # the second writes a file that ships, and is no command
+PRINTERS = ("cli/output.py", "data/text/author_lives.py")  # the second writes a file that ships, and is no command
 MARKUP = re.compile(r"\[/?(bold|dim|italic|red|green|yellow|blue|link)\b[^]]*\]|\[/\]")
 
 

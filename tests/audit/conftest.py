@@ -10,8 +10,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from unwrite.data.encoding import encode_all, pad
-from unwrite.data.examples import Example, Examples, ForgetSplit
+from unwrite.data.text.encoding import encode_all, pad
+from unwrite.data.text.examples import Example, Examples, ForgetSplit
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'user' %}<u>{{ m.content }}<a>{% elif m.role == 'assistant' %}"

@@ -12,7 +12,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from unwrite.audit import Context, Quantise, Relearn, quantise, relearn
-from unwrite.audit.quantisation import round_to_grid
+from unwrite.audit.attacks.quantisation import round_to_grid
 from unwrite.errors import DataError, MethodError, ModelError
 from unwrite.runs import hash_model
 

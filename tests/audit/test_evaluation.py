@@ -11,8 +11,8 @@ import torch
 
 from unwrite.audit import SUITES, Context, Quantise, Relearn, Report, Score, Suite, evaluate
 from unwrite.audit import context as context_module
-from unwrite.audit.basic import Perplexity, Probability, Repetition, RougeRecall, repetition
-from unwrite.data.examples import Example, Examples, ForgetSplit
+from unwrite.audit.text.basic import Perplexity, Probability, Repetition, RougeRecall, repetition
+from unwrite.data.text.examples import Example, Examples, ForgetSplit
 from unwrite.errors import DataError, MethodError, ModelError
 from unwrite.scoring import score_answers
 

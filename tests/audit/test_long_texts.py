@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from unwrite.audit import Context, Quantise, Relearn, evaluate
-from unwrite.audit.membership import Membership, gradient_norm, min_k
+from unwrite.audit.text.membership import Membership, gradient_norm, min_k
 from unwrite.data import Example, Examples, ForgetSplit
-from unwrite.data.encoding import encode
+from unwrite.data.text.encoding import encode
 from unwrite.errors import DataError, MethodError, ModelError
 from unwrite.scoring import token_nll
 
@@ -61,7 +61,7 @@ def test_the_gradient_of_a_long_text_is_that_of_all_its_tokens(tokenizer: Any, d
 
 
 def test_relearning_is_shown_all_of_a_document(tokenizer: Any, documents: Any, model: Any, monkeypatch: Any) -> None:
-    from unwrite.audit import relearning
+    from unwrite.audit.attacks import relearning
 
     shown: list[Any] = []
     monkeypatch.setattr(relearning, "_train", lambda attacked, rows, *rest: shown.extend(rows))

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from unwrite.audit import Context, evaluate
-from unwrite.audit.membership import ATTACKS, Membership, auc, gradient_norm, min_k
-from unwrite.data.examples import ForgetSplit
+from unwrite.audit.text.membership import ATTACKS, Membership, auc, gradient_norm, min_k
+from unwrite.data.text.examples import ForgetSplit
 from unwrite.errors import DataError, MethodError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unwrite.audit.memorisation import exact_memorisation, extraction_strength
+from unwrite.audit.text.memorisation import exact_memorisation, extraction_strength
 
 Y, N = True, False
 

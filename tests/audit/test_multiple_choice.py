@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from unwrite.audit import Context, MultipleChoice, answer_choices, evaluate
-from unwrite.audit.multiple_choice import encode_continuation, prompt_of
+from unwrite.audit.text.multiple_choice import encode_continuation, prompt_of
 from unwrite.errors import DataError
 
 
@@ -96,7 +96,7 @@ def test_uniform_logits_get_the_base_rate_of_letter_a(tokenizer: Any, model: Any
 
 def test_shuffled_options_shuffle_the_predictions(tokenizer: Any, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scorer that reads the option's text follows it wherever it stands."""
-    from unwrite.audit import multiple_choice
+    from unwrite.audit.text import multiple_choice
 
     def by_text(context: Any, rows: Any) -> list[list[float]]:
         scores = []

@@ -9,9 +9,9 @@ import torch
 
 from unwrite.audit import Context, evaluate, muse_suite, scalability, sustainability
 from unwrite.audit import context as context_module
-from unwrite.audit.membership import Membership, auc, min_k
-from unwrite.audit.muse import KnowMem, PrivLeak, VerbMem, cut_answer, few_shot_prompt, privleak
-from unwrite.data.examples import Example, Examples, ForgetSplit
+from unwrite.audit.suites.muse import KnowMem, PrivLeak, VerbMem, cut_answer, few_shot_prompt, privleak
+from unwrite.audit.text.membership import Membership, auc, min_k
+from unwrite.data.text.examples import Example, Examples, ForgetSplit
 from unwrite.errors import DataError, MethodError
 from unwrite.scoring import rouge_l
 

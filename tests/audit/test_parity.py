@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from unwrite.audit import Context
-from unwrite.audit.membership import Membership, auc
-from unwrite.audit.memorisation import exact_memorisation, extraction_strength
-from unwrite.audit.muse import privleak
-from unwrite.audit.tofu import OptionProbability, aggregate, truth_ratios
-from unwrite.data.encoding import IGNORE, Encoded
-from unwrite.data.examples import Example, Examples, ForgetSplit
+from unwrite.audit.suites.muse import privleak
+from unwrite.audit.suites.tofu import OptionProbability, aggregate, truth_ratios
+from unwrite.audit.text.membership import Membership, auc
+from unwrite.audit.text.memorisation import exact_memorisation, extraction_strength
+from unwrite.data.text.encoding import IGNORE, Encoded
+from unwrite.data.text.examples import Example, Examples, ForgetSplit
 
 from .conftest import tiny_llama, waves
 

@@ -20,11 +20,11 @@ import pytest
 
 from unwrite.audit import Context, MultipleChoice, answer_choices
 from unwrite.audit import context as context_module
-from unwrite.audit.basic import Probability, RougeRecall
-from unwrite.audit.membership import Membership
-from unwrite.audit.memorisation import ExactMemorisation
-from unwrite.audit.muse import KnowMem, PrivLeak, muse_suite
-from unwrite.audit.tofu import ForgetQualityTest, TruthRatio, tofu_suite
+from unwrite.audit.suites.muse import KnowMem, PrivLeak, muse_suite
+from unwrite.audit.suites.tofu import ForgetQualityTest, TruthRatio, tofu_suite
+from unwrite.audit.text.basic import Probability, RougeRecall
+from unwrite.audit.text.membership import Membership
+from unwrite.audit.text.memorisation import ExactMemorisation
 from unwrite.data import Example, Examples, ForgetSplit, knowundo, muse, tofu, wmdp
 
 from .published_models import PUBLISHED, SAID, model_of, tokenizer_of

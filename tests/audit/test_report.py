@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from unwrite.audit import Report, Score, charts
-from unwrite.audit.report import AttackResult, Sample, short
-from unwrite.audit.summary import wilson
+from unwrite.audit import Report, Score
+from unwrite.audit.report import charts
+from unwrite.audit.report.report import AttackResult, Sample, short
+from unwrite.audit.report.summary import wilson
 from unwrite.errors import RunError
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from unwrite.audit import Context, evaluate, tofu_suite
-from unwrite.audit.tofu import (
+from unwrite.audit.suites.tofu import (
     ForgetQualityTest,
     TruthRatio,
     aggregate,
@@ -22,7 +22,7 @@ from unwrite.audit.tofu import (
     truth_ratio,
     truth_ratios,
 )
-from unwrite.data.examples import ForgetSplit
+from unwrite.data.text.examples import ForgetSplit
 from unwrite.errors import DataError, MethodError
 from unwrite.runs import write_json
 

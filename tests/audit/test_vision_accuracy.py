@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from unwrite.audit.base import Score
-from unwrite.audit.vision_accuracy import (
+from unwrite.audit.images.accuracy import (
     accuracies,
     accuracy,
     average_gap,
@@ -20,9 +20,9 @@ from unwrite.audit.vision_accuracy import (
     unlearning_accuracy,
     zero_retrain_forgetting,
 )
-from unwrite.audit.vision_membership import membership_attack
+from unwrite.audit.images.membership import membership_attack
 from unwrite.data import Images
-from unwrite.data.image_sets import digits
+from unwrite.data.images.sets import digits
 from unwrite.errors import DataError, MethodError
 from unwrite.models.image_training import fitted, image_recipe
 from unwrite.nets import SmallCNN

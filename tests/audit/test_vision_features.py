@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unwrite.audit.vision_features import knn_accuracy, linear_cka, neighbours
+from unwrite.audit.images.features import knn_accuracy, linear_cka, neighbours
 from unwrite.errors import DataError, MethodError
 
 X = np.random.default_rng(0).normal(size=(200, 8))

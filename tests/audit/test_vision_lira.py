@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unwrite.audit.vision_lira import lira, lira_scores, logit_confidence, tpr_threshold
+from unwrite.audit.images.lira import lira, lira_scores, logit_confidence, tpr_threshold
 from unwrite.errors import DataError, MethodError
 
 ROWS = 600  # half forget, half holdout

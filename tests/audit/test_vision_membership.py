@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unwrite.audit.vision_arrays import balanced_sample
-from unwrite.audit.vision_membership import (
+from unwrite.audit.images.arrays import balanced_sample
+from unwrite.audit.images.membership import (
     FEATURES,
     attack_features,
     attack_success_rate,

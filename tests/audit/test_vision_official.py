@@ -13,17 +13,17 @@ import pytest
 import torch
 from torch import nn
 
-from unwrite.audit.vision_accuracy import zero_retrain_forgetting
-from unwrite.audit.vision_lira import lira_scores
-from unwrite.audit.vision_membership import (
+from unwrite.audit.attacks.relearning_time import ain, relearn, validation_loss
+from unwrite.audit.images.accuracy import zero_retrain_forgetting
+from unwrite.audit.images.lira import lira_scores
+from unwrite.audit.images.membership import (
     entropy,
     entropy_attack,
     membership_attack,
     modified_entropy,
     published_modified_entropy,
 )
-from unwrite.audit.vision_regression import regression_membership_attack
-from unwrite.audit.vision_relearning import ain, relearn, validation_loss
+from unwrite.audit.images.regression import regression_membership_attack
 
 OFFICIAL = json.loads(Path(__file__).with_name("official_vision.json").read_text())["numbers"]
 CLASSES = 5

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from unwrite import evaluate
-from unwrite.audit import changed_weights, selection_picture, vision_pictures
-from unwrite.audit.charts import Filters, _cells
-from unwrite.data.image_sets import digits
-from unwrite.data.image_splits import split_at_random
+from unwrite.audit import changed_weights, selection_picture
+from unwrite.audit.images import pictures as vision_pictures
+from unwrite.audit.report.charts import Filters, _cells
+from unwrite.data.images.sets import digits
+from unwrite.data.images.splits import split_at_random
 from unwrite.errors import MethodError, ModelError
 from unwrite.forget.dampening import SSD, RandomDampening
 from unwrite.nets.small_vision import SmallCNN, SmallViT

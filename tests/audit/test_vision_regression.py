@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from unwrite.audit.vision_regression import (
+from unwrite.audit.attacks.relearning_time import ain, relearn, validation_loss
+from unwrite.audit.images.regression import (
     histogram,
     regression_error,
     regression_membership_attack,
     relative_difference,
     wasserstein,
 )
-from unwrite.audit.vision_relearning import ain, relearn, validation_loss
 from unwrite.errors import DataError, MethodError, NotFinite
 
 FAST: dict[str, Any] = {"learning_rate": 0.05, "batch_size": 8}

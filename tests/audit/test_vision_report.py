@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from unwrite.audit import Report, evaluate
-from unwrite.audit.charts import trade_off
-from unwrite.audit.page import _panels
-from unwrite.audit.vision import ImageContext
-from unwrite.audit.vision_pictures import data_uri, layers_picture
-from unwrite.data.image_splits import split_by_class, split_by_target
-from unwrite.data.images import Images
+from unwrite.audit.images.pictures import data_uri, layers_picture
+from unwrite.audit.images.suite import ImageContext
+from unwrite.audit.report.charts import trade_off
+from unwrite.audit.report.page import _panels
+from unwrite.data.images.images import Images
+from unwrite.data.images.splits import split_by_class, split_by_target
 from unwrite.errors import MethodError, ModelError
 from unwrite.nets.small_vision import SmallCNN
 

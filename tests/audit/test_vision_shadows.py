@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from unwrite import evaluate
-from unwrite.audit import Report, Score, vision_shadows
-from unwrite.audit.vision import ImageContext
-from unwrite.audit.vision_lira import lira, logit_confidence
-from unwrite.audit.vision_shadows import NAMES, _halves, shadow_models
-from unwrite.data.image_sets import digits, digits_regression
-from unwrite.data.image_splits import split_at_random, split_by_target
+from unwrite.audit import Report, Score
+from unwrite.audit.images import shadows as vision_shadows
+from unwrite.audit.images.lira import lira, logit_confidence
+from unwrite.audit.images.shadows import NAMES, _halves, shadow_models
+from unwrite.audit.images.suite import ImageContext
+from unwrite.data.images.sets import digits, digits_regression
+from unwrite.data.images.splits import split_at_random, split_by_target
 from unwrite.errors import DataError, MethodError
 from unwrite.forget.dampening import SSD
 from unwrite.models.image_training import fitted, image_recipe

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from unwrite.audit.base import Score
-from unwrite.audit.report import Report
-from unwrite.audit.vision_summary import forgotten, shift
+from unwrite.audit.images.summary import forgotten, shift
+from unwrite.audit.report.report import Report
 
 FEW = "20 rows for 64 dimensions: CKA is high even for unrelated features."
 

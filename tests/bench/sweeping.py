@@ -8,12 +8,12 @@ import time
 from functools import partial
 from pathlib import Path
 
+from unwrite.beds.images import DIGITS, Bed, _by_class
 from unwrite.bench import sweep as sweeps
 from unwrite.bench.sweep import Contender, trials_of
-from unwrite.data.image_sets import digits
+from unwrite.data.images.sets import digits
 from unwrite.forget.dampening import SSD
 from unwrite.forget.vision.fine_tuning import FineTune
-from unwrite.reproduce.image_bed import DIGITS, Bed, _by_class
 
 TINY = Bed("tiny", partial(digits, 0.9), partial(_by_class, 3), {**DIGITS, "width": 4}, 1)
 FEW = [Contender("ssd", SSD(alpha=1.0)), Contender("fine-tune", FineTune(), {"num_train_epochs": 1.0})]

@@ -2,9 +2,9 @@
 
 from sweeping import TINY
 
+from unwrite.beds.images import BEDS
 from unwrite.bench.vision import BED_NAMES, CONTENDERS, TUNED_ON, over_limit, run
 from unwrite.cli.sweep import contenders_of
-from unwrite.reproduce.image_bed import BEDS
 
 
 def test_twelve_methods_of_different_names_on_a_class_rows_and_a_font():

@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 
-from unwrite.bench.decode import KINDS, Measuring, Sample, copy_rate, prompts, prompts_hash, ratio_of
+from unwrite.beds.prompts import KINDS, prompts, prompts_hash
+from unwrite.bench.decode import Measuring, Sample, copy_rate, ratio_of
 
 
 def test_there_are_five_prompts_of_each_kind_for_tuning_and_five_for_the_figures():

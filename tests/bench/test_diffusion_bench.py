@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
+from unwrite.beds import denoiser as testbed
 from unwrite.bench import diffusion, replay
 from unwrite.bench.diffusion_report import html, losing_nothing, picture, table
 from unwrite.cli import main
-from unwrite.diffusion import testbed
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from unwrite.beds import denoiser as testbed
 from unwrite.bench import replay
-from unwrite.diffusion import FixedBlocks, Sampler, Threshold, testbed
+from unwrite.diffusion import FixedBlocks, Sampler, Threshold
 from unwrite.errors import DataError
 
 

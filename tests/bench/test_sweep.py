@@ -15,6 +15,7 @@ import torch
 from sweeping import FEW, TINY, lines, nothing_to_train, row_of, trials, without_clocks
 from threadpoolctl import threadpool_limits
 
+from unwrite.beds.images import BEDS, ImageBed, Measured
 from unwrite.bench import sweep as sweeps
 from unwrite.bench import sweep_file
 from unwrite.bench.sweep import ALWAYS, Contender, Trial, run_trial, sweep, trials_of
@@ -26,7 +27,6 @@ from unwrite.forget.base import Edit
 from unwrite.forget.dampening import SSD
 from unwrite.forget.vision.fine_tuning import FineTune, Retrain
 from unwrite.forget.vision.head_only import HeadOnly
-from unwrite.reproduce.image_bed import BEDS, ImageBed, Measured
 from unwrite.runs import cache_dir, progress
 
 

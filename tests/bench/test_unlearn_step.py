@@ -6,7 +6,7 @@ import pytest
 
 from conftest import make_examples, make_llama, make_tokenizer
 from unwrite.bench.unlearn_step import compare, our_step, peer_step, text_rows
-from unwrite.data.encoding import encode_all, pad
+from unwrite.data.text.encoding import encode_all, pad
 
 
 @pytest.mark.parametrize("retain_loss", ["nll", "kl"])

@@ -11,7 +11,7 @@ from conftest import make_llama, make_tokenizer
 from unwrite.cli import main
 from unwrite.cli.chat import Answer
 from unwrite.data import Example
-from unwrite.data.encoding import encode_prompt
+from unwrite.data.text.encoding import encode_prompt
 from unwrite.scoring import generate_answers
 
 QUESTION = "who wrote the book ?"

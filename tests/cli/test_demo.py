@@ -8,7 +8,7 @@ from conftest import make_llama, make_tokenizer
 from unwrite.cli import demo, main
 from unwrite.cli.demo import announced
 from unwrite.data import landmarks
-from unwrite.data.landmarks import LANDMARK
+from unwrite.data.text.landmarks import LANDMARK
 from unwrite.models import save
 
 

@@ -16,7 +16,7 @@ def files(tmp_path):
 @pytest.mark.parametrize("error", ["refusal", "fault"])
 def test_what_fails_before_its_first_step_leaves_no_folder(capsys, files, monkeypatch, error):
     from unwrite.errors import DataError
-    from unwrite.forget.trainer import UnlearnTrainer
+    from unwrite.forget.engine.text.trainer import UnlearnTrainer
 
     raised = DataError("no such row") if error == "refusal" else ValueError("out of memory")
 
@@ -66,8 +66,8 @@ def test_a_run_is_not_resumed_on_another_model(capsys, tmp_path, monkeypatch):
 
 def test_the_length_reaches_training_stopping_and_audit(capsys, tmp_path, monkeypatch):
     from unwrite.forget import StopWhenForgotten
-    from unwrite.forget.batch import make_parts
-    from unwrite.forget.trainer import UnlearnTrainer
+    from unwrite.forget.engine.batch import make_parts
+    from unwrite.forget.engine.text.trainer import UnlearnTrainer
 
     files = make_files(tmp_path)
     long = [{"question": "who wrote it ?", "answer": "the old book " * 20}] * 2 + rows("book")

@@ -15,7 +15,7 @@ from conftest import make_llama, make_tokenizer
 from unwrite.cli import main
 from unwrite.cli.sources import RunModels
 from unwrite.data import read
-from unwrite.data.reading import load as load_rows
+from unwrite.data.text.reading import load as load_rows
 from unwrite.errors import DataError, ModelError
 from unwrite.hub import closed, offline, path_reason, repository
 from unwrite.models import load, save

@@ -9,7 +9,7 @@ import pytest
 from cli_runs import command, make_files
 
 from unwrite.cli import main
-from unwrite.forget import trainer
+from unwrite.forget.engine.text import trainer
 
 
 @pytest.fixture

@@ -5,10 +5,11 @@ import json
 import pytest
 
 from unwrite import catalog
+from unwrite.beds import denoiser as testbed
 from unwrite.cli import main
 from unwrite.cli.canvas import OPEN, canvas_text
 from unwrite.cli.samplers import sampler_of
-from unwrite.diffusion import EarlyStop, Factor, FixedBlocks, MaskPredictor, NoEnd, Sampler, Threshold, TopK, testbed
+from unwrite.diffusion import EarlyStop, Factor, FixedBlocks, MaskPredictor, NoEnd, Sampler, Threshold, TopK
 from unwrite.errors import MethodError
 
 

@@ -5,12 +5,12 @@ from functools import partial
 
 import pytest
 
+from unwrite.beds.images import BEDS, DIGITS, Bed, _by_class
 from unwrite.bench import sweep as sweeps
 from unwrite.cli import main
 from unwrite.cli.sweep import contenders_of, sweep
-from unwrite.data.image_sets import digits
+from unwrite.data.images.sets import digits
 from unwrite.forget.gradient_ascent import GradientAscent
-from unwrite.reproduce.image_bed import BEDS, DIGITS, Bed, _by_class
 from unwrite.runs import cache_dir
 
 TINY = Bed("tiny", partial(digits, 0.9), partial(_by_class, 3), {**DIGITS, "width": 4}, 1)

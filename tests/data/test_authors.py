@@ -7,10 +7,10 @@ from collections import Counter
 
 import pytest
 
-from unwrite.data import author_facts as facts
 from unwrite.data import authors
-from unwrite.data.author_lives import make
-from unwrite.data.authors import FILE, SETS
+from unwrite.data.text import author_facts as facts
+from unwrite.data.text.author_lives import make
+from unwrite.data.text.authors import FILE, SETS
 from unwrite.errors import DataError
 
 ROWS = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
@@ -104,11 +104,11 @@ def test_refuses_a_share_that_leaves_nobody_to_forget_or_retain(forget):
 
 
 def test_the_function_is_not_replaced_by_the_module_of_its_name():
-    import unwrite.data.authors
-    import unwrite.data.landmarks
+    import unwrite.data.text.authors
+    import unwrite.data.text.landmarks
 
-    assert callable(unwrite.data.authors)
-    assert callable(unwrite.data.landmarks)
+    assert callable(unwrite.data.text.authors)
+    assert callable(unwrite.data.text.landmarks)
 
 
 def test_the_package_imports_without_torch_or_datasets():

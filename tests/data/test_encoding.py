@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from unwrite.data import Example, encode, encode_all, pad
-from unwrite.data.encoding import IGNORE, encode_prompt, prompt_text
+from unwrite.data.text.encoding import IGNORE, encode_prompt, prompt_text
 from unwrite.errors import DataError, ModelError
 
 ROW = Example(question="who wrote the letter ?", answer="ann wrote a letter .", index=7)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from unwrite.data import image_sets
-from unwrite.data.image_sets import (
+from unwrite.data.images import sets as image_sets
+from unwrite.data.images.sets import (
     celeba,
     cifar10,
     cifar100,

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from unwrite.data.image_splits import (
+from unwrite.data.images.images import Images
+from unwrite.data.images.splits import (
     ImageSplit,
     read_indices,
     split_at_random,
@@ -15,7 +16,6 @@ from unwrite.data.image_splits import (
     split_by_index,
     split_by_target,
 )
-from unwrite.data.images import Images
 from unwrite.errors import DataError
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from unwrite.data.images import Images
+from unwrite.data.images.images import Images
 from unwrite.errors import DataError
 from unwrite.models import TrainRecipe, trained
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from unwrite.data import landmarks
-from unwrite.data.landmarks import FILE, answers_rightly, first_sentence, is_right
+from unwrite.data.text.landmarks import FILE, answers_rightly, first_sentence, is_right
 from unwrite.errors import DataError
 
 ROWS = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]

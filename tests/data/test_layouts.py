@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from unwrite.data import ForgetSplit, read, split_from
-from unwrite.data.chats import SPEAKERS
-from unwrite.data.files import SUFFIXES
-from unwrite.data.layouts import ANSWERS, CHATS, CONTEXTS, INPUTS, QUESTIONS, ROLES, SYSTEMS
+from unwrite.data.text.chats import SPEAKERS
+from unwrite.data.text.files import SUFFIXES
+from unwrite.data.text.layouts import ANSWERS, CHATS, CONTEXTS, INPUTS, QUESTIONS, ROLES, SYSTEMS
 from unwrite.errors import DataError, Notice, naming
 
 Q, A = "Where is the Louvre?", "In Paris."

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from unwrite.data.image_sets import faces_by_age, hub_images
+from unwrite.data.images.sets import faces_by_age, hub_images
 from unwrite.errors import DataError, Notice
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("PIL") is None, reason="Pillow is not installed")

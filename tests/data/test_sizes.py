@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from unwrite.data import read
-from unwrite.data.sizes import VARIABLE
+from unwrite.data.text.sizes import VARIABLE
 from unwrite.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*repeat an earlier row")

@@ -8,8 +8,8 @@ import pytest
 
 from conftest import TEMPLATE, make_tokenizer
 from unwrite.data import Example
-from unwrite.data.rendering import Spelling
-from unwrite.data.templates import bounded_template
+from unwrite.data.text.rendering import Spelling
+from unwrite.data.text.templates import bounded_template
 from unwrite.errors import DataError, ModelError
 
 LOOP = "{% for i in range(99999) %}"

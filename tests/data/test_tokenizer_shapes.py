@@ -9,8 +9,8 @@ import pytest
 from tokenizer_shapes import SHAPES, Shape, tokenizer_of
 
 from unwrite.data import Example, encode
-from unwrite.data.encoding import IGNORE, encode_prompt, encode_text, prompt_text
-from unwrite.data.rendering import Spelling
+from unwrite.data.text.encoding import IGNORE, encode_prompt, encode_text, prompt_text
+from unwrite.data.text.rendering import Spelling
 from unwrite.errors import DataError, ModelError
 
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)

@@ -3,7 +3,7 @@
 import pytest
 
 from unwrite.data import Example, encode_all
-from unwrite.data.encoding import IGNORE, Encoded, encode_rows, numbered, windows
+from unwrite.data.text.encoding import IGNORE, Encoded, encode_rows, numbered, windows
 from unwrite.errors import DataError, Notice, noticing
 
 

@@ -11,8 +11,8 @@ import transformers as hf
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from unwrite.decode.engine.model_check import check_model
-from unwrite.decode.engine.support import able
+from unwrite.decode.engine.transformers.model_check import check_model
+from unwrite.decode.engine.transformers.support import able
 from unwrite.errors import ModelError
 
 VOCAB = 67

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from conftest import make_llama
-from unwrite.decode.engine.transformers_runtime import TransformersRuntime
+from unwrite.decode.engine.transformers.runtime import TransformersRuntime
 from unwrite.decode.engine.tree import DraftTree
 
 VOCAB = 67

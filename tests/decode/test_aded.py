@@ -13,7 +13,7 @@ from test_aded_search import TOY, proposed, random_table, table_of
 from conftest import make_llama, make_tokenizer
 from unwrite.decode.aded import ADED, ADEDDrafter
 from unwrite.decode.engine.bridge import generate
-from unwrite.decode.engine.planning import forget_knowledge
+from unwrite.decode.engine.planning.planner import forget_knowledge
 from unwrite.decode.engine.sampling import Sampling
 from unwrite.decode.engine.stopping import Stopping
 from unwrite.decode.engine.tree import DraftTree
@@ -329,8 +329,8 @@ def test_20_prompts_of_128_tokens_are_greedys_own(llama, long_texts, kind):
 
 
 def test_the_experiment_runs_and_keeps_greedys_texts():
+    from unwrite.beds.budget import Budget
     from unwrite.reproduce.aded import run
-    from unwrite.reproduce.claims import Budget
 
     claim = run(Budget("tiny"))
     assert claim.slug == "aded"

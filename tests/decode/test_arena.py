@@ -5,8 +5,8 @@ from targets import CLOSE, branch, fresh_logits, make_target, prompt, random_tre
 from transformers import DynamicCache
 
 from unwrite.decode import why_plain
-from unwrite.decode.engine.arena import Arena, ArenaLayer, empty_cache, filled_length
-from unwrite.decode.engine.transformers_runtime import TransformersRuntime
+from unwrite.decode.engine.transformers.arena import Arena, ArenaLayer, empty_cache, filled_length
+from unwrite.decode.engine.transformers.runtime import TransformersRuntime
 from unwrite.decode.engine.tree import DraftTree
 from unwrite.errors import ModelError
 

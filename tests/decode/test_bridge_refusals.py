@@ -9,9 +9,9 @@ from transformers import DynamicCache, GenerationConfig, GPT2Config, GPT2LMHeadM
 
 from conftest import make_llama
 from unwrite.decode import DraftModel, PromptLookup, TransformersRuntime, generate, why_plain
-from unwrite.decode.engine.prefix import check_prefix
+from unwrite.decode.engine.transformers.prefix import check_prefix
 from unwrite.errors import MethodError, ModelError
-from unwrite.forget.logit_difference import LogitDifferenceModel
+from unwrite.forget.engine.text.logit_difference import LogitDifferenceModel
 
 VOCAB = 64
 LOGITS = hashed(VOCAB)

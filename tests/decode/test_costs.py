@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from tabular import Clock, Scripted, Tabular, greedy, hashed, junk, oracle
 
-from unwrite.decode.engine.costs import SIZES, Acceptance, ForwardCosts
-from unwrite.decode.engine.curves import calibrate, read_shape, write_shape
 from unwrite.decode.engine.loop import Decoding
-from unwrite.decode.engine.paths import ForwardPaths
-from unwrite.decode.engine.planning import DraftCosts, Planner, forget_knowledge
+from unwrite.decode.engine.planning.costs import SIZES, Acceptance, ForwardCosts
+from unwrite.decode.engine.planning.curves import calibrate, read_shape, write_shape
+from unwrite.decode.engine.planning.planner import DraftCosts, Planner, forget_knowledge
 from unwrite.decode.engine.sampling import Sampling
 from unwrite.decode.engine.stopping import Stopping
+from unwrite.decode.engine.transformers.paths import ForwardPaths
 from unwrite.decode.engine.tree import DraftTree
 from unwrite.decode.plain import Plain
 
@@ -174,7 +174,7 @@ def test_another_way_can_be_timed_without_becoming_the_shape_on_disk():
 def test_a_broken_cost_file_counts_as_none():
     write_shape("some machine", tuple(float(i) for i in SIZES))
     assert read_shape("some machine") == tuple(float(i) for i in SIZES)
-    from unwrite.decode.engine import curves
+    from unwrite.decode.engine.planning import curves
 
     curves._file("some machine").write_text("{", encoding="utf-8")
     assert read_shape("some machine") is None

@@ -20,13 +20,13 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tabular import Scripted
 
+from unwrite.beds.texts import encoded, prompts
 from unwrite.decode import ADED, RSD, DraftModel, DraftTree, PromptLookup, RecyclingTable, TokenRecycling
-from unwrite.decode.engine.planning import forget_knowledge
+from unwrite.decode.engine.planning.planner import forget_knowledge
 from unwrite.decode.engine.tree import depths_of
 from unwrite.errors import ModelError
 from unwrite.models import anatomy, load
 from unwrite.models.bundled import gguf_file
-from unwrite.reproduce.texts import encoded, prompts
 from unwrite.runs import cache_dir, hash_json, hash_model, lock
 
 PROMPTS, FEW, SAMPLED = 200, 40, 20

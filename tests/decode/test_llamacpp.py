@@ -16,12 +16,13 @@ from tiny_gguf import make_model, write_gguf
 from unwrite.decode.aded import ADED
 from unwrite.decode.base import Strategy
 from unwrite.decode.draft_model import DraftModel
-from unwrite.decode.engine import llamacpp, llamacpp_check
 from unwrite.decode.engine.bridge import generate
-from unwrite.decode.engine.costs import SIZES
-from unwrite.decode.engine.curves import read_shape, write_shape
-from unwrite.decode.engine.llamacpp import MOST_ROWS, LlamaCppRuntime, below
-from unwrite.decode.engine.planning import forget_knowledge
+from unwrite.decode.engine.llamacpp import check as llamacpp_check
+from unwrite.decode.engine.llamacpp import runtime as llamacpp
+from unwrite.decode.engine.llamacpp.runtime import MOST_ROWS, LlamaCppRuntime, below
+from unwrite.decode.engine.planning.costs import SIZES
+from unwrite.decode.engine.planning.curves import read_shape, write_shape
+from unwrite.decode.engine.planning.planner import forget_knowledge
 from unwrite.decode.engine.stopping import Stopping
 from unwrite.decode.engine.tree import DraftTree
 from unwrite.decode.joined import Joined
@@ -432,9 +433,9 @@ def forty(bundled):
 @pytest.fixture(scope="module")
 def small(bundled, tmp_path_factory):
     """The first three layers of the target as a draft in the same number format."""
+    from unwrite.beds.draft_files import as_gguf
     from unwrite.models import anatomy, load, save
     from unwrite.models.requantise import requantise
-    from unwrite.reproduce.draft_files import as_gguf
 
     home = tmp_path_factory.mktemp("draft")
     folder = save(anatomy(load("smollm2-135m").model).truncate(3), home / "draft")

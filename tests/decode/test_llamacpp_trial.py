@@ -4,8 +4,10 @@ import sys
 
 import pytest
 
-from unwrite.decode.engine import llamacpp, llamacpp_context, llamacpp_trial
-from unwrite.decode.engine.llamacpp_trial import RISKY, try_apart
+from unwrite.decode.engine.llamacpp import context as llamacpp_context
+from unwrite.decode.engine.llamacpp import runtime as llamacpp
+from unwrite.decode.engine.llamacpp import trial as llamacpp_trial
+from unwrite.decode.engine.llamacpp.trial import RISKY, try_apart
 from unwrite.errors import ModelError
 
 

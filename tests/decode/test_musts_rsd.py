@@ -11,9 +11,9 @@ from tabular import Tabular, hashed
 
 from conftest import make_llama
 from unwrite.decode import RSD, DraftModel
+from unwrite.decode.drafting import Drawn, gumbel_top_k, recursive_rejection
 from unwrite.decode.engine.bridge import generate
-from unwrite.decode.engine.drafting import Drawn, gumbel_top_k, recursive_rejection
-from unwrite.decode.engine.planning import forget_knowledge
+from unwrite.decode.engine.planning.planner import forget_knowledge
 from unwrite.decode.engine.sampling import Sampling
 from unwrite.decode.engine.stopping import Stopping
 from unwrite.decode.engine.tree import DraftTree
@@ -93,7 +93,7 @@ def test_one_and_two_emitted_tokens_have_the_targets_distribution(mode):
 
 @pytest.mark.parametrize("mode", SHAPES)
 def test_verifying_all_children_against_the_first_probabilities_fails_the_same_test(mode, monkeypatch):
-    monkeypatch.setattr("unwrite.decode.engine.drafting.recursive_rejection", with_the_first_probabilities)
+    monkeypatch.setattr("unwrite.decode.drafting.recursive_rejection", with_the_first_probabilities)
     counts = decoded_pairs(mode, 1200, 0)
     assert pvalue(counts.sum(1), ONE) < 1e-3
     assert pvalue(counts, TWO) < 1e-3
@@ -179,7 +179,7 @@ def numbers(monkeypatch, values):
     def fixed(shape, draws, like):
         return torch.tensor([next(coming) for _ in range(prod(shape))], dtype=torch.float64).reshape(*shape)
 
-    for module in ("unwrite.decode.engine.drafting", "unwrite.reproduce.rsd"):
+    for module in ("unwrite.decode.drafting", "unwrite.reproduce.rsd"):
         monkeypatch.setattr(f"{module}.uniform", fixed)
 
 

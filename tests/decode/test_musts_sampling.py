@@ -8,12 +8,12 @@ from targets import FAMILIES, VOCAB, make_target
 
 from conftest import make_llama
 from unwrite.decode import DraftModel, PromptLookup, TokenRecycling
+from unwrite.decode.drafting import gumbel_top_k, recursive_rejection
 from unwrite.decode.engine.bridge import generate
-from unwrite.decode.engine.drafting import gumbel_top_k, recursive_rejection
-from unwrite.decode.engine.planning import forget_knowledge
+from unwrite.decode.engine.planning.planner import forget_knowledge
 from unwrite.decode.engine.sampling import Sampling
 from unwrite.decode.engine.stopping import Stopping
-from unwrite.forget.logit_difference import LogitDifferenceModel
+from unwrite.forget.engine.text.logit_difference import LogitDifferenceModel
 
 TARGET, DRAFT = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.2, 0.5, 0.3])
 

@@ -8,7 +8,7 @@ from targets import VOCAB
 from transformers import DynamicCache, GenerationConfig
 
 from unwrite.decode import ADED, Plain, PromptLookup, TokenRecycling, TransformersRuntime, generate
-from unwrite.decode.engine.support import able
+from unwrite.decode.engine.transformers.support import able
 
 LIMITED = {"mistral": WINDOW, "phi3 longrope": SWITCH, "gemma2": WINDOW}
 PLAIN_ONLY = ["mamba", "falcon alibi"]

@@ -8,10 +8,10 @@ from targets import make_target
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from unwrite.decode.engine import packed
-from unwrite.decode.engine.fused import is_stock
-from unwrite.decode.engine.packed import Unpacked, pack_of, packable, packed_copy, structural_copy
-from unwrite.decode.engine.transformers_runtime import TransformersRuntime
+from unwrite.decode.engine.transformers import packed
+from unwrite.decode.engine.transformers.fused import is_stock
+from unwrite.decode.engine.transformers.packed import Unpacked, pack_of, packable, packed_copy, structural_copy
+from unwrite.decode.engine.transformers.runtime import TransformersRuntime
 from unwrite.decode.engine.tree import DraftTree
 
 

@@ -8,8 +8,7 @@ from conftest import make_llama
 from unwrite.decode import Joined, PromptLookup, TokenRecycling
 from unwrite.decode.base import Drafter, Strategy
 from unwrite.decode.engine.loop import Decoding
-from unwrite.decode.engine.paths import ForwardPaths
-from unwrite.decode.engine.planning import (
+from unwrite.decode.engine.planning.planner import (
     IDLE_AFTER,
     LONGEST_REST,
     PROBE_SHARE,
@@ -18,7 +17,8 @@ from unwrite.decode.engine.planning import (
 )
 from unwrite.decode.engine.sampling import Sampling
 from unwrite.decode.engine.stopping import Stopping
-from unwrite.decode.engine.transformers_runtime import TransformersRuntime
+from unwrite.decode.engine.transformers.paths import ForwardPaths
+from unwrite.decode.engine.transformers.runtime import TransformersRuntime
 from unwrite.decode.engine.tree import DraftTree
 from unwrite.decode.plain import NoDrafter, Plain
 

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import DynamicCache, StaticCache
 
 from unwrite.decode import DraftModel, PromptLookup, generate, why_plain
-from unwrite.decode.engine.transformers_runtime import TransformersRuntime, check_model
+from unwrite.decode.engine.transformers.runtime import TransformersRuntime, check_model
 from unwrite.decode.engine.tree import DraftTree
 from unwrite.errors import MethodError, ModelError
 

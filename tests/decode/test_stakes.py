@@ -5,11 +5,10 @@ import pytest
 from tabular import Clock, Tabular, greedy, hashed, junk, oracle
 from test_resting import Asked
 
-from unwrite.decode.engine import planning
-from unwrite.decode.engine.costs import SIZES
 from unwrite.decode.engine.loop import Decoding
-from unwrite.decode.engine.paths import ForwardPaths
-from unwrite.decode.engine.planning import (
+from unwrite.decode.engine.planning import planner as planning
+from unwrite.decode.engine.planning.costs import SIZES
+from unwrite.decode.engine.planning.planner import (
     PROBE_SHARE,
     STAKE,
     WORTH,
@@ -19,6 +18,7 @@ from unwrite.decode.engine.planning import (
 )
 from unwrite.decode.engine.sampling import Sampling
 from unwrite.decode.engine.stopping import Stopping
+from unwrite.decode.engine.transformers.paths import ForwardPaths
 from unwrite.decode.engine.tree import DraftTree, Path
 
 VOCAB = 11

@@ -9,9 +9,9 @@ from transformers import LlamaForCausalLM
 
 from conftest import make_llama
 from unwrite.decode import Plain, why_plain
-from unwrite.decode.engine import support, tree_check
-from unwrite.decode.engine.support import support_of
-from unwrite.forget.logit_difference import LogitDifferenceModel
+from unwrite.decode.engine.transformers import support, tree_check
+from unwrite.decode.engine.transformers.support import support_of
+from unwrite.forget.engine.text.logit_difference import LogitDifferenceModel
 
 
 class Blind(LlamaForCausalLM):

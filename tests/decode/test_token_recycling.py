@@ -380,7 +380,7 @@ def test_another_k_than_8_drafts_and_learns(llama):
 
 
 def test_the_experiment_runs_and_keeps_greedys_texts():
-    from unwrite.reproduce.claims import Budget
+    from unwrite.beds.budget import Budget
     from unwrite.reproduce.token_recycling import run
 
     claim = run(Budget("tiny"))

@@ -7,9 +7,9 @@ from targets import CLOSE, FAMILIES, VOCAB, branch, fresh_logits, make_target, p
 from torch import nn
 
 from conftest import make_llama
-from unwrite.decode.engine.transformers_runtime import TransformersRuntime
+from unwrite.decode.engine.transformers.runtime import TransformersRuntime
 from unwrite.decode.engine.tree import DraftTree
-from unwrite.forget.logit_difference import LogitDifferenceModel, PairCache
+from unwrite.forget.engine.text.logit_difference import LogitDifferenceModel, PairCache
 
 TARGETS = [(family, attention) for family in FAMILIES for attention in ("eager", "sdpa")]
 

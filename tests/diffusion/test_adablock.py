@@ -10,7 +10,7 @@ import torch
 from masks import MASK, VOCAB, confident, lively, prompts_of, rows_of, scripted
 
 from unwrite.diffusion import EarlyStop, FixedBlocks, Gumbel, Nucleus, Sampler, Threshold, TopK
-from unwrite.diffusion.adablock import (
+from unwrite.diffusion.parts.adablock import (
     AdaBlock,
     DrawnBlocks,
     WholeCanvas,
@@ -318,7 +318,7 @@ def test_every_token_with_a_newline_is_a_delimiter_but_the_mask():
 
 
 def test_characters_have_one_newline():
-    from unwrite.diffusion.testbed import tokenizer
+    from unwrite.beds.denoiser import tokenizer
 
     assert [tokenizer().decode([token]) for token in delimiters_of(tokenizer())] == ["\n"]
 

@@ -7,7 +7,7 @@ import torch
 from masks import MASK, VOCAB, confident, lively, prompts_of, rows_of
 
 from unwrite.diffusion import Gumbel, Sampler, Threshold
-from unwrite.diffusion.adablock import AdaBlock
+from unwrite.diffusion.parts.adablock import AdaBlock
 
 NL = 5
 

@@ -25,7 +25,7 @@ from unwrite.diffusion import (
     Threshold,
     TopK,
 )
-from unwrite.diffusion.credit import CreditDecoding, CreditThreshold
+from unwrite.diffusion.parts.credit import CreditDecoding, CreditThreshold
 from unwrite.errors import MethodError
 
 OFFICIAL = json.loads((Path(__file__).parent / "official_credit.json").read_text())

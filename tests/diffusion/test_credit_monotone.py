@@ -5,7 +5,7 @@ import torch
 from masks import MASK, VOCAB, confident, scripted
 
 from unwrite.diffusion import Sampler, Threshold
-from unwrite.diffusion.credit import CreditDecoding, CreditThreshold
+from unwrite.diffusion.parts.credit import CreditDecoding, CreditThreshold
 
 KINDS = [
     CreditDecoding(),

@@ -23,7 +23,7 @@ from unwrite.diffusion import (
     Threshold,
     TopK,
 )
-from unwrite.diffusion.eoser import Ascending, AscendingBlocks, EOSReject, ascending_sizes, ascending_steps
+from unwrite.diffusion.parts.eoser import Ascending, AscendingBlocks, EOSReject, ascending_sizes, ascending_steps
 from unwrite.errors import MethodError
 
 OFFICIAL = json.loads(Path(__file__).with_name("official_eoser.json").read_text(encoding="utf-8"))

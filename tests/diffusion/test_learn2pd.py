@@ -21,7 +21,7 @@ from unwrite.diffusion import (
     Threshold,
     TopK,
 )
-from unwrite.diffusion.learn2pd import (
+from unwrite.diffusion.parts.learn2pd import (
     EoTP,
     Filter,
     LearnedSelect,

@@ -10,7 +10,7 @@ import torch
 from masks import END, VOCAB, confident, lively, prompts_of, rows_of
 
 from unwrite.diffusion import FixedBlocks, Sampler, TopK
-from unwrite.diffusion.learn2pd import EoTP, Filter, LearnedSelect
+from unwrite.diffusion.parts.learn2pd import EoTP, Filter, LearnedSelect
 
 ONE_BY_ONE = Sampler(gen_length=24, blocks=FixedBlocks(8), commit=TopK())
 RULE = LearnedSelect(lambda confidence: torch.where(confidence >= 0.4, math.inf, -math.inf))

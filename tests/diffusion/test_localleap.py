@@ -11,8 +11,8 @@ import torch
 from masks import MASK, VOCAB, confident, lively, prompts_of, rows_of, scripted
 
 from unwrite.diffusion import EarlyStop, EndLast, FixedBlocks, RandomOrder, Sampler, Threshold
-from unwrite.diffusion.adablock import AdaBlock
-from unwrite.diffusion.localleap import LocalLeap, RandomNeighbours, delays, settled
+from unwrite.diffusion.parts.adablock import AdaBlock
+from unwrite.diffusion.parts.localleap import LocalLeap, RandomNeighbours, delays, settled
 from unwrite.errors import MethodError
 
 CASES = json.loads(Path(__file__).with_name("official_localleap.json").read_text(encoding="utf-8"))["cases"]

@@ -13,7 +13,7 @@ import torch
 from masks import END, MASK, VOCAB, confident, lively, prompts_of, rows_of, scripted
 
 from unwrite.diffusion import Edit, FixedBlocks, Gumbel, RandomOrder, Sampler, Threshold, TopK
-from unwrite.diffusion.prophet import (
+from unwrite.diffusion.parts.prophet import (
     Convergence,
     Prophet,
     ProphetLog,

@@ -10,7 +10,7 @@ import torch
 from masks import MASK, VOCAB, lively, prompts_of, rows_of
 
 from unwrite.diffusion import RCR, FixedBlocks, Gumbel, RandomOrder, ReMDM, Sampler, Threshold, TopK
-from unwrite.diffusion.prophet import Prophet
+from unwrite.diffusion.parts.prophet import Prophet
 
 INF = math.inf
 AT_ONCE = (-INF,) * 3

@@ -4,7 +4,8 @@ import pytest
 import torch
 from masks import scripted
 
-from unwrite.diffusion import MaskPredictor, Sampler, Threshold, testbed
+from unwrite.beds import denoiser as testbed
+from unwrite.diffusion import MaskPredictor, Sampler, Threshold
 from unwrite.errors import ModelError
 from unwrite.models import load_model
 

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from unwrite.diffusion import testbed, testbed_items
+from unwrite.beds import denoiser as testbed
+from unwrite.beds import denoiser_items as testbed_items
 
 
 def test_it_was_made_by_the_recipe_and_the_rows_of_today():

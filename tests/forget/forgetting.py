@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from unwrite.data.encoding import Encoded, encode_all, pad
+from unwrite.data.text.encoding import Encoded, encode_all, pad
 from unwrite.forget.base import Objective
-from unwrite.forget.batch import PairedBatch, make_parts, run
-from unwrite.forget.reference import Reference, Wanted, compute
+from unwrite.forget.engine.batch import PairedBatch, make_parts, run
+from unwrite.forget.engine.text.reference import Reference, Wanted, compute
 from unwrite.models import anatomy
 
 # Every training ends with a full collection, half a second over all that is imported; what is here stays anyway.

@@ -10,11 +10,11 @@ from test_npo import moved
 
 from conftest import make_llama
 from unwrite.data import Example, Examples
-from unwrite.data.encoding import Encoded, pad
+from unwrite.data.text.encoding import Encoded, pad
 from unwrite.errors import DataError, MethodError
 from unwrite.forget import DPO, IDK, NPO, RMU, UNDIAL, GradientAscent, GradientDifference, KLAscent, SimNPO
-from unwrite.forget.batch import PairedBatch, Part
-from unwrite.forget.loss import kl_divergence
+from unwrite.forget.engine.batch import PairedBatch, Part
+from unwrite.forget.engine.loss import kl_divergence
 from unwrite.forget.refusal import default_refusals, refuse
 
 # With what it takes to exercise every term of each.

@@ -11,8 +11,9 @@ from peft import LoraConfig
 
 from conftest import make_llama
 from unwrite.errors import Notice, RunError
-from unwrite.forget import DPO, NPO, RMU, ULD, SimNPO, StopWhenForgotten, TaskVector, checkpoints
-from unwrite.forget.checkpoints import newest
+from unwrite.forget import DPO, NPO, RMU, ULD, SimNPO, StopWhenForgotten, TaskVector
+from unwrite.forget.engine import checkpoints
+from unwrite.forget.engine.checkpoints import newest
 
 LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.2, target_modules="all-linear", task_type="CAUSAL_LM")
 OPTIONS = {

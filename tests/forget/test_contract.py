@@ -268,7 +268,7 @@ def test_alpha_zero_of_the_task_vector_changes_nothing(forget, tokenizer, tiny_l
 
 
 def test_task_vector_goes_against_the_fine_tuning_direction(forget, tokenizer):
-    from unwrite.data.encoding import encode_all
+    from unwrite.data.text.encoding import encode_all
     from unwrite.forget import TaskVector
     from unwrite.scoring import score_answers
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from conftest import make_examples, make_llama
 from unwrite.data import Images
-from unwrite.data.encoding import encode_all, pad
+from unwrite.data.text.encoding import encode_all, pad
 from unwrite.errors import DataError, MethodError, ModelError, Notice, noticing
 from unwrite.forget import dampening
 from unwrite.forget.base import Cost, Work
@@ -28,7 +28,7 @@ from unwrite.forget.dampening import (
     percentile_of_share,
     selection,
 )
-from unwrite.forget.importance_ratio import ratios
+from unwrite.forget.engine.importance_ratio import ratios
 from unwrite.models.curvature import Importances, importances, importances_with_forget
 from unwrite.runs import hash_model
 
@@ -252,7 +252,7 @@ def test_other_weights_data_losses_or_batches_are_never_served_from_the_cache(me
 
 
 def test_all_data_are_the_retain_batches_and_then_the_forget_batches(net):
-    from unwrite.forget.importance import image_loss
+    from unwrite.forget.engine.importance import image_loss
 
     def split(data):
         return [(data[i : i + 8].pixels, data[i : i + 8].target) for i in range(0, len(data), 8)]

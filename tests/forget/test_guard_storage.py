@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaForCa
 from conftest import make_llama
 from unwrite.errors import ModelError, Notice
 from unwrite.forget import ULD
-from unwrite.forget.logit_difference import LogitDifferenceModel
+from unwrite.forget.engine.text.logit_difference import LogitDifferenceModel
 from unwrite.models import load, save
 
 

@@ -9,11 +9,11 @@ from transformers import TrainerCallback
 
 from conftest import make_llama
 from unwrite.data import Example, Examples
-from unwrite.data.encoding import encode_rows
+from unwrite.data.text.encoding import encode_rows
 from unwrite.errors import DataError, ModelError
 from unwrite.forget import NPO, GradientAscent, StopWhenForgotten
-from unwrite.forget.importance import prepared
-from unwrite.forget.stopping import answer_probability
+from unwrite.forget.engine.importance import prepared
+from unwrite.forget.engine.text.stopping import answer_probability
 from unwrite.scoring import score_rows
 
 TEXTS = Examples(

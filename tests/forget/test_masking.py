@@ -4,10 +4,10 @@ import pytest
 import torch
 from forgetting import SGD
 
-from unwrite.data.images import Images
+from unwrite.data.images.images import Images
 from unwrite.errors import ModelError
 from unwrite.forget import NPO, GradientAscent
-from unwrite.forget.masking import KeepMask
+from unwrite.forget.engine.masking import KeepMask
 from unwrite.nets.small_vision import SmallCNN
 
 

@@ -8,7 +8,7 @@ from forgetting import encoded, forward, gradients, references, train, value, we
 
 from conftest import make_llama
 from unwrite.data import Example, Examples
-from unwrite.data.encoding import encode_all
+from unwrite.data.text.encoding import encode_all
 from unwrite.errors import DataError, MethodError
 from unwrite.forget import NPO, GradientAscent
 from unwrite.forget.npo import npo_loss

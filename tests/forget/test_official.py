@@ -14,9 +14,9 @@ from official_inputs import inputs, whole
 
 from conftest import make_llama
 from unwrite.forget import DPO, NPO, RMU, UNDIAL, GradientAscent, GradientDifference, KLAscent, SimNPO
-from unwrite.forget.batch import PairedBatch, Part, positions
-from unwrite.forget.logit_difference import kept_tokens, subtract
-from unwrite.forget.stream import interleave
+from unwrite.forget.engine.batch import PairedBatch, Part, positions
+from unwrite.forget.engine.stream import interleave
+from unwrite.forget.engine.text.logit_difference import kept_tokens, subtract
 from unwrite.forget.uld import ULD, _ReversedObjective
 from unwrite.scoring import prediction_mask, sum_rows, token_nll
 

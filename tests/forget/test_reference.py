@@ -6,11 +6,11 @@ from forgetting import StepCounter, encoded, forward, references, train
 from test_npo import moved
 
 from conftest import make_llama
-from unwrite.data.encoding import pad
+from unwrite.data.text.encoding import pad
 from unwrite.errors import MethodError
 from unwrite.forget import DPO, NPO, RMU, UNDIAL, KLAscent
-from unwrite.forget import reference as reference_module
-from unwrite.forget.reference import Wanted, compute
+from unwrite.forget.engine.text import reference as reference_module
+from unwrite.forget.engine.text.reference import Wanted, compute
 from unwrite.runs import hash_model
 from unwrite.scoring import score_answers
 

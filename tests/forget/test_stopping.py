@@ -6,10 +6,10 @@ import pytest
 from forgetting import train
 
 from conftest import make_llama
-from unwrite.data.encoding import encode_all
+from unwrite.data.text.encoding import encode_all
 from unwrite.errors import MethodError
 from unwrite.forget import GradientAscent, StopWhenForgotten
-from unwrite.forget.stopping import answer_probability
+from unwrite.forget.engine.text.stopping import answer_probability
 from unwrite.scoring import score_answers
 
 FAST = {"learning_rate": 0.5, "max_steps": 40, "max_grad_norm": 1.0}

@@ -5,7 +5,7 @@ import pytest
 import torch
 from forgetting import encoded
 
-from unwrite.forget.stream import Collator, EpochSampler, UnlearnRows, interleave, partner, permutation
+from unwrite.forget.engine.stream import Collator, EpochSampler, UnlearnRows, interleave, partner, permutation
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from conftest import make_llama
 from unwrite import catalog
 from unwrite.errors import MethodError, NotFinite
 from unwrite.forget import DPO, IDK, NPO, RMU, GradientAscent, KLAscent, Loss, Phase, UnlearnArguments
-from unwrite.forget.arguments import training_arguments
 from unwrite.forget.base import Objective
+from unwrite.forget.engine.text.arguments import training_arguments
 
 # A layer that the tiny models have; everything else is as it comes.
 FIELDS = {"rmu": {"layer": 1}}
@@ -205,7 +205,7 @@ def test_a_folder_that_was_named_stays(forget, retain, tokenizer, tiny_llama, tm
 
 def test_reference_under_an_adapter_is_taken_with_the_adapter_off(forget, retain, tokenizer, tiny_llama):
     """An adapter that already moves the model must not move what it is compared with."""
-    from unwrite.data.encoding import encode_all
+    from unwrite.data.text.encoding import encode_all
     from unwrite.scoring import score_answers
 
     class Keep(TrainerCallback):

@@ -9,11 +9,11 @@ from peft import get_peft_model
 
 from conftest import make_examples, make_llama
 from unwrite.data import Example, Examples
-from unwrite.data.encoding import encode_all, encode_prompt
+from unwrite.data.text.encoding import encode_all, encode_prompt
 from unwrite.errors import DataError, MethodError, ModelError
 from unwrite.forget import ULD
-from unwrite.forget.logit_difference import LogitDifferenceModel, PairCache, kept_tokens, subtract
-from unwrite.forget.trainer import train_objective
+from unwrite.forget.engine.text.logit_difference import LogitDifferenceModel, PairCache, kept_tokens, subtract
+from unwrite.forget.engine.text.trainer import train_objective
 from unwrite.forget.uld import _ReversedObjective, remember_rows, uniform_divergence, uniform_rows
 from unwrite.models import anatomy, load, load_model, save
 from unwrite.runs import hash_model

@@ -5,7 +5,7 @@ import torch
 
 from unwrite.errors import MethodError
 from unwrite.forget import WGA, GradientAscent, PairedBatch
-from unwrite.forget.batch import Part
+from unwrite.forget.engine.batch import Part
 
 COUNTS = {"forget.tokens": torch.tensor(3.0)}
 

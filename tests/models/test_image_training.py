@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from unwrite.data.images import Images
+from unwrite.data.images.images import Images
 from unwrite.errors import MethodError, ModelError
 from unwrite.models import recipe as loop
 from unwrite.models.image_training import fitted, fitted_many, image_recipe

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from unwrite.data.image_sets import digits
+from unwrite.data.images.sets import digits
 from unwrite.errors import ModelError
 from unwrite.nets import SmallCNN, SmallResNet, SmallViT
 

@@ -6,10 +6,12 @@ import subprocess
 import pytest
 
 from unwrite import catalog
+from unwrite.beds.budget import Budget
+from unwrite.beds.synthetic import distance, fit, make
 from unwrite.errors import UnwriteError
-from unwrite.reproduce import claims
-from unwrite.reproduce.claims import Budget, run, spread, store, verdict_of
-from unwrite.reproduce.synthetic import distance, fit, make
+from unwrite.reproduce import base as claims
+from unwrite.reproduce.base import run, store, verdict_of
+from unwrite.scoring.intervals import spread
 
 
 def test_the_verdict_follows_from_the_checks():

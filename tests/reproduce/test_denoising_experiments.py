@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from unwrite.diffusion import FixedBlocks, MaskPredictor, Sampler, testbed
-from unwrite.reproduce import adablock, denoising, learn2pd
-from unwrite.reproduce.claims import Budget, Verdict, store
+from unwrite.beds import denoiser as testbed
+from unwrite.beds import denoising
+from unwrite.beds.budget import Budget
+from unwrite.diffusion import FixedBlocks, MaskPredictor, Sampler
+from unwrite.reproduce import adablock, learn2pd
+from unwrite.reproduce.base import Verdict, store
 
 # {system: its grid, made small}
 SYSTEMS = {

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from unwrite.diffusion import AdaBlock, LearnedSelect, MaskPredictor, Sampler, Threshold, testbed
+from unwrite.beds import denoiser as testbed
+from unwrite.beds.denoising import Arm, Curve, Trial, difference, prompts
+from unwrite.diffusion import AdaBlock, LearnedSelect, MaskPredictor, Sampler, Threshold
 from unwrite.errors import DataError
-from unwrite.reproduce.denoising import Arm, Curve, Trial, difference, prompts
 
 
 def arm(name, accuracy, forwards, count=1000, seed=0):

@@ -14,15 +14,15 @@ from tabular import Tabular, hashed
 
 from conftest import WORDS, make_llama, make_tokenizer
 from tiny_gguf import make_model, write_gguf
+from unwrite.beds import drafts
+from unwrite.beds.draft_files import as_gguf
+from unwrite.beds.drafts import agreement, made_of, own_text, truncated_draft
 from unwrite.decode import DraftModel
 from unwrite.decode.engine.bridge import generate
 from unwrite.decode.engine.sampling import Sampling
 from unwrite.decode.engine.stopping import Stopping
 from unwrite.errors import DataError, MethodError, ModelError
 from unwrite.models import anatomy, load_model, save
-from unwrite.reproduce import drafts
-from unwrite.reproduce.draft_files import as_gguf
-from unwrite.reproduce.drafts import agreement, made_of, own_text, truncated_draft
 from unwrite.reproduce.rsd import BEAMS, BRANCHING, Independent, Measured, contenders
 
 QUESTIONS = [" ".join(WORDS[i : i + 3]) for i in range(6, 56, 2)]

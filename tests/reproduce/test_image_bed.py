@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from unwrite.data.image_sets import TrainTest, digits, digits_regression
+from unwrite.beds import images as image_bed
+from unwrite.beds.images import BEDS, DIGIT, ImageBed, Measured, Setting, bed_named, mean_of, rows_of
+from unwrite.data.images.sets import TrainTest, digits, digits_regression
 from unwrite.errors import MethodError
 from unwrite.forget.vision.fine_tuning import FineTune
-from unwrite.reproduce import image_bed
-from unwrite.reproduce.image_bed import BEDS, DIGIT, ImageBed, Measured, Setting, bed_named, mean_of, rows_of
 from unwrite.runs import hash_model
 
 

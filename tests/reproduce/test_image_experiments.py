@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from unwrite.data.image_sets import TrainTest, digits, digits_regression
-from unwrite.reproduce import image_bed, laf, regression, sparse, ssd
-from unwrite.reproduce.claims import Budget, run, store
-from unwrite.reproduce.image_bed import Measured
+from unwrite.beds import images as image_bed
+from unwrite.beds.budget import Budget
+from unwrite.beds.images import Measured
+from unwrite.data.images.sets import TrainTest, digits, digits_regression
+from unwrite.reproduce import laf, regression, sparse, ssd
+from unwrite.reproduce.base import run, store
 
 
 def few(make):

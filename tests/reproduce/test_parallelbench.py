@@ -6,10 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from unwrite.diffusion import MaskPredictor, testbed, testbed_items
+from unwrite.beds import denoiser as testbed
+from unwrite.beds import denoiser_items as testbed_items
+from unwrite.beds import denoising
+from unwrite.beds.budget import Budget
+from unwrite.diffusion import MaskPredictor
 from unwrite.diffusion.parallelbench import IdealListModel, ListTokens, accuracy, bound
-from unwrite.reproduce import denoising, parallelbench
-from unwrite.reproduce.claims import Budget
+from unwrite.reproduce import parallelbench
 
 IDS, LETTERS = testbed.tokenizer(), ListTokens(tuple(testbed_items.LETTERS))
 NAMES = parallelbench.OPERATIONS

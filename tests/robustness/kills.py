@@ -40,7 +40,7 @@ import torch
 from cli_runs import make_files
 
 from unwrite.cli import main
-from unwrite.forget import trainer  # noqa: F401 - imported once, before the forks
+from unwrite.forget.engine.text import trainer  # noqa: F401 - imported once, before the forks
 
 SECONDS = 120  # a run that takes longer hangs
 

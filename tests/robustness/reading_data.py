@@ -79,7 +79,7 @@ def _texts() -> list[Sample]:
 
 
 def _columns(folder: Path) -> Any:
-    from unwrite.data.layouts import parse_columns
+    from unwrite.data.text.layouts import parse_columns
 
     return parse_columns(line_of(folder))
 
@@ -89,7 +89,7 @@ def _columns(folder: Path) -> Any:
 
 def _indices(name: str) -> Callable[[Path], Any]:
     def read(folder: Path) -> Any:
-        from unwrite.data.image_splits import read_indices
+        from unwrite.data.images.splits import read_indices
 
         return read_indices(folder / name)
 
@@ -125,7 +125,7 @@ def _value(path: Path) -> Any:
 def _images(folder: Path) -> Any:
     import torch
 
-    from unwrite.data.images import Images
+    from unwrite.data.images.images import Images
 
     given = _value(folder / "images.json")
     if (
@@ -140,7 +140,7 @@ def _images(folder: Path) -> Any:
 
 
 def _logits(folder: Path) -> Any:
-    from unwrite.audit.vision_arrays import labels_of, logits_of
+    from unwrite.audit.images.arrays import labels_of, logits_of
 
     given = _value(folder / "logits.json")
     if not isinstance(given, dict) or set(given) != {"logits", "labels"}:
@@ -171,7 +171,7 @@ def _pictures() -> list[Sample]:
 
 
 def _picture_of(folder: Path) -> Any:
-    from unwrite.data import picture_rows as own
+    from unwrite.data.images import picture_rows as own
 
     try:
         return own.scaled([own._square(own._opened((folder / "one.picture").read_bytes()), 4, "row 0")])
@@ -180,7 +180,7 @@ def _picture_of(folder: Path) -> Any:
 
 
 def _metadata(folder: Path) -> Any:
-    from unwrite.data.picture_metadata import check_metadata
+    from unwrite.data.images.picture_metadata import check_metadata
 
     return check_metadata(folder, ["label", "age"], "age")
 

@@ -45,7 +45,7 @@ def _metrics() -> list[Sample]:
 
 def _reports() -> list[Sample]:
     from unwrite.audit.base import Score
-    from unwrite.audit.report import AttackResult, Report, Sample, write_json
+    from unwrite.audit.report.report import AttackResult, Report, Sample, write_json
 
     metric = {"name": "forget_rouge", "better": "lower", "about": "a", "panel": "forgotten"}
     kept = {"name": "utility", "better": "higher", "about": "b", "panel": "kept"}
@@ -62,21 +62,21 @@ def _reports() -> list[Sample]:
 
 
 def _report(folder: Path) -> Any:
-    from unwrite.audit.report import Report
+    from unwrite.audit.report.report import Report
 
     report = Report.load(folder)
     return report.table(), report.json(), report.csv()
 
 
 def _report_page(folder: Path) -> Any:
-    from unwrite.audit.report import Report
+    from unwrite.audit.report.report import Report
 
     return Report.load(folder).html()
 
 
 def _scores() -> list[Sample]:
     from conftest import make_examples
-    from unwrite.audit.tofu import row_ids
+    from unwrite.audit.suites.tofu import row_ids
 
     own = {
         "kind": "tofu truth ratios",
@@ -89,7 +89,7 @@ def _scores() -> list[Sample]:
 
 def _retain_scores(folder: Path) -> Any:
     from conftest import make_examples
-    from unwrite.audit.tofu import read_retain_scores
+    from unwrite.audit.suites.tofu import read_retain_scores
 
     return read_retain_scores(folder / "scores.json", make_examples("forget", 2))
 
@@ -139,7 +139,7 @@ def _parallelbench_of(folder: Path) -> Any:
 
 
 def _filters() -> list[Sample]:
-    from unwrite.diffusion.learn2pd import Filter
+    from unwrite.diffusion.parts.learn2pd import Filter
 
     source = {"model": "m", "mask_id": "1", "precision": "float32"}
     return [
@@ -151,7 +151,7 @@ def _filters() -> list[Sample]:
 def _filter(folder: Path) -> Any:
     import torch
 
-    from unwrite.diffusion.learn2pd import Filter
+    from unwrite.diffusion.parts.learn2pd import Filter
 
     found = Filter.load(folder / "own.safetensors")
     assert bool(torch.isfinite(found(torch.rand(2, found.size))).all()), "not finite"
@@ -160,7 +160,7 @@ def _filter(folder: Path) -> Any:
 def _records() -> list[Sample]:
     import torch
 
-    from unwrite.diffusion.learn2pd import Records
+    from unwrite.diffusion.parts.learn2pd import Records
 
     yes, whole = torch.ones(5, 4).bool(), torch.arange(5)
     one = Records(torch.rand(5, 4), yes, ~yes, whole, whole + 1, whole * 2, {"model": "m"})
@@ -170,7 +170,7 @@ def _records() -> list[Sample]:
 def _record(folder: Path) -> Any:
     import torch
 
-    from unwrite.diffusion.learn2pd import Records
+    from unwrite.diffusion.parts.learn2pd import Records
 
     found = Records.load(folder / "own.safetensors")
     assert bool((found.confidence >= 0).all() and (found.confidence <= 1).all()), "confidence"
@@ -294,7 +294,7 @@ def _adapters() -> list[Sample]:
 
 def _guards() -> list[Sample]:
     from conftest import make_llama
-    from unwrite.forget.logit_difference import LogitDifferenceModel
+    from unwrite.forget.engine.text.logit_difference import LogitDifferenceModel
 
     def write(folder: Path) -> None:
         LogitDifferenceModel(
@@ -342,7 +342,7 @@ TEMPLATE = (
 def _template(folder: Path) -> Any:
     from conftest import make_tokenizer
     from unwrite.data import Example
-    from unwrite.data.rendering import Spelling
+    from unwrite.data.text.rendering import Spelling
 
     tokenizer = make_tokenizer()
     tokenizer.chat_template = line_of(folder)

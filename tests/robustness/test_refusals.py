@@ -11,18 +11,18 @@ from safetensors.torch import load_file, save_file
 
 from robustness import reading_states as states
 from robustness.mutate import Pairs, Raw, _written
-from unwrite.audit.report import Report
-from unwrite.audit.tofu import read_retain_scores
-from unwrite.audit.vision_arrays import floats
+from unwrite.audit.images.arrays import floats
+from unwrite.audit.report.report import Report
+from unwrite.audit.suites.tofu import read_retain_scores
 from unwrite.bench.sweep_file import opened
 from unwrite.cli.fields import build, parse
 from unwrite.cli.sources import RunModels
 from unwrite.data import Example, Examples, read
-from unwrite.data.image_splits import read_indices
-from unwrite.data.images import MOST_MADE_UP, Images
-from unwrite.data.picture_metadata import check_metadata
+from unwrite.data.images.images import MOST_MADE_UP, Images
+from unwrite.data.images.picture_metadata import check_metadata
+from unwrite.data.images.splits import read_indices
 from unwrite.decode.token_recycling import RecyclingTable
-from unwrite.diffusion.learn2pd import Filter, Records
+from unwrite.diffusion.parts.learn2pd import Filter, Records
 from unwrite.errors import DataError, MethodError, ModelError, RunError
 from unwrite.models import load_state
 from unwrite.models.curvature import Importances

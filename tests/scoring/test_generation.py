@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conftest import make_llama
-from unwrite.data.encoding import encode_prompt
+from unwrite.data.text.encoding import encode_prompt
 from unwrite.errors import DataError
 from unwrite.scoring import end_ids, generate_answers, rouge_l
 from unwrite.scoring.batches import by_length

@@ -6,7 +6,7 @@ import pytest
 
 from conftest import make_llama
 from unwrite.data import Example, encode
-from unwrite.data.encoding import encode_rows
+from unwrite.data.text.encoding import encode_rows
 from unwrite.errors import DataError, ModelError
 from unwrite.scoring import positions_of, row_length, score_answers, score_rows
 

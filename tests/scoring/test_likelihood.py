@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from conftest import make_llama
-from unwrite.data.encoding import Encoded, encode_all, pad
+from unwrite.data.text.encoding import Encoded, encode_all, pad
 from unwrite.errors import DataError
 from unwrite.scoring import head_at, logits_at, prediction_mask, score_answers, sum_rows, token_nll
 

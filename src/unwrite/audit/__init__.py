@@ -15,44 +15,44 @@ from typing import TYPE_CHECKING
 from .._lazy import lazily
 
 if TYPE_CHECKING:
+    from .attacks.quantisation import Quantise, quantise
+    from .attacks.relearning import Relearn, relearn
+    from .attacks.relearning_time import ain
     from .base import Metric, Score, Suite
     from .context import Context
     from .evaluation import evaluate
-    from .multiple_choice import MultipleChoice, answer_choices
-    from .muse import muse_suite
-    from .quantisation import Quantise, quantise
-    from .relearning import Relearn, relearn
-    from .report import Report
+    from .images.accuracy import accuracies, average_gap, zero_retrain_forgetting
+    from .images.features import knn_accuracy, linear_cka, neighbours
+    from .images.lira import lira, logit_confidence
+    from .images.membership import attack_success_rate, entropy_attack, membership_attack
+    from .images.pictures import changed_weights, selection_picture
+    from .images.shadows import Shadows, shadow_models
+    from .report.report import Report
     from .requests import scalability, sustainability
-    from .suites import SUITES
-    from .tofu import tofu_suite
-    from .vision_accuracy import accuracies, average_gap, zero_retrain_forgetting
-    from .vision_features import knn_accuracy, linear_cka, neighbours
-    from .vision_lira import lira, logit_confidence
-    from .vision_membership import attack_success_rate, entropy_attack, membership_attack
-    from .vision_pictures import changed_weights, selection_picture
-    from .vision_relearning import ain
-    from .vision_shadows import Shadows, shadow_models
+    from .suites.known import SUITES
+    from .suites.muse import muse_suite
+    from .suites.tofu import tofu_suite
+    from .text.multiple_choice import MultipleChoice, answer_choices
 
 _HOMES = {
     "base": ("Metric", "Score", "Suite"),
     "context": ("Context",),
     "evaluation": ("evaluate",),
-    "multiple_choice": ("MultipleChoice", "answer_choices"),
-    "muse": ("muse_suite",),
-    "quantisation": ("Quantise", "quantise"),
-    "relearning": ("Relearn", "relearn"),
-    "report": ("Report",),
+    "text.multiple_choice": ("MultipleChoice", "answer_choices"),
+    "suites.muse": ("muse_suite",),
+    "attacks.quantisation": ("Quantise", "quantise"),
+    "attacks.relearning": ("Relearn", "relearn"),
+    "report.report": ("Report",),
     "requests": ("scalability", "sustainability"),
-    "suites": ("SUITES",),
-    "tofu": ("tofu_suite",),
-    "vision_accuracy": ("accuracies", "average_gap", "zero_retrain_forgetting"),
-    "vision_features": ("knn_accuracy", "linear_cka", "neighbours"),
-    "vision_lira": ("lira", "logit_confidence"),
-    "vision_membership": ("attack_success_rate", "entropy_attack", "membership_attack"),
-    "vision_pictures": ("changed_weights", "selection_picture"),
-    "vision_relearning": ("ain",),
-    "vision_shadows": ("Shadows", "shadow_models"),
+    "suites.known": ("SUITES",),
+    "suites.tofu": ("tofu_suite",),
+    "images.accuracy": ("accuracies", "average_gap", "zero_retrain_forgetting"),
+    "images.features": ("knn_accuracy", "linear_cka", "neighbours"),
+    "images.lira": ("lira", "logit_confidence"),
+    "images.membership": ("attack_success_rate", "entropy_attack", "membership_attack"),
+    "images.pictures": ("changed_weights", "selection_picture"),
+    "attacks.relearning_time": ("ain",),
+    "images.shadows": ("Shadows", "shadow_models"),
 }
 
 __all__ = [

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from ..data.examples import Examples, ForgetSplit
+from ..data.text.examples import Examples, ForgetSplit
 from ..errors import DataError, unknown
+from ..scoring.intervals import mean_interval
 from ..scoring.rouge import Words
 
 if TYPE_CHECKING:
@@ -63,9 +64,7 @@ class Score:
         known = np.array([v for v in self.per_example if v is not None], dtype=float)
         if self.value is None or len(known) < 2 or not math.isclose(known.mean(), self.value, abs_tol=1e-9):
             return None
-        picks = np.random.default_rng(seed).integers(len(known), size=(resamples, len(known)))
-        low, high = np.percentile(known[picks].mean(1), [2.5, 97.5])
-        return float(low), float(high)
+        return mean_interval(known, resamples, seed)
 
 
 def rows_of(split: ForgetSplit, on: str, limit: int | None = None) -> Examples:

@@ -12,8 +12,8 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
-from ..data.encoding import Encoded, encode_prompt, encode_rows
-from ..data.examples import Example
+from ..data.text.encoding import Encoded, encode_prompt, encode_rows
+from ..data.text.examples import Example
 from ..errors import ModelError, notice
 from ..runs import cached_json, hash_json, hash_model
 from ..scoring import AnswerScore, end_ids, generate_answers, row_length, score_answers

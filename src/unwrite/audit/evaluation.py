@@ -6,15 +6,15 @@ import time
 from collections.abc import Container, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..data.examples import Example, ForgetSplit
-from ..data.image_splits import ImageSplit
+from ..data.images.splits import ImageSplit
+from ..data.text.examples import Example, ForgetSplit
 from ..errors import MethodError, ModelError, noticing
 from ..runs import progress
 from ..scoring import WORDS, row_length
 from .base import Metric, Score, Suite, kept_sets, rows_of
 from .context import Context
-from .report import AttackResult, Report, Sample
-from .suites import suite_named
+from .report.report import AttackResult, Report, Sample
+from .suites.known import suite_named
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,7 +77,7 @@ def evaluate(
             raise MethodError("these attacks are for texts. On images, use lira, ain or knn_accuracy.")
         if max_length is not None:
             raise MethodError("max_length is for texts; pictures have no tokens. Leave it out.")
-        from .vision import evaluate_images
+        from .images.suite import evaluate_images
 
         return evaluate_images(model, split, **both, **of_images)
     given = [name for name, value in of_images.items() if value is not None]

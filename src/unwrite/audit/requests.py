@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from ..data.examples import Examples, ForgetSplit
+from ..data.text.examples import Examples, ForgetSplit
 from ..errors import MethodError
 from .base import Score, Suite
 from .evaluation import contexts_of, measure, provenance, row_counts
-from .report import Report
-from .suites import suite_named
+from .report.report import Report
+from .suites.known import suite_named
 
 Unlearn = Callable[[Any, Examples, Examples | None], Any]
 

@@ -17,6 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from ..beds.draft_files import Files
+from ..beds.prompts import prompts
+from ..beds.texts import corpus
 from ..decode import (
     ADED,
     RSD,
@@ -34,8 +37,7 @@ from ..decode import (
 )
 from ..decode.engine.sampling import Sampling, from_processors
 from ..decode.joined import DEFAULT
-from ..reproduce.texts import corpus
-from .decode import TOKENS, Contender, Measuring, Sample, prompts
+from .decode import TOKENS, Contender, Measuring, Sample
 
 ASSISTED, HIGH_LEVEL = "transformers, assisted", "Llama.generate"
 STOCK = "transformers, its own forward"
@@ -129,7 +131,7 @@ class PlainLoop:
     def __call__(self, ids: Sequence[int], count: int, temperature: float, seed: int) -> Sample:
         import torch
 
-        from ..decode.engine.llamacpp_context import NativeContext
+        from ..decode.engine.llamacpp.context import NativeContext
 
         if self._context is None or self._context.size < len(ids) + count:
             self._context = NativeContext(self.model, len(ids) + count, 2, self.threads)
@@ -234,21 +236,6 @@ def on_llamacpp(runtime: LlamaCppRuntime, draft: LlamaCppRuntime, warm: Warm) ->
         HIGH_LEVEL: HighLevel(runtime.path, runtime.threads),
     }
     return found | {name: OnLlamaCpp(runtime, made) for name, made in warm.strategies(draft).items()}
-
-
-@dataclass(frozen=True)
-class Files:
-    """What the benchmark runs on.
-
-    Args:
-        model: name of the target, as `load` takes it.
-        draft: folder of the draft model.
-        gguf: {number format: (target file, draft file)} for llama.cpp; empty where it is not installed.
-    """
-
-    model: str
-    draft: Path
-    gguf: Mapping[str, tuple[Path, Path]]
 
 
 def run(

@@ -7,42 +7,19 @@ them, repeats. Five prompts of a kind are for tuning and warming tables; the oth
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from ..runs import hash_json
+from ..beds.prompts import KINDS, prompts
+from ..scoring.intervals import ratio_interval
 
-KINDS = ("chat", "summarise", "edit", "code", "extract", "translate")
 TOKENS = 64
 WIDEST = 0.06  # of an interval around 1, before measuring ends
 RESAMPLES = 2000
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One user message. use: "tune" or "report"."""
-
-    kind: str
-    use: str
-    text: str
-
-
-def prompts(use: str) -> list[Prompt]:
-    """The shipped prompts of a use, in the order of `KINDS`."""
-    lines = files("unwrite.bench").joinpath("prompts.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [Prompt(**json.loads(line)) for line in lines if line.strip()]
-    return [row for kind in KINDS for row in rows if row.kind == kind and row.use == use]
-
-
-def prompts_hash() -> str:
-    """Of all prompts, tuning ones too."""
-    return hash_json([vars(row) for use in ("tune", "report") for row in prompts(use)])
 
 
 @dataclass(frozen=True)
@@ -109,13 +86,8 @@ class Cell:
 
 def ratio_of(ours: list[list[float]], peer: list[list[float]], seed: int = 0) -> tuple[float, float, float]:
     """Sum of the peer's seconds over ours, with a paired bootstrap over prompts and repeats. [prompt][repeat] each."""
-    generator = np.random.default_rng(seed)
     mine, theirs = np.array(ours), np.array(peer)  # [prompts, repeats]
-    chosen = generator.integers(mine.shape[0], size=(RESAMPLES, mine.shape[0], 1))
-    picks = generator.integers(mine.shape[1], size=(RESAMPLES, *mine.shape))
-    found = theirs[chosen, picks].sum((1, 2)) / mine[chosen, picks].sum((1, 2))
-    low, high = np.quantile(found, [0.025, 0.975])
-    return float(theirs.sum() / mine.sum()), float(low), float(high)
+    return float(theirs.sum() / mine.sum()), *ratio_interval(mine, theirs, seed, RESAMPLES)
 
 
 def copy_rate(prompt: Sequence[int], answer: Sequence[int], size: int = 4) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .decode import KINDS
+from ..beds.prompts import KINDS
 
 Row = Mapping[str, Any]
 FLOOR = 0.97  # the upper end of every strategy's interval must reach it

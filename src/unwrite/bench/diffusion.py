@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..diffusion import EoTP, FixedBlocks, LearnedSelect, Prophet, RandomOrder, Sampler, Threshold, TopK, testbed
-from ..diffusion.adablock import AdaBlock, DrawnBlocks, delimiters_of
-from ..diffusion.credit import CreditDecoding
-from ..diffusion.eoser import Ascending, EOSReject, ascending_steps
-from ..diffusion.localleap import LocalLeap, RandomNeighbours
-from ..diffusion.rules import Factor
-from ..reproduce.denoising import THRESHOLDS, Arm, Curve, difference, prompts
-from ..reproduce.learn2pd import taught
-from ..reproduce.prophet import After, calibrated, written
+from ..beds import denoiser as testbed
+from ..beds.denoising import THRESHOLDS, Arm, Curve, difference, prompts
+from ..beds.denoising_ready import After, calibrated, taught, written
+from ..diffusion import EoTP, FixedBlocks, LearnedSelect, Prophet, RandomOrder, Sampler, Threshold, TopK
+from ..diffusion.parts.adablock import AdaBlock, DrawnBlocks, delimiters_of
+from ..diffusion.parts.credit import CreditDecoding
+from ..diffusion.parts.eoser import Ascending, EOSReject, ascending_steps
+from ..diffusion.parts.localleap import LocalLeap, RandomNeighbours
+from ..diffusion.parts.rules import Factor
 
 PROMPTS, TIMED = 2000, 1
 CHUNK = 512  # prompts a job

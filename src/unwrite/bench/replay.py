@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..diffusion import MaskPredictor, Sampler, testbed
+from ..beds import denoiser as testbed
+from ..diffusion import MaskPredictor, Sampler
 from ..errors import DataError
 
 CANVAS = 256

@@ -20,14 +20,12 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
-import unwrite.forget.vision.training  # noqa: F401  what the first trial would load while its clock runs
-
+from ..beds.images import Bed, ImageBed
 from ..errors import MethodError, UnwriteError
 from ..forget.base import Method
+from ..forget.engine.images.work import image_arguments
 from ..forget.vision.fine_tuning import Retrain
 from ..forget.vision.head_only import HeadOnly
-from ..forget.vision.work import image_arguments
-from ..reproduce.image_bed import Bed, ImageBed
 from ..runs import canonical_json, hash_json
 from .sweep_file import SweepFile, begun_with, opened
 from .sweep_jobs import Each, crew, one_thread

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import RunError, setting
-from ..reproduce.claims import commit, machine
 from ..runs import Malformed, conforms, hash_file, hash_json, parse_json, versions
+from ..runs.provenance import commit, machine
 
 __all__ = ["SweepFile", "begun_with", "opened"]
 

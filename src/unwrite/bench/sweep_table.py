@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import Any
 
-from ..reproduce.image_bed import COLUMNS, METRICS
+from ..beds.images import COLUMNS, METRICS
 from ..terminal import text
 
 __all__ = ["markdown", "summary", "tables"]

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data import Example, Examples
-from ..data.encoding import Encoded, encode_all, pad
+from ..data.text.encoding import Encoded, encode_all, pad
 from ..forget import NPO
-from ..forget.batch import make_parts, run
-from ..forget.reference import Wanted, compute
+from ..forget.engine.batch import make_parts, run
+from ..forget.engine.text.reference import Wanted, compute
 from ..scoring import prediction_mask
 
 Step = Callable[[], float]
@@ -138,7 +138,7 @@ def compare(
 
 def cases(tokenizer: Any, batch: int) -> Iterator[tuple[str, str, list[Encoded], list[Encoded]]]:
     """(rows, retain term, forget rows, retain rows)."""
-    from ..data.authors import authors
+    from ..data.text.authors import authors
 
     split = authors()
     assert split.retain is not None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..beds.images import BEDS, Bed, ImageBed
 from ..forget.dampening import SSD
 from ..forget.gradient_ascent import GradientAscent
 from ..forget.vision.bad_teacher import BadTeacher
@@ -23,7 +24,6 @@ from ..forget.vision.neg_grad import NegGradPlus
 from ..forget.vision.relabelling import RandomLabel
 from ..forget.vision.salun import SalUn
 from ..forget.vision.scrub import SCRUB
-from ..reproduce.image_bed import BEDS, Bed, ImageBed
 from .sweep import Contender, sweep, trials_of
 from .sweep_jobs import one_thread
 

@@ -44,8 +44,8 @@ def bench(
         overwrite: replace the figures in OUT, where they aren't a stopped run's.
         json: print JSON.
     """
-    from ..reproduce.claims import commit, machine
     from ..runs import need_free, versions
+    from ..runs.provenance import commit, machine
 
     quiet_libraries()
     setting = {"versions": versions(), "machine": machine(), "commit": commit()}
@@ -152,10 +152,11 @@ MINUTES, HOURS = 40, 12  # of the default run, with what is left for its last ce
 def _decode(model: str, full: bool, out: Path | None, json: bool, setting: dict[str, Any]) -> None:
     import torch
 
+    from ..beds.draft_files import bench_files
+    from ..beds.drafts import made_of
+    from ..beds.prompts import prompts_hash
     from ..bench.contenders import FEW, run
-    from ..bench.decode import TOKENS, prompts_hash
-    from ..reproduce.draft_files import bench_files
-    from ..reproduce.drafts import made_of
+    from ..bench.decode import TOKENS
     from ..runs import write_json
 
     files = bench_files(model)
@@ -183,7 +184,7 @@ def _show(rows: Sequence[Mapping[str, Any]]) -> None:
     from rich.console import Group
     from rich.table import Table
 
-    from ..bench.decode import KINDS
+    from ..beds.prompts import KINDS
 
     for runtime, temperature in dict.fromkeys((row["runtime"], row["temperature"]) for row in rows):
         table = Table("strategy", *KINDS, title=f"{runtime}, temperature {temperature:g}", header_style="bold")

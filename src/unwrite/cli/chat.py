@@ -101,7 +101,7 @@ class Answer:
         from transformers import TextIteratorStreamer
 
         from ..data import Example
-        from ..data.encoding import encode_prompt
+        from ..data.text.encoding import encode_prompt
         from ..scoring import end_ids, new_tokens_within
 
         tokenizer, self.model = loaded.tokenizer, loaded.model

@@ -89,7 +89,7 @@ def asked(split: Any) -> Any:
 
 def announced(split: Any) -> str:
     """What is about to be forgotten: how many questions, and that all are about one landmark."""
-    from ..data.landmarks import LANDMARK
+    from ..data.text.landmarks import LANDMARK
 
     return (
         f"forgetting one landmark, {LANDMARK}: {len(split.forget)} questions about it (npo, stops at {TARGET:g} of "
@@ -100,8 +100,8 @@ def announced(split: Any) -> str:
 def _store(report: Any, stopped: str, seconds: dict[str, float]) -> None:
     from importlib.resources import files
 
-    from ..reproduce.claims import commit, machine
     from ..runs import versions, write_json
+    from ..runs.provenance import commit, machine
 
     figures = {
         name: {role: report.value(name, role) for role in ("before", "after")}

@@ -259,7 +259,7 @@ def encoded(tokenizer: Any, prompt: str, raw: bool) -> Any:
     if raw or tokenizer.chat_template is None:
         return tokenizer(prompt, return_tensors="pt").input_ids
     messages = [{"role": "user", "content": prompt}]
-    from ..data.templates import bounded_template
+    from ..data.text.templates import bounded_template
 
     options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
     try:

@@ -73,7 +73,7 @@ class AuditRequest:
         Raises:
             MethodError: an unknown suite or attack, a number out of range.
         """
-        from ..audit.suites import suite_named
+        from ..audit.suites.known import suite_named
 
         suite = suite_named(self.suite)
         if suite.of != "text":
@@ -107,7 +107,7 @@ class AuditRequest:
         Raises:
             ModelError: more than one of the models has positions for.
         """
-        from ..audit.suites import suite_named
+        from ..audit.suites.known import suite_named
         from ..scoring import row_length
 
         default = suite_named(self.suite).max_length
@@ -122,8 +122,8 @@ class AuditRequest:
         Raises:
             MethodError, DataError, ModelError: what is missing, or which row.
         """
-        from ..audit.suites import check_suite
-        from ..data.encoding import encode_rows
+        from ..audit.suites.known import check_suite
+        from ..data.text.encoding import encode_rows
 
         check_suite(self.suite, split, references=references)
         length = self.lengths(models)
@@ -228,7 +228,7 @@ class ForgetRequest:
         return row_length(model, self.audit.max_length)
 
     def _check_rows(self, split: ForgetSplit, loaded: Loaded, length: int) -> None:
-        from ..data.encoding import encode_rows
+        from ..data.text.encoding import encode_rows
 
         for rows in (split.forget, split.retain):
             if rows is not None:

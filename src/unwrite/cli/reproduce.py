@@ -30,7 +30,8 @@ def reproduce(
         dry: don't store anything.
         json: print JSON.
     """
-    from ..reproduce.claims import Budget, run, store, table
+    from ..beds.budget import Budget
+    from ..reproduce.base import run, store, table
     from ..runs import need_free
 
     quiet_libraries()

@@ -26,7 +26,7 @@ SHIPPED = ("authors", "landmarks")  # names of data before any file of the same 
 
 def absolute(source: str) -> str:
     """A path that means the same from every folder; a name that is no path here stays as it is."""
-    from ..data.files import located
+    from ..data.text.files import located
 
     path, part = located(source)
     if source in SHIPPED or not path.exists():

@@ -50,11 +50,11 @@ def sweep(
         seconds: also show how long unlearning took; without it two runs print the same.
     """
     quiet_libraries()
+    from ..beds.images import bed_named
     from ..bench.sweep import sweep as run
     from ..bench.sweep import trials_of
     from ..bench.sweep_table import markdown as lines_of
     from ..bench.sweep_table import summary, tables
-    from ..reproduce.image_bed import bed_named
 
     if markdown and json:
         raise MethodError("--markdown and --json are two forms of one table. Choose one.")

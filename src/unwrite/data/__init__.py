@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING
 from .._lazy import lazily
 
 # Not lazy: importing a module later would put it in the place of the function of the same name.
-from .authors import authors
-from .examples import Example, Examples, ForgetSplit
-from .landmarks import landmarks
+from .text.authors import authors
+from .text.examples import Example, Examples, ForgetSplit
+from .text.landmarks import landmarks
 
 if TYPE_CHECKING:
-    from .benchmarks import MultipleChoice, Muse, knowundo, muse, tofu, wmdp
-    from .encoding import Encoded, encode, encode_all, pad
-    from .general import general_rows, with_general_rows
-    from .image_sets import TrainTest, cifar10, cifar100, digits, digits_regression, glyphs, svhn
-    from .image_splits import (
+    from .images.images import ImageBatch, Images
+    from .images.sets import TrainTest, cifar10, cifar100, digits, digits_regression, glyphs, svhn
+    from .images.splits import (
         ImageSplit,
         split_at_random,
         split_by_class,
@@ -27,15 +25,17 @@ if TYPE_CHECKING:
         split_by_index,
         split_by_target,
     )
-    from .images import ImageBatch, Images
-    from .reading import read, split_from
+    from .text.benchmarks import MultipleChoice, Muse, knowundo, muse, tofu, wmdp
+    from .text.encoding import Encoded, encode, encode_all, pad
+    from .text.general import general_rows, with_general_rows
+    from .text.reading import read, split_from
 
 _HOMES = {
-    "benchmarks": ("MultipleChoice", "Muse", "knowundo", "muse", "tofu", "wmdp"),
-    "encoding": ("Encoded", "encode", "encode_all", "pad"),
-    "general": ("general_rows", "with_general_rows"),
-    "image_sets": ("TrainTest", "cifar10", "cifar100", "digits", "digits_regression", "glyphs", "svhn"),
-    "image_splits": (
+    "text.benchmarks": ("MultipleChoice", "Muse", "knowundo", "muse", "tofu", "wmdp"),
+    "text.encoding": ("Encoded", "encode", "encode_all", "pad"),
+    "text.general": ("general_rows", "with_general_rows"),
+    "images.sets": ("TrainTest", "cifar10", "cifar100", "digits", "digits_regression", "glyphs", "svhn"),
+    "images.splits": (
         "ImageSplit",
         "split_at_random",
         "split_by_class",
@@ -43,8 +43,8 @@ _HOMES = {
         "split_by_index",
         "split_by_target",
     ),
-    "images": ("ImageBatch", "Images"),
-    "reading": ("read", "split_from"),
+    "images.images": ("ImageBatch", "Images"),
+    "text.reading": ("read", "split_from"),
 }
 
 __all__ = [

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from .base import Drafter, Strategy
     from .draft_model import DraftModel
     from .engine.bridge import DecodeOutput, generate
-    from .engine.curves import calibrate
-    from .engine.llamacpp import LlamaCppRuntime
+    from .engine.llamacpp.runtime import LlamaCppRuntime
     from .engine.loop import Decoded
+    from .engine.planning.curves import calibrate
     from .engine.runtime import Output, Runtime
     from .engine.stats import Stats, last_stats
-    from .engine.support import why_plain
-    from .engine.transformers_runtime import TransformersRuntime
+    from .engine.transformers.runtime import TransformersRuntime
+    from .engine.transformers.support import why_plain
     from .engine.tree import DraftTree, Path
     from .joined import Joined
     from .plain import Plain
@@ -35,13 +35,13 @@ _HOMES = {
     "base": ("Drafter", "Strategy"),
     "draft_model": ("DraftModel",),
     "engine.bridge": ("DecodeOutput", "generate"),
-    "engine.curves": ("calibrate",),
-    "engine.llamacpp": ("LlamaCppRuntime",),
+    "engine.planning.curves": ("calibrate",),
+    "engine.llamacpp.runtime": ("LlamaCppRuntime",),
     "engine.loop": ("Decoded",),
     "engine.runtime": ("Output", "Runtime"),
     "engine.stats": ("Stats", "last_stats"),
-    "engine.support": ("why_plain",),
-    "engine.transformers_runtime": ("TransformersRuntime",),
+    "engine.transformers.support": ("why_plain",),
+    "engine.transformers.runtime": ("TransformersRuntime",),
     "engine.tree": ("DraftTree", "Path"),
     "joined": ("Joined",),
     "plain": ("Plain",),

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import MethodError, setting
 from .base import Strategy
-from .engine.drafting import Growing, ModelDrafter, draft_runtime, gumbel_top_k, kind_of, name_of
+from .drafting import Growing, ModelDrafter, draft_runtime, gumbel_top_k, kind_of, name_of
 from .engine.tree import DraftTree
 
 if TYPE_CHECKING:

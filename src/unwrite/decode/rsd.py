@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import MethodError, setting
 from .base import Strategy
-from .engine.drafting import Growing, ModelDrafter, draft_runtime, gumbel_top_k, kind_of, name_of, stochastic_beam_step
+from .drafting import Growing, ModelDrafter, draft_runtime, gumbel_top_k, kind_of, name_of, stochastic_beam_step
 from .engine.tree import DraftTree
 
 if TYPE_CHECKING:

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING
 from .._lazy import lazily
 
 if TYPE_CHECKING:
-    from .adablock import AdaBlock, DrawnBlocks, delimiters_of
     from .adapter import MaskPredictor
     from .base import Blocks, Commit, CommitRule, Constraint, Edit, Logits, Part, Proposal, Quota, Score, Step, Stop
     from .block_cache import BlockCache
-    from .credit import CreditDecoding, CreditThreshold
-    from .eoser import Ascending, AscendingBlocks, EOSReject
-    from .learn2pd import EoTP, LearnedSelect
     from .likelihood import log_likelihood
-    from .localleap import LocalLeap, RandomNeighbours
-    from .prophet import Prophet, anchors
-    from .proposing import Confidence, EndLast, Gumbel, LeftToRight, Margin, NegativeEntropy, Nucleus, RandomOrder
-    from .rules import RCR, EarlyStop, Factor, Fading, FixedBlocks, NoEnd, Origin, ReMDM, Threshold, TopK, Uniform
+    from .parts.adablock import AdaBlock, DrawnBlocks, delimiters_of
+    from .parts.credit import CreditDecoding, CreditThreshold
+    from .parts.eoser import Ascending, AscendingBlocks, EOSReject
+    from .parts.learn2pd import EoTP, LearnedSelect
+    from .parts.localleap import LocalLeap, RandomNeighbours
+    from .parts.prophet import Prophet, anchors
+    from .parts.proposing import Confidence, EndLast, Gumbel, LeftToRight, Margin, NegativeEntropy, Nucleus, RandomOrder
+    from .parts.rules import RCR, EarlyStop, Factor, Fading, FixedBlocks, NoEnd, Origin, ReMDM, Threshold, TopK, Uniform
     from .sampler import DiffusionOutput, Sampler
     from .training import (
         MaskedCollator,
@@ -34,22 +34,22 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
-    "adablock": ("AdaBlock", "DrawnBlocks", "delimiters_of"),
+    "parts.adablock": ("AdaBlock", "DrawnBlocks", "delimiters_of"),
     "adapter": ("MaskPredictor",),
     "base": (
         "Blocks", "Commit", "CommitRule", "Constraint", "Edit", "Logits", "Part", "Proposal", "Quota", "Score", "Step", "Stop",
     ),
     "block_cache": ("BlockCache",),
-    "credit": ("CreditDecoding", "CreditThreshold"),
-    "eoser": ("Ascending", "AscendingBlocks", "EOSReject"),
-    "learn2pd": ("EoTP", "LearnedSelect"),
+    "parts.credit": ("CreditDecoding", "CreditThreshold"),
+    "parts.eoser": ("Ascending", "AscendingBlocks", "EOSReject"),
+    "parts.learn2pd": ("EoTP", "LearnedSelect"),
     "likelihood": ("log_likelihood",),
-    "localleap": ("LocalLeap", "RandomNeighbours"),
-    "prophet": ("Prophet", "anchors"),
-    "proposing": (
+    "parts.localleap": ("LocalLeap", "RandomNeighbours"),
+    "parts.prophet": ("Prophet", "anchors"),
+    "parts.proposing": (
         "Confidence", "EndLast", "Gumbel", "LeftToRight", "Margin", "NegativeEntropy", "Nucleus", "RandomOrder",
     ),
-    "rules": (
+    "parts.rules": (
         "RCR", "EarlyStop", "Factor", "Fading", "FixedBlocks", "NoEnd", "Origin", "ReMDM", "Threshold", "TopK", "Uniform",
     ),
     "sampler": ("DiffusionOutput", "Sampler"),

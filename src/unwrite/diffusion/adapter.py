@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
+from ..scoring import head_at
 
 __all__ = ["MaskPredictor"]
 
@@ -144,9 +145,9 @@ class MaskPredictor:
             more["attention_mask"] = more["attention_mask"].long()
         if "past_key_values" not in more and getattr(getattr(self.model, "config", None), "is_causal", None) is False:
             more = {**more, "use_cache": False}  # a decoder would fill a cache that nobody reads
-        with head_at(self.model, self.at_outputs(where), canvas.shape) as took:
+        with head_at(self.model, self.at_outputs(where), tuple(canvas.shape)) as tap:
             logits: Tensor = self.model(input_ids=canvas, **more).logits
-        if not took:
+        if tap.hidden is None:
             places = self.at_outputs(where)[..., None].expand(-1, -1, logits.shape[-1])
             logits = logits.gather(1, places)
         return logits
@@ -209,26 +210,3 @@ def _without_dropout(model: Any) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-@contextmanager
-def head_at(model: Any, outputs: Tensor, shape: Any) -> Iterator[list[bool]]:
-    """Within the block the head sees only the outputs [rows, n]; yields a list that is filled where it did."""
-    took: list[bool] = []
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if head is None:
-        yield took
-        return
-
-    def pick(_: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden = inputs[0]
-        if hidden.dim() != 3 or hidden.shape[:2] != tuple(shape):
-            return inputs
-        took.append(True)
-        return (hidden.gather(1, outputs[..., None].expand(-1, -1, hidden.shape[-1])), *inputs[1:])
-
-    handle = head.register_forward_pre_hook(pick)
-    try:
-        yield took
-    finally:
-        handle.remove()

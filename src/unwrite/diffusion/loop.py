@@ -21,7 +21,7 @@ from ..errors import MethodError
 from .adapter import MaskPredictor
 from .base import Commit, Desk, Part, Step, Stop, Wide
 from .block_cache import BlockCache
-from .proposing import parts_of
+from .parts.proposing import parts_of
 from .trace import Trace
 
 if TYPE_CHECKING:

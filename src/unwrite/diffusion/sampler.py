@@ -20,8 +20,8 @@ from .adapter import MaskPredictor
 from .base import Blocks, CommitRule, Constraint, Edit, Logits, Part, Proposal, Quota, Score, Stop, Watch, finite
 from .block_cache import CacheKind, check_cacheable
 from .loop import Denoising, Fixed, all_parts, checked_prompts
-from .proposing import Confidence, Gumbel, NegativeEntropy, Nucleus
-from .rules import Fading, FixedBlocks, Threshold, TopK, Uniform
+from .parts.proposing import Confidence, Gumbel, NegativeEntropy, Nucleus
+from .parts.rules import Fading, FixedBlocks, Threshold, TopK, Uniform
 from .trace import Trace
 
 __all__ = ["DiffusionOutput", "Sampler"]

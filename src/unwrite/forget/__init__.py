@@ -8,20 +8,20 @@ from .. import catalog
 from .._lazy import lazily
 
 if TYPE_CHECKING:
-    from .arguments import UnlearnArguments
     from .base import Edit, Guard, Method, Objective, Phase
-    from .batch import PairedBatch
-    from .loss import Loss, PerPosition, PerRow, PerToken
-    from .stopping import StopWhenForgotten
-    from .trainer import UnlearnTrainer
+    from .engine.batch import PairedBatch
+    from .engine.loss import Loss, PerPosition, PerRow, PerToken
+    from .engine.text.arguments import UnlearnArguments
+    from .engine.text.stopping import StopWhenForgotten
+    from .engine.text.trainer import UnlearnTrainer
 
 _HOMES = {
-    "arguments": ("UnlearnArguments",),
+    "engine.text.arguments": ("UnlearnArguments",),
     "base": ("Edit", "Guard", "Method", "Objective", "Phase"),
-    "batch": ("PairedBatch",),
-    "loss": ("Loss", "PerPosition", "PerRow", "PerToken"),
-    "stopping": ("StopWhenForgotten",),
-    "trainer": ("UnlearnTrainer",),
+    "engine.batch": ("PairedBatch",),
+    "engine.loss": ("Loss", "PerPosition", "PerRow", "PerToken"),
+    "engine.text.stopping": ("StopWhenForgotten",),
+    "engine.text.trainer": ("UnlearnTrainer",),
 }
 
 __all__ = [

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from ..data import Examples, ForgetSplit
-from ..data.image_splits import check_images
-from ..data.images import Images
+from ..data.images.images import Images
+from ..data.images.splits import check_images
 from ..errors import DataError, MethodError, ModelError, setting
-from .batch import KLMask, PairedBatch
-from .loss import Loss, PerPosition, PerToken, Term, kl_divergence
-from .stream import Stream
+from .engine.batch import KLMask, PairedBatch
+from .engine.loss import Loss, PerPosition, PerToken, Term, kl_divergence
+from .engine.stream import Stream
 
 RetainLoss = Literal["none", "nll", "kl"]
 
@@ -134,7 +134,7 @@ class Method(ABC):
         given |= {"peft_config": peft_config, "callbacks": callbacks, "cost": cost or Cost()}
         if not images:
             return method._apply(Work(**given))
-        from .vision.work import ImageWork
+        from .engine.images.work import ImageWork
 
         return method._apply(ImageWork(**given))
 
@@ -307,10 +307,10 @@ class Objective(Method):
 
     def _apply(self, work: Work) -> Any:
         if isinstance(work.forget, Images):
-            from .vision.training import train_on_images
+            from .engine.images.training import train_on_images
 
             return train_on_images(self, work)  # type: ignore[arg-type]
-        from .trainer import train_objective
+        from .engine.text.trainer import train_objective
 
         return train_objective(
             self,

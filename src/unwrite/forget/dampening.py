@@ -20,13 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.images import Images
+from ..data.images.images import Images
 from ..errors import DataError, MethodError, ModelError, notice, setting
 from ..models.curvature import Importances, Loss, importances, stored, trainable
 from ..runs import progress
 from .base import Edit, Work, require
-from .importance import Rows, accuracy, batches, logit_norms, prepared, row_loss, squared_logit_norms
-from .importance_ratio import (
+from .engine.images.work import ImageWork
+from .engine.importance import Rows, accuracy, batches, logit_norms, prepared, row_loss, squared_logit_norms
+from .engine.importance_ratio import (
     LayerSelection,
     Selection,
     dampen,
@@ -37,7 +38,6 @@ from .importance_ratio import (
     tensors_of,
     times,
 )
-from .vision.work import ImageWork
 
 __all__ = [
     "ASSD",

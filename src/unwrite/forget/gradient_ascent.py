@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .base import Objective, RetainLoss
-from .batch import PairedBatch
-from .loss import Loss, PerToken
+from .engine.batch import PairedBatch
+from .engine.loss import Loss, PerToken
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base import Objective, RetainLoss, require
-from .batch import PairedBatch
-from .loss import Loss, PerRow
+from .engine.batch import PairedBatch
+from .engine.loss import Loss, PerRow
 
 
 def npo_loss(nll: Tensor, reference: Tensor, beta: float) -> Tensor:

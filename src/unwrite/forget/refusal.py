@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from ..data import Examples
 from ..errors import DataError, MethodError, setting
 from .base import Objective, RetainLoss, require
-from .batch import PairedBatch
-from .loss import Loss, PerRow, PerToken
+from .engine.batch import PairedBatch
+from .engine.loss import Loss, PerRow, PerToken
 
 
 @lru_cache(maxsize=1)

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from ..data import Examples
-from ..data.encoding import IGNORE
+from ..data.text.encoding import IGNORE
 from ..errors import DataError, MethodError, setting
 from ..models import anatomy
 from .base import Objective, require
-from .batch import PairedBatch, Part
-from .loss import Loss, PerRow, Term
+from .engine.batch import PairedBatch, Part
+from .engine.loss import Loss, PerRow, Term
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from .base import Objective, RetainLoss, require
-from .batch import PairedBatch
-from .loss import Loss, PerRow
+from .engine.batch import PairedBatch
+from .engine.loss import Loss, PerRow
 
 
 @dataclass(frozen=True, kw_only=True)

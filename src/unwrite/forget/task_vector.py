@@ -16,9 +16,9 @@ import torch
 from ..errors import MethodError, setting
 from ..models.merging import merged
 from .base import Edit, Objective, Work, require
-from .batch import PairedBatch
-from .loss import Loss, PerToken
-from .trainer import train_objective
+from .engine.batch import PairedBatch
+from .engine.loss import Loss, PerToken
+from .engine.text.trainer import train_objective
 
 
 @dataclass(frozen=True, kw_only=True)

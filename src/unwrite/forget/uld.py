@@ -20,13 +20,13 @@ from ..data import Examples
 from ..errors import DataError, MethodError, setting
 from ..models import anatomy
 from ..models.merging import merged
-from .arguments import training_arguments
 from .base import Guard, Objective, Phase, Work, require
-from .batch import KLMask, PairedBatch
-from .logit_difference import LogitDifferenceModel
-from .loss import Loss, PerPosition, PerToken, Term
-from .stream import permutation
-from .trainer import train_objective
+from .engine.batch import KLMask, PairedBatch
+from .engine.loss import Loss, PerPosition, PerToken, Term
+from .engine.stream import permutation
+from .engine.text.arguments import training_arguments
+from .engine.text.logit_difference import LogitDifferenceModel
+from .engine.text.trainer import train_objective
 
 
 def uniform_divergence(logits: Tensor) -> Tensor:

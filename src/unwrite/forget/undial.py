@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from .base import Objective, require
-from .batch import PairedBatch
-from .loss import Loss, PerToken
+from .engine.batch import PairedBatch
+from .engine.loss import Loss, PerToken
 
 
 def undial_targets(logits: Tensor, targets: Tensor, strength: float) -> Tensor:

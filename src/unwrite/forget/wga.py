@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .base import Objective, RetainLoss, require
-from .batch import PairedBatch
-from .loss import Loss, PerToken
+from .engine.batch import PairedBatch
+from .engine.loss import Loss, PerToken
 
 
 @dataclass(frozen=True, kw_only=True)

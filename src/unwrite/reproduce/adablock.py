@@ -12,13 +12,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..diffusion import Sampler, testbed
-from ..diffusion.adablock import AdaBlock, DrawnBlocks, WholeCanvas, delimiters_of, late, premature
+from ..beds import denoiser as testbed
+from ..beds import denoising
+from ..beds.budget import Budget
+from ..beds.denoising import Curve, Difference, Trial, difference
+from ..diffusion import Sampler
 from ..diffusion.base import Step
-from ..diffusion.rules import FixedBlocks, Threshold
-from . import denoising
-from .claims import Budget, Claim, verdict_of
-from .denoising import Curve, Difference, Trial, difference
+from ..diffusion.parts.adablock import AdaBlock, DrawnBlocks, WholeCanvas, delimiters_of, late, premature
+from ..diffusion.parts.rules import FixedBlocks, Threshold
+from .base import Claim, verdict_of
 
 SIZES, BARS = (4, 8, 16, 32), (0.7, 0.8, 0.9)
 CACHES: tuple[Literal["none", "dual"], ...] = ("none", "dual")

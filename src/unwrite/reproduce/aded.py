@@ -12,13 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..beds.budget import Budget
+from ..beds.texts import COLUMNS, Decoded, corpus, decoded, encoded, prompts, target
 from ..decode.aded import ADED, SHARES, ADEDDrafter
 from ..decode.base import Strategy
 from ..decode.engine.tree import DraftTree
 from ..decode.prompt_lookup import PromptLookup
 from ..decode.trigrams import Successors, TrigramTable
-from .claims import Budget, Claim, verdict_of
-from .texts import COLUMNS, Decoded, corpus, decoded, encoded, prompts, target
+from .base import Claim, verdict_of
 
 # prompts, new tokens, characters of the corpus
 SIZES = {

@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from ..diffusion import Sampler, testbed
+from ..beds import denoiser as testbed
+from ..beds import denoising
+from ..beds.budget import Budget
+from ..beds.denoising import Trial, difference
+from ..diffusion import Sampler
 from ..diffusion.base import Step
-from ..diffusion.credit import CreditDecoding
-from ..diffusion.rules import FixedBlocks, Threshold
-from . import denoising
-from .claims import Budget, Claim, verdict_of
-from .denoising import Trial, difference
+from ..diffusion.parts.credit import CreditDecoding
+from ..diffusion.parts.rules import FixedBlocks, Threshold
+from .base import Claim, verdict_of
 
 BARS = (0.8, 0.9, 0.95)
 FORMS: Mapping[str, CreditDecoding] = {

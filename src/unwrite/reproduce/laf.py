@@ -13,15 +13,8 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from ..forget.gradient_ascent import GradientAscent
-from ..forget.vision.boundary import BoundaryShrink
-from ..forget.vision.fine_tuning import FineTune
-from ..forget.vision.head_only import HeadOnly
-from ..forget.vision.laf import LAF
-from ..forget.vision.relabelling import RandomLabel
-from ..forget.vision.scrub import SCRUB
-from .claims import Budget, Claim, verdict_of
-from .image_bed import (
+from ..beds.budget import Budget
+from ..beds.images import (
     BEDS,
     COLUMNS,
     Bed,
@@ -33,6 +26,14 @@ from .image_bed import (
     mean_of,
     rows_of,
 )  # fmt: skip
+from ..forget.gradient_ascent import GradientAscent
+from ..forget.vision.boundary import BoundaryShrink
+from ..forget.vision.fine_tuning import FineTune
+from ..forget.vision.head_only import HeadOnly
+from ..forget.vision.laf import LAF
+from ..forget.vision.relabelling import RandomLabel
+from ..forget.vision.scrub import SCRUB
+from .base import Claim, verdict_of
 
 # What is reported, and what settings are chosen on, with the first seed; tau is the paper's for MNIST.
 TASKS: dict[str, tuple[Bed, Bed, float]] = {

@@ -7,20 +7,22 @@ filter learnt nothing but a threshold: so it is compared at equal forwards. The 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..diffusion import EarlyStop, Sampler, testbed
+from ..beds import denoiser as testbed
+from ..beds import denoising
+from ..beds.budget import Budget
+from ..beds.denoising import Arm, Trial, difference
+from ..beds.denoising_ready import taught
+from ..diffusion import EarlyStop, Sampler
 from ..diffusion.base import CommitRule, Edit
-from ..diffusion.learn2pd import EoTP, Filter, LearnedSelect, Oracle, Records, collect, judge, train
-from ..diffusion.rules import FixedBlocks, Threshold, TopK
-from . import denoising
-from .claims import Budget, Claim, verdict_of
-from .denoising import Arm, Trial, difference
+from ..diffusion.parts.learn2pd import EoTP, Filter, LearnedSelect, Oracle, Records, judge
+from ..diffusion.parts.rules import FixedBlocks, Threshold, TopK
+from .base import Claim, verdict_of
 
 BLOCK = 16
 LEARNT = {"tiny": 8, "small": 500, "medium": 1500, "full": 3000}  # prompts for labels
@@ -108,13 +110,6 @@ def _figures(learnt: Filter, records: Records) -> dict[str, Any]:
         "wrong among kept at 0.96, test records": None if np.isnan(wrong) else round(wrong, 4),
         "accuracy and base rate, test records": [learnt.report.test.accuracy, learnt.report.test.base_rate],
     }
-
-
-def taught(bed: testbed.TestBed, asked: Sequence[testbed.Item], block: int, epochs: int) -> tuple[Records, Filter]:
-    """What the model's own answers to these prompts teach: the records, and the filter."""
-    prompts = [bed.tokenizer(item.prompt)["input_ids"] for item in asked]
-    records = collect(bed.predictor, None, prompts, block=block, gen_length=testbed.ANSWER, batch_size=64)
-    return records, train(records, epochs=epochs)
 
 
 def _oracles(trial: Trial, base: Sampler, one: Arm) -> dict[str, Arm]:

@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..diffusion import Sampler, testbed
+from ..beds import denoiser as testbed
+from ..beds import denoising
+from ..beds.budget import Budget
+from ..beds.denoising import Arm, Curve, Trial, difference
+from ..diffusion import Sampler
 from ..diffusion.base import Step
-from ..diffusion.localleap import LocalLeap, RandomNeighbours, Settled, settled
-from ..diffusion.rules import FixedBlocks
-from . import denoising
-from .claims import Budget, Claim, verdict_of
-from .denoising import Arm, Curve, Trial, difference
+from ..diffusion.parts.localleap import LocalLeap, RandomNeighbours, Settled, settled
+from ..diffusion.parts.rules import FixedBlocks
+from .base import Claim, verdict_of
 
 RADII, BARS = (1, 2, 4, 8), (0.6, 0.75, 0.85)
 SEEN = 200  # prompts on which proposals are followed to the end

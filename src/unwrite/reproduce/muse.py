@@ -10,14 +10,16 @@ from statistics import fmean
 from typing import Any
 
 from ..audit import evaluate, sustainability
+from ..beds.authors import unlearn
+from ..beds.budget import Budget
+from ..beds.language import Bed
+from ..beds.manual import manual_bed
 from ..data import ForgetSplit
 from ..forget import NPO, TaskVector
 from ..forget.base import Method
 from ..forget.gradient_ascent import GradientAscent, GradientDifference
-from .authors_experiment import unlearn
-from .beds import Bed
-from .claims import Budget, Claim, spread, verdict_of
-from .manual import manual_bed
+from ..scoring.intervals import spread
+from .base import Claim, verdict_of
 
 METHODS: dict[str, Method] = {
     "GA": GradientAscent(),

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..beds.budget import Budget
+from ..beds.synthetic import Kind, Track, fit, make, nll, unlearn
 from ..forget.npo import npo_loss
-from .claims import Budget, Claim, spread, verdict_of
-from .synthetic import Kind, Track, fit, make, nll, unlearn
+from ..scoring.intervals import spread
+from .base import Claim, verdict_of
 
 # (gap of the two kinds, learning rates and beta of the authors' configuration)
 SETTINGS: dict[float, dict[str, float]] = {
@@ -84,7 +86,7 @@ def run(budget: Budget) -> Claim:
         )
     extra: dict[str, Any] = {}
     if not tiny:
-        from .authors_experiment import npo_on_authors
+        from ..beds.authors import npo_on_authors
 
         extra, more = npo_on_authors(budget)
         checks |= more

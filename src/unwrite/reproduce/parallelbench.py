@@ -21,22 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from ..diffusion import (
-    Confidence,
-    FixedBlocks,
-    Gumbel,
-    LeftToRight,
-    RandomOrder,
-    Sampler,
-    Threshold,
-    TopK,
-    testbed,
-    testbed_items,
-)
+from ..beds import denoiser as testbed
+from ..beds import denoiser_items as testbed_items
+from ..beds import denoising
+from ..beds.budget import Budget
+from ..diffusion import Confidence, FixedBlocks, Gumbel, LeftToRight, RandomOrder, Sampler, Threshold, TopK
 from ..diffusion.adapter import MaskPredictor
 from ..diffusion.parallelbench import Frame, IdealListModel, ListTokens, lower_bound, written_right
-from . import denoising
-from .claims import Budget, Claim, verdict_of
+from .base import Claim, verdict_of
 
 N, STEPS = 6, (1, 2, 3, 6)
 OPERATIONS = {"copy": "copy", "flip": "reverse", "sort": "sort", "swap": "replace_random", "mix": "shuffle"}

@@ -9,41 +9,24 @@ as the paper's are in units of another model's logits.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import takewhile
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from ..diffusion import Sampler, testbed
-from ..diffusion.base import Step, Stop
-from ..diffusion.prophet import Prophet, ProphetLog, answer_convergence, calibrated_bars
-from ..diffusion.rules import FixedBlocks, Threshold, TopK
-from . import denoising
-from .claims import Budget, Claim, verdict_of
-from .denoising import Arm, Curve, Trial, difference
+from ..beds import denoiser as testbed
+from ..beds import denoising
+from ..beds.budget import Budget
+from ..beds.denoising import Arm, Curve, Trial, difference
+from ..beds.denoising_ready import After, calibrated, watched, written
+from ..diffusion import Sampler
+from ..diffusion.parts.prophet import Prophet, answer_convergence
+from ..diffusion.parts.rules import FixedBlocks, Threshold, TopK
+from .base import Claim, verdict_of
 
 CALIBRATED, LOOKED = 100, 100  # prompts for the bars, and for the histogram of when answers are known
 TRUNCATED = (2, 4, 8, 16, 24, 32, 40, 48, 56)
 COLUMNS = ("forwards/answer", "right results, %", "Prophet against it, points")
-
-
-@dataclass(frozen=True)
-class After(Stop):
-    """Fills everything at one forward: drawn for each row from `forwards`, counted from 1."""
-
-    forwards: tuple[int, ...]
-
-    def stop(self, step: Step) -> Tensor:
-        """[rows]"""
-        memory = step.memory(self)
-        drawn = memory.get("drawn", fill=-1.0, dtype=torch.float64)
-        drawn = torch.where(drawn < 0, step.random(), drawn)
-        memory.put("drawn", drawn)
-        limit = torch.tensor(self.forwards, device=drawn.device)[(drawn * len(self.forwards)).long()]
-        return step.number + 1 >= limit
 
 
 def run(budget: Budget) -> Claim:
@@ -105,52 +88,16 @@ def _run(trial: Trial, name: str, sampler: Sampler) -> Arm:
     return trial.done[name]
 
 
-def written(bed: testbed.TestBed, ids: Sequence[int]) -> str:
-    """The text in generated ids up to their first end token; it need not be finished."""
-    text: str = bed.tokenizer.decode(list(takewhile(lambda token: token not in bed.predictor.end_ids, ids)))
-    return text
-
-
 def _extract(bed: testbed.TestBed) -> Callable[[Sequence[int]], str]:
     """The result in generated ids."""
     return lambda ids: result(written(bed, ids))
-
-
-def calibrated(
-    bed: testbed.TestBed,
-    sampler: Sampler,
-    asked: Sequence[testbed.Item],
-    prophet: Prophet,
-    extract: Callable[[Sequence[int]], Any],
-    fixed: Mapping[int, int] | None = None,
-) -> Prophet:
-    """`prophet` with bars in this model's logits, from where its answers to these prompts, as `extract` finds them, no longer
-    change."""
-    log = _watched(bed, sampler, asked, prophet, fixed)
-    rows = sorted(log.gaps)
-    bars = calibrated_bars([log.gaps[row] for row in rows], [log.guesses[row] for row in rows], extract)
-    return replace(prophet, bars=bars)
-
-
-def _watched(
-    bed: testbed.TestBed,
-    sampler: Sampler,
-    asked: Sequence[testbed.Item],
-    prophet: Prophet,
-    fixed: Mapping[int, int] | None,
-) -> ProphetLog:
-    """What `prophet` would see where nothing stops."""
-    log = ProphetLog(replace(prophet, bars=(float("inf"),) * 3))
-    rows = [bed.tokenizer(item.prompt)["input_ids"] for item in asked]
-    replace(sampler, stop=log.prophet, watch=log)(bed.predictor, None, rows, fixed=fixed)
-    return log
 
 
 def _known(trial: Trial, sampler: Sampler, fixed: Mapping[int, int]) -> dict[str, float]:
     """Shares of prompts whose result was right, once or from then on, by a quarter and by half of the steps."""
     asked = list(trial.asked[:LOOKED])
     there = Prophet(start=testbed.ANCHOR_AT + len(testbed.ANCHOR) + 1)
-    log, extract = _watched(trial.bed, sampler, asked, there, fixed), _extract(trial.bed)
+    log, extract = watched(trial.bed, sampler, asked, there, fixed), _extract(trial.bed)
     found = [answer_convergence(log.guesses[row], extract, result(item.answer)) for row, item in enumerate(asked)]
     return {
         f"{kind} by {100 * share:.0f} %": float(np.mean([one.by(share, kind == "stable") for one in found]))

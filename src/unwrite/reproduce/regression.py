@@ -13,13 +13,14 @@ from typing import Any
 
 from torch import nn
 
-from ..audit.vision_relearning import Relearning, relearn, validation_loss
+from ..audit.attacks.relearning_time import Relearning, relearn, validation_loss
+from ..beds.budget import Budget
+from ..beds.images import BEDS, ImageBed, Measured, mean_of, rows_of
 from ..forget.base import Method
 from ..forget.vision.fine_tuning import FineTune
 from ..forget.vision.head_only import HeadOnly
 from ..forget.vision.regression import Blindspot, GaussianAmnesiac
-from .claims import Budget, Claim, verdict_of
-from .image_bed import BEDS, ImageBed, Measured, mean_of, rows_of
+from .base import Claim, verdict_of
 
 METRICS = (
     "forget_mae",

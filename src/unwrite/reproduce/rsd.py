@@ -19,12 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..beds.budget import Budget
 from ..decode.base import Strategy
 from ..decode.draft_model import DraftModel
-from ..decode.engine.drafting import Drawn, Growing, draft_runtime, uniform
+from ..decode.drafting import Drawn, Growing, draft_runtime, uniform
 from ..decode.rsd import RSD, ConstantDrafter
 from ..errors import MethodError
-from .claims import Budget, Claim, spread, verdict_of
+from ..scoring.intervals import draws, ends, spread
+from .base import Claim, verdict_of
 
 if TYPE_CHECKING:
     from ..decode.engine.runtime import Runtime
@@ -113,15 +115,14 @@ class Measured:
 
     def lead(self, other: Measured, resamples: int = 2000) -> tuple[float, float]:
         """Ends of a 95 % interval of this one's tokens per forward over the other's, paired bootstrap over prompts."""
-        draws = np.random.default_rng(0).integers(len(self.tokens[0]), size=(resamples, len(self.tokens[0])))
+        chosen = draws(len(self.tokens[0]), resamples)
 
         def rates(of: Measured) -> np.ndarray[Any, Any]:
             tokens, forwards = np.array(of.tokens).sum(0), np.array(of.forwards).sum(0)  # [prompts]
-            found: np.ndarray[Any, Any] = tokens[draws].sum(1) / forwards[draws].sum(1)
+            found: np.ndarray[Any, Any] = tokens[chosen].sum(1) / forwards[chosen].sum(1)
             return found
 
-        low, high = np.quantile(rates(self) / rates(other), [0.025, 0.975])
-        return float(low), float(high)
+        return ends(rates(self) / rates(other))
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def pair(size: str) -> Pair:
     """What a budget runs on; models that have to be trained are."""
     if size == "small":
         return _manual_pair(SIZES[size][0])
-    from .texts import encoded, prompts, target
+    from ..beds.texts import encoded, prompts, target
 
     if size == "full":
         from ..models import load
@@ -219,17 +220,17 @@ def _cut(model: Any, size: str) -> Any:
 
     if size == "tiny":
         return anatomy(model).truncate(1).eval()
-    from .drafts import truncated_draft
+    from ..beds.drafts import truncated_draft
 
     return load_model(truncated_draft()).eval()
 
 
 def _manual_pair(count: int) -> Pair:
     """The model that learnt the manual's pages, and one of an eighth of its weights that read the same rows."""
-    from ..data.encoding import encode_all
+    from ..beds.language import EncodedRows, small_config
+    from ..beds.manual import PROMPT_WORDS, as_text, asked, manual_bed, pages, texts
+    from ..data.text.encoding import encode_all
     from ..models import causal_recipe, load_model, trained
-    from .beds import EncodedRows, small_config
-    from .manual import PROMPT_WORDS, as_text, asked, manual_bed, pages, texts
 
     bed, corpora = manual_bed(), pages()
     rows = EncodedRows()

@@ -14,6 +14,8 @@ from statistics import fmean
 
 from torch import nn
 
+from ..beds.budget import Budget
+from ..beds.images import BEDS, COLUMNS, ImageBed, Measured, Setting, rows_of
 from ..forget.gradient_ascent import GradientAscent
 from ..forget.vision.fine_tuning import FineTune
 from ..forget.vision.fisher_forgetting import FisherForgetting
@@ -23,8 +25,7 @@ from ..forget.vision.l1_sparse import L1Sparse
 from ..forget.vision.pruned import Pruned
 from ..models.image_training import fitted
 from ..models.pruning import Masks, omp, random_masks
-from .claims import Budget, Claim, verdict_of
-from .image_bed import BEDS, COLUMNS, ImageBed, Measured, Setting, rows_of
+from .base import Claim, verdict_of
 
 TASKS = {"class": "digits/class", "random": "digits/random"}
 RATES = (0.9, 0.95)

@@ -14,12 +14,13 @@ from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
 
+from ..beds.budget import Budget
+from ..beds.images import BEDS, COLUMNS, DIGIT, ImageBed, Measured, digits_at_random, mean_of, rows_of
 from ..forget.base import Cost
 from ..forget.dampening import ASSD, LFSSD, SSD, RandomDampening
 from ..forget.vision.fine_tuning import FineTune
 from ..forget.vision.head_only import HeadOnly
-from .claims import Budget, Claim, verdict_of
-from .image_bed import BEDS, COLUMNS, DIGIT, ImageBed, Measured, digits_at_random, mean_of, rows_of
+from .base import Claim, verdict_of
 
 # The card's 1, 5, 10 and 50, and between 5 and 10: no ratio exceeds 10 by much where a tenth of all rows is forgotten.
 ALPHAS, BATCHES = (1.0, 5.0, 7.0, 8.0, 9.0, 10.0, 50.0), (128, 16)

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ..beds.budget import Budget
+from ..beds.texts import COLUMNS, Decoded, Kind, decoded, encoded, prompts, target
 from ..decode.base import Strategy
 from ..decode.prompt_lookup import PromptLookup
 from ..decode.token_recycling import RecyclingTable, TokenRecycling, TreeTemplate
-from .claims import Budget, Claim, verdict_of
-from .texts import COLUMNS, Decoded, Kind, decoded, encoded, prompts, target
+from .base import Claim, verdict_of
 
 # prompts that ask for an explanation, prompts that ask for a copy, new tokens
 SIZES = {"tiny": (2, 1, 16), "small": (14, 4, 96), "medium": (30, 10, 128), "full": (240, 80, 512)}

@@ -11,13 +11,15 @@ from statistics import fmean
 from typing import Any
 
 from ..audit import evaluate
+from ..beds.authors import EPOCHS, probability, rouge, unlearn
+from ..beds.budget import Budget
+from ..beds.language import Bed, authors_bed
 from ..forget import NPO, ULD, StopWhenForgotten
 from ..forget.base import Method
 from ..forget.gradient_ascent import GradientAscent, GradientDifference
 from ..forget.uld import remember_rows, uniform_rows
-from .authors_experiment import EPOCHS, probability, rouge, unlearn
-from .beds import Bed, authors_bed
-from .claims import Budget, Claim, spread, verdict_of
+from ..scoring.intervals import spread
+from .base import Claim, verdict_of
 
 LAYERS = 2  # of 6, as the paper keeps 8 of 32
 STRENGTHS = (1.2, 1.6, 2.4)  # beside the paper's alpha of 0.8; the assistant stays as trained

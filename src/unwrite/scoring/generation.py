@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..data.rendering import Spelling
+from ..data.text.rendering import Spelling
 from ..errors import DataError
 from ..runs import progress
 from .batches import by_length

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..data.encoding import MAX_LENGTH
+from ..data.text.encoding import MAX_LENGTH
 from ..errors import DataError, ModelError, setting
 
 _NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.encoding import IGNORE, Encoded, pad
+from ..data.text.encoding import IGNORE, Encoded, pad
 from ..errors import DataError
 from ..runs import progress
 from .batches import by_length
@@ -25,14 +25,21 @@ from .batches import by_length
 
 @dataclass
 class HeadTap:
-    """What passed through the head: `hidden` [positions, d] going in, in row-major order of the mask."""
+    """What passed through the head: `hidden` [positions, d] going in, in row-major order of a mask, or [rows, n, d] at columns; None
+    where the model has no head of its own."""
 
     hidden: Tensor | None = None
 
 
 @contextlib.contextmanager
-def head_at(model: Any, where: Tensor) -> Iterator[HeadTap]:
-    """Within the block the model's head sees only the positions where `where` [rows, length] is true."""
+def head_at(model: Any, where: Tensor, shape: tuple[int, ...] | None = None) -> Iterator[HeadTap]:
+    """Within the block the model's head sees only some positions.
+
+    Args:
+        where: [rows, length] bool, true at those positions; or [rows, n] their column numbers, as many in every row.
+        shape: rows and length of the forward that is meant, where `where` holds column numbers.
+    """
+    expected = torch.Size(where.shape if shape is None else shape)
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     tap = HeadTap()
     if head is None:
@@ -41,10 +48,13 @@ def head_at(model: Any, where: Tensor) -> Iterator[HeadTap]:
 
     def pick(_module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden = inputs[0]
-        if hidden.dim() == 3 and hidden.shape[:2] == where.shape:
+        if hidden.dim() != 3 or hidden.shape[:2] != expected:
+            return inputs
+        if where.dtype == torch.bool:
             tap.hidden = hidden[where]
-            return (tap.hidden, *inputs[1:])
-        return inputs
+        else:
+            tap.hidden = hidden.gather(1, where[..., None].expand(-1, -1, hidden.shape[-1]))
+        return (tap.hidden, *inputs[1:])
 
     handle = head.register_forward_pre_hook(pick)
     try:

@@ -10,12 +10,12 @@ from torch.nn import functional as F
 from trained_inputs import wave_logits
 from trained_toys import RECIPE, Log, accuracy, net, nll, same, split, state, targets, unlearn, work_of
 
-from unwrite.audit.vision_accuracy import zero_retrain_forgetting
+from unwrite.audit.images.accuracy import zero_retrain_forgetting
 from unwrite.errors import DataError, MethodError, ModelError
 from unwrite.forget.base import Cost
-from unwrite.forget.batch import PairedBatch
+from unwrite.forget.engine.batch import PairedBatch
+from unwrite.forget.engine.images.batch import ImagePart
 from unwrite.forget.vision.bad_teacher import BadTeacher, imitation
-from unwrite.forget.vision.batch import ImagePart
 from unwrite.models.image_training import image_recipe
 from unwrite.nets import SmallResNet
 

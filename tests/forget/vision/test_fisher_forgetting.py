@@ -11,8 +11,8 @@ from torch import nn
 
 from unwrite.data import Images
 from unwrite.errors import DataError, MethodError
+from unwrite.forget.engine.images.work import ImageWork
 from unwrite.forget.vision.fisher_forgetting import FisherForgetting, noise
-from unwrite.forget.vision.work import ImageWork
 from unwrite.runs import hash_model
 
 OFFICIAL = json.loads((Path(__file__).parent / "official_edits.json").read_text())["fisher"]

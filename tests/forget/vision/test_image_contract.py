@@ -13,8 +13,8 @@ from torch import nn
 import unwrite
 from unwrite import catalog
 from unwrite.cli.forget import forget as forget_command
-from unwrite.data.image_splits import split_by_class, split_by_target
-from unwrite.data.images import Images
+from unwrite.data.images.images import Images
+from unwrite.data.images.splits import split_by_class, split_by_target
 from unwrite.errors import DataError, MethodError, ModelError, UnwriteError
 from unwrite.forget import Edit, Objective
 from unwrite.forget.base import Cost

@@ -17,11 +17,11 @@ from transformers import TrainerCallback
 from unwrite.data import Images
 from unwrite.errors import MethodError, NotFinite
 from unwrite.forget.base import Cost, Phase
-from unwrite.forget.loss import Loss, PerRow
-from unwrite.forget.stream import UnlearnRows, epoch_order, partner
-from unwrite.forget.vision.batch import add_losses
-from unwrite.forget.vision.phased import Phased, another
-from unwrite.forget.vision.work import ImageArguments
+from unwrite.forget.engine.images.batch import add_losses
+from unwrite.forget.engine.images.phased import Phased, another
+from unwrite.forget.engine.images.work import ImageArguments
+from unwrite.forget.engine.loss import Loss, PerRow
+from unwrite.forget.engine.stream import UnlearnRows, epoch_order, partner
 from unwrite.runs import hash_model
 
 PLAIN = {"learning_rate": 0.1, "momentum": 0.0, "weight_decay": 0.0, "per_device_train_batch_size": 4, "seed": 3}

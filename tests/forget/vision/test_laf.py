@@ -12,8 +12,9 @@ from torch import nn
 
 from unwrite.data import Images
 from unwrite.errors import DataError, MethodError
-from unwrite.forget.batch import PairedBatch
-from unwrite.forget.vision.batch import ImagePart
+from unwrite.forget.engine.batch import PairedBatch
+from unwrite.forget.engine.images.batch import ImagePart
+from unwrite.forget.engine.images.work import ImageWork
 from unwrite.forget.vision.laf import (
     LAF,
     Unlearning,
@@ -25,7 +26,6 @@ from unwrite.forget.vision.laf import (
     squared_error,
     vae_loss,
 )
-from unwrite.forget.vision.work import ImageWork
 from unwrite.nets import SmallCNN
 from unwrite.nets.feature_vae import FeatureVAE, Reconstruction
 from unwrite.runs import hash_model

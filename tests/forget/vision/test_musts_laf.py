@@ -9,11 +9,11 @@ from small_toys import small_net, small_sets
 from torch.nn import functional as F
 from trained_toys import Log
 
-from unwrite.forget.batch import PairedBatch
-from unwrite.forget.stream import epoch_order, partner
-from unwrite.forget.vision.batch import ImagePart
+from unwrite.forget.engine.batch import PairedBatch
+from unwrite.forget.engine.images.batch import ImagePart
+from unwrite.forget.engine.images.work import ImageWork
+from unwrite.forget.engine.stream import epoch_order, partner
 from unwrite.forget.vision.laf import LAF, Unlearning, alignment_loss
-from unwrite.forget.vision.work import ImageWork
 from unwrite.runs import hash_model
 
 BATCH, SEED = 4, 5

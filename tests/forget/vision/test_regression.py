@@ -15,9 +15,10 @@ from unwrite.data import Images
 from unwrite.errors import DataError, MethodError, ModelError
 from unwrite.forget import Objective
 from unwrite.forget.base import Cost, Phase
-from unwrite.forget.batch import PairedBatch
-from unwrite.forget.stream import epoch_order
-from unwrite.forget.vision.batch import ImagePart, add_losses
+from unwrite.forget.engine.batch import PairedBatch
+from unwrite.forget.engine.images.batch import ImagePart, add_losses
+from unwrite.forget.engine.images.work import ImageWork
+from unwrite.forget.engine.stream import epoch_order
 from unwrite.forget.vision.regression import (
     Blindspot,
     GaussianAmnesiac,
@@ -25,7 +26,6 @@ from unwrite.forget.vision.regression import (
     attention_map,
     residual,
 )
-from unwrite.forget.vision.work import ImageWork
 from unwrite.models import TrainRecipe
 from unwrite.models.vision_layout import Observed
 from unwrite.nets import SmallCNN

@@ -8,7 +8,7 @@ from trained_toys import accuracy, net, nll, same, split, targets, unlearn, work
 
 from unwrite.data import Images
 from unwrite.errors import DataError, MethodError
-from unwrite.forget.vision.random_labels import any_labels, wrong_labels
+from unwrite.forget.engine.images.random_labels import any_labels, wrong_labels
 from unwrite.forget.vision.relabelling import Amnesiac, RandomLabel
 
 

@@ -9,7 +9,7 @@ import torch
 from edit_inputs import edit_net, edit_sets
 
 from unwrite.forget.dampening import ASSD, LFSSD, SSD, Potion
-from unwrite.forget.importance_ratio import percentile_of_share, ratios
+from unwrite.forget.engine.importance_ratio import percentile_of_share, ratios
 
 OFFICIAL = json.loads((Path(__file__).parent / "official_edits.json").read_text())
 ADAPTIVE = {"assd": ASSD(importance_batch=8), "alfssd": LFSSD(importance_batch=8), "potion": Potion(importance_batch=8)}

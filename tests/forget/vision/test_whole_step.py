@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from unwrite.forget.vision.whole_step import WholeStep, row_normals
+from unwrite.forget.engine.images.whole_step import WholeStep, row_normals
 
 
 def test_a_whole_steps_value_is_divided_by_nothing():

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import TrainerCallback
 
 from unwrite.data import Images, ImageSplit, split_by_class
-from unwrite.forget.vision.work import ImageWork
+from unwrite.forget.engine.images.work import ImageWork
 from unwrite.models.image_training import image_recipe
 from unwrite.nets import SmallCNN
 

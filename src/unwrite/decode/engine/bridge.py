@@ -14,13 +14,13 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from ...errors import MethodError
 from ..base import Strategy
-from .arena import filled_length
-from .drafting import STATEFUL
+from ..drafting import STATEFUL
 from .loop import Decoded, Decoding, check
 from .runtime import Runtime
 from .sampling import Sampling, from_processors
 from .stats import Stats
 from .stopping import Stopping, from_criteria
+from .transformers.arena import filled_length
 from .tree import Ints
 
 # what `generate` hands on beside the named arguments, without a say in the text
@@ -58,8 +58,8 @@ def custom_generate(
     Raises:
         MethodError, ModelError: what can't be decoded so, before the first token.
     """
-    from .prefix import check_prefix
-    from .transformers_runtime import TransformersRuntime
+    from .transformers.prefix import check_prefix
+    from .transformers.runtime import TransformersRuntime
 
     past_key_values = _cache_of(past_key_values, others)
     _refuse(strategy, input_ids, generation_config, use_cache, inputs_embeds)

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ...errors import MethodError, ModelError, setting
 from ..base import Drafter, Strategy
-from .costs import Acceptance
-from .planning import DraftCosts, Knowledge, Planner, knowledge_of
+from .planning.costs import Acceptance
+from .planning.planner import DraftCosts, Knowledge, Planner, knowledge_of
 from .rows import Row, Text, padded, root, shallower
 from .runtime import LOGITS, Output, Runtime
 from .sampling import Sampling

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..base import Drafter
-from .planning import Planner
+from .planning.planner import Planner
 from .sampling import Sampling
 from .tree import DraftTree, Ints
 

@@ -17,12 +17,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ...data.templates import bounded_template
+from ...data.text.templates import bounded_template
 from ...errors import MethodError
 from ...runs import progress
 from ..adapter import MaskPredictor
-from ..proposing import Confidence, Gumbel, LeftToRight, Margin, NegativeEntropy, RandomOrder
-from ..rules import Factor, FixedBlocks, Threshold, TopK
+from ..parts.proposing import Confidence, Gumbel, LeftToRight, Margin, NegativeEntropy, RandomOrder
+from ..parts.rules import Factor, FixedBlocks, Threshold, TopK
 from ..sampler import Sampler
 from .generators import MASK_WORD
 from .ideal import Frame

@@ -17,15 +17,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...data.images import Images
+from ...data.images.images import Images
 from ...errors import MethodError
 from ..base import Phase, require
-from ..batch import PairedBatch
-from ..loss import Loss, PerRow, kl_divergence
-from ..stream import permutation
-from .batch import Table
-from .phased import Phased, need_classes
-from .work import ImageWork
+from ..engine.batch import PairedBatch
+from ..engine.images.batch import Table
+from ..engine.images.phased import Phased, need_classes
+from ..engine.images.work import ImageWork
+from ..engine.loss import Loss, PerRow, kl_divergence
+from ..engine.stream import permutation
 
 __all__ = ["BadTeacher", "imitation"]
 

@@ -19,16 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...data.images import Images
+from ...data.images.images import Images
 from ...errors import MethodError, ModelError
 from ...models.curvature import evaluating
 from ...models.vision_layout import logits_of
 from ..base import Phase, require
-from ..batch import PairedBatch
-from ..loss import Loss
-from .batch import add_losses
-from .phased import Phased, need_classes, placed
-from .work import ImageWork
+from ..engine.batch import PairedBatch
+from ..engine.images.batch import add_losses
+from ..engine.images.phased import Phased, need_classes, placed
+from ..engine.images.work import ImageWork
+from ..engine.loss import Loss
 
 __all__ = ["BoundaryExpand", "BoundaryShrink", "attacked"]
 

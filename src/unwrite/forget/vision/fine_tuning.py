@@ -19,11 +19,11 @@ from transformers import TrainerCallback
 from ...models.image_training import fitted
 from ...models.vision_layout import VisionLayout
 from ..base import Edit, Phase, require
-from ..batch import PairedBatch
-from ..loss import Loss
-from .batch import add_losses
-from .phased import FINE_TUNING, Phased
-from .work import ImageWork
+from ..engine.batch import PairedBatch
+from ..engine.images.batch import add_losses
+from ..engine.images.phased import FINE_TUNING, Phased
+from ..engine.images.work import ImageWork
+from ..engine.loss import Loss
 
 __all__ = ["CFk", "EUk", "FineTune", "Retrain"]
 

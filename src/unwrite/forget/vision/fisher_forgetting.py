@@ -15,15 +15,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ...data.images import Images
+from ...data.images.images import Images
 from ...errors import MethodError
 from ...models.curvature import evaluating, fisher, trainable
 from ...models.vision_layout import logits_of
 from ...runs import progress
 from ..base import Edit, require
-from .phased import need_classes, placed
-from .whole_classes import whole_classes
-from .work import ImageWork
+from ..engine.images.phased import need_classes, placed
+from ..engine.images.whole_classes import whole_classes
+from ..engine.images.work import ImageWork
 
 __all__ = ["FisherForgetting", "noise"]
 

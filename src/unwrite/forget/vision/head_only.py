@@ -16,16 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...data.images import Images
+from ...data.images.images import Images
 from ...errors import MethodError, NotFinite
 from ...models.curvature import evaluating
 from ...models.vision_layout import logits_of
 from ...runs import progress
 from ..base import Edit
-from ..stream import epoch_order
-from .phased import placed
-from .whole_classes import whole_classes
-from .work import ImageWork
+from ..engine.images.phased import placed
+from ..engine.images.whole_classes import whole_classes
+from ..engine.images.work import ImageWork
+from ..engine.stream import epoch_order
 
 __all__ = ["HeadOnly"]
 

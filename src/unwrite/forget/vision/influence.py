@@ -15,13 +15,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ...data.images import Images
+from ...data.images.images import Images
 from ...errors import MethodError, NotFinite
 from ...models.curvature import importances, row_gradients, trainable
 from ..base import Edit, require
-from ..importance import image_loss
-from .phased import placed
-from .work import ImageWork
+from ..engine.images.phased import placed
+from ..engine.images.work import ImageWork
+from ..engine.importance import image_loss
 
 __all__ = ["Influence", "recursive_inverse", "woodbury_inverse"]
 

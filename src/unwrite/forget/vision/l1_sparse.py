@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from ..base import Phase, require
-from ..batch import PairedBatch
-from ..loss import Loss, Term
-from .batch import add_losses
-from .phased import Phased
-from .whole_step import WholeStep
-from .work import ImageWork
+from ..engine.batch import PairedBatch
+from ..engine.images.batch import add_losses
+from ..engine.images.phased import Phased
+from ..engine.images.whole_step import WholeStep
+from ..engine.images.work import ImageWork
+from ..engine.loss import Loss, Term
 
 __all__ = ["L1Sparse", "l1_norm", "penalty_weight", "small_share"]
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..base import Phase, require
-from ..batch import PairedBatch
-from ..loss import Loss, PerRow
-from .batch import outputs_loss
-from .phased import FINE_TUNING, Phased
-from .work import ImageWork
+from ..engine.batch import PairedBatch
+from ..engine.images.batch import outputs_loss
+from ..engine.images.phased import FINE_TUNING, Phased
+from ..engine.images.work import ImageWork
+from ..engine.loss import Loss, PerRow
 
 __all__ = ["NegGradPlus"]
 

@@ -16,16 +16,16 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from ...data.images import Images
+from ...data.images.images import Images
 from ...errors import MethodError, notice, unknown
 from ...models.pruning import Scope, apply_masks, magnitude_masks, zero_masks
 from ..base import Edit, Guard, Method, Phase, require
-from ..batch import PairedBatch
-from ..loss import Loss
-from ..masking import KeepMask
-from .batch import add_losses
-from .phased import Phased, placed
-from .work import ImageWork
+from ..engine.batch import PairedBatch
+from ..engine.images.batch import add_losses
+from ..engine.images.phased import Phased, placed
+from ..engine.images.work import ImageWork
+from ..engine.loss import Loss
+from ..engine.masking import KeepMask
 
 __all__ = ["Pruned"]
 

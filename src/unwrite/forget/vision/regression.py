@@ -20,17 +20,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...data.images import Images
+from ...data.images.images import Images
 from ...errors import DataError, MethodError, NotFinite, notice, unknown
 from ...models.vision_layout import VisionLayout, logits_of
 from ...runs import progress
 from ..base import Phase, require
-from ..batch import PairedBatch
-from ..loss import Loss, PerRow
-from ..stream import permutation
-from .phased import Phased, placed
-from .whole_step import row_normals
-from .work import ImageWork, frozen
+from ..engine.batch import PairedBatch
+from ..engine.images.phased import Phased, placed
+from ..engine.images.whole_step import row_normals
+from ..engine.images.work import ImageWork, frozen
+from ..engine.loss import Loss, PerRow
+from ..engine.stream import permutation
 
 __all__ = ["Blindspot", "GaussianAmnesiac", "attention_gap", "attention_map", "gaussian_targets", "residual"]
 

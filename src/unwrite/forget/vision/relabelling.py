@@ -12,14 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ...data.images import Images
+from ...data.images.images import Images
 from ..base import Phase
-from ..batch import PairedBatch
-from ..loss import Loss
-from .batch import add_losses
-from .phased import Phased, need_classes
-from .random_labels import RandomRelabelling, wrong_labels
-from .work import ImageWork
+from ..engine.batch import PairedBatch
+from ..engine.images.batch import add_losses
+from ..engine.images.phased import Phased, need_classes
+from ..engine.images.random_labels import RandomRelabelling, wrong_labels
+from ..engine.images.work import ImageWork
+from ..engine.loss import Loss
 
 __all__ = ["Amnesiac", "RandomLabel"]
 

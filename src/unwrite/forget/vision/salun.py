@@ -17,15 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...data.images import Images
+from ...data.images.images import Images
 from ...errors import MethodError
 from ...models.curvature import importances
 from ...models.vision_layout import logits_of
 from ..base import Edit, Objective, require
-from ..masking import KeepMask
-from .phased import placed
-from .random_labels import RandomRelabelling
-from .work import ImageArguments, ImageWork
+from ..engine.images.phased import placed
+from ..engine.images.random_labels import RandomRelabelling
+from ..engine.images.work import ImageArguments, ImageWork
+from ..engine.masking import KeepMask
 
 __all__ = ["SalUn", "Salient", "saliency", "top_share"]
 

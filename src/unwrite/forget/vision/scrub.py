@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from ...data.images import Images, first_few
+from ...data.images.images import Images, first_few
 from ...errors import DataError, MethodError
 from ...models.layout import unwrap
 from ..base import Phase, require
-from ..batch import PairedBatch
-from ..loss import Loss, PerRow, kl_divergence
-from .phased import Phased, need_classes, rounds
-from .work import ImageWork
+from ..engine.batch import PairedBatch
+from ..engine.images.phased import Phased, need_classes, rounds
+from ..engine.images.work import ImageWork
+from ..engine.loss import Loss, PerRow, kl_divergence
 
 __all__ = ["SCRUB", "distillation", "rewind_point"]
 

@@ -20,18 +20,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...data.images import Images, first_few
+from ...data.images.images import Images, first_few
 from ...errors import DataError, NotFinite
 from ...models.curvature import evaluating
 from ...models.vision_layout import logits_of
 from ..base import Phase, require
-from ..batch import PairedBatch
-from ..loss import Loss
-from ..stream import permutation
-from .batch import add_losses
-from .phased import Phased, another, need_classes
-from .whole_classes import whole_classes
-from .work import ImageWork
+from ..engine.batch import PairedBatch
+from ..engine.images.batch import add_losses
+from ..engine.images.phased import Phased, another, need_classes
+from ..engine.images.whole_classes import whole_classes
+from ..engine.images.work import ImageWork
+from ..engine.loss import Loss
+from ..engine.stream import permutation
 
 __all__ = ["UNSIR", "noise_loss"]
 

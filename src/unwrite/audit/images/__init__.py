@@ -1,0 +1,1 @@
+"""What is measured on image models: metrics, their context, pictures, shadow models."""

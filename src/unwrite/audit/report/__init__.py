@@ -1,0 +1,1 @@
+"""The report of an audit: its sentences, its table, its page."""

@@ -1,0 +1,1 @@
+"""Lists of metrics under one name, as benchmarks publish them."""

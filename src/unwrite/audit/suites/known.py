@@ -1,0 +1,56 @@
+"""The suites by name. A user's own is a `Suite` handed to `evaluate`."""
+
+from __future__ import annotations
+
+from ...data.text.examples import ForgetSplit
+from ...errors import MethodError, notice, unknown
+from ..base import Suite
+from ..images.suite import VISION, VISION_REGRESSION
+from ..text.basic import BASIC
+from ..text.membership import ATTACKS, Membership
+from .muse import MUSE
+from .tofu import TOFU
+
+MEMBERSHIP = Suite(
+    "membership",
+    [Membership(attack, 0.2 if attack == "min_k++" else 0.4) for attack in ATTACKS],
+    "Six membership-inference attacks between forget and holdout rows.",
+    requires=("loss_auc",),
+    needs="holdout rows, like the forget rows and never trained on",
+)
+
+SUITES: dict[str, Suite] = {suite.name: suite for suite in (BASIC, TOFU, MUSE, MEMBERSHIP, VISION, VISION_REGRESSION)}
+SUITES["landmarks"] = BASIC  # the shipped set has what the default suite reads
+
+
+def suite_named(suite: str | Suite) -> Suite:
+    """A suite by name, or the suite itself; an unknown name is refused with the nearest known one."""
+    if isinstance(suite, Suite):
+        return suite
+    if suite not in SUITES:
+        raise MethodError(unknown("suite", suite, SUITES))
+    return SUITES[suite]
+
+
+def check_suite(suite: str | Suite, split: ForgetSplit, *, references: bool = True) -> None:
+    """Refuses rows a suite of texts can't give its figures on, before a model is trained for them.
+
+    Args:
+        references: whether a model before unlearning or an oracle will be there.
+
+    Raises:
+        MethodError: what the suite needs and the split has not.
+    """
+    suite = suite_named(suite)
+    metrics = suite.for_split(split)
+    names = {metric.name for metric in metrics}
+    if not metrics or not names.issuperset(suite.requires):
+        needs = f"it needs {suite.needs}" if suite.needs else "no metric of it applies"
+        raise MethodError(f"suite {suite.name!r} can't be measured on {split.name}: {needs}. Use suite 'basic'.")
+    if not references and any(isinstance(metric, Membership) and metric.needs_reference for metric in metrics):
+        raise MethodError(f"suite {suite.name!r} compares with another model. Give the model before, or an oracle.")
+    if "forget_truth_ratio" in names and (plain := [row for row in split.forget if row.paraphrased_answer is None]):
+        notice(
+            f"{len(plain)} of {len(split.forget)} forget rows have no paraphrased_answer: their truth ratio takes the "
+            "answer itself for the right one, which is not TOFU's number."
+        )

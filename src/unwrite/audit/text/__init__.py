@@ -1,0 +1,1 @@
+"""What is measured on language models, metric by metric."""

@@ -1,0 +1,1 @@
+"""What experiments and benchmarks share: data, splits, how models are trained, prompts, drafts, budgets."""

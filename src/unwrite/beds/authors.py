@@ -1,0 +1,182 @@
+"""Following objectives, epoch by epoch, on the invented authors: the retrained oracle is exact, so closeness is too."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from math import exp
+from statistics import fmean
+from typing import Any
+
+from transformers import TrainerCallback
+
+from ..audit.suites.tofu import truth_ratio
+from ..data import Examples
+from ..data.text.encoding import encode, encode_all, encode_prompt
+from ..forget import NPO
+from ..forget.base import Method
+from ..forget.gradient_ascent import GradientAscent, GradientDifference, KLAscent
+from ..forget.refusal import DPO
+from ..scoring import generate_answers, rouge_l, score_answers
+from ..scoring.intervals import spread
+from .budget import Budget
+from .language import Bed, authors_bed
+
+LEARNING_RATE = 2e-4
+EPOCHS = 10
+RETAIN_ROWS = 80
+MEASURED = (1, 2, 3, 5, 7, 10)
+BASELINES: dict[str, Method] = {
+    "GA": GradientAscent(),
+    "GradDiff": GradientDifference(),
+    "KL": KLAscent(),
+    "DPO": DPO(),
+    "NPO": NPO(retain_loss="none"),
+    "NPO+RT": NPO(),
+}
+
+
+def probability(model: Any, bed: Bed, rows: Examples) -> float:
+    """Mean answer probability, exp(-mean token nll)."""
+    scores = score_answers(model, encode_all(rows, bed.tokenizer), pad_id=bed.tokenizer.pad_token_id)
+    return fmean(exp(-score.mean_nll) for score in scores)
+
+
+def forget_truth_ratios(model: Any, bed: Bed) -> list[float]:
+    """TOFU's truth ratio of every forget row."""
+    rows, tokenizer = bed.split.forget, bed.tokenizer
+    wanted = [row.ask(answer=row.paraphrased_answer) for row in rows]
+    wanted += [row.ask(answer=wrong) for row in rows for wrong in row.perturbed_answers]
+    encoded = [encode(row, tokenizer) for row in wanted]
+    losses = [s.mean_nll for s in score_answers(model, encoded, pad_id=tokenizer.pad_token_id, batch_size=64)]
+    right, wrong = losses[: len(rows)], losses[len(rows) :]
+    each = len(wrong) // len(rows)
+    return truth_ratio([wrong[i * each : (i + 1) * each] for i in range(len(rows))], right).tolist()
+
+
+def rouge(model: Any, bed: Bed, rows: Examples) -> float:
+    """Mean ROUGE-L recall of greedy answers."""
+    prompts = [encode_prompt(row, bed.tokenizer) for row in rows]
+    said = generate_answers(model, bed.tokenizer, prompts, max_new_tokens=48, batch_size=40)
+    return fmean(rouge_l(row.answer, text).recall for row, text in zip(rows, said, strict=True))
+
+
+def same_distribution(ratios: list[float], oracle: list[float]) -> float:
+    """TOFU's forget quality: the p-value of a two-sample Kolmogorov-Smirnov test."""
+    from scipy.stats import ks_2samp
+
+    return float(ks_2samp(ratios, oracle).pvalue)
+
+
+@dataclass(frozen=True)
+class Point:
+    """After some epochs: probabilities, and the forget truth ratios' p-value against the oracle's."""
+
+    forget: float
+    retain: float
+    quality: float
+
+
+@dataclass
+class Follow(TrainerCallback):
+    """Measures before the first epoch, and after those of `MEASURED`."""
+
+    bed: Bed
+    oracle: list[float]
+    points: list[Point] = field(default_factory=list)
+
+    def _measure(self, model: Any) -> None:
+        assert self.bed.split.retain is not None
+        self.points.append(
+            Point(
+                probability(model, self.bed, self.bed.split.forget),
+                probability(model, self.bed, self.bed.split.retain[:RETAIN_ROWS]),
+                same_distribution(forget_truth_ratios(model, self.bed), self.oracle),
+            )
+        )
+
+    def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """The start."""
+        self._measure(model)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """After an epoch, if it is one of those measured."""
+        if round(state.epoch) in MEASURED:
+            self._measure(model)
+
+
+def unlearn(bed: Bed, method: Method, seed: int, callbacks: tuple[Any, ...] = (), **changes: Any) -> tuple[Any, float]:
+    """Applies a method to a fresh target; the second value is seconds of training."""
+    args = {
+        "learning_rate": LEARNING_RATE,
+        "num_train_epochs": EPOCHS,
+        "warmup_epochs": 0,
+        "lr_scheduler_type": "constant",
+        "seed": seed,
+        "use_cpu": True,
+    }
+    start = time.perf_counter()
+    split = bed.split
+    model = method.apply(
+        bed.load(), split.forget, split.retain, processing_class=bed.tokenizer, args=args | changes, callbacks=callbacks
+    )
+    return model, time.perf_counter() - start
+
+
+def npo_on_authors(budget: Budget) -> tuple[dict[str, Any], dict[str, bool]]:
+    """NPO against the baselines: the whole way as figures, and what holds of the claim."""
+    bed = authors_bed()
+    assert bed.split.retain is not None
+    oracle, target = bed.load("oracle"), bed.load()
+    ratios = forget_truth_ratios(oracle, bed)
+    kept = bed.split.retain[:RETAIN_ROWS]
+    twin = probability(oracle, bed, bed.split.forget)
+    start_rouge = rouge(target, bed, kept)
+    ways: dict[str, list[list[Point]]] = {name: [] for name in BASELINES}
+    final_rouge: dict[str, list[float]] = {name: [] for name in BASELINES}
+    for seed in budget.seeds:
+        for name, method in BASELINES.items():
+            follow = Follow(bed, ratios)
+            model, _ = unlearn(bed, method, seed, (follow,))
+            ways[name].append(follow.points)
+            final_rouge[name].append(rouge(model, bed, kept))
+    extra = {
+        "authors": {
+            "setting": f"3.4M model on 40 invented authors, forget 4, {EPOCHS} epochs, lr {LEARNING_RATE}, batch 8, "
+            f"{len(budget.seeds)} seeds, retrained oracle",
+            "oracle": {"forget": twin, "retain": probability(oracle, bed, kept), "rouge": rouge(oracle, bed, kept)},
+            "target": {"forget": probability(target, bed, bed.split.forget), "rouge": start_rouge},
+            "epochs": {
+                name: {
+                    str(epoch): {
+                        part: spread([getattr(way[at], part) for way in found])
+                        for part in ("forget", "retain", "quality")
+                    }
+                    for at, epoch in enumerate((0, *MEASURED))
+                }
+                for name, found in ways.items()
+            },
+            "final_rouge": {name: spread(values) for name, values in final_rouge.items()},
+        }
+    }
+    return extra, _checks(ways, final_rouge, twin, start_rouge)
+
+
+def _checks(
+    ways: dict[str, list[list[Point]]], final_rouge: dict[str, list[float]], twin: float, start_rouge: float
+) -> dict[str, bool]:
+    def end(name: str, part: str) -> float:
+        return fmean(getattr(way[-1], part) for way in ways[name])
+
+    def quality(name: str) -> float:
+        return end(name, "quality")
+
+    gap = abs(end("NPO+RT", "forget") - twin)
+    return {
+        "authors: NPO+RT's forget quality ends above 0.05, and above GradDiff's": quality("NPO+RT") > 0.05
+        and quality("NPO+RT") > quality("GradDiff"),
+        "authors: GA's retain probability collapses below 0.1": end("GA", "retain") < 0.1,
+        "authors: GradDiff's retain probability collapses below 0.1": end("GradDiff", "retain") < 0.1,
+        "authors: NPO+RT keeps 0.7 of the retain ROUGE": fmean(final_rouge["NPO+RT"]) >= 0.7 * start_rouge,
+        "authors: NPO+RT's forget probability ends within 0.1 of the oracle's": gap <= 0.1,
+    }

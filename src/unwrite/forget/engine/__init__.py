@@ -1,0 +1,1 @@
+"""How methods run: works, trainers, streams, batches, losses; what no method file repeats."""

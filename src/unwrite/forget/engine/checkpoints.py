@@ -1,0 +1,136 @@
+"""Checkpoints of a training: whole or absent, checked before they are used, and with how training stood.
+
+    checkpoint-10/                what transformers' Trainer writes: weights, optimiser, schedule, random states
+        unwrite-training.json     whether training had ended, and what the callbacks know
+    checkpoint-10.sums            sizes and hashes of the files
+
+A checkpoint is written aside and gets its name when all of it is on the disk; the one before goes after that. So a kill at any moment
+leaves the newest whole one, and a training that had ended is never trained on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from ...errors import RunError, notice, setting
+from ...models.checkpoints import read_json
+from ...runs import drop, seal, sound, sync, unwritable, write_json
+
+__all__ = ["ASIDE", "Resumable", "finish", "had_ended", "newest", "resumed_from", "writing"]
+
+ASIDE = "unfinished"
+_NOTE = "unwrite-training.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A callback whose knowledge is part of a checkpoint."""
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        """What it knows, as JSON values."""
+
+    def restore_state(self, state: dict[str, Any]) -> None:
+        """Takes up again what `checkpoint_state` gave."""
+
+
+def finish(aside: Path, folder: Path, step: int, *, ended: bool, callbacks: Sequence[Any], keep: int | None) -> None:
+    """Gives the checkpoint that was written in `aside` its name in `folder`, and removes older ones.
+
+    Args:
+        ended: whether training ends here.
+        callbacks: those that are `Resumable` are kept with it.
+        keep: how many checkpoints stay; None for all.
+    """
+    fresh, named = aside / f"checkpoint-{step}", folder / f"checkpoint-{step}"
+    write_json(fresh / _NOTE, {"ended": ended, "callbacks": _states(callbacks)})
+    sync(fresh)
+    drop(named)  # of an earlier run that was taken up before it
+    os.replace(fresh, named)
+    seal(named)
+    shutil.rmtree(aside, ignore_errors=True)
+    if keep is not None:
+        others = [path for number, path in _all(folder) if number != step]
+        for old in others[: max(0, len(others) + 1 - max(1, keep))]:
+            drop(old)
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """The block that writes a checkpoint.
+
+    Raises:
+        RunError: the disk is full, read-only or failing; the checkpoint before is still there.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not unwritable(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(
+            f"a checkpoint could not be written to {folder}: {reason}. Make room, then go on with "
+            f"{setting('resume', True)}."
+        ) from error
+
+
+def newest(folder: Path) -> Path | None:
+    """The last checkpoint whose files are those that were written; damaged ones are dropped, with a notice."""
+    return next((path for _, path in reversed(_all(folder)) if sound(path)), None)
+
+
+def resumed_from(folder: Path, asked: str | bool | None) -> Path | None:
+    """The checkpoint to go on from.
+
+    Args:
+        asked: a checkpoint's folder; True for the newest in `folder`, and without one from the start; None for none.
+
+    Raises:
+        RunError: a checkpoint that isn't there, or is damaged.
+    """
+    if not asked:
+        return None
+    if asked is True:
+        checkpoint = newest(folder)
+        if checkpoint is None:
+            notice(f"there is no whole checkpoint in {folder}, so training begins from the start.")
+        return checkpoint
+    named = Path(asked)
+    if not named.is_dir():
+        raise RunError(
+            f"there is no checkpoint {named}. Use {setting('resume_from_checkpoint', True)} for the newest whole one."
+        )
+    if not (named / "trainer_state.json").is_file() or not sound(named):
+        raise RunError(
+            f"the checkpoint {named} is damaged. Use {setting('resume_from_checkpoint', True)} for the newest whole one."
+        )
+    return named
+
+
+def had_ended(checkpoint: Path, callbacks: Sequence[Any]) -> bool:
+    """Whether training had ended at this checkpoint; the callbacks take up what they knew there."""
+    note = checkpoint / _NOTE
+    if not note.is_file():
+        return False
+    stored = read_json(note)
+    for callback in callbacks:
+        state = stored["callbacks"].get(type(callback).__name__)
+        if state is not None and isinstance(callback, Resumable):
+            callback.restore_state(state)
+    return bool(stored["ended"])
+
+
+def _states(callbacks: Sequence[Any]) -> dict[str, Any]:
+    return {type(one).__name__: one.checkpoint_state() for one in callbacks if isinstance(one, Resumable)}
+
+
+def _all(folder: Path) -> list[tuple[int, Path]]:
+    """Every checkpoint with its step, in order."""
+    named = [(_NAME.fullmatch(path.name), path) for path in folder.glob("checkpoint-*") if path.is_dir()]
+    return sorted((int(match[1]), path) for match, path in named if match)

@@ -1,0 +1,329 @@
+"""The plain loop that runs an objective's phases on an image model.
+
+One step: rows of the stream, a forward for the rows of each loader, the phase's terms each over its own count, a
+backward, the optimiser. Which rows a step brings is a function of (seed, epoch), epochs counted over all phases.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerControl, TrainerState
+
+from ....data.images.images import ImageBatch, Images
+from ....errors import DataError, MethodError, NotFinite
+from ....models.vision_layout import logits_of
+from ....runs import progress
+from ...base import Objective, Phase
+from ..batch import PairedBatch
+from ..stream import epoch_order, partner
+from .batch import ImagePart, Table
+from .work import ImageArguments, ImageWork
+
+__all__ = ["train_on_images"]
+
+UNITS = ("rows", "tokens", "positions")  # of an image, all one
+
+
+def train_on_images(objective: Objective, work: ImageWork) -> nn.Module:
+    """Runs the phases one after the other, in place; the model comes back in evaluation mode.
+
+    Raises:
+        ModelError: a model whose outputs don't fit the data.
+        MethodError: nothing to train; a row alone where the model takes batch statistics.
+        NotFinite: the loss is no number any more.
+    """
+    settings = work.settings(objective.training)
+    if settings.device is not None:
+        work.model.to(settings.device)
+    _ = work.layout  # refuses what doesn't fit before anything is trained
+    chosen = objective.trainable(work) if type(objective).trainable is not Objective.trainable else None
+    with _only(work.model, chosen) as parameters, _seeded(settings.seed):
+        loop = _Loop(objective, work, settings, parameters)
+        loop.run(objective.phases(work))
+    work.model.eval()
+    return work.model
+
+
+@contextmanager
+def _only(model: nn.Module, chosen: Sequence[Tensor] | None) -> Iterator[list[Tensor]]:
+    """Leaves only these trainable inside, and gives them."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    wanted = None if chosen is None else {id(parameter) for parameter in chosen}
+    try:
+        for parameter, flag in before:
+            parameter.requires_grad_(flag and (wanted is None or id(parameter) in wanted))
+        found: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not found:
+            raise MethodError("no parameter of this model is to be trained. Set requires_grad where it should be.")
+        yield found
+    finally:
+        for parameter, flag in before:
+            parameter.requires_grad_(flag)
+            parameter.grad = None
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Dropout and whatever a loss draws; the caller's random state comes back."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+@dataclass
+class _Loop:
+    """What lasts over phases: optimisers, counters, callbacks, what the model before said."""
+
+    objective: Objective
+    work: ImageWork
+    settings: ImageArguments
+    parameters: list[Tensor]
+    epoch: int = 0
+    optimisers: dict[Any, torch.optim.Optimizer] = field(default_factory=dict)
+    references: dict[str, Table] = field(default_factory=dict)
+    state: TrainerState = field(default_factory=TrainerState)
+    control: TrainerControl = field(default_factory=TrainerControl)
+    optimiser: torch.optim.Optimizer | None = None
+    sums: dict[str, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        needed = self.objective.needed()
+        self.observes = bool({"features", "blocks"} & needed)
+
+    def run(self, phases: Sequence[Phase]) -> None:
+        total = sum(self._steps(phase) for phase in phases)
+        if self.settings.max_steps >= 0:
+            total = min(total, self.settings.max_steps)
+        self.state.max_steps = total
+        # What the model before said is taken before the first phase moves a weight.
+        self.references = self._references(phases)
+        self._event("on_init_end")
+        self._event("on_train_begin")
+        with progress(total, type(self.objective).__name__) as bar:
+            for phase in phases:
+                for epoch in range(math.ceil(self._epochs(phase))):
+                    if self._stops():
+                        break
+                    self._run_epoch(phase, self._epochs(phase) - epoch, bar)
+        self._event("on_train_end")
+
+    def _run_epoch(self, phase: Phase, share: float, bar: Any) -> None:
+        """One pass over the stream, or the first `share` of it."""
+        self._event("on_epoch_begin")
+        self.work.model.train(self.settings.mode == "train")
+        steps = self._rows(phase, self.epoch)
+        for rows in steps[: math.ceil(min(1, share) * len(steps))]:
+            if self._stops():
+                break
+            self._event("on_step_begin")
+            one: Phase | None = phase
+            while one is not None:
+                self._update(one, rows)
+                one = one.then
+            self.state.global_step += 1
+            self._event("on_step_end")
+            bar.advance()
+        self.epoch += 1
+        self.state.epoch = self.epoch
+        self._event("on_epoch_end")
+        self._log()
+
+    def _update(self, phase: Phase, rows: dict[str, tuple[Images, Tensor]]) -> None:
+        batch = self._forward(rows, together=phase.stream in ("mixed", "union"))
+        loss = phase.loss(batch)
+        totals = {name: term.total(self._counts(batch)) for name, term in loss.terms.items()}
+        total = torch.stack(list(totals.values())).sum()
+        if not torch.isfinite(total):
+            parts = ", ".join(f"{name} {value.item():.3g}" for name, value in totals.items())
+            raise NotFinite(
+                f"the loss stopped being finite at step {self.state.global_step + 1} ({parts}). "
+                "Lower the learning rate, or stop earlier."
+            )
+        for name, value in [*((f"{name}_loss", value) for name, value in totals.items()), *loss.logs.items()]:
+            self.sums.setdefault(name, []).append(float(value.detach() if isinstance(value, Tensor) else value))
+        self.optimiser = optimiser = self._optimiser(phase)
+        total.backward()
+        self._event("on_pre_optimizer_step")
+        optimiser.step()
+        self._event("on_optimizer_step")
+        for parameter in self.parameters:  # an optimiser of some of them would leave the others' to the next
+            parameter.grad = None
+
+    def _forward(self, rows: dict[str, tuple[Images, Tensor]], together: bool) -> PairedBatch:
+        """The parts of a step with what the model says of them: a forward a part, or one for all."""
+        parts = {name: self._part(data[at]) for name, (data, at) in rows.items()}
+        groups = [list(parts.values())] if together else [[part] for part in parts.values()]
+        for group in groups:
+            pixels = torch.cat([part.pixels for part in group])
+            if self.observes:
+                seen = self.work.layout.observe(pixels)
+                logits, features, blocks = seen.logits, seen.features, seen.blocks
+            else:
+                logits, features, blocks = logits_of(self.work.model, pixels), None, ()
+            self.work.cost.add(len(pixels), 1, 1)
+            start = 0
+            for part in group:
+                mine = slice(start, start + len(part.index))
+                part.logits = logits[mine]
+                part.features = None if features is None else features[mine]
+                part.blocks = tuple(block[mine] for block in blocks)
+                start = mine.stop
+        return PairedBatch(**parts)  # type: ignore[arg-type]
+
+    def _part(self, rows: ImageBatch) -> ImagePart:
+        pixels, target, index = (tensor.to(self.work.device) for tensor in rows)
+        part = ImagePart(index, pixels, target, self.epoch)
+        for name, table in self.references.items():
+            setattr(part, name, table.at(index))
+        return part
+
+    @staticmethod
+    def _counts(batch: PairedBatch) -> dict[str, Tensor]:
+        sizes = {name: torch.tensor(float(len(part.index))) for name, part in batch.present()}
+        sizes["all"] = torch.stack(list(sizes.values())).sum()
+        return {f"{name}.{unit}": size for name, size in sizes.items() for unit in UNITS}
+
+    def _optimiser(self, phase: Phase) -> torch.optim.Optimizer:
+        """One a function that builds it, so that phases share it with its moments."""
+        build: Callable[[list[Tensor]], torch.optim.Optimizer] = phase.optimiser or self.settings.optimiser
+        key = phase.optimiser or "arguments"
+        if key not in self.optimisers:
+            self.optimisers[key] = build(self.parameters)
+            for group in self.optimisers[key].param_groups:
+                group["initial_lr"] = group["lr"]
+        for group in self.optimisers[key].param_groups:
+            group["lr"] = phase.lr * group["initial_lr"]
+        return self.optimisers[key]
+
+    def _data(self, phase: Phase) -> tuple[Images | None, Images | None]:
+        return phase.forget or self.work.forget, phase.retain or self.work.retain
+
+    def _epochs(self, phase: Phase) -> float:
+        return self.settings.num_train_epochs if phase.epochs is None else phase.epochs
+
+    def _steps(self, phase: Phase) -> int:
+        return math.ceil(self._epochs(phase) * len(self._rows(phase, 0)))
+
+    def _rows(self, phase: Phase, epoch: int) -> list[dict[str, tuple[Images, Tensor]]]:
+        """For every step, the rows of each part by their positions in its set."""
+        forget, retain = self._data(phase)
+        if retain is None and phase.stream not in ("forget", "paired"):
+            raise MethodError(f"{type(self.objective).__name__} reads retain rows, but there is no retain set.")
+        f, r = len(forget or ()), len(retain or ())
+        seed = self.settings.seed
+        order = epoch_order(phase.stream, f, r, seed, epoch)
+        found = []
+        for rows in _cut(order, phase.batch_size or self.settings.per_device_train_batch_size, self._lone_row()):
+            at: dict[str, list[int]] = {"forget": [], "retain": []}
+            for row in rows:
+                if phase.stream in ("mixed", "union"):
+                    at["forget" if row < f else "retain"].append(row if row < f else row - f)
+                    continue
+                if phase.stream != "retain":
+                    at["forget"].append(row if phase.stream != "covering" else partner(seed, epoch, row, r, f))
+                if phase.stream in ("retain", "covering"):
+                    at["retain"].append(row)
+                elif phase.stream == "paired" and self._pairs():
+                    at["retain"].append(partner(seed, epoch, row, f, r))
+            sets = {"forget": forget, "retain": retain}
+            found.append({name: (sets[name], torch.tensor(rows)) for name, rows in at.items() if rows})
+        return found  # type: ignore[return-value]
+
+    def _pairs(self) -> bool:
+        """Whether a paired step's retain rows are read."""
+        reads = self.objective.needed()
+        return self.work.retain is not None and (
+            self.objective.retain_loss != "none" or any("retain" in name for name in reads)
+        )
+
+    def _lone_row(self) -> bool:
+        """Whether a step may have a single row."""
+        return self.settings.mode == "eval" or not self.work.layout.with_statistics
+
+    @torch.no_grad()
+    def _references(self, phases: Sequence[Phase]) -> dict[str, Table]:
+        """What the loss needs from the model before, of all rows of all phases, found by the rows' names."""
+        needed = self.objective.needed()
+        kl = self.objective.retain_loss == "kl"
+        wanted = {"reference nll", "reference logits", "reference features"} & needed
+        if not wanted and not kl:
+            return {}
+        sets: dict[int, Images] = {}
+        for phase in phases:
+            for rows in self._data(phase):
+                if rows is not None:
+                    sets.setdefault(id(rows), rows)
+        chosen = _once(list(sets.values()))
+        model, found = self.work.model, {}
+        if kl or wanted - {"reference features"}:
+            logits = torch.cat([self.work.outputs(model, rows) for rows in chosen])
+            found["reference_logits"] = _table(chosen, logits)
+        if "reference nll" in wanted:
+            if chosen[0].labels is None:
+                raise DataError(
+                    f"{type(self.objective).__name__} compares likelihoods of labels, and {chosen[0].name} has regression "
+                    "targets. Use a method for regressors, such as Blindspot."
+                )
+            target = torch.cat([rows.target for rows in chosen]).to(self.work.device)
+            found["reference"] = _table(chosen, nn.functional.cross_entropy(logits.float(), target, reduction="none"))
+        if "reference features" in wanted:
+            features = torch.cat([self.work.features(model, rows) for rows in chosen])
+            found["reference_features"] = _table(chosen, features)
+        return found
+
+    def _stops(self) -> bool:
+        return self.control.should_training_stop or 0 <= self.settings.max_steps <= self.state.global_step
+
+    def _event(self, name: str, **more: Any) -> None:
+        for callback in self.work.callbacks:
+            tell = getattr(callback, name)
+            tell(self.settings, self.state, self.control, model=self.work.model, optimizer=self.optimiser, **more)
+
+    def _log(self) -> None:
+        """One line an epoch, into `state.log_history` and to whoever listens."""
+        logs = {name: sum(values) / len(values) for name, values in self.sums.items()}
+        self.sums = {}
+        self.state.log_history.append({**logs, "epoch": self.epoch, "step": self.state.global_step})
+        self._event("on_log", logs=logs)
+
+
+def _once(sets: Sequence[Images]) -> list[Images]:
+    """The rows of all sets, those of a name once."""
+    found: list[Images] = []
+    for rows in sets:
+        new = torch.ones(len(rows), dtype=torch.bool)
+        for other in found:
+            new &= ~torch.isin(rows.index, other.index)
+        if new.any():
+            found.append(rows.where(new))
+    return found
+
+
+def _table(sets: Sequence[Images], values: Tensor) -> Table:
+    index = torch.cat([rows.index for rows in sets])
+    order = torch.argsort(index)
+    return Table(index[order].to(values.device), values[order.to(values.device)])
+
+
+def _cut(order: list[int], size: int, lone: bool) -> list[list[int]]:
+    """The rows a step; where a single row has no statistics, it goes with the step before.
+
+    Raises:
+        MethodError: there is but one row.
+    """
+    steps = [order[first : first + size] for first in range(0, len(order), size)]
+    if lone or not steps or len(steps[-1]) > 1:
+        return steps
+    if len(steps) == 1 or size == 1:
+        raise MethodError(
+            "a step of one row has no batch statistics, which this model takes. Train with larger batches, or with "
+            "args={'mode': 'eval'}."
+        )
+    return [*steps[:-2], steps[-2] + steps[-1]]

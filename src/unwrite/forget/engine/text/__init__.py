@@ -1,0 +1,1 @@
+"""How methods run on texts."""

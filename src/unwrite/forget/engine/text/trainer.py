@@ -1,0 +1,373 @@
+"""One trainer for every objective: transformers' Trainer with paired rows, cached references and exact counts.
+
+transformers divides a loss by the number of label tokens only when a batch has one top-level `labels`. Here every
+term has its own count, so the counts of all parts are added up over the accumulated batch and all processes
+before the first forward pass of a step, and each term is divided by its own.
+
+Where several processes don't divide an epoch's rows, accelerate fills its last step up with rows from the start of the
+epoch (`even_batches`); those count as any others.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainerCallback
+
+from ....data import Examples
+from ....data.text.encoding import Encoded, encode_all, numbered
+from ....errors import MethodError, NotFinite, notice, setting
+from ....models import anatomy as anatomy_of
+from ....runs import seeded, training_progress
+from ....scoring import row_length
+from ...base import Objective, Phase, Work
+from .. import checkpoints
+from ..batch import make_parts, run
+from ..stream import Collator, EpochSampler, UnlearnRows
+from .arguments import UnlearnArguments, training_arguments
+from .reference import Reference, Wanted, compute
+
+
+class UnlearnTrainer(Trainer):
+    """Minimises the terms of one phase of an objective."""
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self, objective: Objective, phase: Phase, rows: UnlearnRows, reference: Reference, **options: Any
+    ) -> None:
+        self.objective, self.phase, self.rows, self.reference = objective, phase, rows, reference
+        self.sampler = EpochSampler(rows)
+        self.counts: dict[str, Tensor] = {}
+        self._sums: dict[str, list[float]] = {}
+        super().__init__(train_dataset=rows, **options)
+        self.add_callback(_TellEpoch(self.sampler))
+        self.remove_callback(PrinterCallback)
+        needed = objective.needed()
+        self.layers = tuple(sorted({int(n.split(":")[1]) for n in needed if n.startswith("hidden:")}))
+        self.blocks = (
+            [block.module for block in anatomy_of(self.accelerator.unwrap_model(self.model)).blocks]
+            if self.layers
+            else []
+        )
+        self.logits = not self.layers or objective.retain_loss != "none" or bool(needed & {"nll", "logits"})
+        self.retain_mask = objective.retain_positions()
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        return self.sampler
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The phase's own optimiser, or the arguments' (fused AdamW)."""
+        if self.phase.optimiser is None:
+            return super().create_optimizer(model)
+        self.optimizer = self.phase.optimiser([p for p in self.model.parameters() if p.requires_grad])
+        return self.optimizer
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """Collects one optimiser step's batches and counts rows, tokens and positions of every part."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        totals = {
+            f"{part}.{unit}": 0
+            for part in ("forget", "alternate", "retain")
+            for unit in ("rows", "tokens", "positions")
+        }
+        for batch in batches:
+            for name, part in make_parts(batch, self.retain_mask).present():
+                totals[f"{name}.rows"] += part.labels.shape[0]
+                totals[f"{name}.tokens"] += int((part.labels[:, 1:] != -100).sum())
+                totals[f"{name}.positions"] += int(part.where.sum())
+        # Across processes: one all-reduce of nine numbers a step.
+        counts = torch.tensor([float(v) for v in totals.values()], device=device)
+        if self.accelerator.num_processes > 1:
+            counts = self.accelerator.reduce(counts, reduction="sum")
+        self.counts = dict(zip(totals, counts, strict=True))
+        return batches, None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where transformers writes a checkpoint: aside, until it is whole."""
+        return str(Path(super()._get_output_dir(trial), checkpoints.ASIDE))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """As transformers does, but whole or absent; see `checkpoints`."""
+        aside = Path(self._get_output_dir(trial))
+        first = self.is_world_process_zero()
+        if first:
+            shutil.rmtree(aside, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        with checkpoints.writing(aside.parent):
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if first:
+                checkpoints.finish(
+                    aside,
+                    aside.parent,
+                    self.state.global_step,
+                    ended=self.control.should_training_stop,
+                    callbacks=self.callback_handler.callbacks,
+                    keep=self.args.save_total_limit,
+                )
+        self.accelerator.wait_for_everyone()
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """The sum of all terms, each over its own count.
+
+        Raises:
+            NotFinite: the loss is no number any more.
+        """
+        batch = make_parts(inputs, self.retain_mask)
+        self.reference.attach(batch)
+        run(model, batch, layers=self.layers, blocks=self.blocks, logits=self.logits)
+        loss = self.phase.loss(batch)
+        totals = {name: term.total(self.counts) for name, term in loss.terms.items()}
+        total = torch.stack(list(totals.values())).sum()
+        if not torch.isfinite(total):
+            parts = ", ".join(f"{name} {value.item():.3g}" for name, value in totals.items())
+            raise NotFinite(
+                f"the loss stopped being finite at step {self.state.global_step + 1} ({parts}). "
+                "Lower the learning rate, or stop earlier."
+            )
+        self._keep_logs(totals, loss.logs)
+        # Data parallelism averages gradients over processes; the counts are already global.
+        return total * self.accelerator.num_processes
+
+    def _keep_logs(self, totals: dict[str, Tensor], logs: dict[str, Tensor | float]) -> None:
+        for name, value in totals.items():
+            self._sums.setdefault(f"{name}_loss", []).append(
+                float(value.detach()) * self.current_gradient_accumulation_steps
+            )
+        for name, number in logs.items():
+            self._sums.setdefault(name, []).append(float(number.detach() if isinstance(number, Tensor) else number))
+        weight = self._sums.get("weight")
+        if weight and self.state.global_step < 3 and weight[-1] < 1e-3:
+            notice(
+                f"the mean gradient weight is {weight[-1]:.1e} at step {self.state.global_step + 1}: the loss is "
+                f"saturated, as happens with a large beta on long answers. Lower {setting('beta')}.",
+            )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the means of the terms and of what the objective logs since the last line."""
+        if self._sums and "loss" in logs:
+            logs |= {name: sum(values) / len(values) for name, values in self._sums.items()}
+            self._sums = {}
+        super().log(logs, start_time)
+
+
+class _TellEpoch(TrainerCallback):
+    """Sets the sampler's epoch before each epoch, also in the middle of a resumed one."""
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.sampler.set_epoch(int((state.epoch or 0.0) + 1e-6))
+
+
+def train_objective(
+    objective: Objective,
+    model: Any,
+    forget: Examples,
+    retain: Examples | None,
+    *,
+    tokenizer: Any,
+    args: UnlearnArguments | dict[str, Any] | None = None,
+    peft_config: Any = None,
+    callbacks: Sequence[Any] = (),
+) -> Any:
+    """Encodes the rows, computes references from the model as it is, and runs the phases one after the other.
+
+    Everything random, the adapters' first weights too, comes from the arguments' seed; the caller's random state is left as
+    it was.
+    """
+    objective = objective.fitted(model)
+    settings = copy.copy(training_arguments(args, objective.training))
+    with seeded(settings.seed):
+        try:
+            return _train(objective, model, forget, retain, tokenizer, settings, peft_config, callbacks)
+        finally:
+            if settings.temporary and settings.output_dir is not None:
+                shutil.rmtree(settings.output_dir, ignore_errors=True)
+
+
+def _train(
+    objective: Objective,
+    model: Any,
+    forget: Examples,
+    retain: Examples | None,
+    tokenizer: Any,
+    settings: UnlearnArguments,
+    peft_config: Any,
+    callbacks: Sequence[Any],
+) -> Any:
+    length = row_length(model, settings.max_length)
+    sets = {"forget": forget, "alternate": objective.alternates(forget, settings.seed), "retain": retain}
+    # A window of a long text is a row of its own, with its own number.
+    rows = {n: numbered(encode_all(part, tokenizer, length)) for n, part in sets.items() if part is not None}
+    if peft_config is not None:
+        from peft import get_peft_model
+
+        model = get_peft_model(model, peft_config)
+    before = _freeze(objective, model)
+    work = Work(model=model, forget=forget, retain=retain, tokenizer=tokenizer, args=settings, peft_config=peft_config)
+    try:
+        # All references are taken before the first phase moves a weight.
+        plans = [
+            _plan(objective, phase, model, rows, tokenizer.pad_token_id, settings) for phase in objective.phases(work)
+        ]
+        for number, plan in enumerate(plans, 1):
+            if len(plans) > 1:
+                plan.args.output_dir = str(Path(settings.output_dir or "", f"phase-{number}"))
+            _train_phase(objective, plan, model, tokenizer.pad_token_id, callbacks)
+    finally:
+        for parameter, flag in before:
+            parameter.requires_grad_(flag)
+    model.eval()
+    return model
+
+
+def _freeze(objective: Objective, model: Any) -> list[tuple[Tensor, bool]]:
+    """Leaves only the objective's own parameters trainable; returns what to restore."""
+    before = [(p, p.requires_grad) for p in model.parameters()]
+    # An architecture whose parts are not known here can still train as a whole.
+    chooses = type(objective).trainable is not Objective.trainable
+    chosen = objective.trainable(anatomy_of(model)) if chooses else None
+    if chosen is not None and not hasattr(model, "peft_config"):
+        wanted = {id(p) for p in chosen}
+        if not wanted:
+            raise MethodError(f"{type(objective).__name__} selects no parameter of this model to train.")
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) in wanted)
+    return before
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A phase with its rows, what it needs from the model before, and its own copy of the arguments."""
+
+    phase: Phase
+    rows: UnlearnRows
+    reference: Reference
+    args: UnlearnArguments
+
+
+def _plan(
+    objective: Objective,
+    phase: Phase,
+    model: Any,
+    rows: dict[str, list[Encoded]],
+    pad_id: int,
+    args: UnlearnArguments,
+) -> _Plan:
+    uses_retain = phase.stream != "forget" and (
+        phase.stream in ("retain", "covering", "mixed", "union")
+        or objective.retain_loss != "none"
+        or any(n == "retain nll" or "hidden:" in n for n in objective.needed())
+    )
+    data = UnlearnRows(
+        phase.stream,
+        rows["forget"],
+        rows.get("retain", ()) if uses_retain else (),
+        rows.get("alternate", ()),
+        args.seed,
+    )
+    args = copy.copy(args)
+    if phase.epochs is not None:
+        args.num_train_epochs = phase.epochs
+    if not args.warmup_steps and args.warmup_epochs:
+        # One step at least is at the full rate: a training of one step would else be none.
+        args.warmup_steps = min(int(args.warmup_epochs * _steps_per_epoch(args, data)), _steps(args, data) - 1)
+    return _Plan(phase, data, _reference(objective, model, rows, data, pad_id, args), args)
+
+
+def _steps_per_epoch(args: UnlearnArguments, data: UnlearnRows) -> int:
+    return math.ceil(len(data) / (args.train_batch_size * args.gradient_accumulation_steps * args.world_size))
+
+
+def _steps(args: UnlearnArguments, data: UnlearnRows) -> int:
+    """Optimiser steps of the whole training."""
+    if args.max_steps > 0:
+        return args.max_steps
+    return max(1, math.ceil(args.num_train_epochs * _steps_per_epoch(args, data)))
+
+
+def _epochs(args: UnlearnArguments, data: UnlearnRows) -> int:
+    """Passes over the rows that training begins; `max_steps` goes before `num_train_epochs`."""
+    if args.max_steps > 0:
+        return math.ceil(args.max_steps / _steps_per_epoch(args, data))
+    return math.ceil(args.num_train_epochs)
+
+
+def _train_phase(objective: Objective, plan: _Plan, model: Any, pad_id: int, callbacks: Sequence[Any]) -> None:
+    output = Path(plan.args.output_dir or "")
+    checkpoint = checkpoints.resumed_from(output, plan.args.resume_from_checkpoint)
+    trainer = UnlearnTrainer(
+        objective,
+        plan.phase,
+        plan.rows,
+        plan.reference,
+        model=model,
+        args=plan.args,
+        data_collator=Collator(pad_id),
+        callbacks=list(callbacks),
+    )
+    if checkpoint is not None and checkpoints.had_ended(checkpoint, callbacks):
+        trainer._load_from_checkpoint(str(checkpoint))
+        return
+    with training_progress(trainer, type(objective).__name__):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+def _reference(
+    objective: Objective,
+    model: Any,
+    rows: dict[str, list[Encoded]],
+    data: UnlearnRows,
+    pad_id: int,
+    args: UnlearnArguments,
+) -> Reference:
+    needed = objective.needed()
+    nll = tuple(p for p, n in (("forget", "reference nll"), ("alternate", "reference alternate nll")) if n in needed)
+    logits = (("forget",) if "reference logits" in needed else ()) + (
+        ("retain",) if objective.retain_loss == "kl" else ()
+    )
+    layers = tuple(sorted(int(n.split(":")[1]) for n in needed if n.startswith("reference hidden:")))
+    if layers and "retain" not in rows:
+        layers = ()
+    wanted = Wanted(nll, logits, layers, objective.retain_positions())
+    if not (nll or logits or layers):
+        return Reference()
+    touched = dict(rows)
+    if "retain" in rows and data.stream == "paired" and data.retain:
+        touched["retain"] = [rows["retain"][i] for i in data.retain_rows(_epochs(args, data))]
+    blocks = _blocks(model) if layers else []
+    with _adapter_off(model):
+        return compute(
+            model,
+            wanted,
+            touched,
+            blocks=blocks,
+            pad_id=pad_id,
+            batch_size=args.per_device_train_batch_size,
+            disk=args.cache_references,
+        )
+
+
+def _adapter_off(model: Any) -> Any:
+    import contextlib
+
+    return model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext()
+
+
+def _blocks(model: Any) -> list[Any]:
+    return [block.module for block in anatomy_of(model).blocks]
