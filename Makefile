@@ -39,10 +39,10 @@ lint: venv
 	$(VENV)/bin/lint-imports
 
 test: lint
-	$(PY) -m pytest -m "not slow and not gpu and not net"
+	$(PY) -m pytest -n auto -m "not slow and not gpu and not net"
 
 test-all: lint
-	$(PY) -m pytest -m "not gpu and not net" --timeout 1800
+	$(PY) -m pytest -n auto -m "not gpu and not net" --timeout 1800
 
 # Hours: a million damaged inputs to every reader, a thousand kills at every write, and a disk that fails.
 test-robustness: export OMP_NUM_THREADS := 1

@@ -42,8 +42,8 @@ def test_system_says_what_it_is_and_what_it_claims(slug):
 def test_a_done_system_has_its_four_places(slug):
     system = SYSTEMS[slug]
     by_method = any(record.system == slug for record in METHODS.values())
-    module = ROOT / "src" / "unwrite" / system.family / f"{slug.replace('-', '_')}.py"
-    assert by_method or module.exists() or module.with_suffix("").is_dir(), "implementation"
+    family, name = ROOT / "src" / "unwrite" / system.family, slug.replace("-", "_")
+    assert by_method or [*family.rglob(f"{name}.py"), *family.rglob(f"{name}/__init__.py")], "implementation"
     assert list(ROOT.glob(f"tests/**/test_{slug.replace('-', '_')}.py")), "tests"
     assert (ROOT / "src" / "unwrite" / "reproduce" / f"{slug.replace('-', '_')}.py").exists(), "experiment"
     assert system.verdict in VERDICTS, "result"

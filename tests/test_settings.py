@@ -189,8 +189,8 @@ FLAG = re.compile(r"(?<![\w-])--[a-z]")
 FIELD = re.compile(r"\b[a-z]+(?:_[a-z]+)+\b|\b[a-z]\w*=(?!\w*\b,)|(?:^|[.;:(] ?)[a-z]\w* is $")
 # Interfaces of Python alone: nothing of them is set by a flag.
 PYTHON_ALONE = (
-    "bench/", "nets/", "reproduce/", "diffusion/", "forget/vision/", "audit/vision", "data/image", "models/image",
-    "models/curvature/", "models/pruning.py", "decode/engine/bridge.py", "decode/engine/transformers/runtime.py",
+    "bench/", "beds/", "nets/", "reproduce/", "diffusion/", "forget/vision/", "forget/engine/images/", "audit/images/",
+    "audit/attacks/relearning_time.py", "data/images/", "models/image", "models/curvature/", "models/pruning.py", "decode/engine/bridge.py", "decode/engine/transformers/runtime.py",
     "decode/engine/llamacpp",
 )  # fmt: skip
 # Names of a file's or a tokenizer's own, and what only Python can bring about.

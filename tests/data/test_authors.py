@@ -107,8 +107,8 @@ def test_the_function_is_not_replaced_by_the_module_of_its_name():
     import unwrite.data.text.authors
     import unwrite.data.text.landmarks
 
-    assert callable(unwrite.data.text.authors)
-    assert callable(unwrite.data.text.landmarks)
+    assert callable(unwrite.data.authors)
+    assert callable(unwrite.data.landmarks)
 
 
 def test_the_package_imports_without_torch_or_datasets():

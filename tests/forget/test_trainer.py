@@ -88,7 +88,7 @@ def two_processes(tmp_path_factory):
     here = Path(__file__).parent
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(here.parent),
+        "PYTHONPATH": os.pathsep.join([str(here.parent), os.environ.get("PYTHONPATH", "")]),
         "UNWRITE_CACHE": str(folder / "cache"),
         "CUDA_VISIBLE_DEVICES": "",
     }

@@ -9,8 +9,8 @@ from unwrite import catalog
 from unwrite.beds.budget import Budget
 from unwrite.beds.synthetic import distance, fit, make
 from unwrite.errors import UnwriteError
-from unwrite.reproduce import base as claims
 from unwrite.reproduce.base import run, store, verdict_of
+from unwrite.runs import provenance
 from unwrite.scoring.intervals import spread
 
 
@@ -44,13 +44,13 @@ def test_new_results_are_no_change_of_the_code(tmp_path, monkeypatch):
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "a"]):
         subprocess.run([*git, *words], check=True)
-    monkeypatch.setattr(claims, "__file__", str(home / "reproduce" / "claims.py"))
-    clean = claims.commit()
+    monkeypatch.setattr(provenance, "__file__", str(home / "reproduce" / "provenance.py"))
+    clean = provenance.commit()
     assert len(clean) == 40
     (home / "results" / "new.json").write_text("{}")
-    assert claims.commit() == clean
+    assert provenance.commit() == clean
     (home / "reproduce" / "kept").write_text("changed")
-    assert claims.commit() == f"{clean}-dirty"
+    assert provenance.commit() == f"{clean}-dirty"
 
 
 def test_an_unknown_system_is_refused():

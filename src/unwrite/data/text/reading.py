@@ -127,7 +127,8 @@ def _beside(source: Any, columns: Mapping[str, str] | str | None, turns: Turns) 
 
 
 def _shipped() -> dict[str, Any]:
-    from . import authors, landmarks
+    from .authors import authors
+    from .landmarks import landmarks
 
     return {"authors": authors, "landmarks": landmarks}
 
