@@ -85,8 +85,13 @@ def _lay(sample: Sample, folder: Path) -> None:
 
 def failure_of(reader: str, case: str, folder: Path) -> Failure | None:
     """Reads a case in an empty folder; None where all is well."""
+    return failure_in(reader, damaged(reader, case), case, folder)
+
+
+def failure_in(reader: str, sample: Sample, case: str, folder: Path) -> Failure | None:
+    """Reads files that are laid in an empty folder; None where all is well."""
     own = READERS[reader]
-    _lay(damaged(reader, case), folder)
+    _lay(sample, folder)
     if own.mend is not None:
         with contextlib.suppress(Exception):
             own.mend(folder)
@@ -270,14 +275,19 @@ def run(count: int, seed: int, only: str | None, workers: int) -> tuple[int, lis
 def repeat(case: str) -> None:
     """One case again; its files stay, and a traceback is shown."""
     reader = case.split(":")[1]
+    print(case, read_again(reader, damaged(reader, case)))
+
+
+def read_again(reader: str, sample: Sample) -> Any:
+    """What a reader makes of files that are laid in a new folder, which stays."""
     folder = Path(tempfile.mkdtemp(prefix="case-"))
-    _lay(damaged(reader, case), folder)
+    _lay(sample, folder)
     if READERS[reader].mend is not None:
         with contextlib.suppress(Exception):
             READERS[reader].mend(folder)
-    print(f"{case} in {folder}")
+    print(f"in {folder}")
     with _bounded(READERS[reader].bounded):
-        print(READERS[reader].read(folder))
+        return READERS[reader].read(folder)
 
 
 def main() -> int:
