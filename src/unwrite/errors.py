@@ -78,6 +78,25 @@ def naming(style: Style) -> Iterator[None]:
         _style = before
 
 
+_otherwise: dict[str, str] = {}
+
+
+@contextlib.contextmanager
+def renamed(**names: str) -> Iterator[None]:
+    """Inside, messages call these settings by other names, as where two models are loaded and each has its `base`.
+
+    >>> with renamed(base="draft_base"), naming("flags"):
+    ...     setting("base")
+    '--draft-base'
+    """
+    global _otherwise
+    before, _otherwise = _otherwise, {**_otherwise, **names}
+    try:
+        yield
+    finally:
+        _otherwise = before
+
+
 def setting(name: str, value: Any = _UNSET) -> str:
     """A setting as its reader writes it, alone or with a value: every message names fields and arguments by this.
 
@@ -91,6 +110,7 @@ def setting(name: str, value: Any = _UNSET) -> str:
     ...     setting("layers"), setting("retain_loss", "none"), setting("peft_config"), setting("overwrite", True)
     ('--layers', '--retain-loss none', '--lora', '--overwrite')
     """
+    name = _otherwise.get(name, name)
     if _style == "python":
         return name if value is _UNSET else f"{name}={value!r}"
     known = _ON_COMMAND_LINE.get(name, name)

@@ -11,12 +11,14 @@ import pytest
 import transformers
 from cli_runs import command, make_files, refused
 
-from conftest import make_llama, make_tokenizer
+from conftest import make_examples, make_llama, make_tokenizer
 from unwrite.cli import main
 from unwrite.cli.sources import RunModels
 from unwrite.data import read
+from unwrite.data.images.sets import hub_images
 from unwrite.data.text.reading import load as load_rows
 from unwrite.errors import DataError, ModelError
+from unwrite.forget import NPO
 from unwrite.hub import closed, offline, path_reason, repository
 from unwrite.models import load, save
 from unwrite.runs import Run, hash_model
@@ -242,6 +244,85 @@ def test_every_command_that_loads_a_model_takes_a_base(asked, adapter, files, ca
     assert asked == []
 
 
+def test_a_draft_that_is_an_adapter_has_a_base_of_its_own(asked, adapter, files, capsys):
+    model = str(files / "model")
+    given = [
+        "generate",
+        "who ?",
+        "--model",
+        model,
+        "--draft-model",
+        str(adapter),
+        "--strategy",
+        "rsd",
+        "--max-new-tokens",
+        "2",
+    ]
+    line = refused(capsys, given)
+    assert line.endswith(f"say so: --draft-base {model}")
+    assert "--draft-base has no meaning" in refused(
+        capsys, [*given[:3], model, "--draft-model", model, *given[6:], "--draft-base", model]
+    )
+    main([*given, "--draft-base", model])
+    without = [*given[:4], "--draft-base", model]
+    assert refused(capsys, without) == "unwrite: --draft-base is of --draft-model, which is not given. Leave it out."
+    for flag in ("--base", "--draft-base"):
+        assert f"so {flag} has no meaning beside it" in refused(
+            capsys, ["generate", "a", "--model", "x.gguf", flag, model]
+        )
+    assert asked == []
+
+
+def test_demo_and_bench_take_a_base(asked, adapter, files, capsys, monkeypatch):
+    model, seen = str(files / "model"), []
+    monkeypatch.setattr(
+        "unwrite.cli.demo._carry_out", lambda run, loaded, *_: seen.append(loaded.source["base"]["name"]) or 1 / 0
+    )
+    monkeypatch.setattr("unwrite.cli.inputs.AuditRequest.check_rows", lambda *_, **__: None)
+    monkeypatch.setattr("unwrite.bench.unlearn_step.cases", lambda *_: [("r", "nll", 1, 2)])
+    monkeypatch.setattr("unwrite.bench.unlearn_step.compare", lambda model, *_: seen.append(type(model).__name__) or {})
+    monkeypatch.setattr("unwrite.bench.unlearn_step._peaks", lambda *given: seen.append(given[-1]) or 1 / 0)
+    for given in (
+        ["demo", "--model", str(adapter), "--out", "out"],
+        ["bench", "unlearn-step", "--model", str(adapter)],
+    ):
+        assert refused(capsys, given).endswith(f"say so: --base {model}")
+        with pytest.raises(ZeroDivisionError):
+            main([*given, "--base", model])
+    assert seen == [model, "PeftModel", model]
+    assert asked == []
+
+
+def test_bench_decode_refuses_an_adapter_before_anything_is_written(asked, adapter, files, capsys):
+    assert "a draft is cut from whole weights" in refused(capsys, ["bench", "decode", "--model", str(adapter)])
+    line = refused(capsys, ["bench", "decode", "--model", str(adapter), "--base", str(files / "model")])
+    assert line == "unwrite: --base is for bench unlearn-step, and decode runs on no adapter. Leave it out."
+    assert asked == []
+
+
+def test_checkpoints_of_an_adapter_are_written_without_asking_what_its_base_was(asked, tmp_path, recwarn):
+    model, tokenizer = make_llama(), make_tokenizer()
+    model.name_or_path = "org/name"  # as `load` leaves it on a model of the Hub
+    args = {
+        "max_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "output_dir": str(tmp_path / "steps"),
+        "use_cpu": True,
+    }
+    made = NPO(retain_loss="none").apply(
+        model,
+        make_examples("forget", 2),
+        processing_class=tokenizer,
+        args=args,
+        peft_config=peft.LoraConfig(target_modules=["q_proj"]),
+    )
+    assert made.peft_config["default"].base_model_name_or_path == "org/name"
+    assert list((tmp_path / "steps").glob("checkpoint-*/adapter_model.safetensors"))
+    assert asked == []
+    assert not [one for one in recwarn if "config file" in str(one.message)]
+
+
 def test_a_run_finds_its_model_of_the_hub_again_whatever_is_here(monkeypatch, files, tmp_path):
     run = Run.start(tmp_path / "done", {})
     names = []
@@ -280,15 +361,65 @@ def test_a_saved_data_set_fetches_nothing_that_its_rows_name(asked, tmp_path, na
     assert asked == []
 
 
-def test_pictures_within_lists_are_not_fetched_either(asked, tmp_path, monkeypatch):
+WITHIN = {
+    "list": (datasets.List, lambda one: [one]),
+    "large list": (datasets.LargeList, lambda one: [one]),
+    "struct": (lambda kind: {"first": kind}, lambda one: {"first": one}),
+    "list of structs": (lambda kind: datasets.List({"first": kind}), lambda one: [{"first": one}]),
+}
+
+
+@pytest.fixture(params=WITHIN)
+def nested(request, monkeypatch):
+    """A data set with media that lie elsewhere, within a list or the like."""
     monkeypatch.setattr(datasets.Dataset, "_estimate_nbytes", lambda self: 1)
-    features = {"text": datasets.Value("string"), "images": datasets.List(datasets.Image())}
-    rows = {"text": ["a text"], "images": [[MEDIA["picture"][1]]]}
-    datasets.Dataset.from_dict(rows, features=datasets.Features(features)).save_to_disk(
-        tmp_path / "saved", num_shards=1
-    )
-    with pytest.raises(DataError, match="can't read the saved data set"):
-        read(tmp_path / "saved")
+    around, put = WITHIN[request.param]
+    features = {"text": datasets.Value("string"), "seen": datasets.ClassLabel(names=["no", "yes"])}
+    rows = {"text": ["a text"], "seen": [1]}
+    for name, (kind, value) in MEDIA.items():
+        features[name], rows[name] = around(kind), [put(value)]
+    return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+
+
+def test_media_within_lists_are_not_fetched_either(asked, nested, tmp_path):
+    nested.save_to_disk(tmp_path / "saved", num_shards=1)
+    (row,) = read(tmp_path / "saved", columns="text=text")
+    assert row.answer == "a text"
+    assert asked == []
+
+
+def test_media_in_rows_of_the_hub_are_not_fetched(asked, nested, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: nested)
+    assert read("org/name", columns="text=text")[0].answer == "a text"
+    assert asked == []
+
+
+def test_pictures_of_an_image_set_are_not_fetched(asked, nested, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: nested)
+    for column in MEDIA:
+        with pytest.raises(DataError, match=r"an image is a|can't be used"):
+            hub_images("org/name", image=column, label="seen")
+    with pytest.raises(DataError):
+        hub_images("org/name", image="picture", label="url")
+    assert asked == []
+
+
+@pytest.mark.parametrize("name", ["run/nosuch", "./x", "org/x.parquet", "a", "../x", "C:/x"])
+def test_image_sets_are_named_by_the_same_rules(asked, name):
+    with pytest.raises(DataError, match=r"there are no rows|no data set id"):
+        hub_images(name, label="label")
+    assert asked == []
+
+
+@pytest.mark.parametrize("name", ["org/name", "hf:run/nosuch"])
+def test_image_sets_of_the_hub_are_asked_for_there_unless_that_is_forbidden(asked, name, monkeypatch):
+    with pytest.raises((DataError, RuntimeError)):
+        hub_images(name, label="label")
+    assert "huggingface.co" in str(asked[0])
+    asked.clear()
+    monkeypatch.setenv("UNWRITE_OFFLINE", "1")
+    with pytest.raises(DataError, match="forbids to fetch it"):
+        hub_images(name, label="label")
     assert asked == []
 
 

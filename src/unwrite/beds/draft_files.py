@@ -13,7 +13,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..models import anatomy, load_model
+from ..models import anatomy, load_model, model_folder
+from ..models.adapters import ADAPTER
 from ..models.bundled import bundled_names, gguf_file
 from ..models.requantise import requantise
 from ..runs import cache_dir, hash_file, hash_json, lock
@@ -37,7 +38,16 @@ class Files:
 
 def bench_files(name: str) -> Files:
     """What the decoding benchmark runs on: the draft is distilled if it isn't there, GGUF files written where
-    llama-cpp-python is installed and the target is a bundled GGUF."""
+    llama-cpp-python is installed and the target is a bundled GGUF.
+
+    Raises:
+        ModelError: the target is an adapter.
+    """
+    if (model_folder(name) / ADAPTER).exists():
+        raise ModelError(
+            f"{name} is an adapter, and a draft is cut from whole weights. Save it with its base first: "
+            "unwrite.save(model, folder, merge=True)."
+        )
     draft = truncated_draft(name)
     if find_spec("llama_cpp") is None or name not in bundled_names():
         return Files(name, draft, {})

@@ -149,13 +149,13 @@ def cases(tokenizer: Any, batch: int) -> Iterator[tuple[str, str, list[Encoded],
             yield rows, retain_loss, forget, retain
 
 
-def peak_memory(model_name: str, side: str, case: int, batch: int) -> float:
+def peak_memory(model_name: str, side: str, case: int, batch: int, base: str | None = None) -> float:
     """MiB at the most while one side takes two steps of a case; to be called in a process of its own."""
     import resource
 
     from ..models import load
 
-    loaded = load(model_name)
+    loaded = load(model_name, base=base)
     pad_id = loaded.tokenizer.pad_token_id
     _, retain_loss, forget, retain = list(cases(loaded.tokenizer, batch))[case]
     rows = {"forget": forget, "retain": retain}
@@ -170,7 +170,7 @@ def peak_memory(model_name: str, side: str, case: int, batch: int) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _peaks(model_name: str, case: int, batch: int) -> dict[str, float]:
+def _peaks(model_name: str, case: int, batch: int, base: str | None) -> dict[str, float]:
     """Both sides' peak memory, each in a fresh process."""
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
@@ -178,7 +178,7 @@ def _peaks(model_name: str, case: int, batch: int) -> dict[str, float]:
     found = {}
     for side in ("ours", "peer"):
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            found[f"{side}_mib"] = pool.submit(peak_memory, model_name, side, case, batch).result()
+            found[f"{side}_mib"] = pool.submit(peak_memory, model_name, side, case, batch, base).result()
     return found
 
 
@@ -188,22 +188,24 @@ def run_bench(
     pairs: int = 9,
     done: Sequence[dict[str, Any]] = (),
     after: Callable[[list[dict[str, Any]]], None] = lambda found: None,
+    base: str | None = None,
 ) -> list[dict[str, Any]]:
     """All cases; one dict each.
 
     Args:
         done: cases an earlier, stopped run measured already.
         after: gets all cases so far after each.
+        base: of an adapter, as `load` takes it.
     """
     from ..models import load
 
-    loaded = load(model_name)
+    loaded = load(model_name, base=base)
     found = list(done)
     for number, (rows, retain_loss, forget, retain) in enumerate(cases(loaded.tokenizer, batch)):
         if number < len(found):
             continue
         case = compare(loaded.model, forget, retain, loaded.tokenizer.pad_token_id, retain_loss, pairs)
-        case |= _peaks(model_name, number, batch)
+        case |= _peaks(model_name, number, batch, base)
         found.append({"rows": rows, "method": f"NPO + {retain_loss}", "batch": batch, "pairs": pairs, **case})
         after(found)
     return found

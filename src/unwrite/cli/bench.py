@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from ..errors import MethodError
 from ..runs import parse_json, progress
 from .output import console, label, print_json, progress_console, quiet_libraries
 
@@ -14,6 +15,7 @@ def bench(
     what: Literal["unlearn-step", "decode", "diffusion", "importance", "vision"],
     *,
     model: str = "smollm2-135m",
+    base: str | None = None,
     batch: int = 4,
     pairs: int = 9,
     full: bool = False,
@@ -33,6 +35,7 @@ def bench(
             against SSD's own loop, a loop over single rows, and vmap; vision, twelve methods that forget a class, a random
             tenth and a font of rendered characters, in about ten minutes.
         model: what to time it on.
+        base: of unlearn-step on an adapter, the model it stands on, where its own file may not choose that.
         batch: of unlearn-step, forget rows a step.
         pairs: of unlearn-step and importance, paired repeats.
         full: of decode, repeat until no interval around 1 is wider than 0.06; hours.
@@ -47,6 +50,8 @@ def bench(
     from ..runs import need_free, versions
     from ..runs.provenance import commit, machine
 
+    if base is not None and what != "unlearn-step":
+        raise MethodError(f"--base is for bench unlearn-step, and {what} runs on no adapter. Leave it out.")
     quiet_libraries()
     setting = {"versions": versions(), "machine": machine(), "commit": commit()}
     if out is not None and what != "vision" and not (what == "unlearn-step" and _stopped(out, setting, batch, pairs)):
@@ -61,10 +66,12 @@ def bench(
     elif what == "vision":
         _vision(seed, out, json)
     else:
-        _unlearn_step(model, batch, pairs, out, json, setting)
+        _unlearn_step(model, base, batch, pairs, out, json, setting)
 
 
-def _unlearn_step(model: str, batch: int, pairs: int, out: Path | None, json: bool, setting: dict[str, Any]) -> None:
+def _unlearn_step(
+    model: str, base: str | None, batch: int, pairs: int, out: Path | None, json: bool, setting: dict[str, Any]
+) -> None:
     from ..bench.unlearn_step import run_bench
     from ..runs import write_json
 
@@ -73,7 +80,7 @@ def _unlearn_step(model: str, batch: int, pairs: int, out: Path | None, json: bo
         if out is not None:
             write_json(out, {"cases": found, "complete": len(found) == 4, **setting})
 
-    rows = run_bench(model, batch, pairs, _stopped(out, setting, batch, pairs), keep)
+    rows = run_bench(model, batch, pairs, _stopped(out, setting, batch, pairs), keep, base)
     if json:
         print_json(rows)
         return

@@ -34,6 +34,7 @@ def demo(
     *,
     out: Path = OUT,
     model: str = "smollm2-135m",
+    base: str | None = None,
     seed: int = 0,
     overwrite: bool = False,
     store: bool = False,
@@ -44,14 +45,16 @@ def demo(
         out: the run folder. In the default one an earlier demo is replaced; nothing else ever is.
         overwrite: replace an earlier demo in another folder, too.
         model: the model.
+        base: of an adapter, the model it stands on, where its own file may not choose that.
         seed: of everything random.
         store: keep the figures in the package, for README.
     """
     settings = {"model": model, "data": "landmarks", "method": "npo", "learning_rate": LEARNING_RATE, "seed": seed}
+    settings |= {} if base is None else {"base": base}
     place: dict[str, Any] = {"kind": "demo", "resume": None, "overwrite": overwrite or out == OUT}
     Run.check(out, settings, **place)
     with noticing() as notices:
-        loaded = _load(model)  # what can be refused is refused before anything is replaced
+        loaded = _load(model, base)  # what can be refused is refused before anything is replaced
         run = Run.start(out, settings, **place)
         report, stopped, seconds = _carry_out(run, loaded, seed, notices)
     if store:
@@ -119,13 +122,13 @@ def _program() -> str:
     return "unwrite" if shutil.which("unwrite") else f"{Path(sys.executable).parent / 'unwrite'}"
 
 
-def _load(name: str) -> Any:
+def _load(name: str, base: str | None) -> Any:
     """The model, once it is known that it can read the rows."""
     from ..data import landmarks
 
     quiet_libraries()
     console().print(f"loading {name} ...")
-    loaded = ModelRequest(name=name, device="cpu").load()
+    loaded = ModelRequest(name=name, device="cpu", base=base).load()
     AuditRequest().check_rows(landmarks(), loaded.tokenizer, [loaded.model], references=True)
     return loaded
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Protocol
 
 from cyclopts import Parameter
 
-from ..errors import MethodError, ModelError, UnwriteError, notice
+from ..errors import MethodError, ModelError, UnwriteError, notice, renamed
 from ..runs import progress
 from .fields import build_strategy
 from .output import console, label, print_json, quiet_libraries, write
@@ -26,6 +26,7 @@ def generate(
     model: str = "smollm2-135m",
     draft_model: str | None = None,
     base: str | None = None,
+    draft_base: str | None = None,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     seed: int = 0,
@@ -44,7 +45,8 @@ def generate(
         compare: several strategies separated by commas; a table of all of them in place of the stream.
         model: bundled name, local folder, .gguf file or Hub id. A .gguf file runs on llama.cpp.
         draft_model: a smaller model of the same vocabulary, for strategies that need one.
-        base: of an adapter, the model it stands on, where its own file may not choose that.
+        base, draft_base: where model or draft_model is an adapter, the model it stands on: its own file may choose only one
+            that is bundled or in its folder.
         max_new_tokens: tokens at most.
         temperature: 0 for the most likely token.
         seed: of sampling.
@@ -61,7 +63,7 @@ def generate(
     quiet_libraries()
     from ..decode import Plain
 
-    writer = _writer(model, draft_model, base, raw)
+    writer = _writer(model, draft_model, base, draft_base, raw)
     if strategy is None and compare is None and _falls_back(writer):
         names, chosen = [PLAIN], {PLAIN: None}
     if compare:  # what only a first call pays, such as packing, is nobody's
@@ -99,8 +101,15 @@ class Writer(Protocol):
         """Why no draft runs with this model; None where drafts do."""
 
 
-def _writer(model: str, draft: str | None, base: str | None, raw: bool) -> Writer:
-    return _LlamaCpp(model, draft, raw) if model.endswith(".gguf") else _Transformers(model, draft, raw, base)
+def _writer(model: str, draft: str | None, base: str | None, draft_base: str | None, raw: bool) -> Writer:
+    if not model.endswith(".gguf"):
+        return _Transformers(model, draft, raw, base, draft_base)
+    for flag, value in (("--base", base), ("--draft-base", draft_base)):
+        if value is not None:
+            raise MethodError(
+                f"{model} is a GGUF file and no adapter, so {flag} has no meaning beside it. Leave it out."
+            )
+    return _LlamaCpp(model, draft, raw)
 
 
 @dataclass
@@ -131,11 +140,16 @@ class _Show:
 class _Transformers:
     """Writes with a transformers model."""
 
-    def __init__(self, name: str, draft: str | None, raw: bool, base: str | None = None) -> None:
+    def __init__(
+        self, name: str, draft: str | None, raw: bool, base: str | None = None, draft_base: str | None = None
+    ) -> None:
         from ..models import load
 
+        if draft is None and draft_base is not None:
+            raise MethodError("--draft-base is of --draft-model, which is not given. Leave it out.")
         self.loaded, self.raw = load(name, base=base), raw
-        self.draft = load(draft).model if draft else None
+        with renamed(base="draft_base"):
+            self.draft = load(draft, base=draft_base).model if draft else None
 
     def why_plain(self) -> str | None:
         """Why no draft runs with this model."""

@@ -23,6 +23,7 @@ import numpy as np
 
 from ...errors import DataError, notice
 from ...runs import progress
+from ..stored import stored_rows
 from .images import SHOWN
 
 __all__ = ["Picture", "decoded", "scaled"]
@@ -130,11 +131,7 @@ def _refusal(picture: Picture, value: float, why: str) -> str:
 
 def _encoded(table: Any, column: str) -> Iterator[Any]:
     """The column's values, pictures still as bytes or path, so that one that is damaged can be named."""
-    import datasets
-
-    if isinstance(table.features.get(column), datasets.Image):
-        table = table.cast_column(column, datasets.Image(decode=False))
-    for row in table.select_columns([column]):
+    for row in stored_rows(table.select_columns([column])):
         yield row[column]
 
 

@@ -23,6 +23,7 @@ import torch
 
 from ...errors import DataError, MissingExtra, unknown
 from ...runs import progress
+from ..stored import stored_rows
 from ..text.reading import load
 from .images import Images, first_few
 from .picture_metadata import check_metadata, missing
@@ -374,7 +375,7 @@ def _table(root: str, config: str | None, split: str, limit: int | None) -> Any:
 
 def _complete(table: Any, column: str, place: str) -> list[Any]:
     """The column's values, all of them there."""
-    values = list(table[column])
+    values = [row[column] for row in stored_rows(table.select_columns([column]))]
     absent = [row for row, value in enumerate(values) if missing(value)]
     if absent:
         raise DataError(

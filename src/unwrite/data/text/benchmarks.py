@@ -21,6 +21,7 @@ from typing import Any
 
 from ... import hub
 from ...errors import DataError, unknown
+from ..stored import stored_rows
 from .examples import Example, Examples, ForgetSplit, excerpt
 from .reading import load, read
 
@@ -246,9 +247,10 @@ def knowundo(domain: str = "copyright", root: str | Path = "zjunlp/KnowUnDo") ->
     for split in ("unlearn", "retention"):
         lists = _table(root, domain, split)
         name = f"{Path(root).name}:{domain}@{split}"
-        if len(lists) != 1 or not {"train", "val"} <= set(lists.column_names):
+        columns = list(dict.fromkeys(column for row in lists for column in row))
+        if len(lists) != 1 or not {"train", "val"} <= set(columns):
             raise DataError(
-                f"{name} isn't one object with the lists train and val (columns: {', '.join(lists.column_names)}; "
+                f"{name} isn't one object with the lists train and val (columns: {', '.join(columns)}; "
                 f"{len(lists)} rows). Use the published files."
             )
         for part in ("train", "val"):
@@ -269,11 +271,11 @@ def _examples(root: str | Path, config: str, split: str = "train") -> Examples:
     return read(_table(root, config, split), name=name)
 
 
-def _table(root: str | Path, config: str, split: str) -> Any:
+def _table(root: str | Path, config: str, split: str) -> list[dict[str, Any]]:
     """The rows of one split of one configuration, through `datasets.load_dataset`."""
     folder = local(root)
     if folder is None or "configs:" in _card(folder):
-        return load(str(folder or root), config, split)
+        return list(stored_rows(load(str(folder or root), config, split)))
     files = _files(folder, config, split)
     if not files:
         endings = ", ".join(TABLES)
@@ -282,7 +284,7 @@ def _table(root: str | Path, config: str, split: str) -> Any:
             f"with {endings}). Give a folder laid out as the Hub repository."
         )
     kind = {".jsonl": "json"}.get(files[0].suffix.lower(), files[0].suffix.lower()[1:])
-    return load(kind, None, "train", data_files=[str(file) for file in files])
+    return list(stored_rows(load(kind, None, "train", data_files=[str(file) for file in files])))
 
 
 def has_part(root: str | Path, config: str) -> bool:

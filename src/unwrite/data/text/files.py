@@ -13,13 +13,13 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ... import hub
 from ...errors import DataError, unknown
+from ..stored import stored_rows
 from .layouts import ANSWERS, CHATS, QUESTIONS, BadRow
 from .sizes import check_columns, checked_gzip, checked_parquet, most_bytes, too_large
 from .values import Flaw
@@ -139,22 +139,12 @@ def _saved(path: Path, part: str | None) -> Rows:
             raise too_large(path, data.data.nbytes)
         # Read within the block: what is broken in a file may show only when it is decoded.
         with hub.closed():
-            rows = list(_without_media(data).with_format(None))
+            rows = list(stored_rows(data))
     except DataError:
         raise
     except Exception as error:
         raise DataError(f"can't read the saved data set {path} ({_reason(error)}). Save it anew.") from error
     return numbered(rows, place)
-
-
-def _without_media(data: Any) -> Any:
-    """The data set with pictures, sounds and films left as they are stored: decoding one would fetch what its path names."""
-    import datasets
-
-    for name, feature in data.features.items():
-        if isinstance(feature, datasets.Image | datasets.Audio | datasets.Video):
-            data = data.cast_column(name, replace(feature, decode=False))
-    return data
 
 
 def _chosen(place: str, names: list[str], part: str | None) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 from ... import hub
 from ...errors import DataError, notice, setting, unknown
+from ..stored import stored_rows
 from .examples import Example, Examples, ForgetSplit, excerpt, repeats
 from .files import SUFFIXES, Rows, located, numbered, rows_in, stem_of, suffix_of
 from .layouts import BadRow, NoColumn, parse_columns
@@ -61,7 +62,7 @@ def read(
         stem = stem_of(path) + (f"@{part}" if part else "")
         return _collect(rows_in(path, part), name or stem, str(source), wanted, turns)
     if isinstance(source, str):
-        return _collect(numbered(from_hub(source), source), name or source, source, wanted, turns)
+        return _collect(numbered(stored_rows(from_hub(source)), source), name or source, source, wanted, turns)
     if isinstance(source, Mapping):
         known = ", ".join(map(str, source)) or "none"
         raise DataError(f"a mapping of sets was given, not a set; choose one of its parts (there are: {known}).")

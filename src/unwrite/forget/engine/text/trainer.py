@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import math
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
+from .... import hub
 from ....data import Examples
 from ....data.text.encoding import Encoded, encode_all, numbered
 from ....errors import MethodError, NotFinite, notice, setting
@@ -117,6 +119,12 @@ class UnlearnTrainer(Trainer):
                     keep=self.args.save_total_limit,
                 )
         self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """As transformers does; peft, which would ask the Hub what the base's vocabulary was, takes it as unchanged."""
+        with hub.closed(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Could not find a config file")
+            super()._save(output_dir, state_dict)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
