@@ -64,6 +64,25 @@ def test_the_stream_is_the_whole_answer_without_the_prompt(capsys, folder, strat
     assert streamed.startswith(f"{text} {strategy}:")
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "rule"),
+    [
+        ("--max-new-tokens", "0", "at least 1"),
+        ("--max-new-tokens", "-1", "at least 1"),
+        ("--temperature", "-0.5", "at least 0"),
+        ("--temperature", "nan", "at least 0"),
+        ("--seed", str(2**64), "at least"),
+    ],
+)
+@pytest.mark.parametrize("how", [(), ("--sampler", "dual")])
+def test_a_number_without_meaning_is_refused_before_anything_is_loaded(capsys, flag, value, rule, how):
+    with pytest.raises(SystemExit) as end:
+        main(["generate", "who ?", "--model", "/nowhere", flag, value, *how])
+    assert end.value.code == 2
+    assert f"unwrite: {flag} is" in (line := capsys.readouterr().err)
+    assert f"it must be {rule}" in line
+
+
 def test_tuples_and_templates_are_read_from_their_text():
     assert build_strategy("rsd", {"branching": "3,2"}).branching == (3, 2)
     assert build_strategy("token-recycling", {"template": "2.2.2"}).template == TreeTemplate.of("2.2.2")

@@ -8,7 +8,9 @@ import pytest
 from cli_runs import command, rows, write_rows
 
 from conftest import WORDS, make_llama, make_tokenizer
+from unwrite.audit.report import Report
 from unwrite.cli import main, output
+from unwrite.errors import UnwriteError
 from unwrite.models import save
 from unwrite.runs import Run, hash_model
 from unwrite.terminal import visible
@@ -169,6 +171,8 @@ REFUSED = [
     ("generate", EVIL, "--model", "{model}", "--draft-model", f"./{EVIL}", "--strategy", "rsd"),
     ("generate", EVIL, "--model", "{model}", "--sampler", EVIL),
     ("generate", EVIL, "--model", "{model}", "--sampler", f"threshold(threshold={EVIL})"),
+    ("generate", EVIL, "--model", "{model}", "--sampler", "dual", "--steps", EVIL),
+    ("generate", EVIL, "--model", "{model}", "--sampler", "dual", "--guidance", EVIL),
     ("models", "add", EVIL),
     ("models", "requantise", f"{EVIL}.gguf", "--to", "f16"),
     ("reproduce", EVIL),
@@ -204,3 +208,26 @@ def test_a_name_that_is_no_text_is_refused(sent, tmp_path, monkeypatch):
     (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / name)
     assert sent("chat", "run")[0] == 2
+
+
+def test_a_cache_whose_name_is_no_text_is_refused(sent, made, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNWRITE_CACHE", str(tmp_path / os.fsdecode(b"a\xff")))
+    status, said = sent(*on(made, "--out", str(tmp_path / "out")))
+    assert status == 2
+    assert said.strip().splitlines()[-1].endswith("its name is no UTF-8 text. Set UNWRITE_CACHE to another.")
+    assert not (tmp_path / os.fsdecode(b"a\xff")).exists()
+
+
+def test_files_in_a_folder_may_have_names_that_are_no_text(sent, made, tmp_path):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / os.fsdecode(b"a\xff.txt")).write_text("the old book .")
+    given = ("audit", str(made / "model"), "--forget", str(texts), "--attacks", "none", "--device", "cpu")
+    assert sent(*given, "--out", str(tmp_path / "out"))[0] == 0
+    assert Report.load(tmp_path / "out").split == "texts"
+
+
+def test_a_record_refuses_what_is_no_text(tmp_path):
+    with pytest.raises(UnwriteError, match=r"'.*a\\udcff.*' is no UTF-8 text, which a record needs"):
+        Run.start(tmp_path / "run", {"model": os.fsdecode(b"a\xff")})
+    assert not (tmp_path / "run" / "run.json").exists()

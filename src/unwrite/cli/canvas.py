@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import MethodError
 from ..terminal import visible
+from .fields import parse
 from .output import console, label, print_json, quiet_libraries
 from .samplers import sampler_of
 
@@ -34,7 +35,7 @@ def denoise(
             raise MethodError(
                 f"--{name.replace('_', '-')} is not known beside --sampler. Write it as part(setting=value)."
             )
-    settings = {name: known[name](value) for name, value in fields.items()}
+    settings = {name: parse(name, value, known[name]) for name, value in fields.items()}
     chosen = sampler_of(sampler, gen_length, seed=seed, **settings)
     if temperature > 0:
         chosen = dataclasses.replace(chosen, propose=dataclasses.replace(chosen.propose, temperature=temperature))

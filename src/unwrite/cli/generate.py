@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from ..errors import MethodError, ModelError, UnwriteError, notice, renamed
 from ..runs import progress
 from .fields import build_strategy
+from .inputs import need_number
 from .output import console, label, print_json, quiet_libraries, write
 
 PLAIN, DEFAULT = "plain", "token-recycling"
@@ -53,6 +54,9 @@ def generate(
         raw: take the prompt as it is, without the chat template.
         json: print JSON.
     """
+    need_number("--max-new-tokens", max_new_tokens, at_least=1)
+    need_number("--temperature", temperature, at_least=0)
+    need_number("--seed", seed, at_least=-(2**63), below=2**64)
     if sampler is not None:
         from .canvas import denoise
 

@@ -14,12 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RunError, setting
+from .strict import strings_flaw
 
 
 def cache_dir(*parts: str) -> Path:
-    """A folder in the user's cache (`UNWRITE_CACHE`, else `XDG_CACHE_HOME/unwrite`), created for the user alone."""
+    """A folder in the user's cache (`UNWRITE_CACHE`, else `XDG_CACHE_HOME/unwrite`), created for the user alone.
+
+    Raises:
+        RunError: its name is no UTF-8, which not every library can open.
+    """
     root = os.environ.get("UNWRITE_CACHE")
     base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "unwrite"
+    if flaw := strings_flaw(str(base)):
+        raise RunError(
+            f"the cache folder {base} holds {flaw}: its name is no UTF-8 text. Set UNWRITE_CACHE to another."
+        )
     if not base.is_dir():
         base.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):

@@ -9,13 +9,24 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import UnwriteError
+
 if TYPE_CHECKING:
     import torch
 
 
 def hash_json(value: Any) -> str:
-    """16 hex digits of SHA-256 over a canonical JSON form; dataclasses and paths are allowed."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+    """16 hex digits of SHA-256 over a canonical JSON form; dataclasses and paths are allowed.
+
+    Raises:
+        UnwriteError: a text with half a character, as Python has names of files that are no UTF-8.
+    """
+    text = canonical_json(value)
+    try:
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+    except UnicodeEncodeError as error:
+        place = text[max(0, error.start - 40) : error.end + 20]
+        raise UnwriteError(f"{place!r} is no UTF-8 text, which a record needs. Use another name or value.") from None
 
 
 def canonical_json(value: Any) -> str:
