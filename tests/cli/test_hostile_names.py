@@ -8,7 +8,7 @@ import pytest
 from cli_runs import command, rows, write_rows
 
 from conftest import WORDS, make_llama, make_tokenizer
-from unwrite.audit.report import Report
+from unwrite.audit.report.report import Report
 from unwrite.cli import main, output
 from unwrite.errors import UnwriteError
 from unwrite.models import save

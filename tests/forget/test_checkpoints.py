@@ -8,10 +8,12 @@ import pytest
 import torch
 from forgetting import KillAt, train, weights
 from peft import LoraConfig
+from transformers import TrainerCallback
 
 from conftest import make_llama
-from unwrite.errors import Notice, RunError
-from unwrite.forget import DPO, NPO, RMU, ULD, SimNPO, StopWhenForgotten, TaskVector
+from unwrite.errors import Notice, RunError, noticing
+from unwrite.forget import DPO, NPO, RMU, ULD, SimNPO, StopWhenForgotten, TaskVector, checkpoints
+from unwrite.forget.base import Phase
 from unwrite.forget.engine import checkpoints
 from unwrite.forget.engine.checkpoints import newest
 
@@ -171,3 +173,66 @@ def test_going_on_from_an_earlier_checkpoint_replaces_the_later_ones(rows, tmp_p
     assert same(whole, train(NPO(), with_dropout(), *rows, resume_from_checkpoint=named, **options))
     assert newest(tmp_path).name == "checkpoint-4"
     assert not list(tmp_path.glob(".*"))
+
+
+class TwoPhases(NPO):
+    """Forgets, then repairs: 2 steps each with the options here."""
+
+    def phases(self, work):
+        return [Phase("forget", self.loss, epochs=1), Phase("paired", self.total_loss, epochs=1)]
+
+
+@pytest.fixture
+def phases(rows, tmp_path):
+    """The whole training of two phases, the folder of another, and how it is run."""
+    options = {**OPTIONS, "save_total_limit": None}
+    whole = train(TwoPhases(), with_dropout(), *rows, **options, output_dir=str(tmp_path / "whole"))
+
+    def run(**more):
+        return train(TwoPhases(), with_dropout(), *rows, **{**options, "output_dir": str(tmp_path / "cut"), **more})
+
+    return whole, tmp_path / "cut", run
+
+
+@pytest.mark.parametrize(("phase", "step"), [(1, 1), (2, 0), (2, 1)])
+def test_phases_go_on_in_the_one_that_was_killed_and_say_nothing_of_the_others(phases, phase, step):
+    whole, folder, run = phases
+    begun = []
+
+    class Kill(TrainerCallback):
+        def on_train_begin(self, args, state, control, **_):
+            begun.append(args.output_dir)
+
+        def on_step_begin(self, args, state, control, **_):
+            if (len(begun), state.global_step) == (phase, step):
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(callbacks=[Kill()])
+    assert (newest(folder / "phase-2") is None) == ((phase, step) != (2, 1))
+    with noticing() as notices:
+        assert same(whole, run(resume_from_checkpoint=True))
+    assert not [message for message in notices if "checkpoint" in message]
+
+
+def test_phases_without_a_checkpoint_begin_from_the_start_and_say_so_once(phases):
+    whole, folder, run = phases
+    with noticing() as notices, pytest.warns(Notice):
+        assert same(whole, run(resume_from_checkpoint=True))
+    assert [message for message in notices if "checkpoint" in message] == [
+        f"there is no whole checkpoint in {folder / 'phase-1'}, so training begins from the start."
+    ]
+
+
+@pytest.mark.parametrize("named", ["phase-1/checkpoint-1", "phase-1/checkpoint-2", "phase-2/checkpoint-1"])
+def test_a_named_checkpoint_is_that_of_its_phase_alone(phases, named):
+    whole, folder, run = phases
+    run()
+    assert same(whole, run(resume_from_checkpoint=str(folder / named)))
+
+
+@pytest.mark.parametrize("named", ["checkpoint-1", "phase-1", "elsewhere/phase-1/checkpoint-1"])
+def test_a_checkpoint_of_no_phase_is_refused(phases, named):
+    _, folder, run = phases
+    with pytest.raises(RunError, match=r"is of no phase of the training in .*resume_from_checkpoint=True"):
+        run(resume_from_checkpoint=str(folder / named))

@@ -22,11 +22,12 @@ from ...errors import RunError, notice, setting
 from ...models.checkpoints import read_json
 from ...runs import drop, seal, sound, sync, unwritable, write_json
 
-__all__ = ["ASIDE", "Resumable", "finish", "had_ended", "newest", "resumed_from", "writing"]
+__all__ = ["ASIDE", "Resumable", "finish", "had_ended", "newest", "of_phase", "resumed_from", "writing"]
 
 ASIDE = "unfinished"
 _NOTE = "unwrite-training.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
+_PHASE = re.compile(r"phase-(\d+)")
 
 
 @runtime_checkable
@@ -85,11 +86,35 @@ def newest(folder: Path) -> Path | None:
     return next((path for _, path in reversed(_all(folder)) if sound(path)), None)
 
 
-def resumed_from(folder: Path, asked: str | bool | None) -> Path | None:
+def of_phase(asked: str | bool | None, number: int, folder: Path) -> str | bool | None:
+    """What one phase of several goes on from: the checkpoint that was named if it is the phase's own, the newest if it is of a
+    later phase, and none if it is of an earlier one.
+
+    Args:
+        number: of the phase, from 1.
+        folder: of all phases.
+
+    Raises:
+        RunError: the checkpoint is of none of them.
+    """
+    if not asked or asked is True:
+        return asked
+    home = Path(asked).absolute().parent
+    of = _PHASE.fullmatch(home.name)
+    if of is None or home.parent != folder.absolute():
+        raise RunError(
+            f"the checkpoint {asked} is of no phase of the training in {folder}. Use "
+            f"{setting('resume_from_checkpoint', True)} for the newest whole one."
+        )
+    return asked if number == int(of[1]) else number < int(of[1]) or None
+
+
+def resumed_from(folder: Path, asked: str | bool | None, *, first: bool = True) -> Path | None:
     """The checkpoint to go on from.
 
     Args:
         asked: a checkpoint's folder; True for the newest in `folder`, and without one from the start; None for none.
+        first: whether this is a training's first phase. A later one without a checkpoint had not begun, and begins.
 
     Raises:
         RunError: a checkpoint that isn't there, or is damaged.
@@ -98,7 +123,7 @@ def resumed_from(folder: Path, asked: str | bool | None) -> Path | None:
         return None
     if asked is True:
         checkpoint = newest(folder)
-        if checkpoint is None:
+        if checkpoint is None and first:
             notice(f"there is no whole checkpoint in {folder}, so training begins from the start.")
         return checkpoint
     named = Path(asked)

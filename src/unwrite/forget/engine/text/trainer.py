@@ -235,8 +235,10 @@ def _train(
         ]
         for number, plan in enumerate(plans, 1):
             if len(plans) > 1:
-                plan.args.output_dir = str(Path(settings.output_dir or "", f"phase-{number}"))
-            _train_phase(objective, plan, model, tokenizer.pad_token_id, callbacks)
+                folder = Path(settings.output_dir or "")
+                plan.args.output_dir = str(folder / f"phase-{number}")
+                plan.args.resume_from_checkpoint = checkpoints.of_phase(settings.resume_from_checkpoint, number, folder)
+            _train_phase(objective, plan, model, tokenizer.pad_token_id, callbacks, first=number == 1)
     finally:
         for parameter, flag in before:
             parameter.requires_grad_(flag)
@@ -316,9 +318,11 @@ def _epochs(args: UnlearnArguments, data: UnlearnRows) -> int:
     return math.ceil(args.num_train_epochs)
 
 
-def _train_phase(objective: Objective, plan: _Plan, model: Any, pad_id: int, callbacks: Sequence[Any]) -> None:
+def _train_phase(
+    objective: Objective, plan: _Plan, model: Any, pad_id: int, callbacks: Sequence[Any], *, first: bool
+) -> None:
     output = Path(plan.args.output_dir or "")
-    checkpoint = checkpoints.resumed_from(output, plan.args.resume_from_checkpoint)
+    checkpoint = checkpoints.resumed_from(output, plan.args.resume_from_checkpoint, first=first)
     trainer = UnlearnTrainer(
         objective,
         plan.phase,
