@@ -210,6 +210,22 @@ def test_a_name_that_is_no_text_is_refused(sent, tmp_path, monkeypatch):
     assert sent("chat", "run")[0] == 2
 
 
+@pytest.mark.parametrize(
+    ("command", "flag", "value"),
+    [
+        (("demo",), "--seed", "-1"), (("demo",), "--seed", str(2**32)), (("bench", "diffusion"), "--seed", "-1"),
+        (("bench", "diffusion"), "--prompts", "0"), (("bench", "unlearn-step"), "--batch", "0"), (("bench", "importance"), "--pairs", "-3"),
+        (("reproduce", "npo"), "--seeds", "0"),
+    ],
+)  # fmt: skip
+def test_a_number_out_of_range_is_refused_at_once(sent, tmp_path, monkeypatch, command, flag, value):
+    monkeypatch.chdir(tmp_path)
+    status, said = sent(*command, flag, value)
+    assert status == 2
+    assert re.fullmatch(rf"unwrite: {flag} is \S+; it must be at least [01].*\.\n", said)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_cache_whose_name_is_no_text_is_refused(sent, made, tmp_path, monkeypatch):
     monkeypatch.setenv("UNWRITE_CACHE", str(tmp_path / os.fsdecode(b"a\xff")))
     status, said = sent(*on(made, "--out", str(tmp_path / "out")))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ..errors import MethodError
 from ..runs import parse_json, progress
+from .inputs import need_number
 from .output import console, label, print_json, progress_console, quiet_libraries
 
 
@@ -52,6 +53,9 @@ def bench(
 
     if base is not None and what != "unlearn-step":
         raise MethodError(f"--base is for bench unlearn-step, and {what} runs on no adapter. Leave it out.")
+    for flag, value in (("--batch", batch), ("--pairs", pairs), ("--prompts", prompts)):
+        need_number(flag, value, at_least=1)
+    need_number("--seed", seed, at_least=0, below=2**32)
     quiet_libraries()
     setting = {"versions": versions(), "machine": machine(), "commit": commit()}
     if out is not None and what != "vision" and not (what == "unlearn-step" and _stopped(out, setting, batch, pairs)):

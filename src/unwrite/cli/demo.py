@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import noticing
 from ..runs import Run
-from .inputs import AuditRequest
+from .inputs import AuditRequest, need_number
 from .outcome import UNCHANGED, Moved, finish, moved_weights, say_if_unchanged
 from .output import console, quiet_libraries, say_where
 from .sources import ModelRequest
@@ -49,6 +49,7 @@ def demo(
         seed: of everything random.
         store: keep the figures in the package, for README.
     """
+    need_number("--seed", seed, at_least=0, below=2**32)
     settings = {"model": model, "data": "landmarks", "method": "npo", "learning_rate": LEARNING_RATE, "seed": seed}
     settings |= {} if base is None else {"base": base}
     place: dict[str, Any] = {"kind": "demo", "resume": None, "overwrite": overwrite or out == OUT}

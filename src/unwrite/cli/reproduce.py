@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..runs import progress
+from .inputs import need_number
 from .output import console, label, print_json, quiet_libraries
 
 
@@ -34,6 +35,7 @@ def reproduce(
     from ..reproduce.base import run, store, table
     from ..runs import need_free
 
+    need_number("--seeds", seeds, at_least=1)
     quiet_libraries()
     if out is not None and not dry:
         need_free(out / f"{slug}.json", overwrite=overwrite)
