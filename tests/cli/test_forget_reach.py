@@ -1,5 +1,6 @@
 """What the flags of unwrite forget reach, and what is left where a run fails."""
 
+import errno
 import json
 
 import pytest
@@ -36,6 +37,35 @@ def test_what_fails_after_a_step_is_kept_and_says_so(capsys, files, tmp_path, mo
         main(arguments)
     assert record(tmp_path / "run")["status"] == "failed"
     assert (tmp_path / "run" / "model").exists()
+
+
+FULL = {
+    "a checkpoint": "unwrite.forget.checkpoints.write_json",
+    "the model": "unwrite.models.saving._write",
+    "the report": "unwrite.audit.report.Report.save",
+    "the record": "unwrite.cli.forget.finish",
+}
+
+
+@pytest.mark.parametrize("moment", FULL)
+def test_on_a_full_disk_a_run_ends_with_one_line_and_goes_on_once_there_is_room(capsys, files, monkeypatch, moment):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "here")
+
+    main(command(files, "--out", str(files / "whole")))
+    with monkeypatch.context() as patch:
+        patch.setattr(FULL[moment], full)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main(command(files))
+    assert end.value.code == 2
+    assert "No space left on device" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert record(files / "run")["status"] == "failed"
+    main(command(files, "--resume"))
+    done, whole = record(files / "run"), record(files / "whole")
+    assert (done["status"], done["model"]["weights"]) == ("done", whole["model"]["weights"])
+    assert "error" not in done
+    assert not [path for path in (files / "run").rglob(".*") if path.name != ".lock"]
 
 
 def test_a_run_is_not_resumed_on_other_rows(capsys, files, tmp_path, monkeypatch):
