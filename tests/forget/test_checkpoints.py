@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from conftest import make_llama
 from unwrite.errors import Notice, RunError, noticing
-from unwrite.forget import DPO, NPO, RMU, ULD, SimNPO, StopWhenForgotten, TaskVector, checkpoints
+from unwrite.forget import DPO, NPO, RMU, ULD, SimNPO, StopWhenForgotten, TaskVector
 from unwrite.forget.base import Phase
 from unwrite.forget.engine import checkpoints
 from unwrite.forget.engine.checkpoints import newest
