@@ -40,9 +40,9 @@ def test_what_fails_after_a_step_is_kept_and_says_so(capsys, files, tmp_path, mo
 
 
 FULL = {
-    "a checkpoint": "unwrite.forget.checkpoints.write_json",
+    "a checkpoint": "unwrite.forget.engine.checkpoints.write_json",
     "the model": "unwrite.models.saving._write",
-    "the report": "unwrite.audit.report.Report.save",
+    "the report": "unwrite.audit.report.report.Report.save",
     "the record": "unwrite.cli.forget.finish",
 }
 

@@ -13,6 +13,8 @@ from unwrite.decode.engine.stopping import Stopping
 from unwrite.decode.engine.transformers.paths import ForwardPaths
 from unwrite.decode.engine.tree import DraftTree
 from unwrite.decode.plain import Plain
+from unwrite.errors import Notice
+from unwrite.runs import cache_dir
 
 VOCAB = 11
 LOGITS = hashed(VOCAB)
@@ -174,10 +176,10 @@ def test_another_way_can_be_timed_without_becoming_the_shape_on_disk():
 def test_a_broken_cost_file_counts_as_none():
     write_shape("some machine", tuple(float(i) for i in SIZES))
     assert read_shape("some machine") == tuple(float(i) for i in SIZES)
-    from unwrite.decode.engine.planning import curves
-
-    curves._file("some machine").write_text("{", encoding="utf-8")
-    assert read_shape("some machine") is None
+    (file,) = cache_dir("forward-costs").iterdir()
+    file.write_text("{", encoding="utf-8")
+    with pytest.warns(Notice, match="was damaged"):
+        assert read_shape("some machine") is None
 
 
 def test_a_packed_path_that_becomes_slower_late_costs_at_most_twenty_slow_steps():

@@ -24,6 +24,7 @@ from unwrite.decode.engine.stopping import Stopping
 from unwrite.errors import DataError, MethodError, ModelError
 from unwrite.models import anatomy, load_model, save
 from unwrite.reproduce.rsd import BEAMS, BRANCHING, Independent, Measured, contenders
+from unwrite.runs import cache_dir, drop
 
 QUESTIONS = [" ".join(WORDS[i : i + 3]) for i in range(6, 56, 2)]
 V = 5
@@ -110,8 +111,8 @@ def test_both_texts_of_a_held_out_prompt_are_held_out(target):
 
 def test_texts_are_written_once_and_gone_on_with(target, monkeypatch):
     first = written(target)
-    (home,) = [path.parent for path in drafts.cache_dir("own-text").glob("*/0.safetensors")]
-    (home / "3.safetensors").unlink()
+    (home,) = [path.parent for path in cache_dir("own-text").glob("*/0")]
+    drop(home / "3")
     assert written(target).hash == first.hash
     monkeypatch.setattr(drafts, "_write", lambda *_: pytest.fail("wrote again"))
     assert written(target).hash == first.hash

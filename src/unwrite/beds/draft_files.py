@@ -17,7 +17,7 @@ from ..models import anatomy, load_model, model_folder
 from ..models.adapters import ADAPTER
 from ..models.bundled import bundled_names, gguf_file
 from ..models.requantise import requantise
-from ..runs import cache_dir, hash_file, hash_json, lock
+from ..runs import cached_files, hash_file, hash_json
 from .drafts import truncated_draft
 
 
@@ -52,15 +52,21 @@ def bench_files(name: str) -> Files:
     if find_spec("llama_cpp") is None or name not in bundled_names():
         return Files(name, draft, {})
     source = gguf_file(name)
-    home = cache_dir("bench-gguf", hash_json([hash_file(source), draft.name]))
-    half, small, target = home / "draft-f16.gguf", home / "draft-q8_0.gguf", home / "target-q8_0.gguf"
-    with lock(home / "lock"):
-        if not half.exists():
-            as_gguf(draft, half, source)
-        for file, out in ((half, small), (source, target)):
-            if not out.exists():
-                requantise(file, "q8_0", out)
-    return Files(name, draft, {"q8_0": (target, small), "q4_1": (source, small)})
+    half, small, target = "draft-f16.gguf", "draft-q8_0.gguf", "target-q8_0.gguf"
+
+    def make(folder: Path) -> None:
+        as_gguf(draft, folder / half, source)
+        requantise(folder / half, "q8_0", folder / small)
+        requantise(source, "q8_0", folder / target)
+
+    def read(folder: Path) -> Path:
+        absent = [name for name in (half, small, target) if not (folder / name).is_file()]
+        if absent:
+            raise ValueError(f"{absent[0]} is not there")
+        return folder
+
+    home = cached_files("bench-gguf", hash_json([hash_file(source), draft.name]), make, read)
+    return Files(name, draft, {"q8_0": (home / target, home / small), "q4_1": (source, home / small)})
 
 
 def as_gguf(folder: str | Path, out: str | Path, like: str | Path) -> Path:

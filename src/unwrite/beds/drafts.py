@@ -10,10 +10,10 @@ Embeddings and head stay the target's, frozen; blocks and final norm learn. (Dis
 from __future__ import annotations
 
 import math
-import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from ..errors import DataError, MethodError, NotFinite
 from ..models import TrainRecipe, anatomy, load, load_model, trained
 from ..models.recipe import CausalTraining
-from ..runs import cache_dir, hash_json, hash_model, hash_tensors, lock, new_folder, progress, seal, sound
+from ..runs import cached_files, hash_json, hash_model, hash_tensors, new_folder, progress, seal, sound
 from ..scoring.batches import by_length
 from .prompts import prompts as bench_prompts
 from .texts import encoded
@@ -103,21 +103,13 @@ def own_text(
             f"none of {len(asked)} prompts leaves room for {length} tokens within {most}. Use a smaller length."
         )
     what = {"weights": hash_model(model), "prompts": hash_json(rows), "length": length, "kept": KEPT}
-    home = cache_dir("own-text", hash_json({**what, "temperature": temperature, "seed": seed}))
+    kind = f"own-text/{hash_json({**what, 'temperature': temperature, 'seed': seed})}"
     jobs = [(heat, batch) for heat in (0.0, temperature) for batch in by_length([len(row) for row in rows], 16)]
     found: dict[int, Written] = {}
-    with lock(home / "lock"):
-        for number, (heat, batch) in enumerate(progress(jobs, "the target writes")):
-            file = home / f"{number}.safetensors"
-            if not file.exists():
-                texts = _write(model, [rows[i] for i in batch], length, heat, seed * 1_000_003 + number)
-                tensors = {f"{i}.{key}": value for i, text in enumerate(texts) for key, value in vars(text).items()}
-                save_file(tensors, home / "unfinished")
-                os.replace(home / "unfinished", file)
-            kept = load_file(file)
-            for place, i in enumerate(batch):
-                row = {key: kept[f"{place}.{key}"] for key in ("ids", "tokens", "log_p")}
-                found[i + (len(rows) if heat else 0)] = Written(**row)
+    for number, (heat, batch) in enumerate(progress(jobs, "the target writes")):
+        asks = partial(_write, model, [rows[i] for i in batch], length, heat, seed * 1_000_003 + number)
+        texts = cached_files(kind, str(number), partial(_keep, asks), partial(_kept, count=len(batch)))
+        found |= {i + (len(rows) if heat else 0): text for i, text in zip(batch, texts, strict=True)}
     return OwnText(found[i] for i in sorted(found))
 
 
@@ -187,6 +179,16 @@ def _questions(count: int, seed: int) -> list[str]:
     rest = count - len(found)
     pairs = zip(library_prompts(0, "free", rest, seed), library_prompts(0, "copy", rest, seed + 1), strict=False)
     return found + [question for pair in pairs for question in pair][:rest]
+
+
+def _keep(write: Callable[[], Sequence[Written]], folder: Path) -> None:
+    tensors = {f"{i}.{key}": value for i, text in enumerate(write()) for key, value in vars(text).items()}
+    save_file(tensors, folder / "texts.safetensors")
+
+
+def _kept(folder: Path, count: int) -> list[Written]:
+    tensors = load_file(folder / "texts.safetensors")
+    return [Written(**{key: tensors[f"{i}.{key}"] for key in ("ids", "tokens", "log_p")}) for i in range(count)]
 
 
 @torch.inference_mode()

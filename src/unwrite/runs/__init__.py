@@ -12,6 +12,8 @@ from .cache import (
     seal,
     sound,
     spare_folder,
+    store_json,
+    stored_json,
     unwritable,
 )
 from .folder import Run, versions
@@ -52,6 +54,8 @@ __all__ = [
     "silent",
     "sound",
     "spare_folder",
+    "store_json",
+    "stored_json",
     "sync",
     "training_progress",
     "unwritable",

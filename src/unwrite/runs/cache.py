@@ -46,22 +46,42 @@ def cached_json(place: tuple[str, ...], name: str, compute: Callable[[], T], rea
         compute: makes the value.
         read: what the stored JSON stands for; any error says that this is no such value.
     """
+    for stored in _stored(place, name, read):
+        return stored
+    value = compute()
+    store_json(place, name, value, read)
+    return value
+
+
+def stored_json(place: tuple[str, ...], name: str, read: Callable[[Any], T] = _same) -> T | None:
+    """The value that `store_json` kept, or None where there is none; a damaged one is dropped, with a notice."""
+    return next(iter(_stored(place, name, read)), None)
+
+
+def _stored(place: tuple[str, ...], name: str, read: Callable[[Any], T]) -> tuple[T, ...]:
+    """The value, or nothing: a value may be None."""
     folder = _folder(*place)
     if folder is None:
-        return compute()
+        return ()
     file = folder / f"{name}.sealed.json"
-    if file.exists():
-        try:
-            return read(_unsealed(file.read_bytes()))
-        except Exception as error:  # whatever a damaged file leads a reader to
-            _drop(file, error)
-    value = compute()
+    try:
+        return (read(_unsealed(file.read_bytes())),)
+    except FileNotFoundError:
+        return ()
+    except Exception as error:  # whatever a damaged file leads a reader to
+        _drop(file, error)
+        return ()
+
+
+def store_json(place: tuple[str, ...], name: str, value: Any, read: Callable[[Any], object] = _same) -> None:
+    """Keeps a value that is plain JSON; where the cache can't be written that is said, and no reason to fail."""
     text = canonical_json(value)
     # Read before it is kept: what can't be read back would be computed again in every run, with a notice each time.
     read(json.loads(text))
-    with _unwritable_is_slow(folder):
-        write_text(file, _sealed(text))
-    return value
+    folder = _folder(*place)
+    if folder is not None:
+        with _unwritable_is_slow(folder):
+            write_text(folder / f"{name}.sealed.json", _sealed(text))
 
 
 def _sealed(text: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 from ... import hub
 from ...errors import DataError, notice, setting, unknown
+from ...runs import spare_folder, unwritable
 from ..stored import stored_rows
 from .examples import Example, Examples, ForgetSplit, excerpt, repeats
 from .files import SUFFIXES, Rows, located, numbered, rows_in, stem_of, suffix_of
@@ -156,7 +157,6 @@ def load(path: str, config: str | None, split: str, **options: Any) -> Any:
     Args:
         path: a local folder, a format whose files are given as `data_files`, or a name of the Hub.
     """
-    import datasets
 
     what = path + (f":{config}" if config else "") + f"@{split}"
     is_local = "data_files" in options or (os.path.isdir(path) and not hub.is_explicit(path))
@@ -165,17 +165,47 @@ def load(path: str, config: str | None, split: str, **options: Any) -> Any:
         if is_local and os.path.isdir(path):
             _need_own_files(path)
         with hub.closed() if is_local or offline else contextlib.nullcontext():
-            return datasets.load_dataset(path if is_local else _repository(path), config, split=split, **options)
+            return _prepared(path if is_local else _repository(path), config, split=split, **options)
     except DataError:
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         check = (
             "the network" if not offline else f"that it is in the cache: {hub.SWITCH} or its like forbids to fetch it"
         )
         raise DataError(
-            f"can't load the data set {what}: {reason}. Check the id, the configuration and {check}."
+            f"can't load the data set {what}: {_in_a_line(error)}. Check the id, the configuration and {check}."
         ) from error
+
+
+def _prepared(name: str, config: str | None, **options: Any) -> Any:
+    """`datasets.load_dataset`; what it prepared earlier may be damaged by now, and where it prepares may be read-only or full."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(name, config, **options)
+    except Exception as error:
+        # A plain ValueError is a split or a configuration that isn't there.
+        of_the_rows = (
+            isinstance(error, datasets.exceptions.DatasetsError | ConnectionError) or type(error) is ValueError
+        )
+        if of_the_rows and not unwritable(error):
+            raise
+        # Prepared again from the same files: in its place, or, where even that fails, for this process alone.
+        for in_place in (True, False):
+            again = {"download_mode": "reuse_cache_if_exists"} if in_place else {"cache_dir": str(spare_folder())}
+            with contextlib.suppress(Exception):
+                table = datasets.load_dataset(name, config, **options, **again)
+                said = "It was prepared again" if in_place else "It is prepared each time: make room, or remove it"
+                notice(
+                    f"what the datasets library keeps of {name} in {datasets.config.HF_DATASETS_CACHE} can't be used "
+                    f"({_in_a_line(error)}). {said}."
+                )
+                return table
+        raise
+
+
+def _in_a_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _need_own_files(folder: str) -> None:

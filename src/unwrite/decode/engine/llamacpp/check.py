@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -40,6 +41,22 @@ class Checked:
     twin_from: int | None
     twin_costs: float = 1.0
     shape: tuple[float, ...] = SHAPE
+
+    @classmethod
+    def read(cls, stored: Mapping[str, Any]) -> Checked:
+        """What was stored.
+
+        Raises:
+            ValueError, TypeError, KeyError: it is no result of a check.
+        """
+        rows, twin_from, twin_costs = stored["rows"], stored["twin_from"], float(stored["twin_costs"])
+        shape = tuple(float(ratio) for ratio in stored["shape"])
+        counts = [rows] if twin_from is None else [rows, twin_from]
+        if not all(type(count) is int for count in counts) or not 1 <= rows <= MOST_ROWS or min(counts) < 0:
+            raise ValueError(f"{rows} rows, and twins from {twin_from}, are no result of a check")
+        if len(shape) != len(SIZES) or not all(0 < one < math.inf for one in (twin_costs, *shape)):
+            raise ValueError("its costs are none")
+        return cls(rows, twin_from, twin_costs, shape)
 
 
 def check(runtime: LlamaCppRuntime, seed: int = 0) -> Checked:

@@ -11,9 +11,7 @@ row costs next to nothing; where it costs more, decoding is plain there: a text 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from torch import Tensor
 
 from ....data.text.templates import bounded_template
 from ....errors import MethodError, notice
-from ....runs import cache_dir, hash_file, hash_json, progress, write_json
+from ....runs import cached_json, hash_file, hash_json, progress
 from ..planning.curves import read_shape, write_shape
 from ..runtime import Output, Runtime
 from ..tree import ROOT, DraftTree, Ints
@@ -255,15 +253,14 @@ class LlamaCppRuntime(Runtime):
 
     def _checked(self) -> Checked:
         """What the check found for this file, machine and thread count; run on first use."""
-        file = cache_dir("llamacpp") / f"{hash_json([_CHECK, self.fingerprint])}.json"
-        try:
-            stored = json.loads(file.read_text(encoding="utf-8"))
-            found = Checked(stored["rows"], stored["twin_from"], stored["twin_costs"], tuple(stored["shape"]))
-        except (OSError, ValueError, KeyError, TypeError):
+
+        def compute() -> Checked:
             with progress(None, f"checking once how many rows a step {self.path.name} takes"):
-                found = check(self)
+                checked = check(self)
             self._drop_context()
-            write_json(file, {"file": self.path.name, "fingerprint": self.fingerprint, **asdict(found)})
+            return checked
+
+        found = cached_json(("llamacpp",), hash_json([_CHECK, self.fingerprint]), compute, Checked.read)
         if found.rows > 1 and read_shape(self.fingerprint) is None:
             write_shape(self.fingerprint, found.shape)
         if found.rows == 1:

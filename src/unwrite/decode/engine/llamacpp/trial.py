@@ -9,9 +9,10 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from ....errors import ModelError
-from ....runs import cache_dir, hash_json
+from ....runs import hash_json, store_json, stored_json
 
 RISKY = "AMX_INT8 = 1"  # in llama.cpp's list of processor features
 _FORWARDS = """
@@ -36,8 +37,8 @@ def try_apart(path: Path, threads: int, fingerprint: str, program: str = _FORWAR
     Raises:
         ModelError: the process was killed by a signal.
     """
-    passed = cache_dir("llamacpp") / f"{hash_json([fingerprint, 'trial'])}.passed"
-    if passed.exists():
+    name = hash_json([fingerprint, "trial"])
+    if stored_json(("llamacpp",), name, _passed):
         return
     code = subprocess.run(
         [sys.executable, "-c", program, str(path), str(threads)], capture_output=True, check=False
@@ -48,4 +49,10 @@ def try_apart(path: Path, threads: int, fingerprint: str, program: str = _FORWAR
             "CMAKE_ARGS=-DGGML_NATIVE=OFF pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python"
         )
     if code == 0:
-        passed.touch()
+        store_json(("llamacpp",), name, "passed", _passed)
+
+
+def _passed(stored: Any) -> bool:
+    if stored != "passed":
+        raise ValueError("it is no trial that passed")
+    return True

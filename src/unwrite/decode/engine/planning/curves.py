@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-import json
+import math
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ....runs import cache_dir, hash_json, write_json
+from ....runs import hash_json, store_json, stored_json
 from ..tree import DraftTree
 from .costs import SIZES
 
-
-def _file(fingerprint: str) -> Path:
-    return cache_dir("forward-costs") / f"{hash_json(fingerprint)}.json"
+_PLACE = ("forward-costs",)
 
 
 def read_shape(fingerprint: str) -> tuple[float, ...] | None:
-    """The stored shape, or None; a file that can't be read counts as none."""
-    try:
-        stored = json.loads(_file(fingerprint).read_text(encoding="utf-8"))
-        shape = tuple(float(ratio) for ratio in stored["shape"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return shape if len(shape) == len(SIZES) and all(ratio > 0 for ratio in shape) else None
+    """The stored shape, or None; one that is damaged counts as none, and is dropped."""
+    return stored_json(_PLACE, hash_json(fingerprint), _shape)
 
 
 def write_shape(fingerprint: str, shape: tuple[float, ...]) -> None:
     """Keeps a shape; a full or read-only disk is no reason to fail."""
-    try:
-        write_json(_file(fingerprint), {"fingerprint": fingerprint, "sizes": SIZES, "shape": shape})
-    except OSError:
-        return
+    value = {"fingerprint": fingerprint, "sizes": SIZES, "shape": shape}
+    store_json(_PLACE, hash_json(fingerprint), value, _shape)
+
+
+def _shape(stored: Any) -> tuple[float, ...]:
+    shape = tuple(float(ratio) for ratio in stored["shape"])
+    if list(stored["sizes"]) != list(SIZES) or len(shape) != len(SIZES):
+        raise ValueError("its sizes are others")
+    if not all(0 < ratio < math.inf for ratio in shape):
+        raise ValueError("a forward takes no time, or endless time")
+    return shape
 
 
 def calibrate(runtime: Any, length: int = 128, repeats: int = 5, path: str | None = None) -> dict[int, float]:
