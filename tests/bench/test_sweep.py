@@ -1,5 +1,6 @@
 """A sweep is the same whoever runs it, in whatever order, stopped or not; its table ranks methods and nothing else."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from unwrite.bench import sweep_file
 from unwrite.bench.sweep import ALWAYS, Contender, Trial, run_trial, sweep, trials_of
 from unwrite.bench.sweep_jobs import crew, one_thread
 from unwrite.bench.sweep_table import markdown
-from unwrite.errors import MethodError, MissingExtra, RunError, UnwriteError
+from unwrite.errors import MethodError, MissingExtra, Notice, RunError, UnwriteError
 from unwrite.forget import RMU
 from unwrite.forget.base import Edit
 from unwrite.forget.dampening import SSD
@@ -383,3 +384,13 @@ def test_no_cluster_there_is_one_line(ray):
         pass
     with pytest.raises(MethodError, match=r"the cluster at 127\.0\.0\.1:1 has its own"), crew(2, "127.0.0.1:1"):
         pass
+
+
+def test_a_file_system_without_locks_is_said_and_does_not_stop_a_sweep(tmp_path, monkeypatch):
+    def refuses(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(sweep_file.fcntl, "flock", refuses)
+    with pytest.warns(Notice, match="without locks"), sweep_file.opened(tmp_path / "out", {"sweep": 1}) as file:
+        file.append({"key": "a"})
+    assert [line.get("key") for line in lines(tmp_path / "out")] == [None, "a"]

@@ -7,7 +7,9 @@ from cli_runs import make_files, refused, rows, write_rows
 
 from conftest import make_llama, make_tokenizer
 from unwrite.cli import main
+from unwrite.cli.sources import ModelRequest
 from unwrite.models import save
+from unwrite.runs import claimed, write_text
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +84,24 @@ def test_a_report_is_replaced_when_asked(files, tmp_path):
     main(audit(files, "--out", str(tmp_path / "audit")))
     main(audit(files, "--out", str(tmp_path / "audit"), "--overwrite", "--retain", str(files / "retain.jsonl")))
     assert json.loads((tmp_path / "audit" / "report.json").read_text())["rows"]["retain"] == 4
+
+
+def test_a_folder_that_another_audit_writes_to_is_refused_before_anything_is_measured(
+    capsys, files, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("unwrite.audit.evaluate", lambda *_, **__: pytest.fail("the audit began"))
+    with claimed(tmp_path / "out"):
+        assert "is in use by process " in refused(capsys, audit(files, "--out", str(tmp_path / "out")))
+
+
+def test_a_report_that_came_while_the_model_was_loaded_is_not_replaced(capsys, files, tmp_path, monkeypatch):
+    monkeypatch.setattr("unwrite.audit.evaluate", lambda *_, **__: pytest.fail("the audit began"))
+    load = ModelRequest.load
+
+    def meanwhile(self):
+        write_text(tmp_path / "out" / "report.json", "{}")
+        return load(self)
+
+    monkeypatch.setattr(ModelRequest, "load", meanwhile)
+    assert "exists" in refused(capsys, audit(files, "--out", str(tmp_path / "out")))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.json"]

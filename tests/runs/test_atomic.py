@@ -1,14 +1,16 @@
 """Files and folders are whole or absent, and locks end with their holder."""
 
+import errno
 import json
 import multiprocessing
 import os
 import time
+from pathlib import Path
 
 import pytest
 
 from unwrite.errors import RunError
-from unwrite.runs import cache_dir, lock, need_free, new_folder, write_json, write_text
+from unwrite.runs import atomic, cache_dir, clean, lock, need_free, new_folder, write_json, write_text
 
 
 def names(folder):
@@ -127,3 +129,55 @@ def test_a_file_that_exists_is_replaced_only_when_asked(tmp_path):
     need_free(tmp_path / "old.json", overwrite=True)
     with pytest.raises(RunError, match="is a folder"):
         need_free(tmp_path, overwrite=True)
+
+
+def test_what_is_being_written_is_not_taken_for_what_a_kill_left(tmp_path):
+    (tmp_path / ".a.txt.0123456789ab").write_text("half")
+    (tmp_path / ".folder.0123456789ab").mkdir()
+    with atomic.new_folder(tmp_path / "folder") as fresh:
+        assert not atomic.left_behind(fresh)
+        clean(tmp_path / "folder")
+        assert fresh.is_dir()
+    clean(tmp_path / "a.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_file_is_its_writers_until_it_has_its_name(tmp_path, monkeypatch):
+    replace, seen = os.replace, []
+
+    def before(source, target):
+        seen.append(atomic.left_behind(Path(source)))
+        clean(Path(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", before)
+    write_text(tmp_path / "a.txt", "whole")
+    assert seen == [False]
+    assert (tmp_path / "a.txt").read_text() == "whole"
+
+
+def test_a_file_taken_away_before_it_was_locked_is_written_again(tmp_path, monkeypatch):
+    replace, calls = os.replace, []
+
+    def once(source, target):
+        calls.append(source)
+        if len(calls) == 1:
+            os.unlink(source)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", once)
+    write_text(tmp_path / "a.txt", "whole")
+    assert (tmp_path / "a.txt").read_text() == "whole"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
+def test_where_there_are_no_locks_nothing_counts_as_left_behind(number, tmp_path, monkeypatch):
+    def refuses(*_):
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / ".a.txt.0123456789ab").write_text("half")
+    monkeypatch.setattr(atomic.fcntl, "flock", refuses)
+    write_text(tmp_path / "a.txt", "whole")
+    clean(tmp_path / "a.txt")
+    assert len(list(tmp_path.iterdir())) == 2

@@ -8,12 +8,13 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from unwrite.errors import Notice, RunError, noticing
-from unwrite.runs import Run, versions
+from unwrite.runs import Run, claimed, holding, versions
 
 ARGUMENTS = {"method": "npo", "beta": 0.1}
 
@@ -251,7 +252,7 @@ def test_of_processes_that_start_at_once_one_does(folder):
         process.join()
     assert said.count("started") == 1
     other = [one for one in said if one != "started"]
-    assert all("is in use by " in one or "holds" in one for one in other), other  # its holder may not have signed yet
+    assert all("is in use by process " in one or "holds" in one for one in other), other
     assert json.loads((folder / "run.json").read_text())["status"] == "done"
 
 
@@ -424,3 +425,44 @@ def test_a_kill_while_checkpoints_are_removed_leaves_none_to_go_on_from(folder, 
     run.update(status="failed")
     Run.start(folder, ARGUMENTS, resume=True).update(status="done")
     assert [entry.name for entry in folder.iterdir()] == ["run.json"]
+
+
+def test_a_holder_that_has_not_signed_yet_is_waited_for(folder):
+    run = Run.start(folder, ARGUMENTS)
+    signed = (folder / ".lock").read_text()
+    (folder / ".lock").write_text("")
+    later = threading.Timer(0.05, (folder / ".lock").write_text, [signed])
+    later.start()
+    with pytest.raises(RunError, match=f"is in use by process {os.getpid()} on "):
+        Run.start(folder, ARGUMENTS)
+    later.join()
+    run.update(status="done")
+
+
+def test_a_claimed_folder_is_nobody_elses_and_goes_when_nothing_was_written(folder):
+    with claimed(folder):
+        assert (folder / ".lock").exists()
+        with pytest.raises(RunError, match=f"is in use by process {os.getpid()} on "), claimed(folder):
+            pass
+    assert not folder.exists()
+    folder.mkdir()
+    with claimed(folder):
+        pass
+    assert folder.exists()
+    with claimed(folder):
+        (folder / "report.json").write_text("{}")
+    assert [path.name for path in folder.iterdir()] == ["report.json"]
+
+
+def test_a_folder_that_its_last_holder_removes_meanwhile_is_made_again(folder, monkeypatch):
+    own, removed = holding.hold, []
+
+    def hold(path):
+        if len(removed) < 3:
+            path.rmdir()
+            removed.append(path)
+        return own(path)
+
+    monkeypatch.setattr(holding, "hold", hold)
+    Run.start(folder, ARGUMENTS).update(status="done")
+    assert len(removed) == 3

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import RunError, setting
+from ..errors import RunError, notice, setting
 from ..runs import Malformed, conforms, hash_file, hash_json, parse_json, versions
 from ..runs.provenance import commit, machine
 
@@ -67,6 +67,11 @@ def opened(path: Path, header: Mapping[str, Any]) -> Iterator[SweepFile]:
             raise RunError(
                 f"another sweep is writing to {path}. Wait for it, or choose another {setting('out')}."
             ) from None
+        except OSError as error:
+            notice(
+                f"{path} lies on a file system without locks ({error.strerror}), so a second sweep that writes to it at the "
+                "same time can't be told. Start none."
+            )
         file.seek(0)
         whole = _whole(file.read(), path)
         file.truncate(len(whole))

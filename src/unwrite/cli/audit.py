@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import noticing
-from ..runs import Run, need_free
+from ..runs import Run, claimed, need_free
 from .inputs import AuditRequest
 from .output import console, print_json, quiet_libraries, say_where
 from .sources import DataRequest, ModelRequest, RunModels, Turns
@@ -77,19 +78,22 @@ def audit(
         main = loaded.pop("after")
         models = [main.model, *(one.model for one in loaded.values())]
         request.check_rows(split, main.tokenizer, models, references=bool(loaded))
-        report = evaluate(
-            main.model,
-            split,
-            tokenizer=main.tokenizer,
-            suite=suite,
-            attacks=chosen,
-            batch_size=batch_size,
-            max_length=max_length,
-            **{role: one.model for role, one in loaded.items()},
-        )
-    report = replace(report, notices=tuple(dict.fromkeys([*notices, *report.notices])))
-    if out is not None:
-        report.save(out)
+        with nullcontext() if out is None else claimed(out):
+            if out is not None:  # another audit may have ended in it since
+                need_free(out / "report.json", out / "report.html", overwrite=overwrite)
+            report = evaluate(
+                main.model,
+                split,
+                tokenizer=main.tokenizer,
+                suite=suite,
+                attacks=chosen,
+                batch_size=batch_size,
+                max_length=max_length,
+                **{role: one.model for role, one in loaded.items()},
+            )
+            report = replace(report, notices=tuple(dict.fromkeys([*notices, *report.notices])))
+            if out is not None:
+                report.save(out)
     if json:
         print_json(report.json())
         return

@@ -18,6 +18,7 @@ from .cache import (
 )
 from .folder import Run, versions
 from .hashing import canonical_json, hash_file, hash_json, hash_model, hash_tensors
+from .holding import claimed
 from .progress import Progress, hush, progress, silent, training_progress
 from .seeding import seeded
 from .strict import Malformed, conforms, parse_json, read_json
@@ -32,6 +33,7 @@ __all__ = [
     "cached_files",
     "cached_json",
     "canonical_json",
+    "claimed",
     "clean",
     "conforms",
     "drop",

@@ -57,18 +57,26 @@ def write_text(path: str | Path, text: str) -> None:
     """Replaces `path` by `text` in one step, with the user's umask; a full disk or a kill leaves the old file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _write_beside(path, text)
+    except FileNotFoundError:  # taken for a killed process's by another, in the moment before it was locked
+        _write_beside(path, text)
+    _sync(path.parent)
+
+
+def _write_beside(path: Path, text: str) -> None:
     temporary = beside(path)
     try:
         with open(temporary, "x", encoding="utf-8") as file:
+            _mark(file.fileno())
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
-    _sync(path.parent)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -86,7 +94,9 @@ def new_folder(target: str | Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = beside(target)
     temporary.mkdir()
+    handle = os.open(temporary, os.O_RDONLY)
     try:
+        _mark(handle)
         yield temporary
         sync(temporary)
         if target.exists():
@@ -100,6 +110,29 @@ def new_folder(target: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    finally:
+        os.close(handle)
+
+
+def _mark(handle: int) -> None:
+    """Locks what is being written, so that others can tell it from what a killed process left: see `left_behind`."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def left_behind(temporary: Path) -> bool:
+    """Whether nobody is writing this half-written file or folder any more; no, where that can't be told."""
+    try:
+        handle = os.open(temporary, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True
 
 
 def sync(folder: Path) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
+import glob
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ from typing import Any, TypeVar
 import xxhash
 
 from ..errors import notice
-from .atomic import beside, cache_dir, lock, new_folder, write_json, write_text
+from .atomic import beside, cache_dir, left_behind, lock, new_folder, write_json, write_text
 from .hashing import canonical_json
 
 T = TypeVar("T")
@@ -144,8 +145,10 @@ def spare_folder() -> Path:
 
 
 def clean(entry: Path) -> None:
-    """Removes what a killed process left of an entry: its half-written siblings. To be called under its lock."""
-    for left in entry.parent.glob(f".{entry.name[:80]}.*"):
+    """Removes what killed processes left of an entry or a file: its half-written siblings that nobody writes any more."""
+    for left in entry.parent.glob(f".{glob.escape(entry.name[:80])}.*"):
+        if not left_behind(left):
+            continue
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:
@@ -211,7 +214,7 @@ def _sum(data: bytes) -> str:
 def drop(entry: Path) -> None:
     """Removes an entry and its sums. It loses its name in one step: half an entry is never taken for one."""
     aside = beside(entry)
-    if entry.is_symlink() or entry.exists():
+    with contextlib.suppress(FileNotFoundError):  # another process may have dropped it
         os.replace(entry, aside)
     _sums_file(entry).unlink(missing_ok=True)
     if aside.is_dir() and not aside.is_symlink():

@@ -14,14 +14,11 @@ the same command, only when asked, and only if nothing but what a run writes lie
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import math
 import os
 import platform
 import shutil
-import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,6 +29,7 @@ from typing import IO, Any
 from ..errors import RunError, notice, setting
 from .atomic import beside, write_json
 from .hashing import hash_json
+from .holding import LOCK, free, hold, made_and_held
 from .strict import parse_json, read_json
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "numpy", "scikit-learn")
@@ -50,7 +48,6 @@ def versions() -> dict[str, str]:
 
 ENTRIES = ("run.json", "metrics.jsonl", "model", "checkpoints", "report.json", "report.html")
 FINISHED = ("done", "unchanged")
-LOCK = ".lock"
 
 
 @dataclass
@@ -90,7 +87,8 @@ class Run:
         if folder.exists() and not folder.is_dir():
             raise RunError(f"{folder} is a file. Choose another {setting('folder')}.")
         if (folder / LOCK).exists():
-            _free(_hold(folder), folder)
+            with contextlib.suppress(FileNotFoundError):  # its holder has just removed an empty folder
+                free(hold(folder), folder)
         return cls._check(folder, arguments, kind, resume, overwrite)
 
     @classmethod
@@ -142,8 +140,7 @@ class Run:
         """
         folder = Path(folder)
         cls.check(folder, arguments, kind=kind, resume=resume, overwrite=overwrite)
-        folder.mkdir(parents=True, exist_ok=True)
-        held = _hold(folder)
+        held = made_and_held(folder)
         try:
             # Looked at again: another process may have come first.
             existing = cls._check(folder, arguments, kind, resume, overwrite)
@@ -161,7 +158,7 @@ class Run:
             run = cls(folder, {**record, "threads": threads(), "started": time.time()}, held)
             run.update(status="running")
         except BaseException:
-            _free(held, folder)
+            free(held, folder)
             raise
         return run
 
@@ -253,7 +250,7 @@ class Run:
 
     def _release(self) -> None:
         if self._held is not None:
-            _free(self._held, self.folder)
+            free(self._held, self.folder)
             self._held = None
 
     def log(self, line: Mapping[str, Any]) -> None:
@@ -314,51 +311,6 @@ def threads() -> dict[str, Any]:
 def _in_words(of: Mapping[str, Any]) -> str:
     omp = of.get("OMP_NUM_THREADS")
     return f"{of.get('torch')} threads" + (f" (OMP_NUM_THREADS={omp})" if omp else "")
-
-
-def _hold(folder: Path) -> IO[str]:
-    """The folder's lock, until the file is closed or the process ends.
-
-    Raises:
-        RunError: another process holds it; which one, and where.
-    """
-    file = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 - closing it frees the lock
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not _is_there(file, folder / LOCK):  # its holder has removed it since it was opened
-            file.close()
-            return _hold(folder)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            file.close()
-            raise RunError(
-                f"{folder} is in use by {holder}. Wait for it, stop it, or choose another {setting('folder')}."
-            ) from None
-        notice(
-            f"{folder} lies on a file system without locks ({error.strerror}), so a second run in it at the same time "
-            "can't be told. Start none."
-        )
-        return file
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
-    return file
-
-
-def _free(file: IO[str], folder: Path) -> None:
-    """Removes the lock, and frees it after that: so whoever gets a removed file sees that it is none any more."""
-    if _is_there(file, folder / LOCK):
-        (folder / LOCK).unlink()
-    file.close()
-
-
-def _is_there(file: IO[str], path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _finite(value: Any) -> Any:
