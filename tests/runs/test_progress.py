@@ -7,6 +7,7 @@ import re
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -240,3 +241,35 @@ def test_one_file_alone_shows_progress():
             users |= {library: path.name for library in ("tqdm", "rich.progress", "rich.status") if library in names}
         assert ".status(" not in text
     assert users == {"tqdm": "progress.py"}
+
+
+def test_nothing_holds_the_items_once_the_work_has_ended(monkeypatch):
+    """Not even on a busy machine, where a thread that is to end isn't scheduled for a while."""
+    tell = module.Progress._tell
+
+    def late(self):
+        tell(self)
+        time.sleep(0.2)
+
+    class Item:
+        pass
+
+    monkeypatch.setattr(module.Progress, "_tell", late)
+    items = [Item()]
+    held = weakref.ref(items[0])
+    for _ in progress(items, "scoring"):
+        pass
+    del items, _
+    assert held() is None
+    assert not [thread for thread in threading.enumerate() if thread.name == "progress"]
+
+
+def test_a_stream_that_takes_nothing_more_holds_the_work_up_for_a_while_only(monkeypatch):
+    monkeypatch.setattr(module, "LONGEST", 0.05)
+    free = threading.Event()
+    monkeypatch.setattr(module.Progress, "_tell", lambda self: free.wait(20))
+    start = time.monotonic()
+    with progress(None, "scoring"):
+        pass
+    assert time.monotonic() - start < 10
+    free.set()

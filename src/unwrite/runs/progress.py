@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 DELAY = 2.0  # seconds of work before anything is shown
 EVERY = 5.0  # seconds between two lines
+LONGEST = 5.0  # seconds that the end of work waits for a line which is being written, to a paused terminal maybe
 
 _silenced = 0
 _under_way: list[Progress[Any]] = []  # the outer before the inner
@@ -80,6 +81,7 @@ class Progress(Generic[T]):
         self._note = ""
         self._ended = threading.Event()
         self._bar: Any = None
+        self._thread: threading.Thread | None = None
 
     def __iter__(self) -> Iterator[T]:
         with self:
@@ -108,11 +110,15 @@ class Progress(Generic[T]):
                 **options,
             )
         if self._bar is None or self.total is None:  # a bar without steps moves by the clock
-            threading.Thread(target=self._tell, name="progress", daemon=True).start()
+            self._thread = threading.Thread(target=self._tell, name="progress", daemon=True)
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
+        # A thread that ended later would hold the items, and with them all they hold, for as long as it isn't scheduled.
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(LONGEST)
         _under_way[:] = [one for one in _under_way if one is not self]
         if self._bar is not None:
             self._bar.close()
