@@ -44,11 +44,12 @@ test: lint
 test-all: lint
 	$(PY) -m pytest -n auto -m "not gpu and not net" --timeout 1800
 
-# Hours: a million damaged inputs to every reader, a thousand kills at every write, a disk that fails, many processes at once.
+# An hour or more: a million damaged inputs to every reader; kills at every kind of write and at random times, and a disk that fails;
+# many processes at once.
 test-robustness: export OMP_NUM_THREADS := 1
 test-robustness: venv
 	$(PY) -m tests.robustness.mutations --count 1000000
-	$(PY) tests/robustness/kills.py --kills 1000 --faults 300
+	$(PY) tests/robustness/kills.py --kills 1300 --faults 300
 	$(PY) tests/robustness/together.py --processes 8 --rounds 20
 
 bench: venv

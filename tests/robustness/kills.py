@@ -1,349 +1,325 @@
-"""Kills a command at each of its writes, or lets that write fail, goes on as a user would, and compares what came out.
+"""Kills a command at each of its writes and at random times, or lets a write fail, goes on as a user would, and compares what came out.
 
-    python tests/robustness/kills.py --kills 1000 --faults 300 --seed 0
+    python tests/robustness/kills.py --kills 1300 --faults 300 --seed 0
+    python tests/robustness/kills.py --case lora --at 17 --fault ENOSPC         one again, as a failure's line says it
 
-A command runs in a forked process whose writes are counted: every file opened for writing, renamed, removed, every folder made, every
-file of tensors written. The process kills itself (SIGKILL) before the n-th of them; where it is about to write a file of tensors or a
-line of a log, half of that is written first. A fault is an error of the disk in place of the kill (full, failing, forbidden): the
-command must end with one line, or go on where the write was only a cache's. Then the same command goes on, with `--resume` where the
-command has it. What counts:
+A command runs in a forked process, in a process group of its own, whose writes are counted (`writes.py`), its workers' too. The group is
+killed (SIGKILL) before the n-th of them, or, in one case, the writing process alone; where it is about to write a file of tensors or
+a line of a log, half of that is written first. Each kind of write of each case is taken before any is taken again. One kill in five comes at
+a random time instead. A fault is an error of the disk in place of the kill (full, failing, forbidden): the command must end with one line,
+or go on where the write was only a cache's. Then the same command goes on, with `--resume` where the command has it; one in five is
+killed again while it does. What counts:
 
-    lost    it can't go on: a refusal, an error, a hang
-    untold  a fault ended in anything but one line and exit status 2
-    wrong   it goes on, and ends with another model, report or record than the run that was never killed
+    lost    it can't go on: a refusal, an error
+    hangs   it does not end, or a worker outlives it
+    untold  a fault, or the kill of a worker, ended in anything but one line and exit status 2
+    wrong   it ends with another model, report, table or record than the run that was never killed
+    left    a half-written file of its own is there when all is done
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import errno
-import hashlib
+import gc
 import json
 import os
 import random
-import shutil
+import re
 import signal
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "cli"))
 
-import safetensors.torch
-import torch
-from cli_runs import make_files
+from forked import Ended, adopt, run
+from kill_cases import CASES, EARLIER, Case, laid, left_over, make, over, prepare, result
+from writes import Stop
 
-from unwrite.cli import main
-from unwrite.forget.engine.text import trainer  # noqa: F401 - imported once, before the forks
-
-SECONDS = 120  # a run that takes longer hangs
+AT_RANDOM, TWICE = 5, 5  # one kill in so many comes at a random time; one command in so many is killed twice
+FAULTS = (errno.ENOSPC, errno.EIO, errno.EACCES)
+_known = set(sys.modules)
 
 
 @dataclass(frozen=True)
-class Case:
-    """One command, run in a folder with a tiny model and rows.
+class Job:
+    """One try.
 
     Args:
-        arguments: of the command line, after the shared ones of `unwrite forget`; or all of it.
-        resumes: whether it goes on with --resume.
+        case: its name.
+        at: the write that isn't made, or
+        after: seconds after which the command is killed.
+        fault: the write fails with this error instead.
+        again: the write at which the command that goes on is killed too.
     """
 
-    name: str
-    arguments: tuple[str, ...]
-    resumes: bool = True
+    case: str
+    at: int | None = None
+    after: float | None = None
+    fault: int | None = None
+    again: int | None = None
+
+    def __str__(self) -> str:
+        when = f"--at {self.at}" if self.after is None else f"--after {self.after:.3f}"
+        fault = f" --fault {errno.errorcode[self.fault]}" if self.fault is not None else ""
+        return f"--case '{self.case}' {when}{fault}" + (f" --again {self.again}" if self.again is not None else "")
 
 
-def forget(**more: str) -> tuple[str, ...]:
-    """`unwrite forget` with what all cases share; `more` goes before it."""
-    shared = {
-        "model": "model", "forget": "forget.jsonl", "retain": "retain.jsonl", "out": "run", "device": "cpu", "epochs": "3",
-        "lr": "0.01", "batch_size": "2", "attacks": "none",
-    }  # fmt: skip
-    flags = {name.replace("_", "-"): value for name, value in {**shared, **more}.items()}
-    return ("forget", *(part for name, value in flags.items() for part in (f"--{name}", value)))
+@dataclass(frozen=True)
+class Whole:
+    """A case's uninterrupted run: its writes, what it comes to and how long it takes."""
+
+    writes: tuple[str, ...]
+    result: dict[str, str]
+    seconds: float
 
 
-CASES = [
-    Case("npo", forget()),
-    Case("npo with kl, attacked", forget(retain_loss="kl", attacks="relearn,quantise")),
-    Case("lora", forget(lora="2")),
-    Case("stopped early", forget(stop_at="0.999", lr="0.05")),
-    Case("accumulated", forget(batch_size="1", accumulate="3")),
-    Case("uld", forget(method="uld", layers="1", rank="2")),
-    Case("rmu", forget(method="rmu", layer="1")),
-    Case(
-        "audit",
-        (
-            "audit", "model", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--attacks", "quantise",
-            "--out", "run", "--overwrite", "--device", "cpu",
-        ),
-        resumes=False,
-    ),
-]  # fmt: skip
+@dataclass(frozen=True)
+class Place:
+    """Where one process of the harness works: `home` is its own, the others are read only."""
+
+    home: Path
+    files: Path
+    earlier: Path
 
 
-class Writes:
-    """Counts this process's writes under a folder, and kills the process before the one that is asked for.
-
-    Args:
-        fault: an error number: the write fails with it, once, instead of the kill.
-    """
-
-    def __init__(self, root: Path, kill_at: int | None, fault: int | None) -> None:
-        self.root, self.kill_at, self.fault = str(root), kill_at, fault
-        self.names: list[str] = []
-
-    def watch(self) -> None:
-        """From here on; for the rest of the process."""
-        sys.addaudithook(self._hear)
-        safetensors.torch.save_file = self._tensors(safetensors.torch.save_file, 1)
-        torch.save = self._tensors(torch.save, 1)
-        for module in list(sys.modules.values()):
-            if getattr(module, "save_file", None) is not None and getattr(module, "__name__", "").startswith(
-                ("unwrite", "transformers", "peft")
-            ):
-                module.save_file = safetensors.torch.save_file
-
-    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
-        path = str(arguments[0]) if arguments else ""
-        if event == "open":
-            if not isinstance(arguments[0], str | bytes | os.PathLike) or not self._writes(arguments[1], arguments[2]):
-                return
-        elif event not in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"):
-            return
-        if not os.path.abspath(os.fsdecode(path)).startswith(self.root):
-            return
-        self._count(f"{event} {os.path.relpath(path, self.root)}", torn=path if path.endswith(".jsonl") else None)
-
-    @staticmethod
-    def _writes(mode: Any, flags: Any) -> bool:
-        if isinstance(mode, str):
-            return any(letter in mode for letter in "wax+")
-        return bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
-
-    def _tensors(self, write: Callable[..., Any], place: int) -> Callable[..., Any]:
-        def half_or_whole(*arguments: Any, **options: Any) -> Any:
-            target = arguments[place] if len(arguments) > place else options.get("filename", options.get("f"))
-            if not isinstance(target, str | os.PathLike) or not os.path.abspath(target).startswith(self.root):
-                return write(*arguments, **options)
-            if self.kill_at == len(self.names):
-                self.kill_at = None
-                write(*arguments, **options)
-                os.truncate(target, os.path.getsize(target) // 2)
-                if self.fault is not None:  # in the words of the library that writes tensors
-                    raise safetensors.SafetensorError(
-                        f"Error while serializing: I/O error: {os.strerror(self.fault)} (os error {self.fault})"
-                    )
-                os.kill(os.getpid(), signal.SIGKILL)
-            self.names.append(f"tensors {os.path.relpath(target, self.root)}")
-            return write(*arguments, **options)
-
-        return half_or_whole
-
-    def _count(self, name: str, torn: str | None) -> None:
-        if self.kill_at == len(self.names):
-            self.kill_at = None
-            if torn is not None:
-                with open(torn, "ab") as file:
-                    file.write(b'{"loss": 1.2')
-            if self.fault is not None:
-                raise OSError(self.fault, os.strerror(self.fault), name)
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.names.append(name)
-
-
-@dataclass
-class Ended:
-    """How a forked command ended."""
-
-    status: int | None  # None: killed by a signal, or hanging
-    said: str
-    writes: list[str] = field(default_factory=list)
-    hung: bool = False
-
-
-def run(arguments: tuple[str, ...], home: Path, kill_at: int | None = None, fault: int | None = None) -> Ended:
-    """The command in a forked process, in `home`, with a cache of its own there."""
-    said, counted = home / ".said", home / ".counted"
-    child = os.fork()
-    if child == 0:
-        try:
-            _become(home, said)
-            writes = Writes(home / "work", kill_at, fault)
-            writes.watch()
-            status = 0
-            try:
-                main(list(arguments))
-            except SystemExit as ended:
-                status = ended.code if isinstance(ended.code, int) else 1
-            except BaseException:
-                traceback.print_exc()
-                status = 1
-            counted.write_text(json.dumps(writes.names))
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-        finally:
-            os._exit(99)
-    end = time.monotonic() + SECONDS
-    while (found := os.waitpid(child, os.WNOHANG))[0] == 0:
-        if time.monotonic() > end:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return Ended(None, said.read_text(errors="replace"), hung=True)
-        time.sleep(0.005)
-    status = os.waitstatus_to_exitcode(found[1])
-    names = json.loads(counted.read_text()) if status >= 0 and counted.exists() else []
-    return Ended(status if status >= 0 else None, said.read_text(errors="replace"), names)
-
-
-def _become(home: Path, said: Path) -> None:
-    os.chdir(home / "work")
-    os.environ["UNWRITE_CACHE"] = str(home / "work" / "cache")
-    handle = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    sys.stdout = sys.stderr = open(handle, "w", buffering=1)  # noqa: SIM115 - to the end of this process
-    torch.set_num_threads(1)
-
-
-def result(work: Path) -> dict[str, str]:
-    """Hashes of what a run came to: its model, the figures of its report, and what its record says of both."""
-    out = {}
-    for path in sorted((work / "run").rglob("*")):
-        name = str(path.relative_to(work / "run"))
-        if path.is_file() and not name.startswith(("metrics", "report.html")):
-            content = path.read_bytes()
-            if path.suffix == ".json":
-                content = json.dumps(_plain(json.loads(content)), sort_keys=True).encode()
-            out[name] = hashlib.sha256(content).hexdigest()[:16]
-    return out
-
-
-def _plain(value: Any) -> Any:
-    """Without what may differ from run to run: clocks, notices of a repaired cache, temporary names."""
-    if isinstance(value, dict):
-        skipped = ("started", "seconds", "notices", "created", "time", "arguments")
-        return {key: _plain(one) for key, one in value.items() if key not in skipped}
-    return [_plain(one) for one in value] if isinstance(value, list) else value
-
-
-def fresh(home: Path, files: Path) -> Path:
-    """An empty working folder with the model and the rows."""
-    shutil.rmtree(home, ignore_errors=True)
-    shutil.copytree(files, home / "work")
-    return home
-
-
-def tried(case: Case, at: int, home: Path, files: Path, whole: dict[str, str], fault: int | None = None) -> str | None:
-    """What went wrong when the case was killed before that write, or that write failed, and it went on; None if nothing did."""
-    first = run(case.arguments, fresh(home, files), at, fault)
-    lines = [line for line in first.said.strip().splitlines() if line.startswith("unwrite: ")]
+def tried(case: Case, job: Job, place: Place, whole: Whole) -> str | None:
+    """What went wrong when the case was stopped so and went on; None if nothing did."""
+    home = laid(case, place.home, place.files, place.earlier)
+    stop = None if job.at is None else Stop(job.at, job.fault, case.alone)
+    first = run(over(case).arguments, home, stop, job.after)
     if first.hung:
-        return "hangs"
-    if fault is not None and (
-        first.status not in (0, 2) or "Traceback" in first.said or (first.status == 2 and not lines)
-    ):
-        return f"untold: {first.status}, {first.said.strip()[-300:]}"
-    if fault is None and first.status:
-        return f"was not killed: {first.said.strip()[-300:]}"
-    again = _went_on(case, home)
-    if again.hung:
-        return "hangs"
-    if again.status != 0:
-        return f"lost: {again.said.strip().splitlines()[-1] if again.said.strip() else again.status}"
-    now = result(home / "work")
-    if now != whole:
-        other = sorted(name for name in {*now, *whole} if now.get(name) != whole.get(name))
+        return f"hangs: {first.hung}"
+    if first.status is not None and (untold := _untold(first)):
+        return untold
+    last = first if first.status == 0 else None
+    if last is None and job.again is not None:
+        between = _went_on(case, place, Stop(job.again))
+        last = between if between.status == 0 else None
+        if between.status or between.hung:
+            return _lost(between)
+    last = last or _went_on(case, place)
+    if last.status != 0 or last.hung:
+        return _lost(last)
+    now = result(home / "work", last.said)
+    if now != whole.result:
+        other = sorted(name for name in {*now, *whole.result} if now.get(name) != whole.result.get(name))
         return f"wrong: {', '.join(other)}"
-    left = _left_over(home / "work")
+    left = left_over(home / "work", temporary=job.fault is not None)
     return f"left behind: {left}" if left else None
 
 
-def _went_on(case: Case, home: Path) -> Ended:
+def _untold(ended: Ended) -> str | None:
+    """What is amiss with how a command that wasn't killed ended: it works, or it says why not in one line."""
+    lines = [line for line in ended.said.splitlines() if line.startswith("unwrite: ")]
+    if "Traceback" in ended.said or ended.status not in (0, 2) or (ended.status == 2 and len(lines) != 1):
+        return f"untold: {ended.status}, {ended.said.strip()[-600:]}"
+    return None
+
+
+def _lost(ended: Ended) -> str:
+    if ended.hung:
+        return f"hangs: {ended.hung}"
+    return f"lost: {ended.said.strip().splitlines()[-1] if ended.said.strip() else ended.status}"
+
+
+def _went_on(case: Case, place: Place, stop: Stop | None = None) -> Ended:
     """As a user goes on: with --resume where there is an unfinished run, else with the command as it was."""
-    record = home / "work" / "run" / "run.json"
-    if not case.resumes or not record.exists():
-        return run(case.arguments, home)
-    if json.loads(record.read_text())["status"] == "done":
+    work = place.home / "work"
+    record = _record(work / "run") if case.resumes else None
+    if record is None or (case.over and record["key"] == _record(place.earlier)["key"]):
+        return run(over(case).arguments, place.home, stop)
+    if record["status"] == "done":
         return Ended(0, "")
-    return run((*case.arguments, "--resume"), home)
+    return run((*case.arguments, "--resume"), place.home, stop)
 
 
-def _left_over(work: Path) -> str:
-    """A temporary file or folder in the run folder, when all is done."""
-    found = [path for path in (work / "run").rglob("*") if path.name.startswith(".") or path.name == "unfinished"]
-    return str(found[0].relative_to(work)) if found else ""
+def _record(folder: Path) -> dict[str, str] | None:
+    path = folder / "run.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
 
-def points(case: Case, home: Path, files: Path) -> tuple[list[str], dict[str, str]]:
-    """Every write of the uninterrupted run, and what it comes to."""
-    ended = run(case.arguments, fresh(home, files))
-    if ended.status != 0:
-        raise SystemExit(f"{case.name} does not run: {ended.said[-2000:]}")
-    return ended.writes, result(home / "work")
+def measured(case: Case, place: Place) -> Whole:
+    """The case's uninterrupted run; a first one imports what all of them need."""
+    while True:
+        home = laid(case, place.home, place.files, place.earlier)
+        before = set(home.rglob("*"))
+        ended = run(over(case).arguments, home)
+        if ended.status != 0:
+            raise SystemExit(f"{case.name} does not run: {ended.said[-2000:]}")
+        new = [name for name in ended.modules if name not in _known and not name.startswith("vl_convert")]
+        if not new:
+            break
+        for name in new:
+            _known.add(name)
+            with contextlib.suppress(Exception):
+                import_module(name)
+    if missed := uncounted(home / "work", before, ended.writes):
+        raise SystemExit(
+            f"{case.name} wrote {', '.join(map(str, missed))}, and nobody counted it: writes.py lacks that way to write"
+        )
+    return Whole(tuple(ended.writes), result(place.home / "work", ended.said), ended.seconds)
 
 
-def chosen(count: int, writes: dict[str, list[str]], seed: int) -> Iterator[tuple[str, int]]:
-    """(case, write) `count` times: each write once, in a shuffled order; then again."""
+def uncounted(work: Path, before: set[Path], writes: Sequence[str]) -> list[Path]:
+    """New files that no write names. Folders are renamed with what they hold, so the last parts of names are compared."""
+    told = {Path(write.partition(" ")[2]).name for write in writes}
+    return [path for path in sorted({*work.rglob("*")} - before) if path.is_file() and path.name not in told]
+
+
+def kind_of(write: str) -> str:
+    """A write without what differs between steps, keys and temporary names; files of a folder are synced and removed alike."""
+    event, _, path = write.partition(" ")
+    if event in ("sync", "os.remove"):
+        write = f"{event} {os.path.dirname(path)}/{Path(path).suffix}"
+    return re.sub(r"[0-9a-f]{6,}|\d+", "#", re.sub(r"\btmp\w{8}\b", "#", write))
+
+
+def chosen(count: int, writes: dict[str, Sequence[str]], seed: int) -> Iterator[tuple[str, int]]:
+    """(case, write) `count` times, in a shuffled order: one of each kind, then each write once; then again."""
     every = [(name, place) for name, names in writes.items() for place in range(len(names))]
     order = random.Random(seed)
-    while count > 0:
+    while count > 0 and every:
         order.shuffle(every)
+        seen: Counter[tuple[str, str]] = Counter()
+        rank = {}
+        for name, place in every:
+            key = (name, kind_of(writes[name][place]))
+            rank[name, place] = seen[key] > 0
+            seen[key] += 1
+        every.sort(key=rank.__getitem__)
         yield from every[:count]
         count -= len(every)
 
 
-FAULTS = (errno.ENOSPC, errno.EIO, errno.EACCES)
+def planned(kills: int, faults: int, known: dict[str, Whole], seed: int) -> list[Job]:
+    """All tries, from nothing but the seed and the uninterrupted runs."""
+    order, writes = random.Random(seed), {name: whole.writes for name, whole in known.items()}
+    at_random = kills // AT_RANDOM
+    jobs = [Job(name, at) for name, at in chosen(kills - at_random, writes, seed)]
+    for _ in range(at_random):
+        name = order.choice(list(known))
+        jobs.append(Job(name, after=order.random() * known[name].seconds))
+    jobs = [
+        replace(job, again=order.randrange(len(writes[job.case]))) if number % TWICE == 0 else job
+        for number, job in enumerate(jobs)
+    ]
+    jobs += [
+        Job(name, at, fault=FAULTS[number % len(FAULTS)])
+        for number, (name, at) in enumerate(chosen(faults, writes, seed + 1))
+    ]
+    order.shuffle(jobs)
+    return jobs
 
 
-def kills(
-    count: int, seed: int = 0, cases: list[Case] | None = None, *, faults: int = 0, tell: bool = False
-) -> list[str]:
-    """What went wrong in so many kills and faults, a line each."""
-    by_name = {case.name: case for case in cases or CASES}
-    wrong = []
-    with tempfile.TemporaryDirectory() as folder:
-        files, home = Path(folder) / "files", Path(folder) / "home"
-        files.mkdir()
-        make_files(files)
-        known = {name: points(case, home, files) for name, case in by_name.items()}
-        if tell:
-            print({name: len(writes) for name, (writes, _) in known.items()}, flush=True)
-        every = {name: writes for name, (writes, _) in known.items()}
-        jobs: list[tuple[str, int, int | None]] = [(*one, None) for one in chosen(count, every, seed)]
-        jobs += [(*one, FAULTS[n % len(FAULTS)]) for n, one in enumerate(chosen(faults, every, seed + 1))]
-        for name, place, fault in jobs:
-            what = tried(by_name[name], place, home, files, known[name][1], fault)
+_given: dict[str, tuple[Case, Whole]] = {}  # what the crew is forked with
+
+
+def _one(job: Job, root: Path) -> tuple[Job, str | None]:
+    ctypes.CDLL(None).prctl(
+        36, 1
+    )  # workers whose command was killed become children of this process, which waits for them
+    case, whole = _given[job.case]
+    return job, tried(case, job, _place(root), whole)
+
+
+def _place(root: Path) -> Place:
+    return Place(root / f"home-{os.getpid()}", root / "files", root / "earlier")
+
+
+def known_of(cases: Sequence[Case], root: Path) -> dict[str, Whole]:
+    """Makes the files, an earlier run among them, and measures every case."""
+    adopt()
+    prepare()
+    place = _place(root)
+    make(place.files)
+    ended = run(EARLIER.arguments, laid(EARLIER, place.home, place.files, place.earlier))
+    if ended.status != 0:
+        raise SystemExit(f"the earlier run does not run: {ended.said[-2000:]}")
+    (place.home / "work" / "run").rename(place.earlier)
+    known = {case.name: measured(case, place) for case in cases}
+    gc.collect()
+    gc.freeze()  # a collection in a fork passes over all that was there before
+    _given.update({case.name: (case, known[case.name]) for case in cases})
+    return known
+
+
+def failures(jobs: Sequence[Job], known: dict[str, Whole], root: Path, workers: int) -> list[str]:
+    """What went wrong, a line each, printed as it comes; a line of progress every 20 s."""
+    wrong, told = [], time.monotonic()
+    with ProcessPoolExecutor(workers, get_context("fork"), initializer=_begin) as pool:
+        for done, ended in enumerate(as_completed([pool.submit(_one, job, root) for job in jobs]), 1):
+            job, what = ended.result()
             if what is not None:
-                how = "killed before" if fault is None else f"{errno.errorcode[fault]} at"
-                wrong.append(f"{name}, {how} write {place} ({known[name][0][place]}): {what}")
-                if tell:
-                    print(wrong[-1], flush=True)
+                write = (
+                    ""
+                    if job.at is None
+                    else f" ({known[job.case].writes[job.at]})"
+                    if job.at < len(known[job.case].writes)
+                    else ""
+                )
+                wrong.append(f"{job}{write}: {what}")
+                print(wrong[-1], flush=True)
+            if time.monotonic() - told > 20:
+                told = time.monotonic()
+                print(f"{done} of {len(jobs)} tried, {len(wrong)} went wrong", flush=True)
     return wrong
 
 
-def main_program() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=1000)
+def _begin() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # ends with its parent
+
+
+def main_program() -> int:
+    """The command line; 1 where something went wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=1300)
     parser.add_argument("--faults", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--case", action="append", help="only these")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--case", action="append", help="only these", choices=[case.name for case in CASES])
+    parser.add_argument("--at", type=int, help="repeat one try of one case: killed at this write, or")
+    parser.add_argument("--after", type=float, help="after so many seconds")
+    parser.add_argument("--again", type=int, help="and killed again at this write")
+    parser.add_argument("--fault", choices=[errno.errorcode[one] for one in FAULTS], help="the write fails with this")
     options = parser.parse_args()
-    start = time.monotonic()
-    cases = [case for case in CASES if not options.case or case.name in options.case]
-    wrong = kills(options.kills, options.seed, cases, faults=options.faults, tell=True)
-    print(
-        f"{options.kills} kills and {options.faults} faults, {len(wrong)} went wrong, {time.monotonic() - start:.0f} s"
+    start, cases = time.monotonic(), [case for case in CASES if not options.case or case.name in options.case]
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        known = known_of(cases, Path(folder))
+        print(
+            "; ".join(f"{name}: {len(one.writes)} writes, {one.seconds:.1f} s" for name, one in known.items()),
+            flush=True,
+        )
+        jobs = planned(options.kills, options.faults, known, options.seed)
+        if options.at is not None or options.after is not None:
+            fault = getattr(errno, options.fault) if options.fault else None
+            jobs = [Job(cases[0].name, options.at, options.after, fault, options.again)]
+        wrong = failures(jobs, known, Path(folder), options.workers)
+    kinds = Counter(
+        "fault" if one.fault is not None else "at a write" if one.after is None else "at random" for one in jobs
     )
-    sys.exit(bool(wrong))
+    twice = sum(one.again is not None for one in jobs)
+    points = len({(one.case, kind_of(known[one.case].writes[one.at])) for one in jobs if one.at is not None})
+    every = len({(name, kind_of(write)) for name, one in known.items() for write in one.writes})
+    print(
+        f"{kinds['at a write']} kills at a write, {kinds['at random']} at a random time ({twice} were killed twice) and "
+        f"{kinds['fault']} faults, {len(wrong)} went wrong, {time.monotonic() - start:.0f} s; {points} of {every} kinds of writes, "
+        f"seed {options.seed}"
+    )
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    main_program()
+    sys.exit(main_program())

@@ -44,7 +44,7 @@ from sweeping import nothing_to_train, row_of, trials
 from unwrite.audit import Report
 from unwrite.bench import sweep as sweeps
 from unwrite.cli import main
-from unwrite.forget import trainer  # noqa: F401 - imported once, before the forks
+from unwrite.forget.engine.text import trainer  # noqa: F401 - imported once, before the forks
 from unwrite.models import TrainRecipe, load_state, trained
 from unwrite.runs import Run, cached_files, cached_json, write_json, write_text
 

@@ -1,6 +1,7 @@
 """Files and folders are whole or absent, and locks end with their holder."""
 
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -34,6 +35,50 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
         write_text(tmp_path / "a.txt", "new")
     assert (tmp_path / "a.txt").read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
+
+
+def begin(path, begun):
+    """A writer that stays in the middle of its write."""
+
+    def stay(_):
+        begun.set()
+        time.sleep(60)
+
+    os.fsync = stay
+    write_text(path, "new")
+
+
+def test_the_next_write_removes_what_a_killed_one_left_and_not_what_another_is_writing(tmp_path):
+    context = multiprocessing.get_context("fork")
+    writers = [
+        (context.Process(target=begin, args=(tmp_path / "a.txt", begun)), begun)
+        for begun in [context.Event(), context.Event()]
+    ]
+    left = []
+    for writer, begun in writers:
+        writer.start()
+        begun.wait()
+        left.append(next(name for name in names(tmp_path) if name not in left))
+    (tmp_path / ".a.txt.mine").touch()
+    writers[0][0].kill()
+    writers[0][0].join()
+    write_text(tmp_path / "a.txt", "newer")
+    assert names(tmp_path) == sorted([".a.txt.mine", left[1], "a.txt"])
+    writers[1][0].kill()
+    writers[1][0].join()
+
+
+def test_a_writer_whose_file_is_taken_before_it_is_locked_makes_another(tmp_path, monkeypatch):
+    lock_file = fcntl.flock
+
+    def taken(file, how):
+        monkeypatch.setattr(fcntl, "flock", lock_file)
+        os.unlink(file.name)
+
+    monkeypatch.setattr(fcntl, "flock", taken)
+    write_text(tmp_path / "a.txt", "new")
+    assert names(tmp_path) == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "new"
 
 
 def test_json_is_sorted_and_refuses_nan(tmp_path):

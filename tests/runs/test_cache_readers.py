@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from conftest import WORDS, make_llama, make_tokenizer
+from unwrite.beds import draft_files, drafts
 from unwrite.data.images.sets import hub_images
 from unwrite.decode.engine.llamacpp import runtime as llamacpp
 from unwrite.decode.engine.llamacpp.check import Checked
@@ -19,7 +20,6 @@ from unwrite.decode.engine.planning.costs import SIZES
 from unwrite.decode.engine.planning.curves import read_shape, write_shape
 from unwrite.errors import Notice, noticing
 from unwrite.models import save
-from unwrite.reproduce import draft_files, drafts
 from unwrite.runs import cache
 
 SHAPE = tuple(float(1 + i) for i in range(len(SIZES)))

@@ -7,11 +7,12 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..errors import RunError, setting
 from .strict import strings_flaw
@@ -54,29 +55,49 @@ def need_free(*paths: str | Path, overwrite: bool = False) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Replaces `path` by `text` in one step, with the user's umask; a full disk or a kill leaves the old file."""
+    """Replaces `path` by `text` in one step, with the user's umask; a full disk or a kill leaves the old file.
+
+    What a killed write of this file left beside it is removed.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        _write_beside(path, text)
-    except FileNotFoundError:  # taken for a killed process's by another, in the moment before it was locked
-        _write_beside(path, text)
+    _remove_left(path)
+    with _temporary(path) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+        os.replace(file.name, path)
     _sync(path.parent)
 
 
-def _write_beside(path: Path, text: str) -> None:
-    temporary = beside(path)
-    try:
-        with open(temporary, "x", encoding="utf-8") as file:
-            _mark(file.fileno())
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[IO[str]]:
+    """A new file beside `path`, locked as long as it is open, so that others see that it has a writer; removed on an error."""
+    while True:
+        name = beside(path)
+        try:
+            with open(name, "x", encoding="utf-8") as file:
+                with contextlib.suppress(OSError):  # a file system without locks: there a killed writer's file stays
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                if not name.exists():
+                    continue  # another writer of `path` took it for a dead one's before it was locked
+                yield file
+                return
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
+
+
+def _remove_left(path: Path) -> None:
+    """Removes temporary files of `path` whose writers are gone."""
+    left = re.compile(re.escape(_hidden(path)) + "[0-9a-f]{12}")
+    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            if left.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                with contextlib.suppress(OSError), open(entry.path, "rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(entry.path)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -156,7 +177,11 @@ def _sync(path: Path) -> None:
 
 def beside(target: Path) -> Path:
     """A name of our own in the folder of `target`, hidden, and short whatever the target's is."""
-    return target.with_name(f".{target.name[:80]}.{secrets.token_hex(6)}")
+    return target.with_name(f"{_hidden(target)}{secrets.token_hex(6)}")
+
+
+def _hidden(target: Path) -> str:
+    return f".{target.name[:80]}."
 
 
 @contextlib.contextmanager
