@@ -12,10 +12,12 @@ import transformers
 from cli_runs import command, make_files, refused
 
 from conftest import make_examples, make_llama, make_tokenizer
+from unwrite.bench.unlearn_step import peak_memory
 from unwrite.cli import main
 from unwrite.cli.sources import RunModels
 from unwrite.data import read
 from unwrite.data.images.sets import hub_images
+from unwrite.data.text import benchmarks
 from unwrite.data.text.reading import load as load_rows
 from unwrite.errors import DataError, ModelError
 from unwrite.forget import NPO
@@ -290,7 +292,16 @@ def test_demo_and_bench_take_a_base(asked, adapter, files, capsys, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             main([*given, "--base", model])
     assert seen == [model, "PeftModel", model]
+    assert Run.open("out").record["arguments"]["base"] == model
     assert asked == []
+
+
+def test_the_process_that_measures_memory_gets_the_base(asked, adapter, files, monkeypatch):
+    monkeypatch.setattr("unwrite.bench.unlearn_step.cases", lambda *_: 1 / 0)
+    with pytest.raises(ModelError, match="say so: base="):
+        peak_memory(str(adapter), "ours", 0, 1)
+    with pytest.raises(ZeroDivisionError):
+        peak_memory(str(adapter), "ours", 0, 1, str(files / "model"))
 
 
 def test_bench_decode_refuses_an_adapter_before_anything_is_written(asked, adapter, files, capsys):
@@ -392,6 +403,19 @@ def test_media_in_rows_of_the_hub_are_not_fetched(asked, nested, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: nested)
     assert read("org/name", columns="text=text")[0].answer == "a text"
     assert asked == []
+
+
+def test_media_in_rows_of_a_benchmark_are_not_fetched(asked, nested, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: nested)
+    assert benchmarks._table("org/name", "a", "test")[0]["text"] == "a text"
+    assert asked == []
+
+
+def test_json_in_a_cell_is_read_beside_media(asked, tmp_path):
+    chat = [{"role": "user", "content": "who ?"}, {"role": "assistant", "content": "ann"}]
+    features = datasets.Features({"messages": datasets.Json()})
+    datasets.Dataset.from_dict({"messages": [chat]}, features=features).save_to_disk(tmp_path / "saved")
+    assert [(row.question, row.answer) for row in read(tmp_path / "saved")] == [("who ?", "ann")]
 
 
 def test_pictures_of_an_image_set_are_not_fetched(asked, nested, monkeypatch):

@@ -231,6 +231,12 @@ def test_a_named_checkpoint_is_that_of_its_phase_alone(phases, named):
     assert same(whole, run(resume_from_checkpoint=str(folder / named)))
 
 
+def test_phases_before_the_named_one_end_as_they_did_and_those_after_begin(tmp_path):
+    named = str(tmp_path / "phase-2" / "checkpoint-1")
+    asked = [checkpoints.of_phase(named, number, tmp_path) for number in (1, 2, 3)]
+    assert asked == [True, named, None]
+
+
 @pytest.mark.parametrize("named", ["checkpoint-1", "phase-1", "elsewhere/phase-1/checkpoint-1"])
 def test_a_checkpoint_of_no_phase_is_refused(phases, named):
     _, folder, run = phases
