@@ -17,6 +17,7 @@ from unwrite.cli import main
 from unwrite.cli.sources import RunModels
 from unwrite.data import read
 from unwrite.data.images.sets import hub_images
+from unwrite.data.stored import stored_rows
 from unwrite.data.text import benchmarks
 from unwrite.data.text.reading import load as load_rows
 from unwrite.errors import DataError, ModelError
@@ -414,7 +415,9 @@ def test_media_in_rows_of_a_benchmark_are_not_fetched(asked, nested, monkeypatch
 def test_json_in_a_cell_is_read_beside_media(asked, tmp_path):
     chat = [{"role": "user", "content": "who ?"}, {"role": "assistant", "content": "ann"}]
     features = datasets.Features({"messages": datasets.Json()})
-    datasets.Dataset.from_dict({"messages": [chat]}, features=features).save_to_disk(tmp_path / "saved")
+    made = datasets.Dataset.from_dict({"messages": [chat]}, features=features)
+    assert list(stored_rows(made)) == [{"messages": chat}]
+    made.save_to_disk(tmp_path / "saved")
     assert [(row.question, row.answer) for row in read(tmp_path / "saved")] == [("who ?", "ann")]
 
 
