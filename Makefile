@@ -44,13 +44,14 @@ test: lint
 test-all: lint
 	$(PY) -m pytest -n auto -m "not gpu and not net" --timeout 1800
 
-# An hour or more: a million damaged inputs to every reader; kills at every kind of write and at random times, and a disk that fails;
-# many processes at once.
+# An hour: a million damaged inputs to every reader; kills at every kind of write and at random times, and a disk that fails; many
+# processes at once; memory over hundreds of calls.
 test-robustness: export OMP_NUM_THREADS := 1
 test-robustness: venv
 	$(PY) -m tests.robustness.mutations --count 1000000
 	$(PY) tests/robustness/kills.py --kills 1300 --faults 300
 	$(PY) tests/robustness/together.py --processes 8 --rounds 20
+	$(PY) tests/robustness/growth.py --generates 500 --forgets 50
 
 bench: venv
 	$(PY) -m unwrite.cli bench unlearn-step

@@ -48,6 +48,12 @@ from unwrite.forget.engine.text import trainer  # noqa: F401 - imported once, be
 from unwrite.models import TrainRecipe, load_state, trained
 from unwrite.runs import Run, cached_files, cached_json, write_json, write_text
 
+# What the commands import when they run: imported once, before the forks.
+IMPORTED = (
+    "unwrite.audit.report.charts", "unwrite.audit.evaluation", "unwrite.audit.suites.muse", "unwrite.audit.report.page", "unwrite.audit.attacks.quantisation",
+    "unwrite.audit.attacks.relearning", "unwrite.audit.suites.known", "unwrite.audit.suites.tofu", "unwrite.cli.audit", "unwrite.cli.outcome",
+    "unwrite.data.text.general", "unwrite.forget.npo", "unwrite.forget.rmu", "nltk", "rouge_score.rouge_scorer", "sklearn.metrics", "rich.table",
+)  # fmt: skip
 AT_ONCE = 5  # seconds within which others go on when the holder of a lock was killed
 
 
@@ -303,25 +309,6 @@ def fresh(home: Path, files: Path) -> Path:
     return home
 
 
-def warm(home: Path) -> None:
-    """Imports what the commands import, so that no process spends its time on that.
-
-    They run in a process of their own: after training in this one, those it forks would wait for threads they don't have.
-    """
-
-    def works() -> None:
-        main(list(forget()))
-        main(list(audit("audited")))
-        sweeps.sweep(trials(), home / "sweep.jsonl", workers=1)
-        (home / "modules").write_text("\n".join(sys.modules))
-
-    at_once([works], home, random.Random(0))
-    for name in (home / "modules").read_text().splitlines():
-        if name.startswith(("unwrite.", "transformers.", "datasets.", "accelerate.", "rich.", "sklearn.", "scipy.")):
-            with contextlib.suppress(Exception):  # some stand there under another name
-                importlib.import_module(name)
-
-
 SCENES = {scene.__name__: scene for scene in (folder, cache, readers, sweep, killed)}
 
 
@@ -335,8 +322,8 @@ def together(
         files, home = Path(place).resolve() / "files", Path(place).resolve() / "home"
         files.mkdir()
         make_files(files)
-        if rounds * len(scenes) > len(SCENES):
-            warm(fresh(home, files))
+        for name in IMPORTED:
+            importlib.import_module(name)
         for number in range(rounds):
             for name in scenes:
                 draw, start = random.Random(f"{seed} {number} {name}"), time.monotonic()

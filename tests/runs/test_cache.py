@@ -9,7 +9,7 @@ import pytest
 
 from unwrite.errors import MethodError, Notice, noticing
 from unwrite.runs import atomic, cache, cache_dir, cached_files, cached_json, sound, write_text
-from unwrite.runs.cache import drop, seal
+from unwrite.runs.cache import clean, drop, seal
 
 
 @pytest.fixture(autouse=True)
@@ -299,3 +299,12 @@ def test_a_kill_while_an_entry_is_dropped_leaves_no_half_of_it(own_cache, monkey
     assert get() == "whole"
     assert made.times == 2
     assert sorted(path.name for path in (own_cache / "kind").iterdir()) == ["key", "key.lock", "key.sums"]
+
+
+def test_the_name_of_an_entry_is_no_pattern(own_cache):
+    left, others = cache_dir("kind") / ".a[1]*.0123456789ab", cache_dir("kind") / ".a1b.0123456789ab"
+    left.write_text("")
+    others.write_text("")
+    clean(own_cache / "kind" / "a[1]*")
+    assert [path.name for path in (own_cache / "kind").iterdir()] == [others.name]
+    clean(own_cache / "no such kind" / "a")

@@ -14,7 +14,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
-import glob
 import json
 import os
 import shutil
@@ -146,8 +145,10 @@ def spare_folder() -> Path:
 
 def clean(entry: Path) -> None:
     """Removes what killed processes left of an entry or a file: its half-written siblings that nobody writes any more."""
-    for left in entry.parent.glob(f".{glob.escape(entry.name[:80])}.*"):
-        if not left_behind(left):
+    begins = f".{entry.name[:80]}."
+    # No glob: pathlib keeps what it compiles for a pattern, and every entry would be one.
+    for left in list(entry.parent.iterdir()) if entry.parent.exists() else ():
+        if not left.name.startswith(begins) or not left_behind(left):
             continue
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
