@@ -52,7 +52,7 @@ from unwrite.forget import NPO, RMU, SCRUB, SSD, ULD, HeadOnly, TaskVector
 from unwrite.nets import SmallCNN
 
 KB = 16.0  # a call may add so much resident memory; a tiny model is 100
-OBJECTS = 2.0  # and so many objects
+OBJECTS = 3.0  # and so many objects
 LEAST = 2048.0  # kB: what an allocator takes at once, and less is no growth
 VOCAB = 64
 Call = Callable[[int], object]

@@ -308,3 +308,12 @@ def test_the_name_of_an_entry_is_no_pattern(own_cache):
     clean(own_cache / "kind" / "a[1]*")
     assert [path.name for path in (own_cache / "kind").iterdir()] == [others.name]
     clean(own_cache / "no such kind" / "a")
+
+
+def test_an_entry_that_another_process_has_dropped_already_is_no_error(own_cache):
+    entry = cache_dir("kind") / "key"
+    drop(entry)
+    entry.mkdir()
+    drop(entry)
+    drop(entry)
+    assert list((own_cache / "kind").iterdir()) == []
