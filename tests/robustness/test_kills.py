@@ -75,6 +75,22 @@ WRITERS = {
 }
 
 
+def ended(work, folder, stop):
+    """The status of a process that does the work with its writes in the folder watched; 1 where none of them was stopped."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setpgid(0, 0)
+            Writes(folder, folder.parent / "names", stop).watch()
+            with contextlib.suppress(Exception):
+                work()
+                os._exit(1)
+            os._exit(0)
+        finally:
+            os._exit(2)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 @pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("fault", [None, errno.ENOSPC], ids=["killed", "failing"])
 def test_no_way_to_write_is_missed(writer, fault, tmp_path):
@@ -82,18 +98,52 @@ def test_no_way_to_write_is_missed(writer, fault, tmp_path):
     (folder / "d").mkdir(parents=True)
     for file in (folder / "a", tmp_path / "c", folder / "d" / "e"):
         file.write_text("content")
-    child = os.fork()
-    if child == 0:
-        try:
-            os.setpgid(0, 0)
-            Writes(folder, tmp_path / "names", Stop(0, fault)).watch()
-            with contextlib.suppress(Exception):
-                WRITERS[writer](folder)
-                os._exit(1)
-            os._exit(0)
-        finally:
-            os._exit(2)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    status = ended(lambda: WRITERS[writer](folder), folder, Stop(0, fault))
     assert status == (-signal.SIGKILL if fault is None else 0)
-    assert (folder / "a").read_text() == "content"
+    assert (folder / "a").read_text() == (folder / "d" / "e").read_text() == "content"
     assert not (folder / "tokenizer.json").exists() or (folder / "tokenizer.json").stat().st_size < 2000
+
+
+@pytest.mark.parametrize(("at", "left"), [(0, "b"), (1, ".tmpa1B2c3")])
+def test_a_killed_writer_of_tensors_leaves_half_of_them_in_place_or_aside(at, left, tmp_path):
+    folder = tmp_path / "root"
+    folder.mkdir()
+
+    def work():
+        for _ in range(at):
+            (folder / "a").write_text("x")
+        safe_save_file({"x": torch.zeros(30)}, folder / "b")
+
+    assert ended(work, folder, Stop(at)) == -signal.SIGKILL
+    assert [path.name for path in folder.iterdir() if path.name != "a"] == [left]
+    assert (folder / left).stat().st_size < 120
+
+
+def test_a_log_that_is_synced_loses_half_of_its_last_line(tmp_path):
+    folder = tmp_path / "root"
+    folder.mkdir()
+
+    def work():
+        with open(folder / "log", "ab") as file:
+            file.write(b"first\nsecond\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    assert ended(work, folder, Stop(1)) == -signal.SIGKILL
+    assert (folder / "log").read_bytes() == b"first\nsec"
+    assert (tmp_path / "names").read_text().splitlines() == ["open log", "sync log"]
+
+
+def test_the_processes_of_a_command_share_one_count_and_one_of_them_can_be_killed_alone(tmp_path):
+    folder = tmp_path / "root"
+    folder.mkdir()
+
+    def work():
+        (folder / "mine").write_text("x")
+        worker = os.fork()
+        if worker == 0:
+            (folder / "worker's").write_text("x")
+        os._exit(7 if os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == -signal.SIGKILL else 8)
+
+    assert ended(work, folder, Stop(1, alone=True)) == 7
+    assert ended(work, folder, Stop(1)) == -signal.SIGKILL

@@ -28,6 +28,7 @@ EVENTS = {
     "os.rename": (1, 3), "os.remove": (0, 1), "os.rmdir": (0, 1), "os.mkdir": (0, 2), "os.link": (1, 3), "os.symlink": (1, 2),
     "os.truncate": (0, None), "os.chmod": (0, 2), "os.utime": (0, 3),
 }  # fmt: skip
+ASIDE = ".tmpa1B2c3"  # where the writer of safetensors writes first
 TORN = b'{"loss": 1.2'  # what a kill leaves of a line of a log
 
 
@@ -55,7 +56,7 @@ class Writes:
     """
 
     def __init__(self, root: Path, names: Path, stop: Stop | None = None) -> None:
-        self.root, self.stop = str(root), stop
+        self.root, self.stop, self._stopped = str(root), stop, False
         self._names = os.open(names, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         # A byte a write: processes take them from one pipe, in whichever order they come, and none holds a lock when it is killed.
         self._left, self._fed = os.pipe2(os.O_NONBLOCK)
@@ -67,9 +68,7 @@ class Writes:
         sys.addaudithook(self._hear)
         os.fsync = self._synced(os.fsync)
         for module in (safetensors.torch, safetensors.numpy):
-            module.serialize_file = self._whole_file(
-                module.serialize_file, lambda words: safetensors.SafetensorError(f"Error while serializing: {words}")
-            )
+            module.serialize_file = self._tensor_file(module.serialize_file)
         torch.save = self._whole_file(
             torch.save, lambda words: RuntimeError(f"[enforce fail] PytorchStreamWriter failed writing file: {words}")
         )
@@ -120,15 +119,31 @@ class Writes:
 
         return half_or_whole
 
+    def _tensor_file(self, write: Callable[..., Any]) -> Callable[..., Any]:
+        """The writer of safetensors: a kill leaves half of its file, in place as older versions do or aside; an error nothing."""
+
+        def half_or_whole(tensors: Any, target: Any, metadata: Any = None) -> Any:
+            if not self._is_last("file", os.path.abspath(target)):
+                return write(tensors, target, metadata)
+            assert self.stop is not None
+            if self.stop.fault is None:
+                half = Path(target).with_name(ASIDE) if self.stop.at % 2 else Path(target)
+                write(tensors, half, metadata)
+                os.truncate(half, half.stat().st_size // 2)
+            return self._end(lambda words: safetensors.SafetensorError(
+                f"Error while serializing: I/O error: {words} (os error {self._fault})"
+            ))  # fmt: skip
+
+        return half_or_whole
+
     def _is_last(self, event: str, target: str) -> bool:
         """Counts a write; whether it is the one to stop at."""
-        if target != self.root and not target.startswith(f"{self.root}/"):
+        if self._stopped or (target != self.root and not target.startswith(f"{self.root}/")):
             return False
         os.write(self._names, f"{event} {os.path.relpath(target, self.root)}\n".encode())
-        try:
-            return os.read(self._left, 1) == b"!"
-        except BlockingIOError:
-            return False
+        with contextlib.suppress(BlockingIOError):
+            self._stopped = os.read(self._left, 1) == b"!"  # then what is torn by hand is no write of the command's
+        return self._stopped
 
     @property
     def _fault(self) -> int:
