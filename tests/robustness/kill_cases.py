@@ -53,13 +53,17 @@ def _flags(given: dict[str, str]) -> list[str]:
     return [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", value)]
 
 
-def _forget(name: str, *switches: str, over: bool = False, **more: str) -> Case:
-    """`unwrite forget` with what all share; `more` goes before it."""
+def forget(**more: str) -> tuple[str, ...]:
+    """The line of `unwrite forget` with what all share; `more` goes before it."""
     shared = {
         "model": "model", "forget": "forget.jsonl", "retain": "retain.jsonl", "out": "run", "device": "cpu", "epochs": "2",
         "lr": "0.01", "batch_size": "2", "attacks": "none",
     }  # fmt: skip
-    return Case(name, ("forget", *_flags({**shared, **more}), *switches), resumes=True, over=over)
+    return "forget", *_flags({**shared, **more})
+
+
+def _forget(name: str, *switches: str, over: bool = False, **more: str) -> Case:
+    return Case(name, (*forget(**more), *switches), resumes=True, over=over)
 
 
 def _audit(name: str, attacks: str) -> Case:
@@ -92,6 +96,7 @@ CASES = [
     _forget("accumulated", batch_size="1", accumulate="3"),
     _forget("uld", method="uld", layers="1", rank="2"),
     _forget("rmu", method="rmu", layer="1"),
+    _forget("task vector", method="task-vector"),
     _forget("npo over an earlier run", over=True),
     _audit("audit", "quantise"),
     _audit("audit that trains", "relearn,quantise"),

@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 import torch
 from cli_runs import make_files
 from forking import SECONDS, Group, Work, at_once, one_of, tails
-from kills import forget, result
+from kill_cases import forget, result
 from sweeping import nothing_to_train, row_of, trials
 
 from unwrite.audit import Report
@@ -135,14 +135,14 @@ def cache(home: Path, files: Path, count: int, draw: random.Random) -> Iterator[
         if ended.status:
             yield f"does not run: {ended.said}"
             return
-        alone[number] = result(home / "runs" / str(number))
+        alone[number] = result(home / "runs" / str(number), "")
     works = [command(*shared(number)) for number in range(count)] + needs() * max(2, count // 2)
     ended_all = at_once(works, fresh(home, files), draw)
     if any(one.status for one in ended_all):
         yield f"in one cache: {tails([one for one in ended_all if one.status])}"
         return
     for number in range(count):
-        if result(home / "runs" / str(number)) != alone[number % 3]:
+        if result(home / "runs" / str(number), "") != alone[number % 3]:
             yield f"wrong: {shared(number)} came out otherwise than alone"
     yield from made_too_often(home / "made", len(works))
     yield from left_over(home / "cache", home / "tmp", home / "runs")

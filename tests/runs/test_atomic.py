@@ -5,6 +5,7 @@ import fcntl
 import json
 import multiprocessing
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def test_the_next_write_removes_what_a_killed_one_left_and_not_what_another_is_w
     writers[1][0].join()
 
 
-def test_a_writer_whose_file_is_taken_before_it_is_locked_makes_another(tmp_path, monkeypatch):
+def test_a_writer_whose_file_is_taken_for_a_dead_ones_makes_another(tmp_path, monkeypatch):
     lock_file = fcntl.flock
 
     def taken(file, how):
@@ -79,6 +80,12 @@ def test_a_writer_whose_file_is_taken_before_it_is_locked_makes_another(tmp_path
     write_text(tmp_path / "a.txt", "new")
     assert names(tmp_path) == ["a.txt"]
     assert (tmp_path / "a.txt").read_text() == "new"
+
+
+def test_a_folder_that_goes_while_its_file_is_written_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: shutil.rmtree(tmp_path / "gone", ignore_errors=True))
+    with pytest.raises(FileNotFoundError):
+        write_text(tmp_path / "gone" / "a.txt", "new")
 
 
 def test_json_is_sorted_and_refuses_nan(tmp_path):

@@ -12,7 +12,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ..errors import RunError, setting
 from .strict import strings_flaw
@@ -62,31 +62,33 @@ def write_text(path: str | Path, text: str) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_left(path)
-    with _temporary(path) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-        os.replace(file.name, path)
+    for last in (False, False, True):
+        try:
+            _replace(path, text)
+            break
+        except (
+            FileNotFoundError
+        ):  # another writer of `path`, which could not see the lock, took our file for a dead one's
+            if last:
+                raise
     _sync(path.parent)
 
 
-@contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[IO[str]]:
-    """A new file beside `path`, locked as long as it is open, so that others see that it has a writer; removed on an error."""
-    while True:
-        name = beside(path)
-        try:
-            with open(name, "x", encoding="utf-8") as file:
-                with contextlib.suppress(OSError):  # a file system without locks: there a killed writer's file stays
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                if not name.exists():
-                    continue  # another writer of `path` took it for a dead one's before it was locked
-                yield file
-                return
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
-            raise
+def _replace(path: Path, text: str) -> None:
+    """Writes a file beside `path`, locked as long as it is open, so that others see that it has a writer, and renames it."""
+    temporary = beside(path)
+    try:
+        with open(temporary, "x", encoding="utf-8") as file:
+            with contextlib.suppress(OSError):  # a file system without locks: there a killed writer's file stays
+                fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
 
 
 def _remove_left(path: Path) -> None:
