@@ -80,6 +80,7 @@ def draft_ggufs(tmp_path, monkeypatch):
     source.write_bytes(b"GGUF of the target")
     monkeypatch.setattr(draft_files, "find_spec", lambda name: True)
     monkeypatch.setattr(draft_files, "bundled_names", lambda: ["tiny"])
+    monkeypatch.setattr(draft_files, "model_folder", lambda name: tmp_path)
     monkeypatch.setattr(draft_files, "gguf_file", lambda name: source)
     monkeypatch.setattr(draft_files, "truncated_draft", lambda name: tmp_path / "draft")
     monkeypatch.setattr(draft_files, "requantise", lambda file, to, out: out.write_bytes(file.read_bytes() + b" small"))
