@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from importlib.resources import files
@@ -91,7 +92,7 @@ def planned() -> str:
 def methods() -> str:
     """The table that helps choose a method."""
     lines = ["| method | of | kind | intent | needs | guarantee | cost |", "|---|---|---|---|---|---|---|"]
-    for m in catalog.methods().values():
+    for m in catalog.METHOD.own().values():
         of = " and ".join(m.forgets)
         cells = (f"`{m.slug}` {m.title}", of, m.kind, m.intent, ", ".join(m.needs), m.guarantee, m.cost)
         lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
@@ -102,8 +103,12 @@ def strategies() -> str:
     """The ways to decode."""
     lines = ["| strategy | sampled text | needs | runs on |", "|---|---|---|---|"]
     exact = {"identical": "identical at the same seed, one text at a time", "distribution": "equal in distribution"}
-    for s in catalog.strategies().values():
-        cells = (f"`{s.slug}` {s.title}", exact[s.exact], ", ".join(s.needs) or "nothing", ", ".join(s.runtimes))
+    from ..decode import LlamaCppRuntime
+
+    for s in catalog.STRATEGY.own().values():
+        everywhere = s.load().needs <= LlamaCppRuntime.provides
+        runtimes = "transformers, llama.cpp" if everywhere else "transformers"
+        cells = (f"`{s.slug}` {s.title}", exact[s.exact], ", ".join(s.needs) or "nothing", runtimes)
         lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
     return "\n".join(lines)
 
@@ -111,10 +116,11 @@ def strategies() -> str:
 def parts() -> str:
     """The parts of the denoising loop, by the field they fill."""
     lines = ["| part | fills | does | from |", "|---|---|---|---|"]
-    for kind in catalog.PART_KINDS:
-        for p in catalog.parts().values():
-            if p.kind == kind:
-                lines.append("| " + " | ".join(_cell(cell) for cell in (f"`{p.slug}`", kind, p.does, p.paper)) + " |")
+    from ..diffusion import Sampler
+
+    order = [field.name for field in dataclasses.fields(Sampler)]
+    for p in sorted(catalog.PART.own().values(), key=lambda part: order.index(part.kind)):
+        lines.append("| " + " | ".join(_cell(cell) for cell in (f"`{p.slug}`", p.kind, p.does, p.paper)) + " |")
     return "\n".join(lines)
 
 

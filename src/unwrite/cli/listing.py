@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from .. import catalog
 from ..terminal import text
 from .output import console, print_json
@@ -46,7 +48,7 @@ def methods(*, json: bool = False) -> None:
         json: print JSON instead of a table.
     """
     if json:
-        print_json([vars(record) | {"needs": list(record.needs)} for record in catalog.methods().values()])
+        print_json([dataclasses.asdict(record) for record in catalog.methods().values()])
         return
     from rich.table import Table
 

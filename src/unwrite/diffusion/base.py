@@ -228,12 +228,14 @@ class Commit:
     tokens: Tensor | None = None
 
 
-class Part(ABC):  # noqa: B024
+class Part(ABC):
     """Any part of the loop.
 
+    fills: the field of `Sampler` that it fills.
     reads: "block", or "canvas" for parts that need `step.wide`.
     """
 
+    fills: ClassVar[str]
     reads: ClassVar[Literal["block", "canvas"]] = "block"
 
     def check(self, sampler: Any) -> None:  # noqa: B027
@@ -242,6 +244,8 @@ class Part(ABC):  # noqa: B024
 
 class Blocks(Part):
     """Where the next block ends. Blocks go from left to right; one is finished before the next begins."""
+
+    fills = "blocks"
 
     @property
     @abstractmethod
@@ -261,6 +265,8 @@ class Blocks(Part):
 class Logits(Part):
     """Changes the logits that tokens are chosen from."""
 
+    fills = "logits"
+
     @abstractmethod
     def fuse(self, step: Step) -> Tensor:
         """[rows, width, vocab] from step.fused."""
@@ -269,6 +275,7 @@ class Logits(Part):
 class Proposal(Part):
     """Chooses a token for every position, whether it is revealed or not."""
 
+    fills = "propose"
     random: ClassVar[bool] = False
 
     @abstractmethod
@@ -283,6 +290,7 @@ class Proposal(Part):
 class Score(Part):
     """How sure a proposed token is; larger is surer."""
 
+    fills = "score"
     probability: ClassVar[bool] = False
 
     @abstractmethod
@@ -293,6 +301,8 @@ class Score(Part):
 class Quota(Part):
     """How many positions a step reveals, for rules that count."""
 
+    fills = "quota"
+
     @abstractmethod
     def count(self, step: Step) -> Tensor:
         """[rows] at least 0."""
@@ -301,6 +311,7 @@ class Quota(Part):
 class CommitRule(Part):
     """Which positions are revealed, and which hidden again."""
 
+    fills = "commit"
     counts: ClassVar[bool] = False  # reads step.quota
 
     @abstractmethod
@@ -310,12 +321,16 @@ class CommitRule(Part):
 class Constraint(Part):
     """Overrules a commit, such as a grammar."""
 
+    fills = "constraint"
+
     @abstractmethod
     def allow(self, step: Step, commit: Commit) -> Commit: ...
 
 
 class Edit(Part):
     """After the tokens are revealed; may shorten rows."""
+
+    fills = "edit"
 
     @abstractmethod
     def edit(self, step: Step, revealed: Tensor) -> Tensor:
@@ -325,6 +340,7 @@ class Edit(Part):
 class Stop(Part):
     """Whether all remaining masks are filled at once and the row is done."""
 
+    fills = "stop"
     reads = "canvas"
 
     @abstractmethod

@@ -70,11 +70,12 @@ class Work:
 class Method(ABC):
     """Anything that takes a forget set out of a model.
 
-    `training` holds the training arguments that differ from the defaults for this method; `forgets`, the kinds of data
-    it has a meaning for ("text", "images"); `requires`, what it can't do without ("retain", "recipe"); `trains`, whether
-    training arguments mean anything to it.
+    `kind` says which of the three it is; `training` holds the training arguments that differ from the defaults for this
+    method; `forgets`, the kinds of data it has a meaning for ("text", "images"); `requires`, what it can't do without
+    ("retain", "recipe"); `trains`, whether training arguments mean anything to it.
     """
 
+    kind: ClassVar[Literal["objective", "edit", "guard"]]
     training: ClassVar[dict[str, Any]] = {}
     forgets: ClassVar[tuple[str, ...]] = ("text",)
     requires: ClassVar[tuple[str, ...]] = ()
@@ -230,6 +231,7 @@ class Objective(Method):
     retain_loss: RetainLoss = "none"
     retain_weight: float = 1.0
     kl_mask: KLMask = "attention"
+    kind = "objective"
     reads: ClassVar[frozenset[str] | set[str]] = frozenset({"nll"})
 
     def __post_init__(self) -> None:
@@ -328,10 +330,14 @@ class Objective(Method):
 class Edit(Method):
     """Weights changed by a rule, after at most one training of a helper. Subclasses write `_apply`."""
 
+    kind = "edit"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Guard(Method):
     """The weights stay, the inference changes; `_apply` returns a model that wraps the one given."""
+
+    kind = "guard"
 
 
 def _times(term: Term, weight: float) -> Term:
