@@ -1,22 +1,23 @@
-"""unwrite docs: writes the tables that come from the catalogue and the results into README.md and docs/."""
+"""unwrite docs: writes what comes from the catalogue and the results: tables in README.md and docs/, the packages' stubs."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from .. import catalog
+from ..catalog.packages import stubs
 from ..errors import RunError
 from ..runs import write_text
 from .output import console
 
 
 def docs(*, root: Path = Path(), check: bool = False) -> None:
-    """Write the generated tables.
+    """Write the generated tables, pictures and stubs.
 
     Args:
         root: the repository.
@@ -25,31 +26,26 @@ def docs(*, root: Path = Path(), check: bool = False) -> None:
     readme = root / "README.md"
     if not (readme.is_file() and "<!-- table: " in readme.read_text(encoding="utf-8")):
         raise RunError(f"{readme} has no table to fill in. Pass the folder of the repository as --root.")
-    stale = []
-    for path in (
-        root / "README.md",
-        root / "docs" / "decoding.md",
-        root / "docs" / "diffusion.md",
-        root / "docs" / "vision.md",
-    ):
-        if not path.exists():
-            continue
-        old = path.read_text(encoding="utf-8")
-        new = fill(old)
-        if new != old:
-            stale.append(str(path))
-            if not check:
-                write_text(path, new)
-    for name, draw in PICTURES.items():
-        picture = root / "docs" / name
-        svg = draw()
-        if svg is not None and not (picture.exists() and picture.read_text(encoding="utf-8") == svg):
-            stale.append(str(picture))
-            if not check:
-                write_text(picture, svg)
+    texts = dict(_generated(root))
+    stale = [path for path, text in texts.items() if not (path.exists() and path.read_text(encoding="utf-8") == text)]
+    names = ", ".join(map(str, stale))
     if check and stale:
-        raise RunError(f"out of date: {', '.join(stale)}. Run: unwrite docs")
-    console().print("up to date" if not stale else f"written: {', '.join(stale)}")
+        raise RunError(f"out of date: {names}. Run: unwrite docs")
+    for path in stale:
+        write_text(path, texts[path])
+    console().print(f"written: {names}" if stale else "up to date")
+
+
+def _generated(root: Path) -> Iterator[tuple[Path, str]]:
+    """Every file with generated text, as it should be."""
+    for path in (root / "README.md", *(root / "docs" / f"{name}.md" for name in ("decoding", "diffusion", "vision"))):
+        if path.exists():
+            yield path, fill(path.read_text(encoding="utf-8"))
+    for name, draw in PICTURES.items():
+        if (svg := draw()) is not None:
+            yield root / "docs" / name, svg
+    if (root / "src").is_dir():
+        yield from stubs(root / "src").items()
 
 
 def fill(text: str) -> str:

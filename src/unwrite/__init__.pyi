@@ -1,0 +1,55 @@
+# Written by `unwrite docs` from the catalogue, for type checkers and editors.
+
+from .audit import Report as Report
+from .audit import evaluate as evaluate
+from .data import Example as Example
+from .data import Examples as Examples
+from .data import ForgetSplit as ForgetSplit
+from .data import authors as authors
+from .data import landmarks as landmarks
+from .data import read as read
+from .data import split_from as split_from
+from .errors import UnwriteError as UnwriteError
+from .forget.dampening import ASSD as ASSD
+from .forget.dampening import LFSSD as LFSSD
+from .forget.dampening import SSD as SSD
+from .forget.dampening import Potion as Potion
+from .forget.dampening import RandomDampening as RandomDampening
+from .forget.gradient_ascent import GradientAscent as GradientAscent
+from .forget.gradient_ascent import GradientDifference as GradientDifference
+from .forget.gradient_ascent import KLAscent as KLAscent
+from .forget.npo import NPO as NPO
+from .forget.refusal import DPO as DPO
+from .forget.refusal import IDK as IDK
+from .forget.rmu import RMU as RMU
+from .forget.simnpo import SimNPO as SimNPO
+from .forget.task_vector import TaskVector as TaskVector
+from .forget.uld import ULD as ULD
+from .forget.undial import UNDIAL as UNDIAL
+from .forget.vision.bad_teacher import BadTeacher as BadTeacher
+from .forget.vision.boundary import BoundaryExpand as BoundaryExpand
+from .forget.vision.boundary import BoundaryShrink as BoundaryShrink
+from .forget.vision.fine_tuning import CFk as CFk
+from .forget.vision.fine_tuning import EUk as EUk
+from .forget.vision.fine_tuning import FineTune as FineTune
+from .forget.vision.fine_tuning import Retrain as Retrain
+from .forget.vision.fisher_forgetting import FisherForgetting as FisherForgetting
+from .forget.vision.head_only import HeadOnly as HeadOnly
+from .forget.vision.influence import Influence as Influence
+from .forget.vision.l1_sparse import L1Sparse as L1Sparse
+from .forget.vision.laf import LAF as LAF
+from .forget.vision.neg_grad import NegGradPlus as NegGradPlus
+from .forget.vision.pruned import Pruned as Pruned
+from .forget.vision.regression import Blindspot as Blindspot
+from .forget.vision.regression import GaussianAmnesiac as GaussianAmnesiac
+from .forget.vision.relabelling import Amnesiac as Amnesiac
+from .forget.vision.relabelling import RandomLabel as RandomLabel
+from .forget.vision.salun import Salient as Salient
+from .forget.vision.salun import SalUn as SalUn
+from .forget.vision.scrub import SCRUB as SCRUB
+from .forget.vision.unsir import UNSIR as UNSIR
+from .forget.wga import WGA as WGA
+from .models import load as load
+from .models import save as save
+
+__version__: str

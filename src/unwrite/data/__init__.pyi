@@ -1,0 +1,36 @@
+# Written by `unwrite docs` from the catalogue, for type checkers and editors.
+
+from .images.images import ImageBatch as ImageBatch
+from .images.images import Images as Images
+from .images.sets import TrainTest as TrainTest
+from .images.sets import cifar10 as cifar10
+from .images.sets import cifar100 as cifar100
+from .images.sets import digits as digits
+from .images.sets import digits_regression as digits_regression
+from .images.sets import glyphs as glyphs
+from .images.sets import svhn as svhn
+from .images.splits import ImageSplit as ImageSplit
+from .images.splits import split_at_random as split_at_random
+from .images.splits import split_by_class as split_by_class
+from .images.splits import split_by_identity as split_by_identity
+from .images.splits import split_by_index as split_by_index
+from .images.splits import split_by_target as split_by_target
+from .text.authors import authors as authors
+from .text.benchmarks import MultipleChoice as MultipleChoice
+from .text.benchmarks import Muse as Muse
+from .text.benchmarks import knowundo as knowundo
+from .text.benchmarks import muse as muse
+from .text.benchmarks import tofu as tofu
+from .text.benchmarks import wmdp as wmdp
+from .text.encoding import Encoded as Encoded
+from .text.encoding import encode as encode
+from .text.encoding import encode_all as encode_all
+from .text.encoding import pad as pad
+from .text.examples import Example as Example
+from .text.examples import Examples as Examples
+from .text.examples import ForgetSplit as ForgetSplit
+from .text.general import general_rows as general_rows
+from .text.general import with_general_rows as with_general_rows
+from .text.landmarks import landmarks as landmarks
+from .text.reading import read as read
+from .text.reading import split_from as split_from

@@ -1,0 +1,31 @@
+# Written by `unwrite docs` from the catalogue, for type checkers and editors.
+
+from .ideal import Frame as Frame
+from .ideal import IdealListModel as IdealListModel
+from .ideal import ListTokens as ListTokens
+from .metrics import grade as grade
+from .metrics import language_tool as language_tool
+from .metrics import score as score
+from .metrics import sentence as sentence
+from .summary import decode_order as decode_order
+from .summary import oracle as oracle
+from .summary import order_preference as order_preference
+from .summary import parallelizability as parallelizability
+from .sweeping import Sweep as Sweep
+from .sweeping import TextTokens as TextTokens
+from .sweeping import paper_samplers as paper_samplers
+from .sweeping import sweep as sweep
+from .tasks import TASKS as TASKS
+from .tasks import Sample as Sample
+from .tasks import Task as Task
+from .tasks import load as load
+from .tasks import seed_of as seed_of
+from .theory import Joint as Joint
+from .theory import accuracy as accuracy
+from .theory import bound as bound
+from .theory import correlation as correlation
+from .theory import lower_bound as lower_bound
+from .theory import optimal_bound as optimal_bound
+from .theory import threshold_accuracy as threshold_accuracy
+from .theory import total_correlation as total_correlation
+from .theory import written_right as written_right
