@@ -57,7 +57,9 @@ def test_no_stub_is_left_of_a_package_that_has_none():
 
 
 def test_a_function_stays_where_a_module_of_its_name_is_imported_later():
-    code = "import unwrite.data.text.authors, unwrite.data.text.landmarks; from unwrite.data import authors, landmarks; "
+    code = (
+        "import unwrite.data.text.authors, unwrite.data.text.landmarks; from unwrite.data import authors, landmarks; "
+    )
     code += "assert callable(authors) and callable(landmarks)"
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -52,8 +52,7 @@ def foreign(kind: str, record: type[R], group: str, taken: frozenset[str]) -> di
                 raise UnwriteError(f"the package {found[point.name].package} has a {kind} of this name")
             found[point.name] = _record(kind, record, point, package)
         except (Exception, SystemExit) as error:
-            why = str(error) if isinstance(error, UnwriteError) else said(error)
-            notice(f"the {kind} {point.name!r} of the package {package} is left out: {why}.")
+            notice(f"the {kind} {point.name!r} of the package {package} is left out: {said(error)}.")
     return found
 
 

@@ -150,16 +150,18 @@ class Member(Record):
         """What it is a record of: a class, a function or an object.
 
         Raises:
-            MethodError: a member of another package that can't be imported.
+            MethodError: a member of another package that can't be imported, or that is of another kind.
         """
         if self.package == OURS:
             return load_entry(self.entry)
         try:
-            return load_entry(self.entry)
+            member = load_entry(self.entry)
+            self.said_by(member)
         except (Exception, SystemExit) as error:
             raise MethodError(
                 f"{self.slug} is of the package {self.package}, which is broken: {said(error)}."
             ) from error
+        return member
 
     @classmethod
     def said_by(cls, member: Any) -> dict[str, Any]:
@@ -352,4 +354,6 @@ def load_entry(entry: str) -> Any:
 def said(error: BaseException) -> str:
     """An error of foreign code in one line."""
     lines = str(error).strip().splitlines()
+    if isinstance(error, UnwriteError):
+        return str(error).removesuffix(".")
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from .. import catalog
+from ..catalog.records import OURS
 from ..terminal import text
 from .output import console, print_json
 
@@ -52,11 +53,13 @@ def methods(*, json: bool = False) -> None:
         return
     from rich.table import Table
 
-    table = Table(
-        "method", "kind", "intent", "needs", "guarantee", "cost", "undo", header_style="bold", show_lines=False
-    )
-    for record in catalog.methods().values():
+    records = catalog.methods().values()
+    headers = ["method", "kind", "intent", "needs", "guarantee", "cost", "undo"]
+    others = any(record.package != OURS for record in records)
+    table = Table(*headers, *(["package"] if others else []), header_style="bold", show_lines=False)
+    for record in records:
         needs = ", ".join(need for need in record.needs if need != "forget set")
         undo = "yes" if record.reversible else "no"
-        table.add_row(record.slug, record.kind, record.intent, needs, record.guarantee, record.cost, undo)
+        cells = [record.slug, record.kind, record.intent, needs, record.guarantee, record.cost, undo]
+        table.add_row(*map(text, cells + [record.package] * others))
     console().print(table)

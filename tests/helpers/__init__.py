@@ -1,0 +1,1 @@
+"""What tests of every family build with: tiny models, and packages that are installed by hand."""
