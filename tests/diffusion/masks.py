@@ -4,16 +4,14 @@ from types import SimpleNamespace
 
 import torch
 
-from conftest import make_llama
+from helpers import tiny
+from helpers.tiny import END, MASK, VOCAB, make_mask_predictor
 from unwrite.diffusion import MaskPredictor
-
-VOCAB, MASK, END = 24, 23, 2
 
 
 def random_predictor(seed=0, sharpness=6.0, shift=False):
     """A random Llama of 24 tokens that sees both sides; the last token is the mask. sharpness: factor on its head."""
-    model = make_llama(seed, vocab=VOCAB)
-    model.config.is_causal = False
+    model = make_mask_predictor(seed)
     with torch.no_grad():
         model.lm_head.weight *= sharpness
     return MaskPredictor(model, MASK, (END,), shift=shift)
@@ -21,12 +19,7 @@ def random_predictor(seed=0, sharpness=6.0, shift=False):
 
 def lively(seed=0, sharpness=1.0, shift=False):
     """As `random_predictor`, with larger weights: confidences spread from 0 to 1 and change with every token revealed."""
-    predictor = random_predictor(seed, 1.0, shift)
-    with torch.no_grad():
-        for name, weight in predictor.model.named_parameters():
-            if weight.dim() > 1:
-                weight *= 25.0 * sharpness if name.startswith("lm_head") else 10.0
-    return predictor
+    return MaskPredictor(tiny.lively(make_mask_predictor(seed), sharpness), MASK, (END,), shift=shift)
 
 
 class Scripted:

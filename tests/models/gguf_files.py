@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gguf
 import numpy as np
-from tiny import HEADS, INNER, WIDTH
+
+from helpers.architectures import HEADS, INNER, WIDTH
 
 NAMES = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output"}
 

@@ -13,8 +13,8 @@ import torch
 from gguf_files import write_gguf
 from safetensors.torch import load_file, save_file
 from test_merging import KINDS, adapted
-from tiny import tiny_model, tokens
 
+from helpers.architectures import tiny_model, tokens
 from unwrite.errors import ModelError
 from unwrite.models import bundled, load, load_model, save
 from unwrite.models.gguf_parts import join_parts, opened, parts_of

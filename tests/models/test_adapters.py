@@ -6,8 +6,8 @@ import re
 import peft
 import pytest
 import torch
-from tiny import tiny_model, tiny_tokenizer, tokens
 
+from helpers.architectures import tiny_model, tiny_tokenizer, tokens
 from unwrite.errors import ModelError, Notice, naming
 from unwrite.models import load, load_model, loading, save
 from unwrite.models.adapters import adapter_base

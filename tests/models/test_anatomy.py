@@ -5,10 +5,10 @@ from __future__ import annotations
 import peft
 import pytest
 import torch
-from tiny import ARCHITECTURES, INNER, WIDTH, tiny_model, tokens
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, BertModel
 
+from helpers.architectures import ARCHITECTURES, INNER, WIDTH, tiny_model, tokens
 from unwrite.errors import ModelError
 from unwrite.models import anatomy
 

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from gguf_files import write_gguf
-from tiny import tiny_model, tokens
 
+from helpers.architectures import tiny_model, tokens
 from unwrite.errors import ModelError
 from unwrite.models import add, bundled, bundled_names, load
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import tiny_model, tokens
 from torch import nn
 from transformers import (
     ConvNextConfig,
@@ -21,6 +20,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from helpers.architectures import tiny_model, tokens
 from unwrite.errors import DataError, MethodError, ModelError, NotFinite
 from unwrite.models import curvature
 from unwrite.models.curvature import (

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from tiny import tiny_model, tokens
 from torch import nn
 
+from helpers.architectures import tiny_model, tokens
 from unwrite.errors import DataError, ModelError, NotFinite, Notice
 from unwrite.models import TrainRecipe, causal_recipe, fitting, load_model, load_state, save, trained
 from unwrite.runs import hash_model

@@ -5,8 +5,8 @@ import time
 
 import pytest
 from gguf_files import write_gguf
-from tiny import tiny_model
 
+from helpers.architectures import tiny_model
 from unwrite.errors import ModelError
 from unwrite.models.gguf_header import check_header
 from unwrite.models.gguf_parts import opened

@@ -12,10 +12,10 @@ import huggingface_hub
 import peft
 import pytest
 import torch
-from tiny import tiny_model, tiny_tokenizer, tokens
 from torch import nn
 from transformers import dynamic_module_utils
 
+from helpers.architectures import tiny_model, tiny_tokenizer, tokens
 from unwrite.errors import ModelError
 from unwrite.models import Loaded, load, load_model, loading, register_loader
 from unwrite.models.checkpoints import check_layers

@@ -7,9 +7,9 @@ import warnings
 import peft
 import pytest
 import torch
-from tiny import tiny_model, tokens
 from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertForMaskedLM
 
+from helpers.architectures import tiny_model, tokens
 from unwrite.errors import ModelError
 from unwrite.models import load_model, save
 from unwrite.models.agreement import outputs, short_batch

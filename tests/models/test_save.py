@@ -10,9 +10,9 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from tiny import tiny_model, tiny_tokenizer, tokens
 from torch import nn
 
+from helpers.architectures import tiny_model, tiny_tokenizer, tokens
 from unwrite.errors import ModelError, Notice, RunError
 from unwrite.models import load, load_model, load_state, save, saving
 from unwrite.models.agreement import allowed

@@ -316,7 +316,8 @@ def _noted() -> list[Sample]:
 def _ggufs() -> list[Sample]:
     sys.path.append(str(TESTS / "models"))
     from gguf_files import write_gguf
-    from tiny import tiny_model
+
+    from helpers.architectures import tiny_model
 
     return [written(lambda folder: write_gguf(folder / "own.gguf", tiny_model("llama", layers=1)))]
 
