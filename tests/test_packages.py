@@ -2,12 +2,14 @@
 
 import importlib
 import inspect
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import unwrite
 from unwrite import catalog
 from unwrite.catalog import packages as naming
 from unwrite.catalog.packages import lazily, names_of, packages, stubs
@@ -82,3 +84,34 @@ def test_a_name_is_looked_up_once():
     module = importlib.import_module("unwrite.nets")
     vars(module).pop("SmallCNN", None)
     assert module.SmallCNN is vars(module)["SmallCNN"]
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = unwrite.nonsense
+    with pytest.raises(AttributeError, match="Nonsense"):
+        _ = unwrite.Nonsense
+
+
+def family_packages():
+    """unwrite and its packages, but for the thin ones on top."""
+    return [unwrite, *(
+        importlib.import_module(f"unwrite.{module.name}")
+        for module in pkgutil.iter_modules(unwrite.__path__)
+        if module.ispkg and module.name not in ("cli", "web")
+    )]  # fmt: skip
+
+
+@pytest.mark.parametrize("package", family_packages(), ids=lambda package: package.__name__)
+def test_no_module_takes_the_place_of_a_public_name(package):
+    """Importing a module binds it in its package, over a function of the same name unless that is bound first."""
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.name in getattr(package, "__all__", ()):
+            importlib.import_module(f"{package.__name__}.{module.name}")
+            assert not inspect.ismodule(getattr(package, module.name))
+
+
+def test_no_public_function_has_the_name_of_a_family():
+    families = {module.name for module in pkgutil.iter_modules(unwrite.__path__) if module.ispkg}
+    for package in family_packages():
+        assert not families & set(getattr(package, "__all__", ())), package.__name__

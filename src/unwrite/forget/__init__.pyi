@@ -1,5 +1,6 @@
 # Written by `unwrite docs` from the catalogue, for type checkers and editors.
 
+from .base import Cost as Cost
 from .base import Edit as Edit
 from .base import Guard as Guard
 from .base import Method as Method

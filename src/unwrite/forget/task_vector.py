@@ -65,4 +65,4 @@ class TaskVector(Edit):
         with torch.no_grad():
             for ours, theirs in zip(work.model.parameters(), tuned.parameters(), strict=True):
                 ours -= self.alpha * (theirs - ours)
-        return work.model
+        return work.model.eval()

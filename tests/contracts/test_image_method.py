@@ -1,24 +1,17 @@
-"""What every method that forgets images keeps to, whatever it does inside."""
+"""What every method keeps to on images, whatever it does inside; its form and its words are in test_method.py."""
 
 import copy
-import dataclasses
-import importlib
-import inspect
-import pickle
 
 import pytest
 import torch
 from torch import nn
 
 import unwrite
+from helpers.tiny import make_image_recipe, make_image_split
 from unwrite import catalog
 from unwrite.cli.forget import forget as forget_command
-from unwrite.data.images.images import Images
-from unwrite.data.images.splits import split_by_class, split_by_target
 from unwrite.errors import DataError, MethodError, ModelError, UnwriteError
-from unwrite.forget import Edit, Objective
-from unwrite.forget.base import Cost
-from unwrite.models.image_training import image_recipe
+from unwrite.forget import Cost
 from unwrite.nets.small_vision import SmallCNN
 from unwrite.runs import hash_model
 
@@ -29,30 +22,16 @@ OF_EITHER = """
     fine-tune cf-k eu-k retrain neg-grad-plus pruned l1-sparse laf ssd lfssd assd random-dampening influence head-only
 """
 ON_TARGETS = FOR_REGRESSORS | set(OF_EITHER.split())
-KINDS = {"objective": Objective, "edit": Edit}
-RECIPE = image_recipe(SmallCNN, epochs=1, num_classes=3, channels=1, image_size=8, width=4)
-REGRESSOR = image_recipe(SmallCNN, epochs=1, num_classes=1, channels=1, image_size=8, width=4)
 FEW = {"max_steps": 2, "num_train_epochs": 1, "per_device_train_batch_size": 8}
 every_method = pytest.mark.parametrize("slug", METHODS)
 
 
-def rows(regression=False):
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.rand(48, 1, 8, 8, generator=generator)
-    if regression:
-        return Images(pixels, targets=pixels.mean((1, 2, 3)))
-    return Images(pixels, labels=torch.arange(48) % 3)
-
-
 def split(slug):
-    if slug in FOR_REGRESSORS:
-        data = rows(regression=True)
-        return split_by_target(data, high=float(data.targets.quantile(0.3)), holdout=0.2)
-    return split_by_class(rows(), 1, holdout=0.2)
+    return make_image_split(regression=slug in FOR_REGRESSORS)
 
 
 def recipe(slug):
-    return REGRESSOR if slug in FOR_REGRESSORS else RECIPE
+    return make_image_recipe(regression=slug in FOR_REGRESSORS)
 
 
 def made(slug):
@@ -69,52 +48,6 @@ def apply(slug, model, **options):
 @pytest.fixture
 def model(slug):
     return recipe(slug).build(0).eval()
-
-
-@every_method
-def test_is_a_frozen_dataclass_of_its_kind_with_its_record(slug):
-    cls = METHODS[slug].load()
-    assert issubclass(cls, KINDS[METHODS[slug].kind])
-    assert cls.__dataclass_params__.frozen
-    method = made(slug)
-    assert hash(method) == hash(made(slug))
-    assert pickle.loads(pickle.dumps(method)) == method
-    assert cls.__name__ == METHODS[slug].name
-    assert set(METHODS[slug].forgets) == set(cls.forgets)
-    assert getattr(unwrite.forget, cls.__name__) is cls
-
-
-@every_method
-def test_every_field_has_a_default_a_line_and_a_name_of_its_own(slug):
-    cls = METHODS[slug].load()
-    documented = "\n".join(base.__doc__ or "" for base in cls.__mro__)
-    fields = {field.name for field in dataclasses.fields(cls)}
-    assert [name for name in fields if name not in documented] == []
-    assert not fields & (set(inspect.signature(forget_command).parameters) - {"fields"})
-
-
-@every_method
-def test_module_starts_with_the_idea_and_where_it_is_from(slug):
-    module = importlib.import_module(METHODS[slug].entry.split(":")[0])
-    assert METHODS[slug].paper.removeprefix("arXiv ").split()[0] in module.__doc__
-
-
-@every_method
-def test_every_number_refuses_nan(slug):
-    cls = METHODS[slug].load()
-    for field in dataclasses.fields(cls):
-        if isinstance(field.default, float):
-            with pytest.raises(MethodError, match=f"{field.name} is nan"):
-                cls(**{field.name: float("nan")})
-
-
-@every_method
-def test_every_choice_refuses_an_unknown_word(slug):
-    cls = METHODS[slug].load()
-    for field in dataclasses.fields(cls):
-        if isinstance(field.default, str):
-            with pytest.raises(MethodError, match="'nonsense'"):
-                cls(**{field.name: "nonsense"})
 
 
 @every_method
@@ -186,8 +119,8 @@ def test_refuses_adapters_and_unknown_arguments(slug, model):
 @pytest.mark.filterwarnings("ignore::UserWarning")  # that so few rows select nothing
 @every_method
 def test_forgets_regression_rows_or_says_that_it_needs_labels(slug):
-    parts, model = split("blindspot"), REGRESSOR.build(0).eval()
-    given = {"holdout": parts.holdout, "recipe": REGRESSOR, "args": FEW}
+    parts, model = split("blindspot"), recipe("blindspot").build(0).eval()
+    given = {"holdout": parts.holdout, "recipe": recipe("blindspot"), "args": FEW}
     if slug in ON_TARGETS:
         after = made(slug).apply(model, parts.forget, parts.retain, **given)
         assert all(parameter.isfinite().all() for parameter in after.parameters())

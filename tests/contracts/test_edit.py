@@ -1,0 +1,47 @@
+"""What every edit keeps to on texts: it rewrites weights in place, finitely and the same each time, or a copy's alone."""
+
+import pytest
+import torch
+from texts import apply, of_kind
+
+from unwrite.runs import hash_model
+
+every_edit = pytest.mark.parametrize("slug", of_kind("edit"))
+
+
+@every_edit
+def test_weights_change_in_place_and_stay_finite(slug, forget, retain, tokenizer, tiny_llama):
+    before, kind = hash_model(tiny_llama), type(tiny_llama)
+    edited = apply(slug, tiny_llama, forget, retain, tokenizer)
+    assert edited is tiny_llama
+    assert type(edited) is kind
+    assert hash_model(edited) != before
+    assert all(parameter.isfinite().all() for parameter in edited.parameters())
+    assert all(parameter.requires_grad for parameter in edited.parameters())
+    assert not any(parameter.grad is not None for parameter in edited.parameters())
+
+
+@every_edit
+def test_what_comes_back_generates_and_is_in_evaluation_mode(slug, forget, retain, tokenizer, tiny_llama):
+    edited = apply(slug, tiny_llama.train(), forget, retain, tokenizer)
+    assert not any(module.training for module in edited.modules())
+    ids = torch.tensor([[3, 8, 9, 10]])
+    assert edited.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=2).shape[1] > 4
+    assert torch.isfinite(edited(input_ids=ids).logits).all()
+
+
+@every_edit
+def test_the_same_edit_gives_the_same_weights(slug, forget, retain, tokenizer, tiny_llama):
+    once = apply(slug, tiny_llama, forget, retain, tokenizer, copy=True)
+    torch.manual_seed(11)  # of the process, which is nobody's business
+    assert hash_model(once) == hash_model(apply(slug, tiny_llama, forget, retain, tokenizer, copy=True))
+
+
+@every_edit
+def test_a_copy_leaves_the_model_bit_identical_and_shares_no_weight(slug, forget, retain, tokenizer, tiny_llama):
+    before = hash_model(tiny_llama)
+    flags = [parameter.requires_grad for parameter in tiny_llama.parameters()]
+    edited = apply(slug, tiny_llama, forget, retain, tokenizer, copy=True)
+    assert hash_model(edited) != hash_model(tiny_llama) == before
+    assert [parameter.requires_grad for parameter in tiny_llama.parameters()] == flags
+    assert not {p.data_ptr() for p in edited.parameters()} & {p.data_ptr() for p in tiny_llama.parameters()}

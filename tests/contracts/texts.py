@@ -1,0 +1,42 @@
+"""How the contracts apply a method to texts: two steps on a model of three blocks and sixteen rows."""
+
+import gc
+
+import peft  # noqa: F401
+
+from unwrite import catalog
+
+# Every training ends with a full collection, half a second over all that is imported; what is here stays anyway.
+gc.collect()
+gc.freeze()
+
+ON_TEXTS = {slug: record for slug, record in catalog.methods().items() if "text" in record.forgets}
+# Batches of fewer rows than there are; everything else is as it comes.
+FIELDS = {slug: {"importance_batch": 4} for slug in ("ssd", "lfssd", "random-dampening")}
+# SGD moves weights by the gradient itself, so a weight that gets none stays.
+ARGUMENTS = {
+    "optim": "sgd",
+    "learning_rate": 1e-2,
+    "weight_decay": 0.0,
+    "warmup_epochs": 0.0,
+    "lr_scheduler_type": "constant",
+    "max_steps": 2,
+    "per_device_train_batch_size": 4,
+    "use_cpu": True,
+}
+
+
+def of_kind(kind):
+    """The slugs of a kind's methods that forget texts."""
+    return [slug for slug, record in ON_TEXTS.items() if record.kind == kind]
+
+
+def made(slug):
+    """The method with settings that fit so few rows."""
+    return catalog.method(slug).load()(**FIELDS.get(slug, {}))
+
+
+def apply(slug, model, forget, retain, tokenizer, args=None, **options):
+    """The method on texts."""
+    args = {**ARGUMENTS, **(args or {})}
+    return made(slug).apply(model, forget, retain, processing_class=tokenizer, args=args, **options)
