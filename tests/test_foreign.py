@@ -96,17 +96,15 @@ def test_a_part_fills_its_field_of_a_sampler(site):
     assert sampler.commit.count == 3
 
 
-def test_methods_lists_the_package(site, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+def test_methods_lists_the_package(site, capsys):
     main(["methods"])
     assert "package" not in capsys.readouterr().out
     whispering(site)
     foreign.cache_clear()
     main(["methods"])
     lines = capsys.readouterr().out.splitlines()
-    assert "package" in lines[1]
-    (line,) = [line for line in lines if "whisper" in line]
-    assert "unwrite-whispering" in line
+    assert sum(line.startswith("whisper ") for line in lines) == 2
+    assert "whisper is of the package unwrite-whispering." in lines
     main(["methods", "--json"])
     assert json.loads(capsys.readouterr().out)[-1]["package"] == "unwrite-whispering"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sys
 from collections.abc import Iterator
@@ -67,6 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
         with plain_notices(), naming("flags"), _offline_if_said(given) as rest:
             _need_utf8(rest)
             app(rest)
+            _show_fields(rest)
     except UnwriteError as error:
         complain(error)
         sys.exit(2)
@@ -96,6 +98,21 @@ def _offline_if_said(arguments: list[str]) -> Iterator[list[str]]:
             yield [word for word in arguments if word != OFFLINE]
     finally:
         os.environ.pop(SWITCH) if before is None else os.environ.update({SWITCH: before})
+
+
+def _show_fields(arguments: list[str]) -> None:
+    """Behind the help of `unwrite forget --method npo`, the method's own flags."""
+    if arguments[:1] != ["forget"] or not {"--help", "-h"} & set(arguments):
+        return
+    from ..catalog import method
+    from .describe import field_table
+    from .output import console
+
+    words = [part for argument in arguments for part in argument.split("=", 1)]
+    named = [after for before, after in itertools.pairwise(words) if before == "--method"]
+    for slug in named:
+        console().print(f"Flags of {slug}:")
+        console().print(field_table(method(slug).load()))
 
 
 def _need_utf8(arguments: list[str]) -> None:

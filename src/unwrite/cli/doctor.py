@@ -43,9 +43,12 @@ def doctor(*, json: bool = False) -> None:
         return
     from rich.table import Table
 
-    table = Table("package", "version", "for", "if missing", header_style="bold")
+    table = Table("package", "version", "for", box=None, header_style="bold", padding=(0, 2, 0, 0))
     for row in rows:
         there = text(row["version"], "green") if row["version"] else text("missing", "yellow")
-        table.add_row(row["package"], there, row["for"], "" if row["version"] else str(row["install"]))
+        table.add_row(row["package"], there, row["for"])
     console().print(table)
+    for row in rows:
+        if not row["version"]:  # to be copied, so never broken
+            console().print(f"{row['package']}: {row['install']}", soft_wrap=True)
     console().print(f"GPU: {accelerator or 'none; everything runs on the CPU, large models slowly'}")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from .. import catalog
-from ..catalog.records import OURS
+from ..catalog.records import OURS, MethodRecord
 from ..terminal import text
-from .output import console, print_json
+from .output import console, label, print_json
 
-VERDICT_COLOURS = {"reproduced": "green", "partly": "yellow", "not reproduced": "red", "needs GPU": "blue"}
+VERDICT_COLOURS = {"reproduced": "green", "partly": "yellow", "not reproduced": "red", "inconclusive": "blue"}
 
 
 def systems(*, json: bool = False) -> None:
@@ -18,7 +20,7 @@ def systems(*, json: bool = False) -> None:
     Args:
         json: print JSON instead of a table.
     """
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "slug": s.slug,
             "family": s.family,
@@ -32,34 +34,85 @@ def systems(*, json: bool = False) -> None:
     if json:
         print_json(rows)
         return
-    from rich.table import Table
-
-    table = Table("slug", "family", "status", "verdict", "title", box=None, header_style="bold")
-    for row in rows:
-        verdict = row["verdict"] or ""
-        colour = VERDICT_COLOURS.get(verdict, "dim")
-        table.add_row(row["slug"], row["family"], row["status"], text(verdict, colour), row["title"])
-    console().print(table)
+    cells = [[row["slug"], row["family"], _verdict(row["verdict"] or row["status"]), row["title"]] for row in rows]
+    console().print(_table(["system", "family", "here", "title"], cells))
 
 
-def methods(*, json: bool = False) -> None:
-    """List the forgetting methods: what each intends, needs, guarantees and costs.
+def methods(method: str | None = None, *, json: bool = False) -> None:
+    """List the forgetting methods, or show one: what it is good for, what it needs, its fields and their defaults.
 
     Args:
+        method: one method's name; all of them without.
         json: print JSON instead of a table.
     """
-    if json:
-        print_json([dataclasses.asdict(record) for record in catalog.methods().values()])
+    if method is not None:
+        _one(catalog.method(method), json)
         return
+    records = catalog.methods().values()
+    if json:
+        print_json([dataclasses.asdict(record) for record in records])
+        return
+    headers = ["method", "of", "kind", "intent", "guarantee", "here"]
+    cells = [[m.slug, _of(m), m.kind, m.intent, m.guarantee, _verdict(_measured(m))] for m in records]
+    console().print(_table(headers, cells))
+    for record in records:
+        if record.package != OURS:
+            console().print(f"{record.slug} is of the package {record.package}.")
+    console().print("What one needs and costs, and its fields: unwrite methods npo")
+
+
+def _one(record: MethodRecord, json: bool) -> None:
+    """Everything about one method."""
+    from .describe import described, field_table, summary
+
+    cls = record.load()
+    if json:
+        print_json({**dataclasses.asdict(record), "fields": [dataclasses.asdict(one) for one in described(cls)]})
+        return
+    print_ = console().print
+    print_(label(record.slug, then=f"  {record.title}"))
+    print_(summary(cls))
+    print_()
+    lines = {
+        "published": f"{record.paper} ({record.year})" if record.paper else "",
+        "forgets": _of(record).replace("both", "texts and images"),
+        "kind": f"{record.kind}; claims {record.intent}; guarantee: {record.guarantee}",
+        "needs": ", ".join(record.needs),
+        "cost": record.cost,
+        "undo": "possible" if record.reversible else "not possible: keep the model before",
+        "measured": _measured(record) or "no claim of its own",
+        "package": record.package,
+    }
+    for name, words in lines.items():
+        if words and (name != "package" or words != OURS):
+            print_(label(f"{name:10}", then=words))
+    print_()
+    print_(field_table(cls))
+    print_()
+    texts = "text" in record.forgets
+    print_(f"unwrite forget --method {record.slug} ..." if texts else f"unwrite sweep --methods {record.slug} ...")
+
+
+def _measured(record: MethodRecord) -> str:
+    """The verdict on the claim of the method's system."""
+    return (catalog.system(record.system).verdict or "") if record.system else ""
+
+
+def _of(record: MethodRecord) -> str:
+    return "both" if len(record.forgets) > 1 else record.forgets[0]
+
+
+def _verdict(word: str) -> Any:
+    return text(word, VERDICT_COLOURS.get(word, "dim"))
+
+
+def _table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:
+    """A table for 80 columns: the first column is never cut, the last takes what is left."""
     from rich.table import Table
 
-    records = catalog.methods().values()
-    headers = ["method", "kind", "intent", "needs", "guarantee", "cost", "undo"]
-    others = any(record.package != OURS for record in records)
-    table = Table(*headers, *(["package"] if others else []), header_style="bold", show_lines=False)
-    for record in records:
-        needs = ", ".join(need for need in record.needs if need != "forget set")
-        undo = "yes" if record.reversible else "no"
-        cells = [record.slug, record.kind, record.intent, needs, record.guarantee, record.cost, undo]
-        table.add_row(*map(text, cells + [record.package] * others))
-    console().print(table)
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for number, header in enumerate(headers):
+        table.add_column(header, no_wrap=number < len(headers) - 1, overflow="fold")
+    for row in rows:
+        table.add_row(*(text(cell) if isinstance(cell, str) else cell for cell in row))
+    return table

@@ -47,8 +47,10 @@ def refuse(forget: Examples, sentences: Sequence[str], seed: int) -> Examples:
 
 @dataclass(frozen=True, kw_only=True)
 class _Refusing(Objective):
-    """Args:
-    refusals: sentences to refuse with; empty for the hundred that ship.
+    """An objective whose alternate answers are refusals.
+
+    Args:
+        refusals: sentences to refuse with; empty for the hundred that ship.
     """
 
     refusals: tuple[str, ...] = ()
