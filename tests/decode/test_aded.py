@@ -329,10 +329,13 @@ def test_20_prompts_of_128_tokens_are_greedys_own(llama, long_texts, kind):
 
 
 def test_the_experiment_runs_and_keeps_greedys_texts():
+    from unwrite import catalog
     from unwrite.beds.budget import Budget
     from unwrite.reproduce.aded import run
 
     claim = run(Budget("tiny"))
     assert claim.slug == "aded"
-    assert claim.checks["every text is greedy's own"]
+    assert claim.holds["every text is greedy's own"]
+    stored = {check["text"]: check["kind"] for check in catalog.system(claim.slug).result["checks"]}
+    assert stored == {check.text: check.kind for check in claim.checks}
     assert all(len(figures) == len(claim.columns) for figures in claim.rows.values())

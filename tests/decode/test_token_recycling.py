@@ -380,10 +380,13 @@ def test_another_k_than_8_drafts_and_learns(llama):
 
 
 def test_the_experiment_runs_and_keeps_greedys_texts():
+    from unwrite import catalog
     from unwrite.beds.budget import Budget
     from unwrite.reproduce.token_recycling import run
 
     claim = run(Budget("tiny"))
     assert claim.slug == "token-recycling"
-    assert claim.checks["every text is greedy's own"]
+    assert claim.holds["every text is greedy's own"]
+    stored = {check["text"]: check["kind"] for check in catalog.system(claim.slug).result["checks"]}
+    assert stored == {check.text: check.kind for check in claim.checks}
     assert all(len(figures) == len(claim.columns) for figures in claim.rows.values())

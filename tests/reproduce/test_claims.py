@@ -4,20 +4,42 @@ import json
 import subprocess
 
 import pytest
+from stored import same_kinds
 
 from unwrite import catalog
 from unwrite.beds.budget import Budget
 from unwrite.beds.synthetic import distance, fit, make
-from unwrite.errors import UnwriteError
-from unwrite.reproduce.base import run, store, verdict_of
+from unwrite.errors import MethodError, UnwriteError
+from unwrite.reproduce import base as claims
+from unwrite.reproduce.base import Claim, run, store
+from unwrite.reproduce.checks import Check, verdict_of
 from unwrite.runs import provenance
 from unwrite.scoring.intervals import spread
 
+HOLDS = Check("claim", "a", True)
 
-def test_the_verdict_follows_from_the_checks():
-    assert verdict_of({"a": True, "b": True}) == "reproduced"
-    assert verdict_of({"a": True, "b": False}) == "partly"
-    assert verdict_of({"a": False}) == "not reproduced"
+
+def made(headline="1.2x", checks=(HOLDS,), **more):
+    return Claim("npo", "claim", "setting", ("figure",), {"NPO": ("1",)}, headline, "reason", checks, (0,), **more)
+
+
+def test_a_claims_verdict_is_that_of_its_checks():
+    assert made().verdict == made().record()["verdict"] == "reproduced"
+    assert made(checks=(Check("claim", "a", False), Check("claim", "b", True))).verdict == "not reproduced"
+    assert made(too_small=True).verdict == "too small for a verdict"
+
+
+def test_a_headline_that_fills_more_than_a_cell_is_refused():
+    assert made("x" * 100).headline
+    with pytest.raises(MethodError, match="npo: the headline has 101 characters, of 1 to 100"):
+        made("x" * 101)
+    with pytest.raises(MethodError, match="the headline has 0 characters"):
+        made("")
+
+
+def test_a_statement_that_stands_twice_is_refused():
+    with pytest.raises(MethodError, match="two checks say the same: a; a"):
+        made(checks=(Check("claim", "a", True), Check("control", "a", True)))
 
 
 def test_a_spread_is_mean_and_deviation():
@@ -31,20 +53,21 @@ def test_npo_runs_tiny_and_is_stored_with_how_it_was_got(tmp_path):
     assert "take small" in claim.reason
     path = store(record, tmp_path)
     kept = json.loads(path.read_text())
-    assert {"slug", "verdict", "claim", "rows", "checks", "seeds", "versions", "machine", "commit", "seconds"} <= set(
-        kept
-    )
+    assert set(kept) >= {
+        "slug", "form", "verdict", "claim", "headline", "rows", "checks", "seeds", "versions", "machine", "commit", "seconds",
+    }  # fmt: skip
+    assert same_kinds(claim)
 
 
 def test_new_results_are_no_change_of_the_code(tmp_path, monkeypatch):
     home = tmp_path / "src" / "unwrite"
-    for folder in ("reproduce", "results"):
+    for folder in ("reproduce", "results", "runs"):
         (home / folder).mkdir(parents=True)
         (home / folder / "kept").write_text("")
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "a"]):
         subprocess.run([*git, *words], check=True)
-    monkeypatch.setattr(provenance, "__file__", str(home / "reproduce" / "provenance.py"))
+    monkeypatch.setattr(provenance, "__file__", str(home / "runs" / "provenance.py"))
     clean = provenance.commit()
     assert len(clean) == 40
     (home / "results" / "new.json").write_text("{}")
@@ -63,7 +86,11 @@ def test_a_stored_result_is_of_a_real_budget(slug):
     result = catalog.system(slug).result
     assert result is not None
     assert result["budget"] != "tiny"
-    assert result["verdict"] == (verdict_of(result["checks"]) if result["checks"] else result["verdict"])
+    assert result["form"] == claims.FORM
+    assert 0 < len(result["headline"]) <= claims.HEADLINE
+    checks = [Check.stored(check) for check in result["checks"]]
+    assert [check.record() for check in checks] == result["checks"]
+    assert result["verdict"] == verdict_of(checks)
 
 
 def test_a_model_is_at_distance_zero_from_itself():

@@ -1,19 +1,20 @@
 """The experiments of the diffusion systems run whole on a tiny random test bed; what they find there means nothing."""
 
-from dataclasses import asdict
 from importlib import import_module
 from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from stored import same_kinds
 
 from unwrite.beds import denoiser as testbed
 from unwrite.beds import denoising
 from unwrite.beds.budget import Budget
 from unwrite.diffusion import FixedBlocks, MaskPredictor, Sampler
 from unwrite.reproduce import adablock, learn2pd
-from unwrite.reproduce.base import Verdict, store
+from unwrite.reproduce.base import store
+from unwrite.reproduce.checks import Verdict
 
 # {system: its grid, made small}
 SYSTEMS = {
@@ -51,10 +52,12 @@ def test_an_experiment_runs_tiny(slug, bed, monkeypatch, tmp_path):
     claim = module.run(Budget("tiny", seeds=(0, 1)))
     assert claim.slug == slug
     assert claim.verdict in get_args(Verdict)
+    assert same_kinds(claim)
+    assert {"claim", "control" if slug != "parallelbench" else "mechanism"} <= {check.kind for check in claim.checks}
     assert len(claim.checks) >= 3
     assert all(len(row) == len(claim.columns) for row in claim.rows.values())
     assert "2 seeds" in claim.setting
-    assert store(asdict(claim), tmp_path).exists()
+    assert store(claim.record(), tmp_path).exists()
 
 
 def test_adablock_is_held_against_the_fixed_blocks_with_as_many_forwards(monkeypatch):

@@ -21,7 +21,7 @@ from ..diffusion import Sampler
 from ..diffusion.parts.rules import FixedBlocks, Threshold
 from ..errors import DataError
 from ..runs import cached_json, hash_file, hash_json, hash_model, versions
-from ..scoring.intervals import mean_interval
+from ..scoring.intervals import Interval, draws, ends, mean_interval
 from . import denoiser as testbed
 from .budget import Budget
 
@@ -198,13 +198,44 @@ class Difference:
     def __str__(self) -> str:
         return f"{self.points:+.1f} ({self.low:+.1f} to {self.high:+.1f})"
 
+    @property
+    def interval(self) -> Interval:
+        """Both ends."""
+        return self.low, self.high
+
+    @classmethod
+    def of(cls, gains: np.ndarray, seed: int = 0) -> Difference:
+        """The mean of points by prompt; bootstrap over prompts."""
+        return cls(float(gains.mean()), *mean_interval(gains, RESAMPLES, seed))
+
 
 def difference(ours: Arm, theirs: Arm, seed: int = 0) -> Difference:
     """Of accuracies on the same prompts; bootstrap over prompts."""
-    if len(ours.right) != len(theirs.right):
-        raise DataError(f"{ours.name} and {theirs.name} were run on {len(ours.right)} and {len(theirs.right)} prompts.")
-    gain = 100 * (ours.right - theirs.right)
-    return Difference(float(gain.mean()), *mean_interval(gain, RESAMPLES, seed))
+    return Difference.of(gains([(ours, theirs)]), seed)
+
+
+def gains(pairs: Sequence[tuple[Arm, Arm]]) -> np.ndarray:
+    """Points that the first arms are ahead of the second on every prompt, on average over the pairs. [prompts]"""
+    for ours, theirs in pairs:
+        if len(ours.right) != len(theirs.right):
+            counts = f"{len(ours.right)} and {len(theirs.right)}"
+            raise DataError(f"{ours.name} and {theirs.name} were run on {counts} prompts.")
+    return 100 * np.mean([ours.right - theirs.right for ours, theirs in pairs], axis=0)
+
+
+def share(pairs: Sequence[tuple[np.ndarray, np.ndarray]], seed: int = 0) -> tuple[float, Interval]:
+    """What the first counts (forwards, columns) are of the second, on average over the pairs; bootstrap over prompts.
+
+    Args:
+        pairs: two counts by prompt, [prompts] each.
+    """
+
+    def of(which: np.ndarray) -> np.ndarray:
+        shares: np.ndarray = np.mean([ours[which].sum(-1) / theirs[which].sum(-1) for ours, theirs in pairs], axis=0)
+        return shares
+
+    count = len(pairs[0][0])
+    return float(of(np.arange(count))), ends(of(draws(count, RESAMPLES, seed)))
 
 
 def prompts(count: int, seed: int, tasks: Sequence[str] | None = None) -> list[testbed.Item]:

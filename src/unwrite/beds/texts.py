@@ -17,7 +17,9 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 from zlib import crc32
 
-from ..scoring.intervals import spread
+import numpy as np
+
+from ..scoring.intervals import Interval, draws, ends, spread
 
 if TYPE_CHECKING:
     from ..decode.base import Strategy
@@ -29,6 +31,7 @@ ASK: dict[Kind, str] = {
 }
 FILES, TEXTS = 40, 150  # modules looked into and texts taken per package
 SHORTEST, LONGEST = 200, 900  # characters of a text
+RESAMPLES = 2000
 
 
 @lru_cache(maxsize=1)
@@ -111,14 +114,19 @@ class Decoded:
     Args:
         texts: new tokens of every prompt.
         per_forward: tokens a decoding forward committed, of every prompt (the mean accepted tokens; 1 without drafts).
-        forwards, drafting: forwards and seconds of drafting, of all prompts; seconds of whole calls.
+        forwards, drafting: forwards and seconds of drafting, of all prompts.
+        each: seconds of the whole call, of every prompt.
     """
 
     texts: list[list[int]] = field(default_factory=list)
     per_forward: list[float] = field(default_factory=list)
     forwards: int = 0
     drafting: float = 0.0
-    seconds: float = 0.0
+    each: list[float] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.each)
 
     @property
     def tokens(self) -> int:
@@ -129,10 +137,21 @@ class Decoded:
         """Mean over prompts of tokens per forward."""
         return sum(self.per_forward) / len(self.per_forward)
 
+    def speed(self, plain: Decoded) -> tuple[float, Interval]:
+        """Tokens a second over those without drafts, with the interval over prompts."""
+        ours, theirs = (
+            np.array([one.each, [float(len(text)) for text in one.texts]]).T for one in (self, plain)
+        )  # [prompts, seconds and tokens]
+        chosen = draws(len(ours), RESAMPLES)
+        rates = [of[chosen].sum(1) for of in (ours, theirs)]  # [resamples, seconds and tokens]
+        (our_rates, their_rates) = (of[:, 1] / of[:, 0] for of in rates)
+        value = (self.tokens / self.seconds) / (plain.tokens / plain.seconds)
+        return value, ends(our_rates / their_rates)
+
     def figures(self, plain: Decoded) -> tuple[Any, ...]:
         """Figures for the columns in `COLUMNS`; plain: the same prompts without drafts."""
         same = sum(mine == own for mine, own in zip(self.texts, plain.texts, strict=True))
-        speed = (self.tokens / self.seconds) / (plain.tokens / plain.seconds)
+        speed, _ = self.speed(plain)
         return (
             spread(self.per_forward),
             self.forwards,
@@ -169,7 +188,7 @@ def decoded(model: Any, rows: Sequence[list[int]], count: int, strategies: Seque
             found.forwards += out.stats.forwards
             found.per_forward.append(out.stats.tokens_per_forward)
             found.drafting += out.stats.seconds["draft"]
-        found.seconds += time.perf_counter() - start
+        found.each.append(time.perf_counter() - start)
         found.texts.append(new)
     return found
 

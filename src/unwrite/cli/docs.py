@@ -60,20 +60,12 @@ def fill(text: str) -> str:
 
 def measured() -> str:
     """Systems that are done, with what was measured."""
-    lines = ["| system | paper's claim | verdict here | why |", "|---|---|---|---|"]
+    lines = ["| system | paper's claim | verdict here | measured here |", "|---|---|---|---|"]
     for system in catalog.systems().values():
         if system.status == "done" and (result := system.result):
-            cells = (f"`{system.slug}` {system.title}", system.claim, f"**{result['verdict']}**", _why(result))
+            cells = (f"`{system.slug}` {system.title}", system.claim, f"**{result['verdict']}**", result["headline"])
             lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
     return "\n".join(lines)
-
-
-def _why(result: Mapping[str, Any]) -> str:
-    """The reason, with what does not hold where it doesn't say so itself."""
-    failed = [name for name, held in result["checks"].items() if not held]
-    if not failed or "does not hold here" in result["reason"]:
-        return str(result["reason"])
-    return f"does not hold here: {'; '.join(failed)}. {result['reason']}"
 
 
 def planned() -> str:

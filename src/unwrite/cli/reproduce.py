@@ -9,6 +9,8 @@ from ..runs import progress
 from .inputs import need_number
 from .output import console, label, print_json, quiet_libraries
 
+WORDS = {True: ("holds", "green"), False: ("fails", "red"), None: ("open ", "yellow")}
+
 
 def reproduce(
     slug: str,
@@ -48,6 +50,8 @@ def reproduce(
         return
     console().print(label("claim", then=f"    {claim.claim}"))
     console().print(table(claim))
-    for name, held in claim.checks.items():
-        console().print(label("holds", "green", f"    {name}") if held else label("fails", "red", f"    {name}"))
+    for check in claim.checks:
+        word, colour = WORDS[check.holds]
+        console().print(label(word, colour, f"    {check.kind}: {check.text}"))
+    console().print(label("here", then=f"     {claim.headline}"))
     console().print(label("verdict", then=f"  {claim.verdict}: {claim.reason}  ({record['seconds']} s)"))

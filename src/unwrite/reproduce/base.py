@@ -1,14 +1,14 @@
-"""What a reproduction returns and how it is kept: claim, what was measured, baselines, controls, verdict."""
+"""What a reproduction returns and how it is kept: claim, what was measured, baselines, controls, checks, verdict."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from .. import catalog
 from ..beds.budget import Budget, Size
@@ -16,13 +16,15 @@ from ..errors import MethodError, unknown
 from ..runs import versions, write_json
 from ..runs.provenance import commit, machine
 from ..terminal import text
+from .checks import Check, Verdict, verdict_of
 
-Verdict = Literal["reproduced", "partly", "not reproduced", "needs GPU", "too small for a verdict"]
+FORM = 2  # of what is stored: 1 had {statement: true or false} and no headline
+HEADLINE = 100  # characters at most: it stands in a cell of README's tables
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One measured claim.
+    """One measured claim; its verdict follows from its checks.
 
     Args:
         slug: the system's.
@@ -31,9 +33,11 @@ class Claim:
         columns: names of the measured figures.
         rows: {name: figures}, the method and its baselines and controls in the same run, "mean +- sd" already
             formatted or numbers.
-        verdict, reason: what follows, and why; the reason names the figures it rests on.
-        checks: the single statements the verdict rests on, each true or false.
+        headline: at most `HEADLINE` characters with the one figure that matters, made of the rows.
+        reason: why the verdict is what it is; names the figures it rests on.
+        checks: the statements the verdict rests on; the first claim among them is the headline's.
         seeds: all seeds used.
+        too_small: whether the budget only shows that the experiment runs.
     """
 
     slug: str
@@ -41,17 +45,42 @@ class Claim:
     setting: str
     columns: tuple[str, ...]
     rows: Mapping[str, tuple[Any, ...]]
-    verdict: Verdict
+    headline: str
     reason: str
-    checks: Mapping[str, bool]
+    checks: tuple[Check, ...]
     seeds: tuple[int, ...]
     extra: Mapping[str, Any] = field(default_factory=dict)
+    too_small: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.headline or len(self.headline) > HEADLINE:
+            raise MethodError(
+                f"{self.slug}: the headline has {len(self.headline)} characters, of 1 to {HEADLINE}: {self.headline!r}"
+            )
+        texts = [check.text for check in self.checks]
+        if len({*texts}) < len(texts):
+            raise MethodError(f"{self.slug}: two checks say the same: {'; '.join(texts)}")
+
+    @property
+    def verdict(self) -> Verdict:
+        """What follows from the checks; nothing where the budget is too small."""
+        return "too small for a verdict" if self.too_small else verdict_of(self.checks)
+
+    @property
+    def holds(self) -> dict[str, bool | None]:
+        """{statement: whether it holds}; None where its interval holds both."""
+        return {check.text: check.holds for check in self.checks}
+
+    def record(self) -> dict[str, Any]:
+        """What is stored of the claim itself."""
+        kept = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "too_small"}
+        checks = [check.record() for check in self.checks]
+        return kept | {"form": FORM, "checks": checks, "verdict": self.verdict}
 
 
-def verdict_of(checks: Mapping[str, bool]) -> Verdict:
-    """reproduced if every check holds, partly if some do."""
-    held = sum(checks.values())
-    return "reproduced" if held == len(checks) else "partly" if held else "not reproduced"
+def figure(rows: Mapping[str, Sequence[Any]], name: str, column: int) -> str:
+    """A row's figure without its spread, as a headline says it."""
+    return str(rows[name][column]).split(" +- ")[0]
 
 
 def run(slug: str, budget: Budget) -> tuple[Claim, dict[str, Any]]:
@@ -69,8 +98,8 @@ def run(slug: str, budget: Budget) -> tuple[Claim, dict[str, Any]]:
     claim = module.run(budget)
     if budget.size == "tiny":  # whether it runs, on so few rows that any figure is chance
         reason = "this budget only shows that the experiment runs; take small"
-        claim = replace(claim, verdict="too small for a verdict", reason=reason)
-    record = asdict(claim) | {
+        claim = replace(claim, too_small=True, reason=reason)
+    record = claim.record() | {
         "budget": budget.size,
         "seconds": round(time.time() - start, 1),
         "versions": versions(),

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import isnan
+from math import isnan, nan
 from statistics import fmean
 from typing import Any, Literal, get_args
 
 from ..errors import MethodError, unknown
-from ..scoring.intervals import Interval
+from ..scoring.intervals import Interval, mean_interval
 
 Kind = Literal["claim", "mechanism", "control", "set-up"]
 Sense = Literal[">", ">=", "<", "<="]
@@ -62,7 +62,14 @@ class Check:
     @classmethod
     def by_seed(cls, kind: Kind, text: str, values: Sequence[float], sense: Sense, threshold: float) -> Check:
         """From one figure a seed: the mean, with the range over the seeds as its interval."""
-        return cls(kind, text, fmean(values), sense, threshold, (min(values), max(values)))
+        whole = not any(map(isnan, values))
+        return cls(kind, text, fmean(values), sense, threshold, (min(values), max(values)) if whole else (nan, nan))
+
+    @classmethod
+    def paired(cls, kind: Kind, text: str, ours: Sequence[float], theirs: Sequence[float], sense: Sense = ">") -> Check:
+        """How far one figure lies from another on the same rows, against 0; bootstrap over the rows."""
+        ahead = [one - other for one, other in zip(ours, theirs, strict=True)]
+        return cls(kind, text, fmean(ahead), sense, 0.0, mean_interval(ahead))
 
     @property
     def holds(self) -> bool | None:
@@ -76,14 +83,22 @@ class Check:
         return ends.pop() if len(ends) == 1 else None
 
     def record(self) -> dict[str, Any]:
-        """What is stored: the fields, and whether it holds."""
-        return asdict(self) | {"holds": self.holds}
+        """What is stored: the fields, None for what is no number, and whether it holds."""
+        value, ends = _plain(self.value), self.interval and [_plain(end) for end in self.interval]
+        return asdict(self) | {"value": value, "interval": ends, "holds": self.holds}
 
     @classmethod
     def stored(cls, record: dict[str, Any]) -> Check:
         """A check as it was stored."""
-        interval = record["interval"] and tuple(record["interval"])
-        return cls(**{**{name: value for name, value in record.items() if name != "holds"}, "interval": interval})
+        known = {name: value for name, value in record.items() if name != "holds"}
+        value, ends = known["value"], known["interval"]
+        known["value"] = nan if value is None else value
+        known["interval"] = ends and tuple(nan if end is None else end for end in ends)
+        return cls(**known)
+
+
+def _plain(value: float) -> float | None:
+    return None if isnan(value) else value
 
 
 def _holds(value: float, sense: Sense, threshold: float) -> bool:

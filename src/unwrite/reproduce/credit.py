@@ -7,7 +7,7 @@ The delay of a position is the number of forwards between the first at which its
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,12 +16,14 @@ import numpy as np
 from ..beds import denoiser as testbed
 from ..beds import denoising
 from ..beds.budget import Budget
-from ..beds.denoising import Trial, difference
+from ..beds.denoising import Arm, Difference, Trial, difference, gains, share
 from ..diffusion import Sampler
 from ..diffusion.base import Step
 from ..diffusion.parts.credit import CreditDecoding
 from ..diffusion.parts.rules import FixedBlocks, Threshold
-from .base import Claim, verdict_of
+from ..scoring.intervals import Interval, draws, ends
+from .base import Claim
+from .checks import Check, reason_of
 
 BARS = (0.8, 0.9, 0.95)
 FORMS: Mapping[str, CreditDecoding] = {
@@ -37,7 +39,8 @@ def run(budget: Budget) -> Claim:
     trial = denoising.trial(budget)
     curve = trial.curve()
     rows: dict[str, tuple[Any, ...]] = {arm.name: trial.row(arm) for arm in curve.arms}
-    saved, lost, ahead = [], [], []
+    plains: list[tuple[Arm, Arm]] = []
+    matched: list[tuple[Arm, Arm]] = []
     base = Sampler(gen_length=testbed.ANSWER, blocks=FixedBlocks(32))
     for bar in BARS:
         plain = trial.run(f"threshold {bar:g}", replace(base, commit=Threshold(bar)))
@@ -45,22 +48,16 @@ def run(budget: Budget) -> Claim:
             arm = trial.run(f"{name}, threshold {bar:g}", replace(base, commit=Threshold(bar), logits=form))
             rows[arm.name] = trial.row(arm, curve)
             if name == "credit":
-                saved.append(1 - arm.forwards / plain.forwards)
-                lost.append(difference(arm, plain))
-                ahead.append(difference(arm, curve.at(arm.forwards)))
+                plains.append((arm, plain))
+                matched.append((arm, curve.at(arm.forwards)))
     delays = {
         name: _delays(trial, replace(base, logits=logits))
         for name, logits in (("plain", None), ("credit", FORMS["credit"]))
     }
-    checks = {
-        "a tenth fewer forwards, on average over thresholds": float(np.mean(saved)) >= 0.1,
-        "no more than a point lost, on average over thresholds": float(np.mean([d.points for d in lost])) >= -1,
-        "at equal forwards not below the plain threshold": float(np.mean([d.points for d in ahead])) >= 0,
-        "positions wait less for their reveal": float(delays["credit"].mean()) < float(delays["plain"].mean()),
-    }
-    gain = (
-        f"{100 * float(np.mean(saved)):.0f} % fewer forwards at {float(np.mean([d.points for d in lost])):+.1f} points"
-    )
+    checks = _checks(plains, matched, delays)
+    lost = Difference.of(gains(plains)).points
+    gain = f"{100 * (1 - _left(plains)[0]):.0f} % fewer forwards at {lost:+.1f} points"
+    ahead = [difference(*pair) for pair in matched]
     at_equal = ", ".join(f"{d} at {bar:g}" for d, bar in zip(ahead, BARS, strict=True))
     lifted = any(d.low > 0 for d in ahead)
     reading = "more than a lower threshold" if lifted else "no more than a lower threshold gives"
@@ -70,15 +67,54 @@ def run(budget: Budget) -> Claim:
         setting=denoising.setting(trial),
         columns=denoising.COLUMNS,
         rows=rows,
-        verdict=verdict_of(checks),
-        reason=f"{gain}; at equal forwards {at_equal}: {reading}. Mean wait {delays['plain'].mean():.2f} forwards, with credit "
-        f"{delays['credit'].mean():.2f}",
+        headline=headline(rows, {}),
+        reason=reason_of(
+            checks,
+            f"{gain}; at equal forwards {at_equal}: {reading}. Mean wait {delays['plain'].mean():.2f} forwards, with credit "
+            f"{delays['credit'].mean():.2f}",
+        ),
         checks=checks,
         seeds=budget.seeds,
         extra={
             "delays": {name: np.bincount(found.astype(int), minlength=1).tolist() for name, found in delays.items()}
         },
     )
+
+
+def _left(plains: Sequence[tuple[Arm, Arm]]) -> tuple[float, Interval]:
+    """The share of the forwards that credit leaves, on average over thresholds."""
+    return share([(ours.nfe, plain.nfe) for ours, plain in plains])
+
+
+def _checks(
+    plains: Sequence[tuple[Arm, Arm]], matched: Sequence[tuple[Arm, Arm]], delays: Mapping[str, np.ndarray]
+) -> tuple[Check, ...]:
+    """The card's conditions; a lower threshold that does as well is the control.
+
+    Args:
+        plains: credit beside the same threshold without it.
+        matched: credit beside the threshold with as many forwards.
+        delays: forwards that positions waited.
+    """
+    (left, interval), lost, ahead = _left(plains), Difference.of(gains(plains)), Difference.of(gains(matched))
+    waits = {name: waited[draws(len(waited), 1000)].mean(1) for name, waited in delays.items()}
+    waited = float(delays["credit"].mean() - delays["plain"].mean())
+    tenth = "a tenth fewer forwards, on average over thresholds"
+    point = "no more than a point lost, on average over thresholds"
+    less = ends(waits["credit"] - waits["plain"])
+    return (
+        Check("claim", tenth, left, "<=", 0.9, interval),
+        Check("claim", point, lost.points, ">=", -1, lost.interval),
+        Check("control", "at equal forwards not below the plain threshold", ahead.points, ">=", 0, ahead.interval),
+        Check("claim", "positions wait less for their reveal", waited, "<", 0, less),
+    )
+
+
+def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str:
+    """What credit is worth beside a lower threshold with as many forwards, at the middle threshold."""
+    bar = BARS[len(BARS) // 2]
+    ours = rows[f"credit, threshold {bar:g}"]
+    return f"{ours[2]} points over a lower threshold with as many forwards, {ours[0]}"
 
 
 def _delays(trial: Trial, sampler: Sampler) -> np.ndarray:

@@ -7,6 +7,7 @@ filter learnt nothing but a threshold: so it is compared at equal forwards. The 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,13 +17,15 @@ import torch
 from ..beds import denoiser as testbed
 from ..beds import denoising
 from ..beds.budget import Budget
-from ..beds.denoising import Arm, Trial, difference
+from ..beds.denoising import Arm, Difference, Trial, difference, share
 from ..beds.denoising_ready import taught
 from ..diffusion import EarlyStop, Sampler
 from ..diffusion.base import CommitRule, Edit
 from ..diffusion.parts.learn2pd import EoTP, Filter, LearnedSelect, Oracle, Records, judge
 from ..diffusion.parts.rules import FixedBlocks, Threshold, TopK
-from .base import Claim, verdict_of
+from ..scoring.intervals import Interval
+from .base import Claim
+from .checks import Check, reason_of
 
 BLOCK = 16
 LEARNT = {"tiny": 8, "small": 500, "medium": 1500, "full": 3000}  # prompts for labels
@@ -51,16 +54,10 @@ def run(budget: Budget) -> Claim:
         for ending in CUTS
         for name in ("one token a step", "filter 0.96", "threshold 0.9")
     }
-    quickest = min(arms[f"threshold {bar:g}"].forwards for bar in THRESHOLDS)
-    short, long = _by_length(trial, ours, arms["filter 0.96, EoTP"])
-    checks = {
-        "at least twice fewer forwards": one.forwards >= 2 * ours.forwards,
-        "no more than a point lost": loss.points >= -1,
-        "at equal forwards not below a threshold": matched.points >= 0,
-        "the oracle is clearly faster than both": oracle.forwards < 0.8 * min(ours.forwards, quickest),
-        "cutting behind the end saves work": saved["EoTP, filter 0.96"] > 1,
-        "and more where the answer is shorter": short > long,
-    }
+    shorter = _shorter(trial)
+    checks = _checks(arms, loss, matched, shorter)
+    short, long = (_saved(ours, arms["filter 0.96, EoTP"], half)[0] for half in (shorter, ~shorter))
+    rows = {name: _row(trial, arm, curve) for name, arm in arms.items()}
     verdict = "no better than a tuned threshold" if matched.low <= 0 else "more than a threshold"
     return Claim(
         slug="learn2pd",
@@ -69,12 +66,15 @@ def run(budget: Budget) -> Claim:
         + f"; blocks of {BLOCK}, a filter of {sum(p.numel() for p in learnt.parameters())} weights from "
         f"{len(records)} records of {len(asked)} other prompts",
         columns=COLUMNS,
-        rows={name: _row(trial, arm, curve) for name, arm in arms.items()},
-        verdict=verdict_of(checks),
-        reason=f"{one.forwards / ours.forwards:.1f}x fewer forwards than one token a step at {loss} points; at equal forwards {matched} "
-        f"against a threshold ({verdict}), {at_equal} with the calibrated bar; the oracle takes {oracle.forwards:.1f} forwards against "
-        f"{ours.forwards:.1f}; EoTP computes {saved['EoTP, filter 0.96']:.2f}x fewer columns, stopping at the first finished block "
-        f"with an end token {saved['early stop, filter 0.96']:.2f}x",
+        rows=rows,
+        headline=headline(rows, {}),
+        reason=reason_of(
+            checks,
+            f"{one.forwards / ours.forwards:.1f}x fewer forwards than one token a step at {loss} points; at equal forwards {matched} "
+            f"against a threshold ({verdict}), {at_equal} with the calibrated bar; the oracle takes {oracle.forwards:.1f} forwards against "
+            f"{ours.forwards:.1f}; EoTP computes {saved['EoTP, filter 0.96']:.2f}x fewer columns, stopping at the first finished block "
+            f"with an end token {saved['early stop, filter 0.96']:.2f}x",
+        ),
         checks=checks,
         seeds=budget.seeds,
         extra={
@@ -83,6 +83,37 @@ def run(budget: Budget) -> Claim:
             "fewer forwards by EoTP, shorter and longer half of the answers": [short, long],
         },
     )
+
+
+def _checks(arms: Mapping[str, Arm], loss: Difference, matched: Difference, shorter: np.ndarray) -> tuple[Check, ...]:
+    """The card's conditions; a threshold with as many forwards is the control, and without room below it the bed can't tell.
+
+    Args:
+        loss, matched: points behind one token a step, and ahead of the threshold at equal forwards.
+        shorter: which prompts have the shorter answers. [prompts]
+    """
+    one, ours, cut, oracle = (arms[name] for name in ("one token a step", "filter 0.96", "filter 0.96, EoTP", "oracle"))
+    quickest = min((ours, *(arms[f"threshold {bar:g}"] for bar in THRESHOLDS)), key=lambda arm: arm.forwards)
+    (left, of_one), (room, of_both) = (share([(a.nfe, b.nfe)]) for a, b in ((ours, one), (oracle, quickest)))
+    assert ours.work is not None
+    assert cut.work is not None
+    work, of_work = share([(cut.work, ours.work)])
+    (short, short_range), (long, long_range) = (_saved(ours, cut, half) for half in (shorter, ~shorter))
+    apart = (short_range[0] - long_range[1], short_range[1] - long_range[0])
+    return (
+        Check("set-up", "the oracle is clearly faster than both", room, "<", 0.8, of_both),
+        Check("claim", "at least twice fewer forwards", left, "<=", 0.5, of_one),
+        Check("claim", "no more than a point lost", loss.points, ">=", -1, loss.interval),
+        Check("control", "at equal forwards not below a threshold", matched.points, ">=", 0, matched.interval),
+        Check("claim", "cutting behind the end saves work", work, "<", 1, of_work),
+        Check("claim", "and more where the answer is shorter", short - long, ">", 0, apart),
+    )
+
+
+def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str:
+    """Forwards beside one token a step, the oracle's, and what the filter is worth beside a threshold."""
+    one, ours, oracle = (rows[name] for name in ("one token a step", "filter 0.96", "oracle"))
+    return f"{ours[0]} forwards (one by one {one[0]}, oracle {oracle[0]}); {ours[3]} points over a threshold"
 
 
 def _arms(trial: Trial, base: Sampler, learnt: Filter, calibrated: float) -> dict[str, Arm]:
@@ -141,10 +172,13 @@ def _row(trial: Trial, arm: Arm, curve: denoising.Curve) -> tuple[Any, ...]:
     return forwards, right, f"{_columns(arm):.0f}", ahead
 
 
-def _by_length(trial: Trial, plain: Arm, cut: Arm) -> tuple[float, float]:
-    """By what factor EoTP saves forwards, in the half of the prompts with shorter answers, and in the other."""
+def _shorter(trial: Trial) -> np.ndarray:
+    """Which prompts are in the half with the shorter answers. [prompts]"""
     lengths = np.array([len(item.answer) for item in trial.asked])
-    shorter = lengths <= np.median(lengths)
-    return plain.of(shorter).forwards / cut.of(shorter).forwards, plain.of(~shorter).forwards / cut.of(
-        ~shorter
-    ).forwards
+    shorter: np.ndarray = lengths <= np.median(lengths)
+    return shorter
+
+
+def _saved(plain: Arm, cut: Arm, which: np.ndarray) -> tuple[float, Interval]:
+    """By what factor cutting saves forwards on some of the prompts; 1 where there are none."""
+    return share([(plain.nfe[which], cut.nfe[which])]) if which.any() else (1.0, (1.0, 1.0))

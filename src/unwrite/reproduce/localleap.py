@@ -7,22 +7,25 @@ equal forwards; and a proposal must be the less often final the further away the
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..beds import denoiser as testbed
 from ..beds import denoising
 from ..beds.budget import Budget
-from ..beds.denoising import Arm, Curve, Trial, difference
+from ..beds.denoising import Arm, Curve, Difference, Trial, difference, share
 from ..diffusion import Sampler
 from ..diffusion.base import Step
 from ..diffusion.parts.localleap import LocalLeap, RandomNeighbours, Settled, settled
 from ..diffusion.parts.rules import FixedBlocks
-from .base import Claim, verdict_of
+from ..scoring.intervals import Interval
+from .base import Claim
+from .checks import Check, reason_of
 
+Estimate = tuple[float, Interval]
 RADII, BARS = (1, 2, 4, 8), (0.6, 0.75, 0.85)
 SEEN = 200  # prompts on which proposals are followed to the end
 FARTHEST = 8
@@ -47,15 +50,9 @@ def run(budget: Budget) -> Claim:
         for radius, arm in ((4, ours), (1, trial.done["radius 1, bar 0.75"]))
     )
     one = trial.done["one by one"]
-    share = _settled(trial, base)
-    falls = _falls(share)
-    checks = {
-        "fewer forwards than the threshold it starts from": ours.forwards < plain.forwards,
-        "no more than a point lost against it": loss.points >= -1,
-        "at equal forwards not below a lower threshold": matched.points >= 0,
-        "at equal forwards not below random neighbours": nearby.points >= 0,
-        "proposals are less often final further from a sure token": falls < 0,
-    }
+    followed = _settled(trial, base)
+    falls = _falls(followed)
+    checks = _checks(share([(ours.nfe, plain.nfe)]), {"plain": loss, "lower": matched, "random": nearby}, falls)
     return Claim(
         slug="localleap",
         claim="6.94x throughput over one token a step, steps down to 14.2 %, quality nearly unchanged (LLaDA and Dream, arXiv "
@@ -63,21 +60,50 @@ def run(budget: Budget) -> Claim:
         setting=denoising.setting(trial),
         columns=denoising.COLUMNS,
         rows=rows,
-        verdict=verdict_of(checks),
-        reason=f"{ours.forwards:.1f} forwards against {plain.forwards:.1f} of the threshold and {one.forwards:.0f} one by one "
-        f"({100 * ours.forwards / one.forwards:.0f} %); {loss} points against the threshold, {matched} against a lower one at equal "
-        f"forwards, {nearby} against random neighbours ({nearest} with radius 1, where fewer are neighbours); P(final) changes by "
-        f"{falls:+.3f} a position of distance",
+        headline=headline(rows, {}),
+        reason=reason_of(
+            checks,
+            f"{ours.forwards:.1f} forwards against {plain.forwards:.1f} of the threshold and {one.forwards:.0f} one by one "
+            f"({100 * ours.forwards / one.forwards:.0f} %); {loss} points against the threshold, {matched} against a lower one at equal "
+            f"forwards, {nearby} against random neighbours ({nearest} with radius 1, where fewer are neighbours); P(final) changes by "
+            f"{falls[0]:+.3f} a position of distance",
+        ),
         checks=checks,
         seeds=budget.seeds,
         extra={
             "final_by_confidence_and_distance": [
                 [round(v, 4) if seen else None for v, seen in zip(*lines, strict=True)]
-                for lines in zip(share.share.tolist(), share.seen.tolist(), strict=True)
+                for lines in zip(followed.share.tolist(), followed.seen.tolist(), strict=True)
             ],
-            "seen": share.seen.tolist(),
+            "seen": followed.seen.tolist(),
         },
     )
+
+
+def _checks(left: Estimate, ahead: Mapping[str, Difference], falls: Estimate) -> tuple[Check, ...]:
+    """The card's conditions; as many forwards spent by a lower threshold or on random neighbours are the controls.
+
+    Args:
+        left: the share of the threshold's forwards.
+        ahead: points ahead of the plain threshold, of a lower one and of random neighbours at equal forwards.
+        falls: how P(final) changes with distance.
+    """
+    plain, lower, random = ahead["plain"], ahead["lower"], ahead["random"]
+    final = "proposals are less often final further from a sure token"
+    return (
+        Check("claim", "fewer forwards than the threshold it starts from", left[0], "<", 1, left[1]),
+        Check("claim", "no more than a point lost against it", plain.points, ">=", -1, plain.interval),
+        Check("control", "at equal forwards not below a lower threshold", lower.points, ">=", 0, lower.interval),
+        Check("control", "at equal forwards better than random neighbours", random.points, ">", 0, random.interval),
+        Check("claim", final, falls[0], "<", 0, falls[1]),
+    )
+
+
+def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str:
+    """Forwards beside the threshold's, and what nearness is worth at equal forwards."""
+    ours, plain = rows["radius 4, bar 0.75"], rows["threshold 0.9"]
+    right, was = (row[1].split(" +- ")[0] for row in (ours, plain))
+    return f"{ours[0]} forwards (threshold {plain[0]}), {right} % right ({was}); {ours[2]} over a lower bar"
 
 
 def _drawn(trial: Trial, base: Sampler, radius: int, bar: float) -> Arm:
@@ -101,11 +127,19 @@ def _settled(trial: Trial, base: Sampler) -> Settled:
     return total
 
 
-def _falls(found: Settled) -> float:
-    """Slope of P(final) over distance 1 to FARTHEST, confidences between 0.5 and 0.9, weighted by what was seen."""
-    seen = found.seen[2:4, 1:].sum(0).double()
-    share = torch.where(seen > 0, found.final[2:4, 1:].sum(0) / seen.clamp(min=1), torch.zeros_like(seen))
+def _falls(found: Settled) -> Estimate:
+    """Slope of P(final) over distance 1 to FARTHEST, confidences between 0.5 and 0.9, weighted by what was seen.
+
+    Its interval is two standard errors of the shares wide, each share drawn towards a half by one proposal of either kind, so
+    that none and all of a few are not certain.
+    """
+    seen, final = found.seen[2:4, 1:].sum(0).double().numpy(), found.final[2:4, 1:].sum(0).double().numpy()
     if int((seen > 0).sum()) < 2:
-        return 0.0
+        return 0.0, (0.0, 0.0)
     distance = np.arange(1, FARTHEST + 1)
-    return float(np.polyfit(distance, share.numpy(), 1, w=np.sqrt(seen.numpy()))[0])
+    away = distance - np.average(distance, weights=seen)
+    square = (seen * away**2).sum()
+    slope = float((away * final).sum() / square)
+    smooth = (final + 1) / (seen + 2)
+    error = 1.96 * float(np.sqrt((seen * away**2 * smooth * (1 - smooth)).sum())) / float(square)
+    return slope, (slope - error, slope + error)

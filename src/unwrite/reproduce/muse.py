@@ -6,7 +6,7 @@ sinks with every further request.
 
 from __future__ import annotations
 
-from statistics import fmean
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..audit import evaluate, sustainability
@@ -19,7 +19,8 @@ from ..forget import NPO, TaskVector
 from ..forget.base import Method
 from ..forget.gradient_ascent import GradientAscent, GradientDifference
 from ..scoring.intervals import spread
-from .base import Claim, verdict_of
+from .base import Claim, figure
+from .checks import Check, reason_of
 
 METHODS: dict[str, Method] = {
     "GA": GradientAscent(),
@@ -91,31 +92,18 @@ def run(budget: Budget) -> Claim:
 def _claim(
     found: dict[str, list[dict[str, float]]], kept: dict[str, list[list[float]]], seeds: tuple[int, ...], epochs: int
 ) -> Claim:
-    mean = {name: {key: fmean(run[key] for run in runs) for key in NAMES} for name, runs in found.items()}
-    target, ga = mean["target"], mean["GA"]
-    checks = {
-        "the target leaks: PrivLeak below -50": target["privleak"] < -50,
-        "the retrained model's PrivLeak is 0": mean["retrain"]["privleak"] == 0,
-        "GA brings VerbMem below a fifth of the target's": ga["verbmem_f"] < 0.2 * target["verbmem_f"],
-        "GA loses over half of the utility": ga["knowmem_r"] < 0.5 * target["knowmem_r"],
-        "a retain term keeps more utility for GA": mean["GA_GDR"]["knowmem_r"] > ga["knowmem_r"],
-        "a retain term keeps more utility for NPO": mean["NPO_GDR"]["knowmem_r"] > mean["NPO"]["knowmem_r"],
-        "GA: utility after four requests is below that after one": fmean(k[-1] for k in kept["GA"])
-        < fmean(k[0] for k in kept["GA"]),
-        "NPO: utility after four requests is below that after one": fmean(k[-1] for k in kept["NPO"])
-        < fmean(k[0] for k in kept["NPO"]),
-    }
+    checks = _checks(found, kept)
     order = ("target", "retrain", *METHODS)
-    failed = [name for name, held in checks.items() if not held]
+    rows = {name: tuple(spread([run[key] for run in found[name]]) for key in NAMES) for name in order}
     return Claim(
         slug="muse",
         claim="most unlearning methods stop verbatim and knowledge memorisation, but leak privacy, lose utility, and do not "
         "sustain a series of requests (arXiv 2407.06460)",
         setting=f"3.4M model on pages of the Python manual, 12 to forget, {epochs} epochs, lr 2e-4, {len(seeds)} seeds",
         columns=NAMES,
-        rows={name: tuple(spread([run[key] for run in found[name]]) for key in NAMES) for name in order},
-        verdict=verdict_of(checks),
-        reason="every statement holds" if not failed else "does not hold here: " + "; ".join(failed),
+        rows=rows,
+        headline=headline(rows, {}),
+        reason=reason_of(checks),
         checks=checks,
         seeds=seeds,
         extra={
@@ -124,3 +112,38 @@ def _claim(
             }
         },
     )
+
+
+def _checks(found: dict[str, list[dict[str, float]]], kept: dict[str, list[list[float]]]) -> tuple[Check, ...]:
+    """What the paper says of its methods, each a figure a seed; targets and shares are of the one target."""
+    (target,), (retrained,) = found["target"], found["retrain"]
+
+    def of(name: str, metric: str) -> list[float]:
+        return [run[metric] for run in found[name]]
+
+    def gained(name: str) -> list[float]:
+        pairs = zip(of(f"{name}_GDR", "knowmem_r"), of(name, "knowmem_r"), strict=True)
+        return [both - alone for both, alone in pairs]
+
+    verbatim, utility = 0.2 * target["verbmem_f"], 0.5 * target["knowmem_r"]
+    checks = [
+        Check("set-up", "the target leaks: PrivLeak below -50", target["privleak"], "<", -50),
+        Check("mechanism", "the retrained model's PrivLeak is 0", retrained["privleak"] == 0),
+        Check.by_seed("claim", "GA brings VerbMem below a fifth of the target's", of("GA", "verbmem_f"), "<", verbatim),
+        Check.by_seed("claim", "GA loses over half of the utility", of("GA", "knowmem_r"), "<", utility),
+    ]
+    for name in ("GA", "NPO"):
+        checks.append(Check.by_seed("claim", f"a retain term keeps more utility for {name}", gained(name), ">", 0))
+    for name in ("GA", "NPO"):
+        lost = [one[-1] - one[0] for one in kept[name]]
+        text = f"{name}: utility after four requests is below that after one"
+        checks.append(Check.by_seed("claim", text, lost, "<", 0))
+    return tuple(checks)
+
+
+def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str:
+    """What gradient ascent does to memory and to utility."""
+    (was, _, _, useful), (left, _, _, utility) = (
+        [figure(rows, name, column) for column in range(len(NAMES))] for name in ("target", "GA")
+    )
+    return f"GA: VerbMem {was} to {left}, utility (KnowMem of retain pages) {useful} to {utility}"

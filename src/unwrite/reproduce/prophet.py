@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,14 @@ import numpy as np
 from ..beds import denoiser as testbed
 from ..beds import denoising
 from ..beds.budget import Budget
-from ..beds.denoising import Arm, Curve, Trial, difference
+from ..beds.denoising import Arm, Curve, Difference, Trial, difference, share
 from ..beds.denoising_ready import After, calibrated, watched, written
 from ..diffusion import Sampler
-from ..diffusion.parts.prophet import Prophet, answer_convergence
+from ..diffusion.parts.prophet import Convergence, Prophet, answer_convergence
 from ..diffusion.parts.rules import FixedBlocks, Threshold, TopK
-from .base import Claim, verdict_of
+from ..scoring.intervals import Interval, wilson
+from .base import Claim
+from .checks import Check, reason_of
 
 CALIBRATED, LOOKED = 100, 100  # prompts for the bars, and for the histogram of when answers are known
 TRUNCATED = (2, 4, 8, 16, 24, 32, 40, 48, 56)
@@ -44,16 +47,11 @@ def run(budget: Budget) -> Claim:
     both = _run(trial, "threshold 0.9 + Prophet", replace(quick, stop=prophet))
     same = fixed.at(ours.forwards)
     loss, truncated, by_chance = difference(ours, full), difference(ours, same), difference(ours, drawn)
-    known = {name: _known(trial, whole, anchor) for name, anchor in (("anchor", testbed.anchor()), ("no anchor", {}))}
-    checks = {
-        "at most 70 % of the steps": ours.forwards <= 0.7 * full.forwards,
-        "no more than a point lost": loss.points >= -1,
-        "better than stopping after as many steps": truncated.points > 0,
-        "better than stopping at random": by_chance.points > 0,
-        "more than half of the answers are settled by half of the steps": known["anchor"]["stable by 50 %"] > 0.5,
-        "and more with the anchor than without": known["anchor"]["stable by 50 %"]
-        > known["no anchor"]["stable by 50 %"],
-    }
+    places: tuple[tuple[str, Mapping[int, int]], ...] = (("anchor", testbed.anchor()), ("no anchor", {}))
+    seen = {name: _convergence(trial, whole, anchor) for name, anchor in places}
+    known = {name: _known(found) for name, found in seen.items()}
+    settled = {name: [float(one.by(0.5, True)) for one in found] for name, found in seen.items()}
+    checks = _checks(share([(ours.nfe, full.nfe)]), loss, {"after": truncated, "random": by_chance}, settled)
     rows: dict[str, tuple[Any, ...]] = {}
     for arm in (full, ours, same, drawn, plain, both, *fixed.arms[1:]):
         ahead = "" if arm is ours else str(difference(ours, arm))
@@ -65,14 +63,51 @@ def run(budget: Budget) -> Claim:
         setting=denoising.setting(trial) + "; sums with an anchored result, which alone is judged",
         columns=COLUMNS,
         rows=rows,
-        verdict=verdict_of(checks),
-        reason=f"{ours.forwards:.1f} of {full.forwards:.0f} steps at {loss} points; {truncated} against stopping after as many steps, "
-        f"{by_chance} against stopping at random; {100 * known['anchor']['stable by 50 %']:.0f} % of results are settled by half of the "
-        f"steps, {100 * known['no anchor']['stable by 50 %']:.0f} % without the anchor",
+        headline=headline(rows, {}),
+        reason=reason_of(
+            checks,
+            f"{ours.forwards:.1f} of {full.forwards:.0f} steps at {loss} points; {truncated} against stopping after as many steps, "
+            f"{by_chance} against stopping at random; {100 * known['anchor']['stable by 50 %']:.0f} % of results are settled by half of the "
+            f"steps, {100 * known['no anchor']['stable by 50 %']:.0f} % without the anchor",
+        ),
         checks=checks,
         seeds=budget.seeds,
         extra={"bars": prophet.bars, "known": known},
     )
+
+
+def _checks(
+    left: tuple[float, Interval],
+    loss: Difference,
+    ahead: Mapping[str, Difference],
+    settled: Mapping[str, Sequence[float]],
+) -> tuple[Check, ...]:
+    """The card's conditions; stopping blindly after as many steps, all at one or at random, is the control.
+
+    Args:
+        left: the share of all steps.
+        loss: points behind all steps.
+        ahead: points ahead of stopping after as many steps, and at random.
+        settled: whether a prompt's result is settled by half of the steps, with the anchor and without. [prompts] each
+    """
+    after, random, known = ahead["after"], ahead["random"], settled["anchor"]
+    half = "more than half of the answers are settled by half of the steps"
+    anchored = "and more with the anchor than without"
+    share_known = wilson(int(sum(known)), len(known))
+    return (
+        Check("claim", "at most 70 % of the steps", left[0], "<=", 0.7, left[1]),
+        Check("claim", "no more than a point lost", loss.points, ">=", -1, loss.interval),
+        Check("control", "better than stopping after as many steps", after.points, ">", 0, after.interval),
+        Check("control", "better than stopping at random", random.points, ">", 0, random.interval),
+        Check("claim", half, fmean(known), ">", 0.5, share_known),
+        Check.paired("claim", anchored, known, settled["no anchor"]),
+    )
+
+
+def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str:
+    """Steps beside all of them, and what Prophet is worth beside stopping after as many."""
+    ours, full, after = (rows[name] for name in ("Prophet", "all steps", "stop after as many steps"))
+    return f"{ours[0]} of {full[0]} steps; {after[2]} points over stopping after as many steps"
 
 
 def result(text: str) -> str:
@@ -93,12 +128,16 @@ def _extract(bed: testbed.TestBed) -> Callable[[Sequence[int]], str]:
     return lambda ids: result(written(bed, ids))
 
 
-def _known(trial: Trial, sampler: Sampler, fixed: Mapping[int, int]) -> dict[str, float]:
-    """Shares of prompts whose result was right, once or from then on, by a quarter and by half of the steps."""
+def _convergence(trial: Trial, sampler: Sampler, fixed: Mapping[int, int]) -> list[Convergence]:
+    """When each of the first prompts' results was known."""
     asked = list(trial.asked[:LOOKED])
     there = Prophet(start=testbed.ANCHOR_AT + len(testbed.ANCHOR) + 1)
     log, extract = watched(trial.bed, sampler, asked, there, fixed), _extract(trial.bed)
-    found = [answer_convergence(log.guesses[row], extract, result(item.answer)) for row, item in enumerate(asked)]
+    return [answer_convergence(log.guesses[row], extract, result(item.answer)) for row, item in enumerate(asked)]
+
+
+def _known(found: Sequence[Convergence]) -> dict[str, float]:
+    """Shares of prompts whose result was right, once or from then on, by a quarter and by half of the steps."""
     return {
         f"{kind} by {100 * share:.0f} %": float(np.mean([one.by(share, kind == "stable") for one in found]))
         for kind in ("right", "stable")
