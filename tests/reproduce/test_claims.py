@@ -13,6 +13,7 @@ from unwrite.errors import MethodError, UnwriteError
 from unwrite.reproduce import base as claims
 from unwrite.reproduce.base import Claim, run, store
 from unwrite.reproduce.checks import Check, verdict_of
+from unwrite.reproduce.freshness import staleness
 from unwrite.runs import provenance
 from unwrite.scoring.intervals import spread
 
@@ -54,9 +55,10 @@ def test_npo_runs_tiny_and_is_stored_with_how_it_was_got(tmp_path):
     path = store(record, tmp_path)
     kept = json.loads(path.read_text())
     assert set(kept) >= {
-        "slug", "form", "verdict", "claim", "headline", "rows", "checks", "seeds", "versions", "machine", "commit", "seconds",
+        "slug", "form", "verdict", "claim", "headline", "rows", "checks", "seeds", "versions", "machine", "commit", "hashes", "seconds",
     }  # fmt: skip
     assert same_kinds(claim)
+    assert staleness("npo", kept | {"commit": "0" * 40}) is None
 
 
 def test_new_results_are_no_change_of_the_code(tmp_path, monkeypatch):

@@ -104,6 +104,7 @@ def announced(split: Any) -> str:
 def _store(report: Any, stopped: str, seconds: dict[str, float]) -> None:
     from importlib.resources import files
 
+    from ..reproduce.freshness import DEMO, hashes
     from ..runs import versions, write_json
     from ..runs.provenance import commit, machine
 
@@ -113,7 +114,7 @@ def _store(report: Any, stopped: str, seconds: dict[str, float]) -> None:
         if report.value(name, "before") is not None and report.value(name, "after") is not None
     }
     record = {"figures": figures, "stopped": stopped, "seconds": seconds, "attacks": report.json()["attacks"]}
-    record |= {"machine": machine(), "versions": versions(), "commit": commit()}
+    record |= {"machine": machine(), "versions": versions(), "commit": commit(), "hashes": hashes(DEMO)}
     write_json(Path(str(files("unwrite").joinpath("bench", "results", "demo.json"))), record)
 
 

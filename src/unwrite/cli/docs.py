@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from .. import catalog
 from ..catalog.packages import stubs
 from ..errors import RunError
+from ..reproduce import freshness
 from ..runs import write_text
 from .output import console
 
@@ -60,12 +61,20 @@ def fill(text: str) -> str:
 
 def measured() -> str:
     """Systems that are done, with what was measured."""
-    lines = ["| system | paper's claim | verdict here | measured here |", "|---|---|---|---|"]
+    lines, shown = ["| system | paper's claim | verdict here | measured here |", "|---|---|---|---|"], []
     for system in catalog.systems().values():
         if system.status == "done" and (result := system.result):
-            cells = (f"`{system.slug}` {system.title}", system.claim, f"**{result['verdict']}**", result["headline"])
+            verdict = freshness.marked(system.slug, f"**{result['verdict']}**")
+            cells = (f"`{system.slug}` {system.title}", system.claim, verdict, result["headline"])
             lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
-    return "\n".join(lines)
+            shown.append(system.slug)
+    return "\n".join([*lines, *_foot(shown)])
+
+
+def _foot(slugs: Iterable[str]) -> list[str]:
+    """What stands below a table that holds stored results."""
+    foot = freshness.footnote(slugs)
+    return ["", foot] if foot else []
 
 
 def planned() -> str:
@@ -197,6 +206,7 @@ def demo() -> str:
         f"Training ended: {stored['stopped']}; {times}, on {stored['machine']['cores']} cores. ROUGE-L recall is against the "
         f"model's own answers before. Relearning: {curve[-1]['step']} steps on half of the forgotten rows bring the other half's "
         f"probability from {recovered}, so traces remain.",
+        *_foot([freshness.DEMO]),
     ]
     return "\n".join(lines)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from .. import catalog
 from ..catalog.records import OURS, MethodRecord
+from ..reproduce import freshness
 from ..terminal import text
 from .output import console, label, print_json
 
@@ -15,7 +16,7 @@ VERDICT_COLOURS = {"reproduced": "green", "partly": "yellow", "not reproduced": 
 
 
 def systems(*, json: bool = False) -> None:
-    """List all systems: family, status, and the verdict measured here.
+    """List all systems: family, status, and the verdict measured here (marked where it is to be measured again).
 
     Args:
         json: print JSON instead of a table.
@@ -26,6 +27,7 @@ def systems(*, json: bool = False) -> None:
             "family": s.family,
             "status": s.status,
             "verdict": s.verdict,
+            "stale": freshness.stale().get(s.slug),
             "title": s.title,
             "paper": s.paper,
         }
@@ -34,8 +36,11 @@ def systems(*, json: bool = False) -> None:
     if json:
         print_json(rows)
         return
-    cells = [[row["slug"], row["family"], _verdict(row["verdict"] or row["status"]), row["title"]] for row in rows]
+    cells = [
+        [row["slug"], row["family"], _verdict(row["slug"]) or text(row["status"], "dim"), row["title"]] for row in rows
+    ]
     console().print(_table(["system", "family", "here", "title"], cells))
+    _say_what_is_stale(row["slug"] for row in rows)
 
 
 def methods(method: str | None = None, *, json: bool = False) -> None:
@@ -53,8 +58,9 @@ def methods(method: str | None = None, *, json: bool = False) -> None:
         print_json([dataclasses.asdict(record) for record in records])
         return
     headers = ["method", "of", "kind", "intent", "guarantee", "here"]
-    cells = [[m.slug, _of(m), m.kind, m.intent, m.guarantee, _verdict(_measured(m))] for m in records]
+    cells = [[m.slug, _of(m), m.kind, m.intent, m.guarantee, _verdict(m.system) or ""] for m in records]
     console().print(_table(headers, cells))
+    _say_what_is_stale(m.system for m in records if m.system)
     for record in records:
         if record.package != OURS:
             console().print(f"{record.slug} is of the package {record.package}.")
@@ -80,7 +86,7 @@ def _one(record: MethodRecord, json: bool) -> None:
         "needs": ", ".join(record.needs),
         "cost": record.cost,
         "undo": "possible" if record.reversible else "not possible: keep the model before",
-        "measured": _measured(record) or "no claim of its own",
+        "measured": _verdict(record.system) or "no claim of its own",
         "package": record.package,
     }
     for name, words in lines.items():
@@ -93,17 +99,21 @@ def _one(record: MethodRecord, json: bool) -> None:
     print_(f"unwrite forget --method {record.slug} ..." if texts else f"unwrite sweep --methods {record.slug} ...")
 
 
-def _measured(record: MethodRecord) -> str:
-    """The verdict on the claim of the method's system."""
-    return (catalog.system(record.system).verdict or "") if record.system else ""
+def _verdict(system: str | None) -> Any:
+    """The verdict on a system's claim, marked where it is to be measured again; None without one."""
+    verdict = catalog.system(system).verdict if system else None
+    if system is None or verdict is None:
+        return None
+    return text(freshness.marked(system, verdict), VERDICT_COLOURS.get(verdict, "dim"))
+
+
+def _say_what_is_stale(systems: Iterable[str]) -> None:
+    if (foot := freshness.footnote(systems)) is not None:
+        console().print(text(foot, "dim"))
 
 
 def _of(record: MethodRecord) -> str:
     return "both" if len(record.forgets) > 1 else record.forgets[0]
-
-
-def _verdict(word: str) -> Any:
-    return text(word, VERDICT_COLOURS.get(word, "dim"))
 
 
 def _table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:

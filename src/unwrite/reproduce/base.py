@@ -17,6 +17,7 @@ from ..runs import versions, write_json
 from ..runs.provenance import commit, machine
 from ..terminal import text
 from .checks import Check, Verdict, verdict_of
+from .freshness import hashes
 
 FORM = 2  # of what is stored: 1 had {statement: true or false} and no headline
 HEADLINE = 100  # characters at most: it stands in a cell of README's tables
@@ -94,6 +95,7 @@ def run(slug: str, budget: Budget) -> tuple[Claim, dict[str, Any]]:
         if slug.replace("-", "_") not in str(error):
             raise
         raise MethodError(f"{slug} is planned: it has no experiment yet. See: unwrite systems") from None
+    code = hashes(slug)  # as it is now, not after what may take hours
     start = time.time()
     claim = module.run(budget)
     if budget.size == "tiny":  # whether it runs, on so few rows that any figure is chance
@@ -105,6 +107,7 @@ def run(slug: str, budget: Budget) -> tuple[Claim, dict[str, Any]]:
         "versions": versions(),
         "machine": machine(),
         "commit": commit(),
+        "hashes": code,
     }
     return claim, record
 
