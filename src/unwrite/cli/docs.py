@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -42,6 +43,8 @@ def _generated(root: Path) -> Iterator[tuple[Path, str]]:
     for path in (root / "README.md", *(root / "docs" / f"{name}.md" for name in ("decoding", "diffusion", "vision"))):
         if path.exists():
             yield path, fill(path.read_text(encoding="utf-8"))
+    for name, write in PAGES.items():
+        yield root / "docs" / name, write()
     for name, draw in PICTURES.items():
         if (svg := draw()) is not None:
             yield root / "docs" / name, svg
@@ -223,6 +226,22 @@ def sweep() -> str:
     return "\n".join([*markdown(rows), "", f"{cpu}, one thread a trial, commit {commit[:7]}."])
 
 
+def constants() -> str:
+    """The page of published constants, each with its source and where it stands."""
+    text = files("unwrite").joinpath("reproduce", "constants.toml").read_text(encoding="utf-8")
+    lines = [
+        "# Published constants",
+        "",
+        "What a paper or its code sets, and where it stands here. Made from `src/unwrite/reproduce/constants.toml`; a test",
+        "reads every one from the code. What we set otherwise, and why, is in [corrections](corrections.md).",
+    ]
+    for group in tomllib.loads(text)["group"]:
+        lines += ["", f"## {group['name']}", "", f"Source: {group['source']}.", ""]
+        lines += ["| constant | value | in our code |", "|---|---|---|"]
+        lines += [f"| {one['name']} | {one['value']} | `{one['where']}` |" for one in group["constants"]]
+    return "\n".join(lines) + "\n"
+
+
 def diffusion() -> str:
     """The stored comparison of samplers of diffusion language models."""
     stored = _stored("diffusion")
@@ -335,4 +354,5 @@ TABLES = {
     "strategies": strategies,
     "sweep": sweep,
 }
+PAGES = {"constants.md": constants}
 PICTURES = {"demo.svg": demo_picture, "diffusion.svg": diffusion_picture}

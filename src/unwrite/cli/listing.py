@@ -120,7 +120,7 @@ def _table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:
     """A table for 80 columns: the first column is never cut, the last takes what is left."""
     from rich.table import Table
 
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     for number, header in enumerate(headers):
         table.add_column(header, no_wrap=number < len(headers) - 1, overflow="fold")
     for row in rows:
