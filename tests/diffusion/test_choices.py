@@ -133,6 +133,16 @@ def test_end_last_reveals_end_tokens_after_all_others_and_still_chooses_them():
     assert out.sequences[0, 1:].tolist() == [END, 7, END, 8]
 
 
+def test_end_last_holds_drawn_end_tokens_back_as_well_as_the_likeliest():
+    """Above temperature 0, where the official option does nothing for the end of text."""
+    table = torch.cat([torch.zeros(1, VOCAB), confident([END, 7, END, 8], [0.999999, 0.9999, 0.99999, 0.9998])])
+    sampler = Sampler(gen_length=4, blocks=FixedBlocks(None), commit=TopK(), propose=Gumbel(1.0))
+    assert sampler(rows_of(table), None, [[5]]).trace.order[0].tolist() == [0, 2, 1, 3]
+    out = replace(sampler, score=EndLast())(rows_of(table), None, [[5]])
+    assert out.trace.order[0].tolist() == [2, 0, 3, 1]
+    assert out.sequences[0, 1:].tolist() == [END, 7, END, 8]
+
+
 def test_end_last_does_not_change_what_one_confident_answer_says():
     table = torch.cat([torch.zeros(1, VOCAB), confident([7, 8, 9], [0.9, 0.5, 0.7])])
     sampler = Sampler(gen_length=3, blocks=FixedBlocks(None), commit=TopK())

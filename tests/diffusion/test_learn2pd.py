@@ -293,6 +293,16 @@ def test_the_layers_are_joined_by_relu():
 
 
 @pytest.mark.timeout(60)  # a minute is the claim
+@pytest.mark.parametrize("depth", [2, 4])
+def test_every_hidden_unit_starts_awake(depth):
+    """The least that a unit can be, for confidences from 0 to 1, is torch's own bias; without the rise it would sleep."""
+    torch.manual_seed(0)
+    for layer in Filter(size=16, depth=depth).layers[:-1]:
+        least = layer.bias - (-layer.weight).relu().sum(1)
+        assert least.abs().max() <= 16**-0.5
+        assert layer.bias.min() > 0
+
+
 def test_a_filter_learns_a_bar():
     model = train(made(lambda c: c > 0.8), epochs=6000)
     assert model.report.validation.accuracy > 0.99

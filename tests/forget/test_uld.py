@@ -1,6 +1,7 @@
 """ULD: the combination and its filter in closed form, decoding with two caches, and what the assistant learns."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -376,6 +377,15 @@ def test_uniform_rows_are_as_many_retain_rows_as_forget_rows_and_wrong_answers(f
     retained = [row for row in rows if any(row.question == r.question and row.answer == r.answer for r in retain)]
     assert len(retained) == len(forget)
     assert len(rows) == len(forget) + 2 * len(forget)
+
+
+def test_the_uniform_terms_retain_rows_are_drawn_by_seed_and_not_the_last_ones(forget, retain):
+    count = 3
+    many = Examples([replace(row, question=f"{row.question} {i}") for i in range(12) for row in retain], "retain")
+    drawn = [[row.question for row in uniform_rows(forget[:count], many, 0, seed)] for seed in (0, 0, 1)]
+    assert len({*drawn[0]}) == count
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert drawn[0] != [row.question for row in many[-count:]]
 
 
 def test_wrong_answers_are_never_right(forget, retain):
