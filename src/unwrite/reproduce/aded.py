@@ -153,7 +153,7 @@ def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str
             ("prompt lookup", 0),
         )
     )
-    return f"{paying} of greedy's speed ({whole} with whole drafts, {rate} tokens a forward; prompt lookup {lookup})"
+    return f"{paying} greedy's speed (whole drafts {whole} at {rate} tokens a forward; prompt lookup {lookup})"
 
 
 def contenders(fitted: list[list[int]], width: int) -> dict[str, Callable[[], Strategy | None]]:

@@ -103,7 +103,7 @@ def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str
     """Forwards beside the threshold's, and what nearness is worth at equal forwards."""
     ours, plain = rows["radius 4, bar 0.75"], rows["threshold 0.9"]
     right, was = (row[1].split(" +- ")[0] for row in (ours, plain))
-    return f"{ours[0]} forwards (threshold {plain[0]}), {right} % right ({was}); {ours[2]} over a lower bar"
+    return f"{ours[0]} forwards, {right} % right (threshold {plain[0]}, {was}); {ours[2]} over lower bars"
 
 
 def _drawn(trial: Trial, base: Sampler, radius: int, bar: float) -> Arm:

@@ -92,7 +92,7 @@ def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str
     hot = "free: recycling, hot"
     paying, whole, rate = figure(rows, f"{hot}, nodes that pay", 3), figure(rows, hot, 3), figure(rows, hot, 0)
     lookup = figure(rows, "free: prompt lookup", 0)
-    return f"{paying} of greedy's speed ({whole} with whole trees, {rate} tokens a forward; prompt lookup {lookup})"
+    return f"{paying} greedy's speed (whole trees {whole} at {rate} tokens a forward; prompt lookup {lookup})"
 
 
 def contenders(width: int) -> dict[str, Callable[[], Strategy | None]]:
