@@ -149,7 +149,7 @@ def a_report() -> Table:
 
 
 def a_claim() -> Table:
-    return table(Claim("", "", HOSTILE, (HOSTILE,), {HOSTILE: (HOSTILE,)}, "partly", "", {}, ()))
+    return table(Claim("", "", HOSTILE, (HOSTILE,), {HOSTILE: (HOSTILE,)}, "1.2x", "", (), ()))
 
 
 def a_sweep() -> Table:

@@ -50,6 +50,13 @@ def test_an_exact_statement_is_what_it_says():
     assert Check("mechanism", "a", False).holds is False
 
 
+def test_a_check_says_its_figure_and_what_it_is_held_against():
+    made = Check("claim", "a", 1.234567, "<=", 0.5, (1.0, 1.5))
+    assert made.figures == "1.23 (1 to 1.5), must be <= 0.5"
+    assert Check("claim", "a", 1.0, ">", 2.0).figures == "1, must be > 2"
+    assert Check("claim", "a", True).figures == ""
+
+
 def test_what_is_no_number_is_open():
     assert Check("claim", "a", math.nan, ">", 1.0).holds is None
     assert Check("claim", "a", 2.0, ">", 1.0, (2.0, math.nan)).holds is None

@@ -9,6 +9,7 @@ from stored import same_kinds
 from unwrite import catalog
 from unwrite.beds.budget import Budget
 from unwrite.beds.synthetic import distance, fit, make
+from unwrite.cli import main
 from unwrite.errors import MethodError, UnwriteError
 from unwrite.reproduce import base as claims
 from unwrite.reproduce.base import Claim, run, store
@@ -76,6 +77,21 @@ def test_new_results_are_no_change_of_the_code(tmp_path, monkeypatch):
     assert provenance.commit() == clean
     (home / "reproduce" / "kept").write_text("changed")
     assert provenance.commit() == f"{clean}-dirty"
+
+
+def test_reproduce_prints_every_check_with_its_kind_and_figure_then_the_headline(monkeypatch, capsys):
+    checks = (
+        Check("claim", "it is faster", 0.82, ">", 1.0, (0.8, 0.85)),
+        Check("control", "chance does worse", 0.0, ">", 0.0, (-1.0, 1.0)),
+        Check("mechanism", "every text is greedy's own", True),
+    )
+    claim = made("0.82x", checks)
+    monkeypatch.setattr(claims, "run", lambda slug, budget: (claim, claim.record() | {"seconds": 1.0}))
+    main(["reproduce", "npo", "--dry"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "fails claim: it is faster: 0.82 (0.8 to 0.85), must be > 1" in out
+    assert "open control: chance does worse: 0 (-1 to 1), must be > 0" in out
+    assert "holds mechanism: every text is greedy's own here 0.82x verdict not reproduced" in out
 
 
 def test_an_unknown_system_is_refused():

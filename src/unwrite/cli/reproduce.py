@@ -52,6 +52,7 @@ def reproduce(
     console().print(table(claim))
     for check in claim.checks:
         word, colour = WORDS[check.holds]
-        console().print(label(word, colour, f"    {check.kind}: {check.text}"))
+        figures = f": {check.figures}" if check.figures else ""
+        console().print(label(word, colour, f"    {check.kind}: {check.text}{figures}"))
     console().print(label("here", then=f"     {claim.headline}"))
     console().print(label("verdict", then=f"  {claim.verdict}: {claim.reason}  ({record['seconds']} s)"))

@@ -82,6 +82,14 @@ class Check:
         ends = {_holds(end, self.sense, self.threshold) for end in (low, high)}
         return ends.pop() if len(ends) == 1 else None
 
+    @property
+    def figures(self) -> str:
+        """The figure, its interval, and what it is held against; nothing for an exact statement."""
+        if self.threshold is None:
+            return ""
+        ends = f" ({self.interval[0]:.3g} to {self.interval[1]:.3g})" if self.interval else ""
+        return f"{self.value:.3g}{ends}, must be {self.sense} {self.threshold:.3g}"
+
     def record(self) -> dict[str, Any]:
         """What is stored: the fields, None for what is no number, and whether it holds."""
         value, ends = _plain(self.value), self.interval and [_plain(end) for end in self.interval]
