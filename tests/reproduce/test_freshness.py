@@ -2,11 +2,12 @@
 
 import json
 from importlib.resources import files
+from types import SimpleNamespace
 
 import pytest
 
 from unwrite import catalog
-from unwrite.cli import docs
+from unwrite.cli import demo, docs, main
 from unwrite.errors import MethodError
 from unwrite.reproduce import freshness
 from unwrite.reproduce.freshness import DEMO, MARK, code, footnote, hashes, marked, stale, staleness
@@ -122,3 +123,24 @@ def test_the_demos_table_is_marked_too(monkeypatch):
     assert docs.demo().splitlines()[-1] == footnote(["demo"])
     monkeypatch.setattr(freshness, "stale", dict)
     assert MARK not in docs.demo()
+
+
+def test_the_list_of_systems_marks_them_too(monkeypatch, capsys):
+    monkeypatch.setattr(freshness, "stale", lambda: {"ssd": "its bed changed since"})
+    main(["systems"])
+    out = capsys.readouterr().out
+    assert out.count(MARK) == 2
+    assert footnote(["ssd"]) in out
+    main(["systems", "--json"])
+    rows = {row["slug"]: row for row in json.loads(capsys.readouterr().out)}
+    assert (rows["ssd"]["stale"], rows["npo"]["stale"]) == ("its bed changed since", None)
+
+
+def test_a_stored_demo_says_what_code_made_it(monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path)
+    (tmp_path / "bench" / "results").mkdir(parents=True)
+    report = SimpleNamespace(columns={"after": []}, json=lambda: {"attacks": []})
+    demo._store(report, "target reached", {"unlearning": 1.0})
+    result = json.loads((tmp_path / "bench" / "results" / "demo.json").read_text())
+    monkeypatch.undo()
+    assert staleness(DEMO, result | {"commit": "0" * 40}) is None
