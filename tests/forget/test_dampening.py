@@ -17,7 +17,7 @@ from unwrite.data import Images
 from unwrite.data.text.encoding import encode_all, pad
 from unwrite.errors import DataError, MethodError, ModelError, Notice, noticing
 from unwrite.forget import dampening
-from unwrite.forget.base import Cost, Work
+from unwrite.forget.base import Work
 from unwrite.forget.dampening import (
     ASSD,
     LFSSD,
@@ -28,6 +28,7 @@ from unwrite.forget.dampening import (
     percentile_of_share,
     selection,
 )
+from unwrite.forget.engine.cost import Cost
 from unwrite.forget.engine.importance_ratio import ratios
 from unwrite.models.curvature import Importances, importances, importances_with_forget
 from unwrite.runs import hash_model

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from unwrite.data import Images
-from unwrite.forget.base import Cost
 from unwrite.forget.dampening import ASSD, LFSSD, SSD, Potion, dampen, selection
+from unwrite.forget.engine.cost import Cost
 from unwrite.models.curvature import Importances
 from unwrite.runs import hash_model
 

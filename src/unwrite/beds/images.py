@@ -23,7 +23,8 @@ from ..audit.images.suite import VISION, VISION_REGRESSION, ImageContext
 from ..data.images.sets import TrainTest, digits, digits_regression, glyphs
 from ..data.images.splits import ImageSplit, split_at_random, split_by_class, split_by_identity, split_by_target
 from ..errors import MethodError, unknown
-from ..forget.base import Cost, Method
+from ..forget.base import Method
+from ..forget.engine.cost import Cost
 from ..models.fitting import TrainRecipe
 from ..models.image_training import fitted, image_recipe
 from ..nets.small_vision import SmallCNN

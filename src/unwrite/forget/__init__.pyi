@@ -1,21 +1,21 @@
 # Written by `unwrite docs` from the catalogue, for type checkers and editors.
 
-from .base import Cost as Cost
 from .base import Edit as Edit
 from .base import Guard as Guard
 from .base import Method as Method
 from .base import Objective as Objective
-from .base import Phase as Phase
 from .dampening import ASSD as ASSD
 from .dampening import LFSSD as LFSSD
 from .dampening import SSD as SSD
 from .dampening import Potion as Potion
 from .dampening import RandomDampening as RandomDampening
 from .engine.batch import PairedBatch as PairedBatch
+from .engine.cost import Cost as Cost
 from .engine.loss import Loss as Loss
 from .engine.loss import PerPosition as PerPosition
 from .engine.loss import PerRow as PerRow
 from .engine.loss import PerToken as PerToken
+from .engine.phase import Phase as Phase
 from .engine.text.arguments import UnlearnArguments as UnlearnArguments
 from .engine.text.stopping import StopWhenForgotten as StopWhenForgotten
 from .engine.text.trainer import UnlearnTrainer as UnlearnTrainer

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import copy as copying
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
-import torch
 from torch import Tensor
 
 from ..data import Examples, ForgetSplit
@@ -23,21 +22,12 @@ from ..data.images.images import Images
 from ..data.images.splits import check_images
 from ..errors import DataError, MethodError, ModelError, setting
 from .engine.batch import KLMask, PairedBatch
+from .engine.checks import require
+from .engine.cost import Cost
 from .engine.loss import Loss, PerPosition, PerToken, Term, kl_divergence
-from .engine.stream import Stream
+from .engine.phase import Phase
 
 RetainLoss = Literal["none", "nll", "kl"]
-
-
-@dataclass
-class Cost:
-    """What was computed, in forwards of one row; a backward counts two."""
-
-    forwards: float = 0.0
-
-    def add(self, rows: int, forwards: float = 1, backwards: float = 0) -> None:
-        """Counts so many passes of each of `rows` rows."""
-        self.forwards += rows * (forwards + 2 * backwards)
 
 
 @dataclass(kw_only=True)
@@ -181,35 +171,6 @@ class Method(ABC):
     def _apply(self, work: Any) -> Any: ...
 
 
-@dataclass(frozen=True)
-class Phase:
-    """One stretch of training.
-
-    Args:
-        stream: which rows a step brings: "forget", "retain", "paired" (forget rows, each with a retain row),
-            "covering" (retain rows, each with a forget row), "mixed" (forget and retain rows interleaved, the longer
-            set cut to fit) or "union" (all rows of both, shuffled together).
-        loss: what is minimised, a function of the batch.
-        optimiser: builds an optimiser from the trainable parameters; None for the arguments' own. Phases with the same
-            function share one optimiser, with its moments; images only.
-        epochs: passes over the stream; None for the arguments' own.
-        batch_size: rows a step; None for the arguments' own. Images only.
-        forget, retain: other rows than the ones given, such as relabelled ones. Images only.
-        lr: factor of the learning rate in this phase. Images only.
-        then: what follows on the same rows in the same step, with another loss or optimiser. Images only.
-    """
-
-    stream: Stream
-    loss: Callable[[Any], Loss]
-    optimiser: Callable[[list[Tensor]], torch.optim.Optimizer] | None = None
-    epochs: float | None = None
-    batch_size: int | None = None
-    forget: Images | None = None
-    retain: Images | None = None
-    lr: float = 1.0
-    then: Phase | None = None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Objective(Method):
     """A loss to minimise.
@@ -342,27 +303,3 @@ class Guard(Method):
 
 def _times(term: Term, weight: float) -> Term:
     return Term(term.values * weight, term.counts)
-
-
-def require(
-    name: str,
-    value: float,
-    *,
-    above: float | None = None,
-    at_least: float | None = None,
-    below: float | None = None,
-    at_most: float | None = None,
-) -> None:
-    """Refuses a number that is NaN, infinite or outside its range, saying what is allowed."""
-    words = {"above": above, "at least": at_least, "below": below, "at most": at_most}
-    rule = " and ".join(f"{word} {bound:g}" for word, bound in words.items() if bound is not None)
-    good = (
-        isinstance(value, int | float)
-        and abs(value) < float("inf")
-        and (above is None or value > above)
-        and (at_least is None or value >= at_least)
-        and (below is None or value < below)
-        and (at_most is None or value <= at_most)
-    )
-    if not good:
-        raise MethodError(f"{setting(name)} is {value}; it must be a finite number, {rule}.")

@@ -24,7 +24,8 @@ from ..data.images.images import Images
 from ..errors import DataError, MethodError, ModelError, notice, setting
 from ..models.curvature import Importances, Loss, importances, stored, trainable
 from ..runs import progress
-from .base import Edit, Work, require
+from .base import Edit, Work
+from .engine.checks import require
 from .engine.images.work import ImageWork
 from .engine.importance import Rows, accuracy, batches, logit_norms, prepared, row_loss, squared_logit_norms
 from .engine.importance_ratio import (

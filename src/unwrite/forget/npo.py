@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Objective, RetainLoss, require
+from .base import Objective, RetainLoss
 from .engine.batch import PairedBatch
+from .engine.checks import require
 from .engine.loss import Loss, PerRow
 
 

@@ -21,8 +21,9 @@ import torch.nn.functional as F
 
 from ..data import Examples
 from ..errors import DataError, MethodError, setting
-from .base import Objective, RetainLoss, require
+from .base import Objective, RetainLoss
 from .engine.batch import PairedBatch
+from .engine.checks import require
 from .engine.loss import Loss, PerRow, PerToken
 
 

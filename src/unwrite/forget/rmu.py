@@ -21,8 +21,9 @@ from ..data import Examples
 from ..data.text.encoding import IGNORE
 from ..errors import DataError, MethodError, setting
 from ..models import anatomy
-from .base import Objective, require
+from .base import Objective
 from .engine.batch import PairedBatch, Part
+from .engine.checks import require
 from .engine.loss import Loss, PerRow, Term
 
 

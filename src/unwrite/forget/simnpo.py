@@ -14,8 +14,9 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from .base import Objective, RetainLoss, require
+from .base import Objective, RetainLoss
 from .engine.batch import PairedBatch
+from .engine.checks import require
 from .engine.loss import Loss, PerRow
 
 

@@ -15,8 +15,9 @@ import torch
 
 from ..errors import MethodError, setting
 from ..models.merging import merged
-from .base import Edit, Objective, Work, require
+from .base import Edit, Objective, Work
 from .engine.batch import PairedBatch
+from .engine.checks import require
 from .engine.loss import Loss, PerToken
 from .engine.text.trainer import train_objective
 

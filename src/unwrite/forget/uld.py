@@ -20,9 +20,11 @@ from ..data import Examples
 from ..errors import DataError, MethodError, setting
 from ..models import anatomy
 from ..models.merging import merged
-from .base import Guard, Objective, Phase, Work, require
+from .base import Guard, Objective, Work
 from .engine.batch import KLMask, PairedBatch
+from .engine.checks import require
 from .engine.loss import Loss, PerPosition, PerToken, Term
+from .engine.phase import Phase
 from .engine.stream import permutation
 from .engine.text.arguments import training_arguments
 from .engine.text.logit_difference import LogitDifferenceModel

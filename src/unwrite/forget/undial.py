@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .base import Objective, require
+from .base import Objective
 from .engine.batch import PairedBatch
+from .engine.checks import require
 from .engine.loss import Loss, PerToken
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import Objective, RetainLoss, require
+from .base import Objective, RetainLoss
 from .engine.batch import PairedBatch
+from .engine.checks import require
 from .engine.loss import Loss, PerToken
 
 

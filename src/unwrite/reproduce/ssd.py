@@ -17,8 +17,8 @@ from typing import Any
 
 from ..beds.budget import Budget
 from ..beds.images import BEDS, COLUMNS, DIGIT, ImageBed, Measured, digits_at_random, mean_of, rows_of
-from ..forget.base import Cost
 from ..forget.dampening import ASSD, LFSSD, SSD, RandomDampening
+from ..forget.engine.cost import Cost
 from ..forget.vision.fine_tuning import FineTune
 from ..forget.vision.head_only import HeadOnly
 from .base import Claim, figure

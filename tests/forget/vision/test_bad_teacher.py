@@ -12,8 +12,8 @@ from trained_toys import RECIPE, Log, accuracy, net, nll, same, split, state, ta
 
 from unwrite.audit.images.accuracy import zero_retrain_forgetting
 from unwrite.errors import DataError, MethodError, ModelError
-from unwrite.forget.base import Cost
 from unwrite.forget.engine.batch import PairedBatch
+from unwrite.forget.engine.cost import Cost
 from unwrite.forget.engine.images.batch import ImagePart
 from unwrite.forget.vision.bad_teacher import BadTeacher, imitation
 from unwrite.models.image_training import image_recipe

@@ -11,7 +11,7 @@ from trained_inputs import wave_images, wave_net
 from trained_toys import Log, accuracy, net, nll, same, split, state, targets, unlearn, work_of
 
 from unwrite.errors import DataError, MethodError, ModelError, NotFinite
-from unwrite.forget.base import Cost
+from unwrite.forget.engine.cost import Cost
 from unwrite.forget.vision.boundary import BoundaryExpand, BoundaryShrink, attacked
 
 OFFICIAL = json.loads((Path(__file__).parent / "official_trained.json").read_text())["boundary"]["attacked"]

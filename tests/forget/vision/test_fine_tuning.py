@@ -11,7 +11,7 @@ from trained_toys import RECIPE, accuracy, net, nll, same, split, state, targets
 from unwrite.data import Images
 from unwrite.errors import DataError, MethodError, ModelError
 from unwrite.forget import GradientAscent
-from unwrite.forget.base import Cost
+from unwrite.forget.engine.cost import Cost
 from unwrite.forget.vision.fine_tuning import CFk, EUk, FineTune, Retrain
 from unwrite.forget.vision.neg_grad import NegGradPlus
 from unwrite.models.image_training import fitted, image_recipe

@@ -10,8 +10,8 @@ import torch
 from unwrite.data import Images
 from unwrite.errors import DataError
 from unwrite.forget import Objective
-from unwrite.forget.base import Phase
 from unwrite.forget.engine.images.batch import add_losses
+from unwrite.forget.engine.phase import Phase
 from unwrite.forget.vision.regression import GaussianAmnesiac, gaussian_targets
 from unwrite.nets import SmallCNN
 from unwrite.runs import hash_model

@@ -16,11 +16,12 @@ from transformers import TrainerCallback
 
 from unwrite.data import Images
 from unwrite.errors import MethodError, NotFinite
-from unwrite.forget.base import Cost, Phase
+from unwrite.forget.engine.cost import Cost
 from unwrite.forget.engine.images.batch import add_losses
 from unwrite.forget.engine.images.phased import Phased, another
 from unwrite.forget.engine.images.work import ImageArguments
 from unwrite.forget.engine.loss import Loss, PerRow
+from unwrite.forget.engine.phase import Phase
 from unwrite.forget.engine.stream import UnlearnRows, epoch_order, partner
 from unwrite.runs import hash_model
 

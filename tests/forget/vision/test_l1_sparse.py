@@ -11,8 +11,8 @@ from transformers import TrainerCallback
 from unwrite.data import Images
 from unwrite.errors import DataError, MethodError
 from unwrite.forget import Objective
-from unwrite.forget.base import Phase
 from unwrite.forget.engine.images.batch import add_losses
+from unwrite.forget.engine.phase import Phase
 from unwrite.forget.vision.fine_tuning import FineTune
 from unwrite.forget.vision.l1_sparse import L1Sparse, l1_norm, penalty_weight, small_share
 from unwrite.nets import SmallCNN

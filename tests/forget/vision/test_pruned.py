@@ -11,8 +11,8 @@ from transformers import TrainerCallback
 
 from unwrite.errors import DataError, MethodError, ModelError
 from unwrite.forget import NPO, Edit, GradientAscent, Objective
-from unwrite.forget.base import Phase
 from unwrite.forget.engine.images.batch import add_losses
+from unwrite.forget.engine.phase import Phase
 from unwrite.forget.vision.pruned import Pruned
 from unwrite.models.pruning import apply_masks, magnitude_masks, zero_masks
 from unwrite.nets import SmallCNN

@@ -14,10 +14,11 @@ from torch import nn
 from unwrite.data import Images
 from unwrite.errors import DataError, MethodError, ModelError
 from unwrite.forget import Objective
-from unwrite.forget.base import Cost, Phase
 from unwrite.forget.engine.batch import PairedBatch
+from unwrite.forget.engine.cost import Cost
 from unwrite.forget.engine.images.batch import ImagePart, add_losses
 from unwrite.forget.engine.images.work import ImageWork
+from unwrite.forget.engine.phase import Phase
 from unwrite.forget.engine.stream import epoch_order
 from unwrite.forget.vision.regression import (
     Blindspot,

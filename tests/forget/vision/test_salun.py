@@ -12,7 +12,7 @@ from trained_toys import accuracy, net, nll, same, split, state, targets, unlear
 
 from unwrite.errors import DataError, MethodError
 from unwrite.forget import GradientAscent, GradientDifference
-from unwrite.forget.base import Cost
+from unwrite.forget.engine.cost import Cost
 from unwrite.forget.vision.bad_teacher import BadTeacher
 from unwrite.forget.vision.boundary import BoundaryShrink
 from unwrite.forget.vision.fine_tuning import Retrain

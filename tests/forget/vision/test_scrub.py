@@ -13,8 +13,8 @@ from transformers import TrainerCallback
 
 from unwrite.data import Images
 from unwrite.errors import DataError, MethodError
-from unwrite.forget.base import Cost
 from unwrite.forget.engine.batch import PairedBatch
+from unwrite.forget.engine.cost import Cost
 from unwrite.forget.engine.images.batch import ImagePart
 from unwrite.forget.vision.fine_tuning import FineTune
 from unwrite.forget.vision.scrub import SCRUB, _error, _like, distillation, rewind_point

@@ -9,7 +9,7 @@ from trained_toys import accuracy, net, nll, same, split, state, targets, unlear
 
 from unwrite.data import split_at_random, split_by_class
 from unwrite.errors import DataError, MethodError
-from unwrite.forget.base import Cost
+from unwrite.forget.engine.cost import Cost
 from unwrite.forget.vision.unsir import UNSIR, noise_loss
 
 SMALLER = {"noise_rows": 8, "copies": 3}

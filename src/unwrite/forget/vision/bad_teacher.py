@@ -19,12 +19,13 @@ from torch import Tensor
 
 from ...data.images.images import Images
 from ...errors import MethodError
-from ..base import Phase, require
 from ..engine.batch import PairedBatch
+from ..engine.checks import require
 from ..engine.images.batch import Table
 from ..engine.images.phased import Phased, need_classes
 from ..engine.images.work import ImageWork
 from ..engine.loss import Loss, PerRow, kl_divergence
+from ..engine.phase import Phase
 from ..engine.stream import permutation
 
 __all__ = ["BadTeacher", "imitation"]

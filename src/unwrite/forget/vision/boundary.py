@@ -23,12 +23,13 @@ from ...data.images.images import Images
 from ...errors import MethodError, ModelError
 from ...models.curvature import evaluating
 from ...models.vision_layout import logits_of
-from ..base import Phase, require
 from ..engine.batch import PairedBatch
+from ..engine.checks import require
 from ..engine.images.batch import add_losses
 from ..engine.images.phased import Phased, need_classes, placed
 from ..engine.images.work import ImageWork
 from ..engine.loss import Loss
+from ..engine.phase import Phase
 
 __all__ = ["BoundaryExpand", "BoundaryShrink", "attacked"]
 

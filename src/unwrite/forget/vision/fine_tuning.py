@@ -18,12 +18,14 @@ from transformers import TrainerCallback
 
 from ...models.image_training import fitted
 from ...models.vision_layout import VisionLayout
-from ..base import Edit, Phase, require
+from ..base import Edit
 from ..engine.batch import PairedBatch
+from ..engine.checks import require
 from ..engine.images.batch import add_losses
 from ..engine.images.phased import FINE_TUNING, Phased
 from ..engine.images.work import ImageWork
 from ..engine.loss import Loss
+from ..engine.phase import Phase
 
 __all__ = ["CFk", "EUk", "FineTune", "Retrain"]
 

@@ -20,7 +20,8 @@ from ...errors import MethodError
 from ...models.curvature import evaluating, fisher, trainable
 from ...models.vision_layout import logits_of
 from ...runs import progress
-from ..base import Edit, require
+from ..base import Edit
+from ..engine.checks import require
 from ..engine.images.phased import need_classes, placed
 from ..engine.images.whole_classes import whole_classes
 from ..engine.images.work import ImageWork

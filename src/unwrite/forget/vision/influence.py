@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ...data.images.images import Images
 from ...errors import MethodError, NotFinite
 from ...models.curvature import importances, row_gradients, trainable
-from ..base import Edit, require
+from ..base import Edit
+from ..engine.checks import require
 from ..engine.images.phased import placed
 from ..engine.images.work import ImageWork
 from ..engine.importance import image_loss

@@ -16,13 +16,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..base import Phase, require
 from ..engine.batch import PairedBatch
+from ..engine.checks import require
 from ..engine.images.batch import add_losses
 from ..engine.images.phased import Phased
 from ..engine.images.whole_step import WholeStep
 from ..engine.images.work import ImageWork
 from ..engine.loss import Loss, Term
+from ..engine.phase import Phase
 
 __all__ = ["L1Sparse", "l1_norm", "penalty_weight", "small_share"]
 

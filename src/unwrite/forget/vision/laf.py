@@ -23,13 +23,14 @@ from ...data.images.images import Images
 from ...errors import DataError, MethodError, notice, unknown
 from ...nets.feature_vae import DecoderOut, FeatureVAE, Reconstruction
 from ...runs import progress
-from ..base import Phase, require
 from ..engine.batch import PairedBatch
+from ..engine.checks import require
 from ..engine.images.batch import outputs_loss
 from ..engine.images.phased import Phased, placed
 from ..engine.images.whole_step import WholeStep, row_normals
 from ..engine.images.work import ImageWork, frozen
 from ..engine.loss import Loss, PerRow
+from ..engine.phase import Phase
 from ..engine.stream import permutation
 
 __all__ = ["LAF", "alignment_loss", "cosine_distance", "extractor_loss", "fit_feature_vae", "saturating", "vae_loss"]

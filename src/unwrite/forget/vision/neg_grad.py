@@ -11,12 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..base import Phase, require
 from ..engine.batch import PairedBatch
+from ..engine.checks import require
 from ..engine.images.batch import outputs_loss
 from ..engine.images.phased import FINE_TUNING, Phased
 from ..engine.images.work import ImageWork
 from ..engine.loss import Loss, PerRow
+from ..engine.phase import Phase
 
 __all__ = ["NegGradPlus"]
 

@@ -19,13 +19,15 @@ from torch import nn
 from ...data.images.images import Images
 from ...errors import MethodError, notice, unknown
 from ...models.pruning import Scope, apply_masks, magnitude_masks, zero_masks
-from ..base import Edit, Guard, Method, Phase, require
+from ..base import Edit, Guard, Method
 from ..engine.batch import PairedBatch
+from ..engine.checks import require
 from ..engine.images.batch import add_losses
 from ..engine.images.phased import Phased, placed
 from ..engine.images.work import ImageWork
 from ..engine.loss import Loss
 from ..engine.masking import KeepMask
+from ..engine.phase import Phase
 
 __all__ = ["Pruned"]
 

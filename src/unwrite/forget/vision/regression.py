@@ -24,12 +24,13 @@ from ...data.images.images import Images
 from ...errors import DataError, MethodError, NotFinite, notice, unknown
 from ...models.vision_layout import VisionLayout, logits_of
 from ...runs import progress
-from ..base import Phase, require
 from ..engine.batch import PairedBatch
+from ..engine.checks import require
 from ..engine.images.phased import Phased, placed
 from ..engine.images.whole_step import row_normals
 from ..engine.images.work import ImageWork, frozen
 from ..engine.loss import Loss, PerRow
+from ..engine.phase import Phase
 from ..engine.stream import permutation
 
 __all__ = ["Blindspot", "GaussianAmnesiac", "attention_gap", "attention_map", "gaussian_targets", "residual"]

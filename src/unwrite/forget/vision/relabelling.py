@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ...data.images.images import Images
-from ..base import Phase
 from ..engine.batch import PairedBatch
 from ..engine.images.batch import add_losses
 from ..engine.images.phased import Phased, need_classes
 from ..engine.images.random_labels import RandomRelabelling, wrong_labels
 from ..engine.images.work import ImageWork
 from ..engine.loss import Loss
+from ..engine.phase import Phase
 
 __all__ = ["Amnesiac", "RandomLabel"]
 

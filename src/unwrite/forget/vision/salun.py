@@ -21,7 +21,8 @@ from ...data.images.images import Images
 from ...errors import MethodError
 from ...models.curvature import importances
 from ...models.vision_layout import logits_of
-from ..base import Edit, Objective, require
+from ..base import Edit, Objective
+from ..engine.checks import require
 from ..engine.images.phased import placed
 from ..engine.images.random_labels import RandomRelabelling
 from ..engine.images.work import ImageArguments, ImageWork

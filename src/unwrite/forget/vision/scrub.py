@@ -20,11 +20,12 @@ from transformers import TrainerCallback
 from ...data.images.images import Images, first_few
 from ...errors import DataError, MethodError
 from ...models.layout import unwrap
-from ..base import Phase, require
 from ..engine.batch import PairedBatch
+from ..engine.checks import require
 from ..engine.images.phased import Phased, need_classes, rounds
 from ..engine.images.work import ImageWork
 from ..engine.loss import Loss, PerRow, kl_divergence
+from ..engine.phase import Phase
 
 __all__ = ["SCRUB", "distillation", "rewind_point"]
 

@@ -24,13 +24,14 @@ from ...data.images.images import Images, first_few
 from ...errors import DataError, NotFinite
 from ...models.curvature import evaluating
 from ...models.vision_layout import logits_of
-from ..base import Phase, require
 from ..engine.batch import PairedBatch
+from ..engine.checks import require
 from ..engine.images.batch import add_losses
 from ..engine.images.phased import Phased, another, need_classes
 from ..engine.images.whole_classes import whole_classes
 from ..engine.images.work import ImageWork
 from ..engine.loss import Loss
+from ..engine.phase import Phase
 from ..engine.stream import permutation
 
 __all__ = ["UNSIR", "noise_loss"]

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ....data.images.images import Images
 from ....errors import MethodError
-from ...base import Phase
 from ..batch import PairedBatch
 from ..loss import Loss
+from ..phase import Phase
 from .batch import add_losses
 from .phased import Phased, need_classes, rounds
 from .work import ImageWork

@@ -20,8 +20,9 @@ from ....data.images.images import ImageBatch, Images
 from ....errors import DataError, MethodError, NotFinite
 from ....models.vision_layout import logits_of
 from ....runs import progress
-from ...base import Objective, Phase
+from ...base import Objective
 from ..batch import PairedBatch
+from ..phase import Phase
 from ..stream import epoch_order, partner
 from .batch import ImagePart, Table
 from .work import ImageArguments, ImageWork

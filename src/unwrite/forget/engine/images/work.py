@@ -15,7 +15,8 @@ from ....data.images.images import Images
 from ....errors import MethodError, ModelError, unknown
 from ....models.curvature import evaluating
 from ....models.vision_layout import VisionLayout, logits_of, vision_layout
-from ...base import Work, require
+from ...base import Work
+from ..checks import require
 
 __all__ = ["ImageArguments", "ImageWork", "image_arguments"]
 

@@ -21,7 +21,7 @@ from ....models import Loaded, load_model
 from ....models.checkpoints import first_line, read_json
 from ....models.guarded import is_guarded, load_guarded, save_guarded
 from ....runs import hash_json, hash_model, write_json
-from ...base import require
+from ..checks import require
 
 LOADER = "logit-difference"  # what unwrite.json beside a saved pair says
 

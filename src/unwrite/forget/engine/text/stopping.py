@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from ....data import Examples
 from ....data.text.encoding import encode_rows
 from ....scoring import row_length, score_rows
-from ...base import require
+from ..checks import require
 
 
 def answer_probability(

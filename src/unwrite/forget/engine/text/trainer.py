@@ -30,9 +30,10 @@ from ....errors import MethodError, NotFinite, notice, setting
 from ....models import anatomy as anatomy_of
 from ....runs import seeded, training_progress
 from ....scoring import row_length
-from ...base import Objective, Phase, Work
+from ...base import Objective, Work
 from .. import checkpoints
 from ..batch import make_parts, run
+from ..phase import Phase
 from ..stream import Collator, EpochSampler, UnlearnRows
 from .arguments import UnlearnArguments, training_arguments
 from .reference import Reference, Wanted, compute
