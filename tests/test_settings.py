@@ -16,7 +16,7 @@ from unwrite.cli.forget import forget as forget_command
 from unwrite.data import Example, Examples, ForgetSplit, read, split_from, with_general_rows
 from unwrite.data.text.layouts import parse_columns
 from unwrite.errors import _ON_COMMAND_LINE, SWITCHES, UnwriteError, naming, noticing, setting
-from unwrite.forget import IDK, NPO, RMU, SSD, ULD
+from unwrite.forget import NPO, RMU, SSD, ULD
 from unwrite.models import load
 from unwrite.runs import Run, write_json
 from unwrite.scoring import row_length
@@ -102,11 +102,6 @@ REFUSALS = {
         "Give retain, or stored importances: stored='folder'.",
         "Give --retain, or stored importances: --stored folder.",
     ),
-    "a retain loss without one": (
-        lambda _: IDK(retain_loss="kl"),
-        "leave retain_loss at 'none'",
-        "leave --retain-loss at 'none'",
-    ),
     "adapters of an edit": (
         lambda _: SSD().check_model(make_llama(), adapters=True),
         "Leave out peft_config.",
@@ -190,7 +185,8 @@ FIELD = re.compile(r"\b[a-z]+(?:_[a-z]+)+\b|\b[a-z]\w*=(?!\w*\b,)|(?:^|[.;:(] ?)
 # Interfaces of Python alone: nothing of them is set by a flag.
 PYTHON_ALONE = (
     "bench/", "beds/", "catalog/", "nets/", "reproduce/", "diffusion/", "forget/vision/", "forget/engine/images/", "audit/images/",
-    "audit/attacks/relearning_time.py", "data/images/", "models/image", "models/curvature/", "models/pruning.py", "decode/engine/bridge.py", "decode/engine/transformers/runtime.py",
+    "audit/attacks/relearning_time.py", "data/images/", "models/image", "models/curvature/", "models/pruning.py",
+    "decode/engine/bridge.py", "decode/engine/transformers/runtime.py",
     "decode/engine/llamacpp",
 )  # fmt: skip
 # Names of a file's or a tokenizer's own, and what only Python can bring about.

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from unwrite.data.text.encoding import Encoded, encode_all, pad
 from unwrite.forget.base import Objective
 from unwrite.forget.engine.batch import PairedBatch, make_parts, run
+from unwrite.forget.engine.reads import layers_of, reads_outputs
 from unwrite.forget.engine.text.reference import Reference, Wanted, compute
 from unwrite.models import anatomy
 
@@ -31,18 +32,12 @@ SGD = {
 }
 
 
-def layers_of(objective: Objective) -> tuple[int, ...]:
-    return tuple(sorted({int(n.split(":")[1]) for n in objective.needed() if n.startswith("hidden:")}))
-
-
 def references(objective: Objective, model: Any, rows: dict[str, list[Encoded]], disk: bool = False) -> Reference:
     """What the objective needs of the model as it is."""
     needed = objective.needed()
     nll = tuple(p for p, n in (("forget", "reference nll"), ("alternate", "reference alternate nll")) if n in needed)
-    logits = (("forget",) if "reference logits" in needed else ()) + (
-        ("retain",) if objective.retain_loss == "kl" else ()
-    )
-    layers = tuple(int(n.split(":")[1]) for n in needed if n.startswith("reference hidden:"))
+    logits = tuple(p for p, n in (("forget", "reference logits"), ("retain", "reference retain logits")) if n in needed)
+    layers = layers_of(needed, reference=True)
     blocks = [block.module for block in anatomy(model).blocks]
     wanted = Wanted(nll, logits, layers, objective.retain_positions())
     return compute(model, wanted, rows, blocks=blocks, pad_id=0, batch_size=4, disk=disk)
@@ -66,10 +61,10 @@ def forward(
             stacked[key] = torch.nn.functional.pad(stacked[key], at, value=fill)
         tensors[name] = stacked
     batch = make_parts(tensors, objective.retain_positions())
-    layers = layers_of(objective)
+    layers = layers_of(objective.needed())
     blocks = [block.module for block in anatomy(model).blocks]
     (reference or Reference()).attach(batch)
-    return run(model, batch, layers=layers, blocks=blocks, logits=not layers or objective.retain_loss != "none")
+    return run(model, batch, layers=layers, blocks=blocks, logits=not layers or reads_outputs(objective.needed()))
 
 
 def counts(batch: PairedBatch) -> dict[str, Tensor]:
@@ -86,7 +81,7 @@ def counts(batch: PairedBatch) -> dict[str, Tensor]:
 
 def value(objective: Objective, batch: PairedBatch, loss: Any = None) -> Tensor:
     """The loss of one batch, a scalar: all terms, each over its own count."""
-    terms = (loss or objective.total_loss)(batch).terms
+    terms = (loss or getattr(objective, "total_loss", objective.loss))(batch).terms
     return torch.stack([term.total(counts(batch)) for term in terms.values()]).sum()
 
 

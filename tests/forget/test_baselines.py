@@ -11,7 +11,7 @@ from test_npo import moved
 from conftest import make_llama
 from unwrite.data import Example, Examples
 from unwrite.data.text.encoding import Encoded, pad
-from unwrite.errors import DataError, MethodError
+from unwrite.errors import DataError
 from unwrite.forget import DPO, IDK, NPO, RMU, UNDIAL, GradientAscent, GradientDifference, KLAscent, SimNPO
 from unwrite.forget.engine.batch import PairedBatch, Part
 from unwrite.forget.engine.loss import kl_divergence
@@ -171,8 +171,8 @@ def test_idk_needs_a_retain_set_and_says_so_without_naming_a_field_it_has_not(fo
         IDK().apply(tiny_llama, forget, processing_class=tokenizer)
 
 
-def test_idk_refuses_a_second_retain_term():
-    with pytest.raises(MethodError, match="IDK trains on retain answers as it is"):
+def test_idk_trains_on_retain_answers_as_it_is_and_has_no_second_retain_term():
+    with pytest.raises(TypeError, match="retain_loss"):
         IDK(retain_loss="nll")
 
 

@@ -17,7 +17,6 @@ from unwrite.data import Images
 from unwrite.data.text.encoding import encode_all, pad
 from unwrite.errors import DataError, MethodError, ModelError, Notice, noticing
 from unwrite.forget import dampening
-from unwrite.forget.base import Work
 from unwrite.forget.dampening import (
     ASSD,
     LFSSD,
@@ -376,7 +375,7 @@ def test_where_the_papers_alpha_selects_weights_it_is_the_default(net):
     every = method.importances_of(net, RETAIN).joined(method.importances_of(net, FORGET))
     wanted = method.importances_of(net, FORGET)
     few = {name: tensor * 0.01 for name, tensor in every.tensors.items()}
-    work = Work(model=net, forget=FORGET)
+    work = method.work(net, FORGET)
     with noticing() as said:
         assert method._alpha(work, dataclasses.replace(every, tensors=few), wanted) == 10.0
     assert said == []

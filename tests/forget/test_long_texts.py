@@ -11,8 +11,7 @@ from conftest import make_llama
 from unwrite.data import Example, Examples
 from unwrite.data.text.encoding import encode_rows
 from unwrite.errors import DataError, ModelError
-from unwrite.forget import NPO, GradientAscent, StopWhenForgotten
-from unwrite.forget.engine.importance import prepared
+from unwrite.forget import NPO, SSD, GradientAscent, StopWhenForgotten
 from unwrite.forget.engine.text.stopping import answer_probability
 from unwrite.scoring import score_rows
 
@@ -70,7 +69,5 @@ def test_stopping_looks_at_whole_texts_of_the_same_length(tokenizer, tiny_llama)
 
 
 def test_importances_are_of_whole_texts(tokenizer, tiny_llama):
-    from unwrite.forget.base import Work
-
-    work = Work(model=tiny_llama, forget=TEXTS, tokenizer=tokenizer, args={"max_length": 6})
-    assert len(prepared(work, TEXTS, {})) == sum(len(row) for row in encode_rows(TEXTS, tokenizer, 6))
+    work = SSD().work(tiny_llama, TEXTS, processing_class=tokenizer, args={"max_length": 6})
+    assert len(work.encoded(TEXTS)) == sum(len(row) for row in encode_rows(TEXTS, tokenizer, 6))

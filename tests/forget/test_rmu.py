@@ -138,7 +138,7 @@ def test_without_a_model_a_layer_that_depends_on_it_is_refused():
 
 
 def test_a_layer_too_deep_is_refused_before_anything_else_is_done(forget, retain, tokenizer, tiny_llama, monkeypatch):
-    monkeypatch.setattr("unwrite.forget.engine.text.trainer.encode_all", lambda *_: pytest.fail("rows were encoded"))
+    monkeypatch.setattr("unwrite.forget.engine.text.work.encode_all", lambda *_: pytest.fail("rows were encoded"))
     with pytest.raises(MethodError, match=r"layer is 7 but the model has 3 blocks, 0 to 2. Leave it out for 1\."):
         RMU(layer=7).apply(tiny_llama, forget, retain, processing_class=tokenizer)
 

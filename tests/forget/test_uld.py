@@ -14,7 +14,6 @@ from unwrite.data.text.encoding import encode_all, encode_prompt
 from unwrite.errors import DataError, MethodError, ModelError
 from unwrite.forget import ULD
 from unwrite.forget.engine.text.logit_difference import LogitDifferenceModel, PairCache, kept_tokens, subtract
-from unwrite.forget.engine.text.trainer import train_objective
 from unwrite.forget.uld import _ReversedObjective, remember_rows, uniform_divergence, uniform_rows
 from unwrite.models import anatomy, load, load_model, save
 from unwrite.runs import hash_model
@@ -296,10 +295,9 @@ def sharp_assistant():
 
 
 def trained_assistant(forget, retain, tokenizer, retain_weight):
-    return train_objective(
-        _ReversedObjective(retain_weight=retain_weight), sharp_assistant(), forget, retain,
-        tokenizer=tokenizer, args={**FAST, "num_train_epochs": 25, "learning_rate": 1e-2},
-    )  # fmt: skip
+    objective = _ReversedObjective(retain_weight=retain_weight)
+    args = {**FAST, "num_train_epochs": 25, "learning_rate": 1e-2}
+    return objective.work(sharp_assistant(), forget, retain, processing_class=tokenizer, args=args).train(objective)
 
 
 def test_assistant_remembers_the_forget_set_and_is_uniform_on_the_rest(forget, retain, tokenizer):

@@ -23,7 +23,7 @@ from typing import Any, Literal
 from ..beds.images import Bed, ImageBed
 from ..errors import MethodError, UnwriteError
 from ..forget.base import Method
-from ..forget.engine.images.work import image_arguments
+from ..forget.engine.images.arguments import image_arguments
 from ..forget.vision.fine_tuning import Retrain
 from ..forget.vision.head_only import HeadOnly
 from ..runs import canonical_json, hash_json

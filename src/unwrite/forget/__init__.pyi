@@ -4,6 +4,7 @@ from .base import Edit as Edit
 from .base import Guard as Guard
 from .base import Method as Method
 from .base import Objective as Objective
+from .base import Paired as Paired
 from .dampening import ASSD as ASSD
 from .dampening import LFSSD as LFSSD
 from .dampening import SSD as SSD

@@ -3,66 +3,44 @@
     unlearned = NPO(beta=0.1).apply(model, forget, retain, processing_class=tokenizer)    texts
     unlearned = SCRUB().apply(model, split.forget, split.retain)                          images
 
-Objective: a loss that training minimises. Edit: a rule that rewrites weights. Guard: the weights stay and the
-inference changes. A method is a frozen dataclass: its fields are its hyper-parameters.
+Objective: a loss that training minimises; one on pairs of forget and retain rows is a `Paired`. Edit: a rule that rewrites
+weights. Guard: the weights stay and the inference changes. A method is a frozen dataclass: its fields are its
+hyper-parameters. What an application was given is one `Work`, of its kind of data (`engine/kinds.py`).
 """
 
 from __future__ import annotations
 
 import copy as copying
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..data import Examples, ForgetSplit
-from ..data.images.images import Images
-from ..data.images.splits import check_images
-from ..errors import DataError, MethodError, ModelError, setting
+from ..errors import DataError, MethodError, setting
 from .engine.batch import KLMask, PairedBatch
 from .engine.checks import require
 from .engine.cost import Cost
+from .engine.kinds import kind_of
 from .engine.loss import Loss, PerPosition, PerToken, Term, kl_divergence
 from .engine.phase import Phase
+from .engine.work import Work
+
+__all__ = ["Edit", "Guard", "Method", "Objective", "Paired", "RetainLoss"]
 
 RetainLoss = Literal["none", "nll", "kl"]
-
-
-@dataclass(kw_only=True)
-class Work:
-    """One application of a method: what it was given.
-
-    Args:
-        model: changed in place.
-        forget, retain, holdout: rows of text (`Examples`) or `Images`.
-        recipe: how the model was trained, or None.
-        tokenizer: of texts.
-        args: training arguments, or a dict of those that differ from the defaults.
-        peft_config, callbacks: as `Method.apply`.
-        cost: what is spent; counted for images.
-    """
-
-    model: Any
-    forget: Any
-    retain: Any = None
-    holdout: Any = None
-    recipe: Any = None
-    tokenizer: Any = None
-    args: Any = None
-    peft_config: Any = None
-    callbacks: Sequence[Any] = ()
-    cost: Cost = field(default_factory=Cost)
+WorkT = TypeVar("WorkT", bound=Work)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(ABC):
+class Method(ABC, Generic[WorkT]):
     """Anything that takes a forget set out of a model.
 
     `kind` says which of the three it is; `training` holds the training arguments that differ from the defaults for this
     method; `forgets`, the kinds of data it has a meaning for ("text", "images"); `requires`, what it can't do without
-    ("retain", "recipe"); `trains`, whether training arguments mean anything to it.
+    ("retain", "recipe"); `trains`, whether training arguments mean anything to it. A method for one kind of data names its
+    work: `Edit[ImageWork]`.
     """
 
     kind: ClassVar[Literal["objective", "edit", "guard"]]
@@ -74,10 +52,10 @@ class Method(ABC):
     def apply(
         self,
         model: Any,
-        forget: Examples | Images,
-        retain: Examples | Images | None = None,
+        forget: Sized,
+        retain: Sized | None = None,
         *,
-        holdout: Examples | Images | None = None,
+        holdout: Sized | None = None,
         recipe: Any = None,
         processing_class: Any = None,
         args: Any = None,
@@ -92,7 +70,7 @@ class Method(ABC):
         Args:
             model: a causal language model of transformers, or any module that takes pixels
                 `[rows, channels, height, width]` to `[rows, outputs]`; changed in place unless `copy`.
-            forget, retain, holdout: the rows to remove, to keep, and never seen.
+            forget, retain, holdout: the rows to remove, to keep, and never seen: `Examples` of text, or `Images`.
             recipe: how the model was trained, for methods that need a fresh model or a retrained one; others ignore it.
             processing_class: the tokenizer, for texts.
             args: `UnlearnArguments` for texts or `ImageArguments` for images, or a dict of those that differ.
@@ -106,30 +84,46 @@ class Method(ABC):
             ModelError: a tokenizer without a pad token; a model that doesn't fit the data.
             MethodError: a setting without meaning for this model or data.
         """
-        given: dict[str, Any] = {"forget": forget, "retain": retain, "holdout": holdout}
-        images = isinstance(forget, Images)
-        self._need("images" if images else "text", retain, recipe)
-        if images:
-            check_images({name: rows for name, rows in given.items() if rows is not None})
-        else:
-            ForgetSplit(**given, allow_overlap=allow_overlap)
-            if getattr(processing_class, "pad_token_id", None) is None:
-                raise ModelError("the tokenizer has no pad token. Set one: tokenizer.pad_token = tokenizer.eos_token")
+        self._need(kind_of(forget).name, retain, recipe)
+        work = self.work(
+            model,
+            forget,
+            retain,
+            holdout=holdout,
+            recipe=recipe,
+            processing_class=processing_class,
+            args=args,
+            peft_config=peft_config,
+            callbacks=callbacks,
+            allow_overlap=allow_overlap,
+            cost=cost or Cost(),
+        )
+        work.check()
         method = self.fitted(model)
         method.check(forget, retain)
-        if not images:
-            method.check_model(model, adapters=peft_config is not None)
+        method.check_model(model, adapters=peft_config is not None)
+        method.check_work(work)
         if copy:
-            model = copying.deepcopy(model)
-        given |= {"model": model, "recipe": recipe, "tokenizer": processing_class, "args": args}
-        given |= {"peft_config": peft_config, "callbacks": callbacks, "cost": cost or Cost()}
-        if not images:
-            return method._apply(Work(**given))
-        from .engine.images.work import ImageWork
+            work.model = copying.deepcopy(model)
+        work.place()
+        return method._apply(work)
 
-        return method._apply(ImageWork(**given))
+    def work(self, model: Any, forget: Sized, retain: Sized | None = None, *, args: Any = None, **given: Any) -> WorkT:
+        """What an application of this method is given, as the kind of data of its rows has it; nothing is checked.
 
-    def _need(self, kind: str, retain: Any, recipe: Any) -> None:
+        Args:
+            given: as `apply`.
+        """
+        made: Any = kind_of(forget).load()
+        arguments = made.arguments(args, self.defaults())
+        work: WorkT = made(model=model, forget=forget, retain=retain, args=arguments, **given)
+        return work
+
+    def defaults(self) -> Mapping[str, Any]:
+        """The training arguments that differ for this method; what wraps another method has that one's."""
+        return self.training
+
+    def _need(self, kind: str, retain: Sized | None, recipe: Any) -> None:
         name = type(self).__name__
         if kind not in self.forgets:
             raise DataError(f"{name} has no meaning for {kind}; it forgets {' and '.join(self.forgets)}.")
@@ -151,34 +145,93 @@ class Method(ABC):
         """
         return self
 
-    def check(self, forget: Any, retain: Any) -> None:  # noqa: B027
+    def check(self, forget: Any, retain: Any) -> None:
         """Refuses data this method has no meaning for; subclasses add to it."""
 
-    def check_data(self, forget: Examples | Images, retain: Examples | Images | None, recipe: Any = None) -> None:
+    def check_data(self, forget: Sized, retain: Sized | None, recipe: Any = None) -> None:
         """Refuses rows as `apply` would, without a model."""
-        self._need("images" if isinstance(forget, Images) else "text", retain, recipe)
+        self._need(kind_of(forget).name, retain, recipe)
         self.check(forget, retain)
 
     def check_model(self, model: Any, *, adapters: bool = False) -> None:
-        """Refuses a language model that a field doesn't fit, such as a layer it hasn't; subclasses add to it.
+        """Refuses a model that a field doesn't fit, such as one without the layer it names; subclasses add to it.
 
         Args:
             adapters: whether adapters are to be trained in place of the weights.
         """
         self.fitted(model)
 
+    def check_work(self, work: WorkT) -> None:
+        """Refuses what can't be done on this kind of data, before anything is computed; subclasses add to it."""
+
     @abstractmethod
-    def _apply(self, work: Any) -> Any: ...
+    def _apply(self, work: WorkT) -> nn.Module: ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective(Method):
+class Objective(Method[WorkT]):
     """A loss to minimise.
 
-    Subclasses set `reads` and write `loss`. `reads` names what the loss looks at: "nll" and "logits" of the
-    forget rows, "alternate nll", "retain nll", "hidden:<layer>" of forget and retain rows, and each of them of the
-    model before unlearning: "reference nll", "reference alternate nll", "reference logits",
-    "reference hidden:<layer>". The base computes them, caches references by row, and adds the retain term.
+    Subclasses set `reads` and write `loss`. `reads` names what the loss looks at: "nll", "logits" and "token counts" of
+    the forget rows; of texts "hidden:<layer>" and "alternate nll", of images "features" and "blocks"; "retain nll",
+    "retain logits", or "retain" for the retain rows whatever is read of them; and of the model before unlearning
+    "reference nll" and so on. What is named is computed and handed over; references are computed once and found by row.
+    """
+
+    kind = "objective"
+    reads: ClassVar[frozenset[str] | set[str]] = frozenset({"nll"})
+
+    def needed(self) -> frozenset[str]:
+        """What the loss looks at; methods whose reads depend on a field add to it."""
+        return frozenset(self.reads)
+
+    @abstractmethod
+    def loss(self, batch: PairedBatch) -> Loss:
+        """The loss of one batch."""
+
+    def retain_positions(self) -> KLMask | None:
+        """Where logits of retain rows of text are taken; None for the positions that predict a label."""
+        return None
+
+    def phases(self, work: WorkT) -> list[Phase]:
+        """What training consists of: by default one phase on paired rows."""
+        return [Phase(stream="paired", loss=self.loss)]
+
+    def trainable(self, work: WorkT) -> Sequence[Tensor] | None:
+        """Parameters to train; None for all. Others are bit-identical afterwards.
+
+        Args:
+            work: knows the model's parts: `work.anatomy` of a language model, `work.layout` of one for images.
+        """
+        return None
+
+    def alternates(self, forget: Any, seed: int) -> Any:
+        """Another answer for every forget row (a refusal), a function of (seed, row); None if not read."""
+        return None
+
+    @property
+    def needs_retain(self) -> bool:
+        return super().needs_retain or "retain nll" in self.needed()
+
+    def check(self, forget: Any, retain: Any) -> None:
+        if retain is None and self.needs_retain:
+            raise DataError(
+                f"{type(self).__name__} trains on retain rows too, but there is no retain set. Give {setting('retain')}."
+            )
+
+    def check_work(self, work: WorkT) -> None:
+        super().check_work(work)
+        work.check_reads(self)
+
+    def _apply(self, work: WorkT) -> nn.Module:
+        return work.train(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired(Objective[WorkT]):
+    """A loss on forget rows with a retain term beside it, each step on pairs of both.
+
+    Subclasses write `loss`, whose term named "forget" is weighted here; the retain term is added here too.
 
     Args:
         forget_weight: factor of the forget term.
@@ -192,8 +245,6 @@ class Objective(Method):
     retain_loss: RetainLoss = "none"
     retain_weight: float = 1.0
     kl_mask: KLMask = "attention"
-    kind = "objective"
-    reads: ClassVar[frozenset[str] | set[str]] = frozenset({"nll"})
 
     def __post_init__(self) -> None:
         if self.retain_loss not in ("none", "nll", "kl"):
@@ -204,19 +255,13 @@ class Objective(Method):
             require(name, getattr(self, name), at_least=0)
 
     def needed(self) -> frozenset[str]:
-        """What the loss looks at; methods whose reads depend on a field override this."""
-        return frozenset(self.reads)
-
-    @abstractmethod
-    def loss(self, batch: PairedBatch) -> Loss:
-        """The forget loss of one batch, without weights and retain term."""
+        term = {"none": (), "nll": ("retain nll",), "kl": ("retain logits", "reference retain logits")}
+        return super().needed() | frozenset(term[self.retain_loss])
 
     def retain_positions(self) -> KLMask | None:
-        """Where retain logits are taken; None for the positions that predict a label."""
         return self.kl_mask if self.retain_loss == "kl" else None
 
-    def phases(self, work: Work) -> list[Phase]:
-        """What training consists of: by default one phase on paired rows."""
+    def phases(self, work: WorkT) -> list[Phase]:
         return [Phase(stream="paired", loss=self.total_loss)]
 
     def total_loss(self, batch: PairedBatch) -> Loss:
@@ -237,65 +282,28 @@ class Objective(Method):
         assert part.reference_logits is not None
         return PerPosition(kl_divergence(part.reference_logits, part.logits), "retain")
 
-    def trainable(self, anatomy: Any) -> Sequence[Tensor] | None:
-        """Parameters to train; None for all. Others are bit-identical afterwards."""
-        return None
-
-    def check_model(self, model: Any, *, adapters: bool = False) -> None:
-        super().check_model(model, adapters=adapters)
-        if type(self).trainable is not Objective.trainable:
-            from ..models import anatomy
-
-            self.fitted(model).trainable(anatomy(model))
-
-    def alternates(self, forget: Any, seed: int) -> Any:
-        """Another answer for every forget row (a refusal), a function of (seed, row); None if not read."""
-        return None
-
     @property
     def needs_retain(self) -> bool:
-        return super().needs_retain or self.retain_loss != "none" or "retain nll" in self.needed()
+        return super().needs_retain or self.retain_loss != "none"
 
     def check(self, forget: Any, retain: Any) -> None:
-        if retain is not None or not self.needs_retain:
-            return
-        if self.retain_loss != "none":
+        if retain is None and self.retain_loss != "none":
             raise DataError(
                 f"{type(self).__name__} has {setting('retain_loss', self.retain_loss)} but there is no retain set. Give "
                 f"{setting('retain')}, or {setting('retain_loss', 'none')}."
             )
-        raise DataError(
-            f"{type(self).__name__} trains on retain rows too, but there is no retain set. Give {setting('retain')}."
-        )
-
-    def _apply(self, work: Work) -> Any:
-        if isinstance(work.forget, Images):
-            from .engine.images.training import train_on_images
-
-            return train_on_images(self, work)  # type: ignore[arg-type]
-        from .engine.text.trainer import train_objective
-
-        return train_objective(
-            self,
-            work.model,
-            work.forget,
-            work.retain,
-            tokenizer=work.tokenizer,
-            args=work.args,
-            peft_config=work.peft_config,
-            callbacks=work.callbacks,
-        )
+        super().check(forget, retain)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Edit(Method):
+class Edit(Method[WorkT]):
     """Weights changed by a rule, after at most one training of a helper. Subclasses write `_apply`."""
 
     kind = "edit"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guard(Method):
+class Guard(Method[WorkT]):
     """The weights stay, the inference changes; `_apply` returns a model that wraps the one given."""
 
     kind = "guard"

@@ -24,10 +24,9 @@ from ..data.images.images import Images
 from ..errors import DataError, MethodError, ModelError, notice, setting
 from ..models.curvature import Importances, Loss, importances, stored, trainable
 from ..runs import progress
-from .base import Edit, Work
+from .base import Edit
 from .engine.checks import require
-from .engine.images.work import ImageWork
-from .engine.importance import Rows, accuracy, batches, logit_norms, prepared, row_loss, squared_logit_norms
+from .engine.importance import accuracy, logit_norms, squared_logit_norms
 from .engine.importance_ratio import (
     LayerSelection,
     Selection,
@@ -39,6 +38,7 @@ from .engine.importance_ratio import (
     tensors_of,
     times,
 )
+from .engine.work import Work
 
 __all__ = [
     "ASSD",
@@ -104,8 +104,9 @@ class Dampening(Edit):
         self, model: nn.Module, rows: Any, *, processing_class: Any = None, args: Any = None
     ) -> Importances:
         """Importances of some rows as this method takes them; of all training rows they can be saved for `stored`."""
-        work = _work(model, rows, None, processing_class, args)
-        return self._importances(work, self._prepared(work, rows))
+        work = self.work(model, rows, processing_class=processing_class, args=args)
+        work.place()
+        return self._importances(work, work.encoded(rows))
 
     def select(
         self, model: nn.Module, forget: Any, retain: Any = None, *, processing_class: Any = None, args: Any = None
@@ -118,7 +119,8 @@ class Dampening(Edit):
             as `apply`.
         """
         self.check(forget, retain)
-        work = _work(model, forget, retain, processing_class, args)
+        work = self.work(model, forget, retain, processing_class=processing_class, args=args)
+        work.place()
         found = self._both(work)
         return selection(model, *found, self._alpha(work, *found), self.lam)
 
@@ -130,13 +132,11 @@ class Dampening(Edit):
             )
 
     def _apply(self, work: Work) -> nn.Module:
-        self.check_model(work.model, adapters=work.peft_config is not None)
         found = self._both(work)
         alpha = self._alpha(work, *found)
         self._warn(selection(work.model, *found, alpha, self.lam))
         self._dampen(work.model, *found, alpha)
-        model: nn.Module = work.model.eval()
-        return model
+        return work.model.eval()
 
     def _foresee(self, forget_batches: int, all_batches: int) -> None:
         """Says before the first pass what these rows make impossible."""
@@ -145,9 +145,9 @@ class Dampening(Edit):
     def _alpha(self, work: Work, all_data: Importances, forget: Importances) -> float:
         """The bar on I_f / I_D."""
 
-    def _loss(self, rows: Rows) -> Loss:
+    def _loss(self, work: Work) -> Loss:
         """What the gradient is of."""
-        return row_loss(rows)
+        return work.row_loss
 
     def _beta(self, name: str, all_data: Tensor, forget: Tensor, alpha: float) -> Tensor:
         """What the parameter is multiplied with, float64 in its shape; 1 where it is not selected."""
@@ -164,10 +164,8 @@ class Dampening(Edit):
         Raises:
             ModelError: an image model that doesn't fit the data; stored importances of another kind or model.
         """
-        if isinstance(work, ImageWork):
-            _ = work.layout
-        gone = self._prepared(work, work.forget)
-        rows = None if self.stored is not None else self._prepared(work, work.retain)
+        gone = work.encoded(work.forget)
+        rows = None if self.stored is not None else work.encoded(work.retained)
         if rows is not None:
             forget_batches, retain_batches = (-(-len(part) // self.importance_batch) for part in (gone, rows))
             self._foresee(forget_batches, forget_batches + retain_batches)
@@ -179,19 +177,16 @@ class Dampening(Edit):
             kept = stored(
                 lambda: self._importances(work, rows),
                 model=work.model,
-                data=rows if isinstance(rows, Images) else [(row.input_ids, row.labels) for row in rows],
-                settings={"loss": self._loss(rows).__name__, "of": self.of, "batch": self.importance_batch},
+                data=work.content(rows),
+                settings={"loss": self._loss(work).__name__, "of": self.of, "batch": self.importance_batch},
             )
         else:
             kept = self._importances(work, rows)
         work.cost.forwards += kept.cost  # also where they were on disk: what a method costs depends on no cache
         return kept.joined(wanted), wanted
 
-    def _prepared(self, work: Work, rows: Any) -> Rows:
-        return prepared(work, rows, self.training)
-
-    def _importances(self, work: Work, rows: Rows) -> Importances:
-        return importances(work.model, batches(work, rows, self.importance_batch), self._loss(rows), of=self.of)
+    def _importances(self, work: Work, rows: Any) -> Importances:
+        return importances(work.model, work.batches(rows, self.importance_batch), self._loss(work), of=self.of)
 
     def _loaded(self, model: nn.Module) -> Importances:
         """Stored importances, once they are of this kind and batch size."""
@@ -277,7 +272,7 @@ class LFSSD(SSD):
 
     of: ClassVar[Literal["square", "absolute"]] = "absolute"
 
-    def _loss(self, rows: Rows) -> Loss:
+    def _loss(self, work: Work) -> Loss:
         return squared_logit_norms
 
 
@@ -339,11 +334,11 @@ class Potion(Dampening):
         if isinstance(forget, Images) and forget.labels is None:
             raise DataError("Potion stops by accuracy, which regression targets don't have. Use ASSD.")
 
-    def _loss(self, rows: Rows) -> Loss:
+    def _loss(self, work: Work) -> Loss:
         return logit_norms
 
     def _alpha(self, work: Work, all_data: Importances, forget: Importances) -> float:
-        rows = self._prepared(work, work.forget)
+        rows = work.encoded(work.forget)
         original = {name: theta.detach().clone() for name, theta in trainable(work.model).items()}
         bar = self.rho * accuracy(work, rows, self.importance_batch)
         first = forget.rows / all_data.rows * FIRST_SHARE
@@ -375,8 +370,3 @@ def _adaptive(all_data: Importances, forget: Importances) -> float:
 def _restore(model: nn.Module, original: Mapping[str, Tensor]) -> None:
     for name, theta in trainable(model).items():
         theta.copy_(original[name])
-
-
-def _work(model: nn.Module, forget: Any, retain: Any, tokenizer: Any, args: Any) -> Work:
-    kind = ImageWork if isinstance(forget, Images) else Work
-    return kind(model=model, forget=forget, retain=retain, tokenizer=tokenizer, args=args)

@@ -12,13 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import Objective, RetainLoss
+from .base import Paired, RetainLoss
 from .engine.batch import PairedBatch
 from .engine.loss import Loss, PerToken
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientAscent(Objective):
+class GradientAscent(Paired):
     """Raises the mean token nll of forget answers."""
 
     forgets: ClassVar[tuple[str, ...]] = ("text", "images")

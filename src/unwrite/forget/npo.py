@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Objective, RetainLoss
+from .base import Paired, RetainLoss
 from .engine.batch import PairedBatch
 from .engine.checks import require
 from .engine.loss import Loss, PerRow
@@ -27,7 +27,7 @@ def npo_loss(nll: Tensor, reference: Tensor, beta: float) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NPO(Objective):
+class NPO(Paired):
     """Negative preference optimisation.
 
     Args:

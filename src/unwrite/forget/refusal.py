@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 
 from ..data import Examples
-from ..errors import DataError, MethodError, setting
-from .base import Objective, RetainLoss
+from ..errors import DataError
+from .base import Objective, Paired, RetainLoss
 from .engine.batch import PairedBatch
 from .engine.checks import require
 from .engine.loss import Loss, PerRow, PerToken
@@ -66,11 +66,6 @@ class IDK(_Refusing):
 
     reads: ClassVar[frozenset[str]] = frozenset({"alternate nll", "retain nll"})
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.retain_loss != "none":
-            raise MethodError(f"IDK trains on retain answers as it is; leave {setting('retain_loss')} at 'none'.")
-
     def loss(self, batch: PairedBatch) -> Loss:
         """batch.alternate, batch.retain: token_nll [label tokens]."""
         values = [batch[part].token_nll for part in ("alternate", "retain")]
@@ -78,7 +73,7 @@ class IDK(_Refusing):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPO(_Refusing):
+class DPO(_Refusing, Paired):
     """Prefers a refusal over the answer, relative to the model before.
 
     Args:

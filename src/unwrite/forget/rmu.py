@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -20,15 +20,18 @@ from torch import Tensor
 from ..data import Examples
 from ..data.text.encoding import IGNORE
 from ..errors import DataError, MethodError, setting
-from ..models import anatomy
-from .base import Objective
+from ..models import Anatomy, anatomy
+from .base import Paired
 from .engine.batch import PairedBatch, Part
 from .engine.checks import require
 from .engine.loss import Loss, PerRow, Term
 
+if TYPE_CHECKING:
+    from .engine.text.work import TextWork
+
 
 @dataclass(frozen=True, kw_only=True)
-class RMU(Objective):
+class RMU(Paired["TextWork"]):
     """Representation misdirection for unlearning.
 
     Args:
@@ -46,6 +49,7 @@ class RMU(Objective):
     hold_weight: float = 1.0
     mask: Literal["labels", "attention"] = "labels"
     control_seed: int = 0
+    reads: ClassVar[frozenset[str]] = frozenset()  # what its layer gives, see `needed`
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,7 +85,7 @@ class RMU(Objective):
 
     def needed(self) -> frozenset[str]:
         here = f"hidden:{self.block}"
-        return frozenset({here, f"reference {here}"} if self.hold_weight else {here})
+        return super().needed() | ({here, f"reference {here}"} if self.hold_weight else {here})
 
     @property
     def needs_retain(self) -> bool:
@@ -95,16 +99,28 @@ class RMU(Objective):
             )
         super().check(forget, retain)
 
-    def trainable(self, anatomy: Any) -> Sequence[Tensor]:
+    def check_model(self, model: Any, *, adapters: bool = False) -> None:
+        super().check_model(model, adapters=adapters)
+        self.fitted(model).steered(anatomy(model))
+
+    def trainable(self, work: TextWork) -> Sequence[Tensor]:
         """The MLP output weights of blocks layer - 2 to layer."""
-        return [anatomy.blocks[i].down.module.weight for i in range(max(0, self.block - 2), self.block + 1)]
+        return self.steered(work.anatomy)
+
+    def steered(self, parts: Anatomy) -> list[Tensor]:
+        """Those weights, of the model with these parts.
+
+        Raises:
+            ModelError: a block without one MLP output.
+        """
+        return [parts.blocks[i].down.module.weight for i in range(max(0, self.block - 2), self.block + 1)]
 
     def control(self, size: int) -> Tensor:
         """The control vector, [size]; the same for the same seed."""
         u = torch.rand(size, generator=torch.Generator().manual_seed(self.control_seed))
         return self.steering * u / u.norm()
 
-    def loss(self, batch: PairedBatch) -> Loss:
+    def loss(self, batch: PairedBatch[Part]) -> Loss:
         """part.hidden[layer]: [rows, length, d]."""
         forget = batch["forget"]
         hidden = forget.hidden[self.block]

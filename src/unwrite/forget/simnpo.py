@@ -14,14 +14,14 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from .base import Objective, RetainLoss
+from .base import Paired, RetainLoss
 from .engine.batch import PairedBatch
 from .engine.checks import require
 from .engine.loss import Loss, PerRow
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimNPO(Objective):
+class SimNPO(Paired):
     """Length-normalised, reference-free NPO.
 
     Args:

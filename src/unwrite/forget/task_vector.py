@@ -8,31 +8,34 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from ..errors import MethodError, setting
 from ..models.merging import merged
-from .base import Edit, Objective, Work
-from .engine.batch import PairedBatch
+from .base import Edit, Objective
+from .engine.batch import PairedBatch, Part
 from .engine.checks import require
 from .engine.loss import Loss, PerToken
-from .engine.text.trainer import train_objective
+
+if TYPE_CHECKING:
+    from .engine.text.work import TextWork
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Remember(Objective):
+class _Remember(Objective["TextWork"]):
     """Ordinary fine-tuning on the forget set: the task whose vector is negated."""
 
-    def loss(self, batch: PairedBatch) -> Loss:
+    def loss(self, batch: PairedBatch[Part]) -> Loss:
         """batch.forget.token_nll: [label tokens]."""
         return Loss(forget=PerToken(batch["forget"].token_nll, "forget"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskVector(Edit):
+class TaskVector(Edit["TextWork"]):
     """Negated fine-tuning on the forget set.
 
     Args:
@@ -44,18 +47,9 @@ class TaskVector(Edit):
     def __post_init__(self) -> None:
         require("alpha", self.alpha, at_least=0)
 
-    def _apply(self, work: Work) -> Any:
+    def _apply(self, work: TextWork) -> nn.Module:
         """Fine-tunes a copy on forget rows with `args`, then edits `model`; retain rows are not needed."""
-        tuned = train_objective(
-            _Remember(),
-            copy.deepcopy(work.model),
-            work.forget,
-            None,
-            tokenizer=work.tokenizer,
-            args=work.args,
-            peft_config=work.peft_config,
-            callbacks=work.callbacks,
-        )
+        tuned = replace(work, model=copy.deepcopy(work.model), retain=None).train(_Remember())
         if work.peft_config is not None:
             tuned = merged(tuned, in_place=True)
         if len(list(tuned.parameters())) != len(list(work.model.parameters())):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -20,15 +20,16 @@ from ..data import Examples
 from ..errors import DataError, MethodError, setting
 from ..models import anatomy
 from ..models.merging import merged
-from .base import Guard, Objective, Work
-from .engine.batch import KLMask, PairedBatch
+from .base import Guard, Objective
+from .engine.batch import KLMask, PairedBatch, Part
 from .engine.checks import require
 from .engine.loss import Loss, PerPosition, PerToken, Term
 from .engine.phase import Phase
 from .engine.stream import permutation
-from .engine.text.arguments import training_arguments
 from .engine.text.logit_difference import LogitDifferenceModel
-from .engine.text.trainer import train_objective
+
+if TYPE_CHECKING:
+    from .engine.text.work import TextWork
 
 
 def uniform_divergence(logits: Tensor) -> Tensor:
@@ -37,18 +38,23 @@ def uniform_divergence(logits: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ReversedObjective(Objective):
-    """Remember the forget rows, be uniform on the retain rows."""
+class _ReversedObjective(Objective["TextWork"]):
+    """Remembers the forget rows, and is uniform on the retain rows.
 
+    Args:
+        retain_weight, positions: of the uniform term, see `ULD`.
+    """
+
+    retain_weight: float = 1.0
     positions: KLMask = "attention"
 
     def retain_positions(self) -> KLMask:
         return self.positions
 
-    def phases(self, work: Work) -> list[Phase]:
+    def phases(self, work: TextWork) -> list[Phase]:
         return [Phase(stream="mixed", loss=self.loss)]
 
-    def loss(self, batch: PairedBatch) -> Loss:
+    def loss(self, batch: PairedBatch[Part]) -> Loss:
         """A batch without rows of one kind has no term for it."""
         terms: dict[str, Term] = {}
         if batch.forget is not None:
@@ -60,7 +66,7 @@ class _ReversedObjective(Objective):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ULD(Guard):
+class ULD(Guard["TextWork"]):
     """Unlearning from logit difference.
 
     Args:
@@ -123,23 +129,19 @@ class ULD(Guard):
                 f"Give {setting('retain')}."
             )
 
-    def _apply(self, work: Work) -> LogitDifferenceModel:
-        model, forget, retain = work.model, work.forget, work.retain
+    def _apply(self, work: TextWork) -> LogitDifferenceModel:
         assert self.layers is not None
-        settings = training_arguments(work.args, self.training)
-        assistant = anatomy(model).truncate(self.layers)
+        assistant = work.anatomy.truncate(self.layers)
         assistant.requires_grad_(False)
-        tuned = train_objective(
-            _ReversedObjective(retain_weight=self.retain_weight, positions=self.positions),
-            assistant,
-            remember_rows(forget, self.paraphrases),
-            uniform_rows(forget, retain, self.wrong_answers, settings.seed),
-            tokenizer=work.tokenizer,
-            args=settings,
+        assisting = replace(
+            work,
+            model=assistant,
+            forget=remember_rows(work.forget, self.paraphrases),
+            retain=uniform_rows(work.forget, work.retained, self.wrong_answers, work.args.seed),
             peft_config=work.peft_config or self._lora(),
-            callbacks=work.callbacks,
         )
-        return LogitDifferenceModel(model, merged(tuned, in_place=True), self.alpha, self.top_filter, self.raw)
+        tuned = assisting.train(_ReversedObjective(retain_weight=self.retain_weight, positions=self.positions))
+        return LogitDifferenceModel(work.model, merged(tuned, in_place=True), self.alpha, self.top_filter, self.raw)
 
     def _lora(self) -> Any:
         from peft import LoraConfig

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .base import Objective
+from .base import Paired
 from .engine.batch import PairedBatch
 from .engine.checks import require
 from .engine.loss import Loss, PerToken
@@ -27,7 +27,7 @@ def undial_targets(logits: Tensor, targets: Tensor, strength: float) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNDIAL(Objective):
+class UNDIAL(Paired):
     """Self-distillation with adjusted logits.
 
     Args:

@@ -11,14 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import Objective, RetainLoss
+from .base import Paired, RetainLoss
 from .engine.batch import PairedBatch
 from .engine.checks import require
 from .engine.loss import Loss, PerToken
 
 
 @dataclass(frozen=True, kw_only=True)
-class WGA(Objective):
+class WGA(Paired):
     """Weighted gradient ascent.
 
     Args:

@@ -16,10 +16,11 @@ from transformers import TrainerCallback
 
 from unwrite.data import Images
 from unwrite.errors import MethodError, NotFinite
+from unwrite.forget import Objective
 from unwrite.forget.engine.cost import Cost
+from unwrite.forget.engine.images.arguments import ImageArguments
 from unwrite.forget.engine.images.batch import add_losses
-from unwrite.forget.engine.images.phased import Phased, another
-from unwrite.forget.engine.images.work import ImageArguments
+from unwrite.forget.engine.images.schedules import another
 from unwrite.forget.engine.loss import Loss, PerRow
 from unwrite.forget.engine.phase import Phase
 from unwrite.forget.engine.stream import UnlearnRows, epoch_order, partner
@@ -49,10 +50,10 @@ def net(statistics: bool = False, dropout: float = 0.0) -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(4, 5), middle, nn.Tanh(), nn.Dropout(dropout), nn.Linear(5, 3)).eval()
 
 
-def running(*phases: Phase, needs: tuple[str, ...] = ("retain",)) -> Phased:
+def running(*phases: Phase, needs: tuple[str, ...] = ("retain",)) -> Objective:
     """A method of these phases."""
 
-    class Told(Phased):
+    class Told(Objective):
         forgets = ("images",)
         reads = frozenset(needs)
 

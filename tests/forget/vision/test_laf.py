@@ -14,7 +14,6 @@ from unwrite.data import Images
 from unwrite.errors import DataError, MethodError
 from unwrite.forget.engine.batch import PairedBatch
 from unwrite.forget.engine.images.batch import ImagePart
-from unwrite.forget.engine.images.work import ImageWork
 from unwrite.forget.vision.laf import (
     LAF,
     Unlearning,
@@ -51,7 +50,7 @@ def net():
 
 
 def work_of(net, sets, **args):
-    return ImageWork(model=net, forget=sets[0], retain=sets[1], args=args or SHORT)
+    return LAF(**FEW).work(net, *sets[:2], args=args or SHORT)
 
 
 def chain(phase):

@@ -113,7 +113,7 @@ def swapped(parameters):
 
 
 def test_the_training_is_the_one_by_hand_with_two_adams_in_turn_and_no_other(net, sets):
-    work = ImageWork(model=copy.deepcopy(net), forget=sets[0], retain=sets[1], args=SHORT)
+    work = LAF(**FEW).work(copy.deepcopy(net), *sets[:2], args=SHORT)
     losses = LAF(**FEW).phases(work)[0].loss.__self__
     found = LAF(**FEW).apply(net, *sets, args=SHORT, copy=True)
 

@@ -66,9 +66,8 @@ def work_of(method: Any, model: nn.Module | None = None, parts: ImageSplit | Non
     """What `apply` hands to the method."""
     parts = parts or split()
     model = net() if model is None else model
-    return ImageWork(
-        model=model, forget=parts.forget, retain=parts.retain, recipe=RECIPE, args={**method.training, **SMALL, **args}
-    )
+    given = {"recipe": RECIPE, "args": {**SMALL, **args}}
+    return method.work(model, parts.forget, parts.retain, **given)
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:

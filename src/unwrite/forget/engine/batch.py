@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -77,21 +77,27 @@ class Part:
         return prediction_mask(self.labels).sum(1).clamp(min=1)
 
 
+PartT = TypeVar("PartT")
+
+
 @dataclass
-class PairedBatch:
-    """What `Objective.loss` sees; a part that the phase's stream doesn't bring is None."""
+class PairedBatch(Generic[PartT]):
+    """What `Objective.loss` sees; a part that the phase's stream doesn't bring is None.
 
-    forget: Part | None = None
-    alternate: Part | None = None
-    retain: Part | None = None
+    Its parts are `Part`s of text, or `ImagePart`s, which have the same face.
+    """
 
-    def __getitem__(self, name: str) -> Part:
-        part = getattr(self, name)
+    forget: PartT | None = None
+    alternate: PartT | None = None
+    retain: PartT | None = None
+
+    def __getitem__(self, name: str) -> PartT:
+        part: PartT | None = getattr(self, name)
         if part is None:
             raise MethodError(f"this batch has no {name} rows")
         return part
 
-    def present(self) -> Iterator[tuple[str, Part]]:
+    def present(self) -> Iterator[tuple[str, PartT]]:
         """(name, part) of the parts there are."""
         for name in PARTS:
             if (part := getattr(self, name)) is not None:
@@ -107,7 +113,7 @@ def positions(labels: Tensor, attention_mask: Tensor, mask: KLMask | None) -> Te
     return prediction_mask(labels)
 
 
-def make_parts(tensors: Mapping[str, Mapping[str, Tensor]], retain_mask: KLMask | None) -> PairedBatch:
+def make_parts(tensors: Mapping[str, Mapping[str, Tensor]], retain_mask: KLMask | None) -> PairedBatch[Part]:
     """The parts of a collated batch, before any forward pass."""
     return PairedBatch(
         **{
@@ -148,8 +154,8 @@ def _watch(blocks: list[Any], layers: tuple[int, ...], stop: bool) -> Iterator[d
 
 
 def run(
-    model: Any, batch: PairedBatch, *, layers: tuple[int, ...] = (), blocks: list[Any] | None = None, logits: bool
-) -> PairedBatch:
+    model: Any, batch: PairedBatch[Part], *, layers: tuple[int, ...] = (), blocks: list[Any] | None = None, logits: bool
+) -> PairedBatch[Part]:
     """One forward pass over all parts stacked; fills `logits` and `hidden` of each part.
 
     Args:

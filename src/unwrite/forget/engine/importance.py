@@ -1,56 +1,25 @@
-"""What importances of texts and images are taken of: batches in the set's own order, and each row's loss or norm.
+"""What importances of texts and images are taken of: each row's loss, or the norm of what the model says of it.
 
-A batch is `(inputs, target)`: pixels and labels or regression targets, or a mapping of token ids and attention mask
-with token labels. So a method that goes by importances has one implementation for both.
+A batch begins with `(inputs, target)`: pixels and labels or regression targets, or a mapping of token ids and attention
+mask with token labels (`Work.batches`). So a method that goes by importances has one implementation for both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sized
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...data.images.images import Images
-from ...data.text.encoding import Encoded, encode_all, pad
-from ...models.curvature import Loss, evaluating, next_token, outputs
+from ...models.curvature import evaluating, outputs
 from ...models.vision_layout import logits_of
-from ...scoring import row_length
 
-__all__ = ["Rows", "accuracy", "batches", "image_loss", "logit_norms", "prepared", "row_loss", "squared_logit_norms"]
+if TYPE_CHECKING:
+    from .work import Work
 
-Rows = Images | Sequence[Encoded]
-
-
-def prepared(work: Any, rows: Any, defaults: dict[str, Any]) -> Rows:
-    """Images as they are, the model put where the arguments say; texts encoded as training does, in windows."""
-    if isinstance(rows, Images):
-        device = work.settings(defaults).device
-        if device is not None:
-            work.model.to(device)
-        return rows
-    from .text.arguments import training_arguments
-
-    length = row_length(work.model, training_arguments(work.args, defaults).max_length)
-    return encode_all(rows, work.tokenizer, length)
-
-
-def batches(work: Any, rows: Rows, size: int) -> Iterator[tuple[Any, Tensor]]:
-    """(inputs, target) of `size` rows each, the last of those that are left."""
-    if isinstance(rows, Images):
-        for pixels, target, _ in work.batches(rows, size):
-            yield pixels, target
-        return
-    for first in range(0, len(rows), size):
-        padded = pad(rows[first : first + size], work.tokenizer.pad_token_id)
-        yield {name: padded[name] for name in ("input_ids", "attention_mask")}, padded["labels"]
-
-
-def row_loss(rows: Rows) -> Loss:
-    """The loss a model of such rows is trained with, each row's own."""
-    return image_loss if isinstance(rows, Images) else next_token
+__all__ = ["accuracy", "image_loss", "logit_norms", "squared_logit_norms"]
 
 
 def image_loss(model: nn.Module, batch: Any) -> Tensor:
@@ -72,11 +41,11 @@ def logit_norms(model: nn.Module, batch: Any) -> Tensor:
 
 
 @torch.no_grad()
-def accuracy(work: Any, rows: Rows, size: int) -> float:
+def accuracy(work: Work, rows: Sized, size: int) -> float:
     """Share of rows, or of the label tokens of texts, whose largest logit is the label's; in evaluation mode."""
     right = total = 0
     with evaluating(work.model), torch.no_grad():
-        for batch in batches(work, rows, size):
+        for batch in work.batches(rows, size):
             found, labels = _outputs(work.model, batch).argmax(-1), batch[1]
             if found.dim() == 2:
                 found, labels = found[:, :-1], labels[:, 1:]

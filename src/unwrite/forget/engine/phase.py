@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from ...data.images.images import Images
+from ...errors import MethodError, unknown
+from .checks import require
 from .loss import Loss
 from .stream import Stream
 
@@ -25,13 +26,13 @@ class Phase:
             "covering" (retain rows, each with a forget row), "mixed" (forget and retain rows interleaved, the longer
             set cut to fit) or "union" (all rows of both, shuffled together).
         loss: what is minimised, a function of the batch.
-        optimiser: builds an optimiser from the trainable parameters; None for the arguments' own. Phases with the same
-            function share one optimiser, with its moments; images only.
+        optimiser: builds an optimiser from the trainable parameters; None for the arguments' own. On images, phases with
+            the same function share one optimiser with its moments; on texts each phase has its own.
         epochs: passes over the stream; None for the arguments' own.
-        batch_size: rows a step; None for the arguments' own. Images only.
-        forget, retain: other rows than the ones given, such as relabelled ones. Images only.
-        lr: factor of the learning rate in this phase. Images only.
-        then: what follows on the same rows in the same step, with another loss or optimiser. Images only.
+        batch_size: rows a step (on texts, a device and step of accumulation); None for the arguments' own.
+        forget, retain: other rows than the ones given, such as relabelled ones, of the same kind.
+        lr: factor of the learning rate in this phase.
+        then: what follows on the same rows in the same step, with another loss, optimiser or `lr`. Images only.
     """
 
     stream: Stream
@@ -39,7 +40,20 @@ class Phase:
     optimiser: Callable[[list[Tensor]], torch.optim.Optimizer] | None = None
     epochs: float | None = None
     batch_size: int | None = None
-    forget: Images | None = None
-    retain: Images | None = None
+    forget: Sized | None = None
+    retain: Sized | None = None
     lr: float = 1.0
     then: Phase | None = None
+
+    def __post_init__(self) -> None:
+        if self.stream not in get_args(Stream):
+            raise MethodError(unknown("stream", str(self.stream), get_args(Stream)))
+        if self.epochs is not None:
+            require("epochs", self.epochs, at_least=0)
+        if self.batch_size is not None:
+            require("batch_size", self.batch_size, at_least=1)
+        require("lr", self.lr, at_least=0)
+
+    def steps(self) -> list[Phase]:
+        """This phase and all that follow it in a step, in order."""
+        return [self] if self.then is None else [self, *self.then.steps()]

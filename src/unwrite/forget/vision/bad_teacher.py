@@ -19,10 +19,10 @@ from torch import Tensor
 
 from ...data.images.images import Images
 from ...errors import MethodError
-from ..engine.batch import PairedBatch
+from ..base import Objective
 from ..engine.checks import require
-from ..engine.images.batch import Table
-from ..engine.images.phased import Phased, need_classes
+from ..engine.images.batch import PairedImages, Table
+from ..engine.images.classes import need_classes
 from ..engine.images.work import ImageWork
 from ..engine.loss import Loss, PerRow, kl_divergence
 from ..engine.phase import Phase
@@ -39,7 +39,7 @@ def imitation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BadTeacher(Phased):
+class BadTeacher(Objective[ImageWork]):
     """Imitates an untrained model on the forget set and the model before on a part of the retain set.
 
     Args:
@@ -61,7 +61,6 @@ class BadTeacher(Phased):
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         require("share", self.share, above=0, at_most=1)
         require("temperature", self.temperature, above=0)
 
@@ -69,7 +68,7 @@ class BadTeacher(Phased):
         super().check(forget, retain)
         need_classes(self, forget)
 
-    def loss(self, batch: PairedBatch) -> Loss:
+    def loss(self, batch: PairedImages) -> Loss:
         """The mean over all rows; `reference_logits` of a part are those of its teacher, `[rows, classes]`."""
         terms = {}
         for name, part in batch.present():
@@ -79,17 +78,17 @@ class BadTeacher(Phased):
             terms[name] = PerRow(imitation(part.logits, part.reference_logits, self.temperature), "all")
         return Loss({}, **terms)
 
-    def phases(self, work: ImageWork) -> list[Phase]:  # type: ignore[override]
+    def phases(self, work: ImageWork) -> list[Phase]:
         """One, on the forget set and a part of the retain set in one order.
 
         Raises:
             ModelError: the recipe makes another architecture.
         """
-        seed = work.settings(self.training).seed
-        count = max(1, math.floor(self.share * len(work.retain)))
-        mask = torch.zeros(len(work.retain), dtype=torch.bool)
-        mask[torch.from_numpy(permutation(len(work.retain), seed, _SHARE)[:count])] = True
-        kept = work.retain.where(mask)
+        seed = work.args.seed
+        count = max(1, math.floor(self.share * len(work.retained)))
+        mask = torch.zeros(len(work.retained), dtype=torch.bool)
+        mask[torch.from_numpy(permutation(len(work.retained), seed, _SHARE)[:count])] = True
+        kept = work.retained.where(mask)
         ignorant = work.fresh(seed)
         work.layout.of(ignorant)
         taught = {
@@ -97,8 +96,8 @@ class BadTeacher(Phased):
             "retain": Table.of(kept, work.outputs(work.model, kept)),
         }
 
-        def loss(batch: PairedBatch) -> Loss:
+        def loss(batch: PairedImages) -> Loss:
             told = {name: replace(part, reference_logits=taught[name].at(part.index)) for name, part in batch.present()}
-            return self.loss(PairedBatch(**told))
+            return self.loss(PairedImages(**told))
 
         return [Phase("union", loss, retain=kept)]

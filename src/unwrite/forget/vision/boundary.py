@@ -23,10 +23,10 @@ from ...data.images.images import Images
 from ...errors import MethodError, ModelError
 from ...models.curvature import evaluating
 from ...models.vision_layout import logits_of
-from ..engine.batch import PairedBatch
+from ..base import Objective
 from ..engine.checks import require
-from ..engine.images.batch import add_losses
-from ..engine.images.phased import Phased, need_classes, placed
+from ..engine.images.batch import PairedImages, add_losses
+from ..engine.images.classes import need_classes
 from ..engine.images.work import ImageWork
 from ..engine.loss import Loss
 from ..engine.phase import Phase
@@ -58,7 +58,7 @@ def attacked(model: nn.Module, pixels: Tensor, labels: Tensor, eps: float) -> Te
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoundaryShrink(Phased):
+class BoundaryShrink(Objective[ImageWork]):
     """Trains forget rows towards their nearest other classes; the learning rate suits the authors' AllCNN, others need up
     to 1e-3 and more.
 
@@ -76,7 +76,6 @@ class BoundaryShrink(Phased):
     runner_up: bool = False
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         require("eps", self.eps, above=0, at_most=1)
         if not isinstance(self.runner_up, bool):
             raise MethodError(f"runner_up is {self.runner_up!r}; use True or False.")
@@ -85,15 +84,15 @@ class BoundaryShrink(Phased):
         super().check(forget, retain)
         need_classes(self, forget)
 
-    def loss(self, batch: PairedBatch) -> Loss:
+    def loss(self, batch: PairedImages) -> Loss:
         """Cross-entropy of forget rows with the labels of their neighbours."""
         return add_losses(batch)
 
-    def phases(self, work: ImageWork) -> list[Phase]:  # type: ignore[override]
+    def phases(self, work: ImageWork) -> list[Phase]:
         """One, on the relabelled forget set."""
         near, success = self.relabelled(work)
 
-        def loss(batch: PairedBatch) -> Loss:
+        def loss(batch: PairedImages) -> Loss:
             return Loss({"attack_success": success}, **self.loss(batch).terms)
 
         return [Phase("forget", loss, forget=near)]
@@ -112,7 +111,7 @@ class BoundaryShrink(Phased):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoundaryExpand(Phased):
+class BoundaryExpand(Objective[ImageWork]):
     """Trains forget rows towards a further output, with weights drawn by the seed, which is then dropped; the learning
     rate suits the authors' AllCNN.
 
@@ -127,22 +126,20 @@ class BoundaryExpand(Phased):
         super().check(forget, retain)
         need_classes(self, forget)
 
-    def loss(self, batch: PairedBatch) -> Loss:
+    def loss(self, batch: PairedImages) -> Loss:
         """Cross-entropy of forget rows with the further label."""
         return add_losses(batch)
 
-    def phases(self, work: ImageWork) -> list[Phase]:  # type: ignore[override]
+    def phases(self, work: ImageWork) -> list[Phase]:
         """One, on forget rows, whose label is the last output."""
         return [Phase("forget", self.loss)]
 
-    def _apply(self, work: ImageWork) -> nn.Module:  # type: ignore[override]
+    def _apply(self, work: ImageWork) -> nn.Module:
         """Widens, trains, narrows.
 
         Raises:
             ModelError: a head that isn't one linear layer at its end.
         """
-        settings = work.settings(self.training)
-        placed(work, settings)
         head = work.layout.model.get_submodule(work.layout.head_linears[-1])
         if type(head) is not nn.Linear:
             raise ModelError(
@@ -151,7 +148,7 @@ class BoundaryExpand(Phased):
         forget = work.forget
         further = torch.full((len(forget),), len(forget.classes))
         nothing = replace(forget, labels=further, classes=(*forget.classes, "nothing"))
-        with _widened(head, settings.seed):
+        with _widened(head, work.args.seed):
             super()._apply(replace(work, forget=nothing, retain=None))
         return work.model
 

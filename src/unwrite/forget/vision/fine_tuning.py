@@ -18,11 +18,10 @@ from transformers import TrainerCallback
 
 from ...models.image_training import fitted
 from ...models.vision_layout import VisionLayout
-from ..base import Edit
-from ..engine.batch import PairedBatch
+from ..base import Edit, Objective
 from ..engine.checks import require
-from ..engine.images.batch import add_losses
-from ..engine.images.phased import FINE_TUNING, Phased
+from ..engine.images.batch import PairedImages, add_losses
+from ..engine.images.schedules import FINE_TUNING
 from ..engine.images.work import ImageWork
 from ..engine.loss import Loss
 from ..engine.phase import Phase
@@ -31,18 +30,18 @@ __all__ = ["CFk", "EUk", "FineTune", "Retrain"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTune(Phased):
+class FineTune(Objective[ImageWork]):
     """Ordinary training on the retain set, by cross-entropy, or the absolute error of a regressor."""
 
     forgets: ClassVar[tuple[str, ...]] = ("images",)
     requires: ClassVar[tuple[str, ...]] = ("retain",)
     training: ClassVar[dict[str, Any]] = FINE_TUNING
 
-    def loss(self, batch: PairedBatch) -> Loss:
+    def loss(self, batch: PairedImages) -> Loss:
         """batch.retain: what the ordinary training minimises, averaged over the rows."""
         return add_losses(batch)
 
-    def phases(self, work: ImageWork) -> list[Phase]:  # type: ignore[override]
+    def phases(self, work: ImageWork) -> list[Phase]:
         """One, on retain rows."""
         return [Phase("retain", self.loss)]
 
@@ -58,7 +57,6 @@ class CFk(FineTune):
     k: int = 2
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         require("k", self.k, at_least=1)
 
     def trainable(self, work: ImageWork) -> Sequence[Tensor]:
@@ -66,11 +64,10 @@ class CFk(FineTune):
         last = set(work.layout.last(self.k))
         return [value for name, value in work.layout.model.named_parameters() if name in last]
 
-    def _apply(self, work: ImageWork) -> nn.Module:  # type: ignore[override]
+    def _apply(self, work: ImageWork) -> nn.Module:
         work.layout.last(self.k)  # refuses a k that is too large before anything changes
         still = _Still(work.layout, self.k)
-        trained: nn.Module = super()._apply(replace(work, callbacks=[*work.callbacks, still]))
-        return trained
+        return super()._apply(replace(work, callbacks=[*work.callbacks, still]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +76,9 @@ class EUk(CFk):
 
     requires: ClassVar[tuple[str, ...]] = ("retain", "recipe")
 
-    def _apply(self, work: ImageWork) -> nn.Module:  # type: ignore[override]
+    def _apply(self, work: ImageWork) -> nn.Module:
         names = work.layout.last(self.k)
-        fresh = work.layout.of(work.fresh(work.settings(self.training).seed)).model.state_dict()
+        fresh = work.layout.of(work.fresh(work.args.seed)).model.state_dict()
         state = work.layout.model.state_dict()
         with torch.no_grad():
             for name in names:
@@ -90,7 +87,7 @@ class EUk(CFk):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Retrain(Edit):
+class Retrain(Edit[ImageWork]):
     """The recipe's model trained on the retain set alone, from the seed: the exact answer, and what it costs.
 
     It is trained once and found again by its content, as every model that `fitted` makes; it is the oracle that others
@@ -101,7 +98,7 @@ class Retrain(Edit):
     forgets: ClassVar[tuple[str, ...]] = ("images",)
     requires: ClassVar[tuple[str, ...]] = ("retain", "recipe")
 
-    def _apply(self, work: ImageWork) -> nn.Module:  # type: ignore[override]
+    def _apply(self, work: ImageWork) -> nn.Module:
         """Loads the retrained weights and running statistics into the model.
 
         Raises:
@@ -109,15 +106,14 @@ class Retrain(Edit):
         """
         layout = work.layout
         layout.of(work.fresh(0))  # refuses before the long training
-        data = work.retain.joined(work.forget)
-        seed = work.settings(self.training).seed
-        model = fitted(work.recipe, data, data.positions(work.retain.index).tolist(), seed)
+        data = work.retained.joined(work.forget)
+        seed = work.args.seed
+        model = fitted(work.recipe, data, data.positions(work.retained.index).tolist(), seed)
         layout.model.load_state_dict(layout.of(model).model.state_dict())
         told = work.recipe.settings
         epochs = min(told.get("epochs", 0), told.get("stop_after", float("inf")))
-        work.cost.add(len(work.retain), epochs, epochs)
-        work.model.eval()
-        return work.model
+        work.cost.add(len(work.retained), epochs, epochs)
+        return work.model.eval()
 
 
 @dataclass

@@ -22,8 +22,7 @@ from ...models.vision_layout import logits_of
 from ...runs import progress
 from ..base import Edit
 from ..engine.checks import require
-from ..engine.images.phased import need_classes, placed
-from ..engine.images.whole_classes import whole_classes
+from ..engine.images.classes import need_classes, whole_classes
 from ..engine.images.work import ImageWork
 
 __all__ = ["FisherForgetting", "noise"]
@@ -59,7 +58,7 @@ def noise(
 
 
 @dataclass(frozen=True, kw_only=True)
-class FisherForgetting(Edit):
+class FisherForgetting(Edit[ImageWork]):
     """Noise by the inverse Fisher information of the retain set; needs no gradient of the forget rows.
 
     Where the retain set has no row of the forgotten classes, their rows of the last layer are drawn anew around 0.
@@ -87,13 +86,11 @@ class FisherForgetting(Edit):
 
     @torch.no_grad()
     def _apply(self, work: ImageWork) -> nn.Module:
-        settings = work.settings(self.training)
-        placed(work, settings)
         head = set(_head(work))  # refuses a model that doesn't fit the data
         if self.alpha:
             information = self._information(work)
-            classes = whole_classes(work.forget, work.retain)
-            generator = torch.Generator().manual_seed(settings.seed)
+            classes = whole_classes(work.forget, work.retained)
+            generator = torch.Generator().manual_seed(work.args.seed)
             for name, theta in trainable(work.model).items():
                 mean, variance = noise(theta, information[name], self.alpha, head=id(theta) in head, classes=classes)
                 drawn = torch.randn(theta.shape, generator=generator).to(mean)
@@ -101,7 +98,7 @@ class FisherForgetting(Edit):
         return work.model.eval()
 
     def _information(self, work: ImageWork) -> dict[str, Tensor]:
-        rows = work.batches(work.retain, BATCH)
+        rows = work.batches(work.retained, BATCH)
         if self.mode == "repo":
             return _information_by_batch(work, rows)
         found = fisher(work.model, rows, lambda model, batch: logits_of(model, batch[0]))

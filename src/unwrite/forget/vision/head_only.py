@@ -22,8 +22,7 @@ from ...models.curvature import evaluating
 from ...models.vision_layout import logits_of
 from ...runs import progress
 from ..base import Edit
-from ..engine.images.phased import placed
-from ..engine.images.whole_classes import whole_classes
+from ..engine.images.classes import whole_classes
 from ..engine.images.work import ImageWork
 from ..engine.stream import epoch_order
 
@@ -33,7 +32,7 @@ NEVER = -1e4  # a logit that no other falls below, also in float16
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadOnly(Edit):
+class HeadOnly(Edit[ImageWork]):
     """Edits the last linear layer alone; everything before it stays bit-identical.
 
     Args:
@@ -61,12 +60,11 @@ class HeadOnly(Edit):
 
     @torch.no_grad()
     def _apply(self, work: ImageWork) -> nn.Module:
-        placed(work, work.settings(self.training))
         name = work.layout.head_linears[-1]
         linear = work.layout.model.get_submodule(name)
         linear = getattr(linear, "base_layer", linear)
         assert isinstance(linear, nn.Linear)
-        classes = whole_classes(work.forget, work.retain)
+        classes = whole_classes(work.forget, work.retained)
         if classes and self.whole_class == "bias":
             if linear.bias is None:
                 raise MethodError(
@@ -82,17 +80,16 @@ class HeadOnly(Edit):
 
     def _trained(self, work: ImageWork, linear: nn.Linear) -> tuple[Tensor, Tensor]:
         """(weight, bias) fitted to the retain set's features from zeros; a bias of zeros where there is none."""
-        settings = work.settings(self.training)
-        features, target = _into(work, linear, work.retain), work.retain.target.to(work.device)
+        features, target = _into(work, linear, work.retained), work.retained.target.to(work.device)
         weight = torch.zeros_like(linear.weight, dtype=features.dtype, requires_grad=True)
         bias = features.new_zeros(len(weight), requires_grad=linear.bias is not None)
         parameters = [weight, bias] if bias.requires_grad else [weight]
-        optimiser = settings.optimiser(parameters)
-        size, steps = settings.per_device_train_batch_size, 0
-        for epoch in progress(range(math.ceil(settings.num_train_epochs)), "training the head"):
-            order = torch.tensor(epoch_order("retain", 0, len(target), settings.seed, epoch), device=target.device)
+        optimiser = work.args.optimiser(parameters)
+        size, steps = work.args.per_device_train_batch_size, 0
+        for epoch in progress(range(math.ceil(work.args.num_train_epochs)), "training the head"):
+            order = torch.tensor(epoch_order("retain", 0, len(target), work.args.seed, epoch), device=target.device)
             for rows in order.split(size):
-                if 0 <= settings.max_steps <= steps:
+                if 0 <= work.args.max_steps <= steps:
                     break
                 with torch.enable_grad():
                     loss = _loss(F.linear(features[rows], weight, bias), target[rows])

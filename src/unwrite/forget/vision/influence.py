@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ from ...errors import MethodError, NotFinite
 from ...models.curvature import importances, row_gradients, trainable
 from ..base import Edit
 from ..engine.checks import require
-from ..engine.images.phased import placed
 from ..engine.images.work import ImageWork
 from ..engine.importance import image_loss
 
@@ -70,7 +69,7 @@ def woodbury_inverse(v: Tensor, gradients: Tensor, damping: float) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Influence(Edit):
+class Influence(Edit[ImageWork]):
     """Influence unlearning (IU) with first-order curvature; classifiers, and regressors by their squared error.
 
     Args:
@@ -97,8 +96,6 @@ class Influence(Edit):
 
     @torch.no_grad()
     def _apply(self, work: ImageWork) -> nn.Module:
-        placed(work, work.settings(self.training))
-        _ = work.layout  # refuses a model that doesn't fit the data
         if self.alpha:
             step = self.alpha * self._direction(work)
             if not torch.isfinite(step).all():
@@ -110,11 +107,11 @@ class Influence(Edit):
 
     def _direction(self, work: ImageWork) -> Tensor:
         """F^-1 v, `[parameters]`, float64."""
-        forgotten, kept = (_summed_gradient(work, rows) for rows in (work.forget, work.retain))
-        n_f, n_r = len(work.forget), len(work.retain)
+        forgotten, kept = (_summed_gradient(work, rows) for rows in (work.forget, work.retained))
+        n_f, n_r = len(work.forget), len(work.retained)
         v = forgotten / (n_f + n_r) - n_f / ((n_f + n_r) * n_r) * kept
         rows = min(n_r, self.samples + 2 if self.mode == "repo" else self.samples)
-        some = work.retain.subset(work.retain.index[:rows])
+        some = work.retained.subset(work.retained.index[:rows])
         work.cost.add(rows, 1, 1)
         with torch.enable_grad():
             if self.mode == "repo":
@@ -127,7 +124,6 @@ class Influence(Edit):
 
 def _summed_gradient(work: ImageWork, rows: Images) -> Tensor:
     """The sum of the rows' gradients, `[parameters]`, float64."""
-    batches: Any = work.batches(rows, BATCH)
-    found = importances(work.model, batches, image_loss, each="row", of="gradient", over="sum")
+    found = importances(work.model, work.batches(rows, BATCH), image_loss, each="row", of="gradient", over="sum")
     work.cost.forwards += found.cost
     return torch.cat([tensor.double().flatten() for tensor in found.tensors.values()])

@@ -16,10 +16,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..engine.batch import PairedBatch
+from ..base import Objective
 from ..engine.checks import require
-from ..engine.images.batch import add_losses
-from ..engine.images.phased import Phased
+from ..engine.images.batch import PairedImages, add_losses
 from ..engine.images.whole_step import WholeStep
 from ..engine.images.work import ImageWork
 from ..engine.loss import Loss, Term
@@ -55,7 +54,7 @@ def small_share(model: nn.Module, below: float = 1e-3) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class L1Sparse(Phased):
+class L1Sparse(Objective[ImageWork]):
     """Fine-tuning on the retain set under a fading l1 penalty.
 
     Args:
@@ -73,31 +72,30 @@ class L1Sparse(Phased):
     cut: float = 0.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         for name in ("gamma", "no_l1_epochs", "cut"):
             require(name, getattr(self, name), at_least=0)
 
-    def loss(self, batch: PairedBatch) -> Loss:
+    def loss(self, batch: PairedImages) -> Loss:
         """batch.retain: what the ordinary training minimises; the penalty is added in `phases`, which knows the weights."""
         return add_losses(batch)
 
-    def penalised(self, parameters: list[Tensor], epochs: float, batch: PairedBatch) -> Loss:
+    def penalised(self, parameters: list[Tensor], epochs: float, batch: PairedImages) -> Loss:
         """`loss` with the penalty of the batch's epoch on these parameters, of a training of so many epochs."""
         loss = self.loss(batch)
-        weight = penalty_weight(self.gamma, batch["retain"].epoch, epochs, self.no_l1_epochs)  # type: ignore[attr-defined]
+        weight = penalty_weight(self.gamma, batch["retain"].epoch, epochs, self.no_l1_epochs)
         terms: dict[str, Term] = dict(loss.terms)
         if weight > 0:
             terms["penalty"] = WholeStep(weight * l1_norm(parameters))
         return Loss({**loss.logs, "gamma": torch.tensor(weight)}, **terms)
 
-    def phases(self, work: ImageWork) -> list[Phase]:  # type: ignore[override]
+    def phases(self, work: ImageWork) -> list[Phase]:
         """One, on retain rows, with every trainable parameter in the norm: biases and norms too."""
         parameters: list[Tensor] = [one for one in work.model.parameters() if one.requires_grad]
-        epochs = work.settings(self.training).num_train_epochs
+        epochs = work.args.num_train_epochs
         return [Phase("retain", partial(self.penalised, parameters, epochs))]
 
-    def _apply(self, work: ImageWork) -> nn.Module:  # type: ignore[override]
-        model: nn.Module = super()._apply(work)
+    def _apply(self, work: ImageWork) -> nn.Module:
+        model = super()._apply(work)
         with torch.no_grad():
             for one in model.parameters():
                 if self.cut > 0 and one.requires_grad:

@@ -23,10 +23,9 @@ from ...data.images.images import Images
 from ...errors import DataError, MethodError, notice, unknown
 from ...nets.feature_vae import DecoderOut, FeatureVAE, Reconstruction
 from ...runs import progress
-from ..engine.batch import PairedBatch
+from ..base import Objective
 from ..engine.checks import require
-from ..engine.images.batch import outputs_loss
-from ..engine.images.phased import Phased, placed
+from ..engine.images.batch import ImagePart, PairedImages, outputs_loss
 from ..engine.images.whole_step import WholeStep, row_normals
 from ..engine.images.work import ImageWork, frozen
 from ..engine.loss import Loss, PerRow
@@ -105,7 +104,7 @@ def fit_feature_vae(
             vae_loss(vae(features[rows], noise[rows])).backward()
             optimiser.step()
     optimiser.zero_grad()
-    return frozen(vae)  # type: ignore[return-value]
+    return frozen(vae)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,30 +121,33 @@ class Unlearning:
     tau: float
     seed: int
 
-    def extractor(self, batch: PairedBatch) -> Loss:
+    def extractor(self, batch: PairedImages) -> Loss:
         """L_UE. The noise of a row is a function of (seed, epoch, row)."""
         retain = squared_error(self._seen(self.of_all, batch["retain"], _OF_ALL))
         forget = squared_error(self._seen(self.of_forget, batch["forget"], _OF_FORGET))
         logs = {"retain_error": retain.detach().mean(), "forget_error": forget.detach().mean()}
         return Loss(logs, extractor=WholeStep(extractor_loss(retain, forget)))
 
-    def alignment(self, batch: PairedBatch) -> Loss:
+    def alignment(self, batch: PairedImages) -> Loss:
         """L_RA."""
         distance = {name: self._distance(part) for name, part in batch.present()}
         return Loss({}, alignment=WholeStep(alignment_loss(distance["retain"], distance["forget"], self.tau)))
 
-    def _seen(self, vae: FeatureVAE, part: Any, what: int) -> Reconstruction:
+    def _seen(self, vae: FeatureVAE, part: ImagePart, what: int) -> Reconstruction:
+        assert part.features is not None
         noise = row_normals(part.index, vae.latent, self.seed, what, part.epoch)
         seen: Reconstruction = vae(part.features.float(), noise)
         return seen
 
     @staticmethod
-    def _distance(part: Any) -> Tensor:
+    def _distance(part: ImagePart) -> Tensor:
+        assert part.features is not None
+        assert part.reference_features is not None
         return cosine_distance(part.features.float(), part.reference_features.float())
 
 
 @dataclass(frozen=True, kw_only=True)
-class LAF(Phased):
+class LAF(Objective[ImageWork]):
     """Label-agnostic forgetting; with `repair`, the paper's LAF+R. An epoch has as many steps as the smaller set has batches.
 
     Learning rates are fields, for there are two; `learning_rate`, `optim`, `momentum` and `weight_decay` of the arguments
@@ -186,7 +188,6 @@ class LAF(Phased):
     repair_lr: float = 1e-3
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         require("tau", self.tau, above=0)
         require("latent", self.latent, at_least=1)
         for name in ("extractor_lr", "alignment_lr", "vae_epochs", "repair_epochs", "repair_lr"):
@@ -195,22 +196,20 @@ class LAF(Phased):
             if getattr(self, name) not in allowed:
                 raise MethodError(unknown(name, str(getattr(self, name)), allowed))
 
-    def loss(self, batch: PairedBatch) -> Loss:
+    def loss(self, batch: PairedImages) -> Loss:
         """batch.retain: the ordinary loss, of the repair; the losses that forget are those of `Unlearning`."""
-        return Loss({}, repair=PerRow(outputs_loss(batch["retain"]), "retain"))  # type: ignore[arg-type]
+        return Loss({}, repair=PerRow(outputs_loss(batch["retain"]), "retain"))
 
-    def phases(self, work: ImageWork) -> list[Phase]:  # type: ignore[override]
+    def phases(self, work: ImageWork) -> list[Phase]:
         """Trains the VAEs; then steps of L_UE and L_RA in turn, each with moments of its own; then the repair."""
-        settings = work.settings(self.training)
-        placed(work, settings)
-        size = settings.per_device_train_batch_size
+        size = work.args.per_device_train_batch_size
         if len(work.forget) < size:
             notice(
                 f"the forget set has {len(work.forget)} rows, fewer than a batch of {size}: an epoch is one step. "
                 "Train longer, or in smaller batches.",
             )
-        stream: Literal["paired", "covering"] = "paired" if len(work.forget) <= len(work.retain) else "covering"
-        losses = self._unlearning(work, settings.seed)
+        stream: Literal["paired", "covering"] = "paired" if len(work.forget) <= len(work.retained) else "covering"
+        losses = self._unlearning(work, work.args.seed)
         align = Phase(stream, losses.alignment, partial(torch.optim.Adam, lr=self.alignment_lr))
         found = [Phase(stream, losses.extractor, partial(torch.optim.Adam, lr=self.extractor_lr), then=align)]
         if self.repair:
@@ -219,10 +218,10 @@ class LAF(Phased):
         return found
 
     def _unlearning(self, work: ImageWork, seed: int) -> Unlearning:
-        forget, retain = (work.features(work.model, rows).float() for rows in (work.forget, work.retain))
+        forget, retain = (work.features(work.model, rows).float() for rows in (work.forget, work.retained))
         known: dict[str, tuple[list[Tensor], list[Images]]] = {
-            "all": ([retain, forget], [work.retain, work.forget]),
-            "retain": ([retain], [work.retain]),
+            "all": ([retain, forget], [work.retained, work.forget]),
+            "retain": ([retain], [work.retained]),
             "forget": ([forget], [work.forget]),
         }
 

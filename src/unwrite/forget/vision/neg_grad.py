@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..engine.batch import PairedBatch
+from ..base import Objective
 from ..engine.checks import require
-from ..engine.images.batch import outputs_loss
-from ..engine.images.phased import FINE_TUNING, Phased
+from ..engine.images.batch import PairedImages, outputs_loss
+from ..engine.images.schedules import FINE_TUNING
 from ..engine.images.work import ImageWork
 from ..engine.loss import Loss, PerRow
 from ..engine.phase import Phase
@@ -23,7 +23,7 @@ __all__ = ["NegGradPlus"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class NegGradPlus(Phased):
+class NegGradPlus(Objective[ImageWork]):
     """Descent on retain and ascent on forget rows in one step; regressors by the absolute error.
 
     Args:
@@ -37,16 +37,15 @@ class NegGradPlus(Phased):
     alpha: float = 0.95
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         require("alpha", self.alpha, at_least=0, at_most=1)
 
-    def loss(self, batch: PairedBatch) -> Loss:
+    def loss(self, batch: PairedImages) -> Loss:
         """batch.retain and, below alpha = 1, batch.forget; each term is averaged over its own rows."""
-        terms = {"retain": PerRow(self.alpha * outputs_loss(batch["retain"]), "retain")}  # type: ignore[arg-type]
+        terms = {"retain": PerRow(self.alpha * outputs_loss(batch["retain"]), "retain")}
         if batch.forget is not None:
-            terms["forget"] = PerRow((self.alpha - 1) * outputs_loss(batch.forget), "forget")  # type: ignore[arg-type]
+            terms["forget"] = PerRow((self.alpha - 1) * outputs_loss(batch.forget), "forget")
         return Loss({}, **terms)
 
-    def phases(self, work: ImageWork) -> list[Phase]:  # type: ignore[override]
+    def phases(self, work: ImageWork) -> list[Phase]:
         """One pass over the retain set an epoch, forget rows beside it."""
         return [Phase("retain" if self.alpha == 1 else "covering", self.loss)]

@@ -11,6 +11,7 @@ it as it is, and its oracle is `fitted(recipe_of(masks=masks), ...)` on the reta
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -19,11 +20,9 @@ from torch import nn
 from ...data.images.images import Images
 from ...errors import MethodError, notice, unknown
 from ...models.pruning import Scope, apply_masks, magnitude_masks, zero_masks
-from ..base import Edit, Guard, Method
-from ..engine.batch import PairedBatch
+from ..base import Edit, Guard, Method, Objective
 from ..engine.checks import require
-from ..engine.images.batch import add_losses
-from ..engine.images.phased import Phased, placed
+from ..engine.images.batch import PairedImages, add_losses
 from ..engine.images.work import ImageWork
 from ..engine.loss import Loss
 from ..engine.masking import KeepMask
@@ -33,24 +32,24 @@ __all__ = ["Pruned"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuneSurvivors(Phased):
+class FineTuneSurvivors(Objective[ImageWork]):
     """Plain fine-tuning on the retain set as the paper has it: the default of `Pruned`."""
 
     forgets: ClassVar[tuple[str, ...]] = ("images",)
     requires: ClassVar[tuple[str, ...]] = ("retain",)
     training: ClassVar[dict[str, Any]] = {"num_train_epochs": 10, "per_device_train_batch_size": 256}
 
-    def loss(self, batch: PairedBatch) -> Loss:
+    def loss(self, batch: PairedImages) -> Loss:
         """batch.retain: what the ordinary training minimises."""
         return add_losses(batch)
 
-    def phases(self, work: ImageWork) -> list[Phase]:  # type: ignore[override]
+    def phases(self, work: ImageWork) -> list[Phase]:
         """One, on retain rows."""
         return [Phase("retain", self.loss)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pruned(Edit):
+class Pruned(Edit[ImageWork]):
     """Prunes the model and unlearns with what is left.
 
     A method that replaces weights (retraining, an edit) is masked afterwards. What comes from a fresh model inside a
@@ -62,7 +61,7 @@ class Pruned(Edit):
         scope: "conv", or "weights" for linear layers too.
     """
 
-    inner: Method | None = None
+    inner: Method[ImageWork] | None = None
     rate: float | None = 0.95
     scope: Scope = "conv"
     forgets: ClassVar[tuple[str, ...]] = ("images",)
@@ -78,14 +77,20 @@ class Pruned(Edit):
             raise MethodError(unknown("scope", str(self.scope), ("conv", "weights")))
 
     @property
-    def chosen(self) -> Method:
+    def chosen(self) -> Method[ImageWork]:
         """What unlearns."""
         return self.inner or FineTuneSurvivors()
+
+    def defaults(self) -> Mapping[str, Any]:
+        return self.chosen.defaults()
 
     def check(self, forget: Images, retain: Images | None) -> None:
         self.chosen.check(forget, retain)
 
-    def _need(self, kind: str, retain: Any, recipe: Any) -> None:
+    def check_work(self, work: ImageWork) -> None:
+        self.chosen.check_work(work)
+
+    def _need(self, kind: str, retain: Sized | None, recipe: Any) -> None:
         super()._need(kind, retain, recipe)
         self.chosen._need(kind, retain, recipe)
 
@@ -95,8 +100,6 @@ class Pruned(Edit):
         Raises:
             ModelError: nothing to prune in the scope; no zeros where `rate` is None.
         """
-        placed(work, work.settings(self.chosen.training))
-        _ = work.layout  # refuses what doesn't fit before anything changes
         if self.rate is None:
             masks = zero_masks(work.model, self.scope)
         else:
@@ -107,8 +110,8 @@ class Pruned(Edit):
                 "give a model that was trained.",
             )
         apply_masks(work.model, masks)
-        held = replace(work, callbacks=[*work.callbacks, _KeepZero(masks)], _before=None)
-        model: nn.Module = self.chosen._apply(held)
+        held = replace(work, callbacks=[*work.callbacks, _KeepZero(masks)])
+        model = self.chosen._apply(held)
         apply_masks(model, masks)
         return model
 

@@ -24,12 +24,12 @@ from ...data.images.images import Images
 from ...errors import DataError, MethodError, NotFinite, notice, unknown
 from ...models.vision_layout import VisionLayout, logits_of
 from ...runs import progress
-from ..engine.batch import PairedBatch
+from ..base import Objective
 from ..engine.checks import require
-from ..engine.images.phased import Phased, placed
+from ..engine.images.batch import ImagePart, PairedImages
 from ..engine.images.whole_step import row_normals
 from ..engine.images.work import ImageWork, frozen
-from ..engine.loss import Loss, PerRow
+from ..engine.loss import Loss, PerRow, Term
 from ..engine.phase import Phase
 from ..engine.stream import permutation
 
@@ -74,7 +74,7 @@ def attention_gap(student: Sequence[Tensor], blind: Sequence[Tensor]) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Regression(Phased):
+class _Regression(Objective[ImageWork]):
     """What both ask of their data, and the error they minimise.
 
     Args:
@@ -85,7 +85,6 @@ class _Regression(Phased):
     error: Error = "l1"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.error not in ("l1", "mse"):
             raise MethodError(unknown("error", str(self.error), ("l1", "mse")))
 
@@ -98,11 +97,11 @@ class _Regression(Phased):
                     "classifiers."
                 )
 
-    def loss(self, batch: PairedBatch) -> Loss:
+    def loss(self, batch: PairedImages) -> Loss:
         """The error of all rows of a step on their targets, its mean over all of them."""
-        return Loss({}, **{name: self._of(part, part.target) for name, part in batch.present()})  # type: ignore[attr-defined]
+        return Loss({}, **{name: self._of(part, part.target) for name, part in batch.present()})
 
-    def _of(self, part: Any, wanted: Tensor) -> Any:
+    def _of(self, part: ImagePart, wanted: Tensor) -> Term:
         return PerRow(residual(part.outputs, wanted, self.error), "all")
 
 
@@ -130,20 +129,18 @@ class Blindspot(_Regression):
         require("blind_epochs", self.blind_epochs, at_least=1)
         require("blind_lr", self.blind_lr, above=0)
 
-    def phases(self, work: ImageWork) -> list[Phase]:  # type: ignore[override]
+    def phases(self, work: ImageWork) -> list[Phase]:
         """Trains the blind model; then one phase on all rows together."""
-        settings = work.settings(self.training)
-        placed(work, settings)
-        layout = work.layout.of(work.fresh(settings.seed))  # refuses a recipe of another architecture
-        blind = self.blind_model(work, layout.model, settings.seed, settings.per_device_train_batch_size)
+        layout = work.layout.of(work.fresh(work.args.seed))  # refuses a recipe of another architecture
+        blind = self.blind_model(work, layout.model, work.args.seed, work.args.per_device_train_batch_size)
         self._warn(work, blind)
         return [Phase("union", partial(self.blindspot, work, work.layout.of(blind)))]
 
-    def blindspot(self, work: ImageWork, blind: VisionLayout, batch: PairedBatch) -> Loss:
+    def blindspot(self, work: ImageWork, blind: VisionLayout, batch: PairedImages) -> Loss:
         """The loss of a step: forget rows by the blind model, retain rows by their targets, over all rows together."""
         if batch.forget is None:
             return self.loss(batch)
-        forget: Any = batch.forget
+        forget = batch.forget
         with torch.no_grad():
             seen = blind.observe(forget.pixels)
         work.cost.add(len(forget.index))
@@ -155,13 +152,13 @@ class Blindspot(_Regression):
                 )
             terms["attention"] = PerRow(self.beta * attention_gap(forget.blocks, seen.blocks), "all")
         if batch.retain is not None:
-            terms |= self.loss(PairedBatch(retain=batch.retain)).terms
+            terms |= self.loss(PairedImages(retain=batch.retain)).terms
         return Loss({}, **terms)
 
     def blind_model(self, work: ImageWork, model: nn.Module, seed: int, batch_size: int) -> nn.Module:
         """Trains `model`, new and untrained, on the retain set alone; frozen, in evaluation mode."""
         optimiser = torch.optim.Adam(model.parameters(), lr=self.blind_lr)
-        rows, best, state = work.retain, float("inf"), model.state_dict()
+        rows, best, state = work.retained, float("inf"), model.state_dict()
         with torch.random.fork_rng():
             torch.manual_seed(seed)  # dropout
             for epoch in progress(range(self.blind_epochs), "training the blind model"):
@@ -183,8 +180,8 @@ class Blindspot(_Regression):
 
     def _error(self, work: ImageWork, model: nn.Module) -> float:
         """On retain rows."""
-        outputs = work.outputs(model, work.retain)
-        return float(residual(outputs[:, 0], work.retain.target.to(work.device), self.error).mean())
+        outputs = work.outputs(model, work.retained)
+        return float(residual(outputs[:, 0], work.retained.target.to(work.device), self.error).mean())
 
     def _warn(self, work: ImageWork, blind: nn.Module) -> None:
         theirs, ours = self._error(work, blind), self._error(work, work.model)
@@ -207,9 +204,9 @@ class GaussianAmnesiac(_Regression):
     training: ClassVar[dict[str, Any]] = {**_TRAINING, "num_train_epochs": 1}
     clip: bool = False
 
-    def phases(self, work: ImageWork) -> list[Phase]:  # type: ignore[override]
+    def phases(self, work: ImageWork) -> list[Phase]:
         """One, on all rows together."""
-        drawn = gaussian_targets(work.forget, work.retain, work.settings(self.training).seed, self.clip)
+        drawn = gaussian_targets(work.forget, work.retained, work.args.seed, self.clip)
         return [Phase("union", self.loss, forget=drawn)]
 
 

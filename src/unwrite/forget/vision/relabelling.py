@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ...data.images.images import Images
-from ..engine.batch import PairedBatch
-from ..engine.images.batch import add_losses
-from ..engine.images.phased import Phased, need_classes
+from ..base import Objective
+from ..engine.images.batch import PairedImages, add_losses
+from ..engine.images.classes import need_classes
 from ..engine.images.random_labels import RandomRelabelling, wrong_labels
 from ..engine.images.work import ImageWork
 from ..engine.loss import Loss
@@ -30,7 +30,7 @@ class RandomLabel(RandomRelabelling):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Amnesiac(Phased):
+class Amnesiac(Objective[ImageWork]):
     """One wrong label for every forget row, learnt together with the retain set."""
 
     forgets: ClassVar[tuple[str, ...]] = ("images",)
@@ -47,11 +47,11 @@ class Amnesiac(Phased):
         super().check(forget, retain)
         need_classes(self, forget)
 
-    def loss(self, batch: PairedBatch) -> Loss:
+    def loss(self, batch: PairedImages) -> Loss:
         """Cross-entropy of all rows of a step together, forget rows with their wrong labels."""
         return add_losses(batch)
 
-    def phases(self, work: ImageWork) -> list[Phase]:  # type: ignore[override]
+    def phases(self, work: ImageWork) -> list[Phase]:
         """One, on all rows of both sets in one order."""
-        seed = work.settings(self.training).seed
+        seed = work.args.seed
         return [Phase("union", self.loss, forget=wrong_labels(work.forget, seed))]

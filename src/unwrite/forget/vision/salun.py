@@ -9,7 +9,7 @@ otherwise is disturbed less. (SalUn, arXiv 2310.12508; the training is that on r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,9 +23,8 @@ from ...models.curvature import importances
 from ...models.vision_layout import logits_of
 from ..base import Edit, Objective
 from ..engine.checks import require
-from ..engine.images.phased import placed
 from ..engine.images.random_labels import RandomRelabelling
-from ..engine.images.work import ImageArguments, ImageWork
+from ..engine.images.work import ImageWork
 from ..engine.masking import KeepMask
 
 __all__ = ["SalUn", "Salient", "saliency", "top_share"]
@@ -85,13 +84,12 @@ class SalUn(RandomRelabelling):
         super().__post_init__()
         require("share", self.share, above=0, at_most=1)
 
-    def _apply(self, work: ImageWork) -> nn.Module:  # type: ignore[override]
-        trained: nn.Module = super()._apply(_masked(work, self.share, work.settings(self.training)))
-        return trained
+    def _apply(self, work: ImageWork) -> nn.Module:
+        return super()._apply(_masked(work, self.share))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Salient(Edit):
+class Salient(Edit[ImageWork]):
     """Any objective, trained by the salient weights alone: gradient ascent, boundary shrinking, ...
 
     Args:
@@ -99,7 +97,7 @@ class Salient(Edit):
         share: of the weights that are trained, above 0 to 1; at 1 it is the plain objective.
     """
 
-    inner: Objective | None = None
+    inner: Objective[ImageWork] | None = None
     share: float = 0.5
     forgets = ("images",)
 
@@ -109,27 +107,29 @@ class Salient(Edit):
             raise MethodError(f"inner is {self.inner!r:.60}, not an objective. Give one such as GradientAscent().")
 
     @property
-    def chosen(self) -> Objective:
+    def chosen(self) -> Objective[ImageWork]:
         """The objective that is trained."""
         return self.inner or RandomRelabelling()
+
+    def defaults(self) -> Mapping[str, Any]:
+        return self.chosen.defaults()
 
     def check(self, forget: Images, retain: Images) -> None:
         self.chosen.check(forget, retain)
 
-    def _need(self, kind: str, retain: Any, recipe: Any) -> None:
+    def check_work(self, work: ImageWork) -> None:
+        self.chosen.check_work(work)
+
+    def _need(self, kind: str, retain: Sized | None, recipe: Any) -> None:
         super()._need(kind, retain, recipe)
         self.chosen._need(kind, retain, recipe)
 
-    def _apply(self, work: ImageWork) -> nn.Module:  # type: ignore[override]
-        inner = self.chosen
-        trained: nn.Module = inner._apply(_masked(work, self.share, work.settings(inner.training)))  # type: ignore[arg-type]
-        return trained
+    def _apply(self, work: ImageWork) -> nn.Module:
+        return self.chosen._apply(_masked(work, self.share))
 
 
-def _masked(work: ImageWork, share: float, settings: ImageArguments) -> ImageWork:
+def _masked(work: ImageWork, share: float) -> ImageWork:
     """The same work with the forget set's mask held, taken in batches of the training's size."""
-    placed(work, settings)
-    _ = work.layout  # refuses what doesn't fit before a pass over the data
-    scores = saliency(work.model, work.batches(work.forget, settings.per_device_train_batch_size))
+    scores = saliency(work.model, work.batches(work.forget, work.args.per_device_train_batch_size))
     work.cost.add(len(work.forget), 1, 1)
     return replace(work, callbacks=[*work.callbacks, KeepMask(top_share(scores, share))])

@@ -20,9 +20,11 @@ from transformers import TrainerCallback
 from ...data.images.images import Images, first_few
 from ...errors import DataError, MethodError
 from ...models.layout import unwrap
-from ..engine.batch import PairedBatch
+from ..base import Objective
 from ..engine.checks import require
-from ..engine.images.phased import Phased, need_classes, rounds
+from ..engine.images.batch import PairedImages
+from ..engine.images.classes import need_classes
+from ..engine.images.schedules import rounds
 from ..engine.images.work import ImageWork
 from ..engine.loss import Loss, PerRow, kl_divergence
 from ..engine.phase import Phase
@@ -41,7 +43,7 @@ def rewind_point(errors: Sequence[float], reference: float) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SCRUB(Phased):
+class SCRUB(Objective[ImageWork]):
     """Defaults are those for CIFAR-scale sets; for a few dozen rows the authors take Adam, lr 5e-4, weight decay 0.1,
     10 epochs, gamma=1, alpha=0.5, temperature=2, msteps=3, decay=(5, 8, 9).
 
@@ -75,7 +77,6 @@ class SCRUB(Phased):
     rewind: bool = False
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         for name in ("msteps", "gamma", "alpha"):
             require(name, getattr(self, name), at_least=0)
         require("temperature", self.temperature, above=0)
@@ -94,35 +95,34 @@ class SCRUB(Phased):
     def needed(self) -> frozenset[str]:
         return frozenset({"reference logits"} if self.alpha or self.msteps else ())
 
-    def loss(self, batch: PairedBatch) -> Loss:
+    def loss(self, batch: PairedImages) -> Loss:
         """The MIN step. batch.retain.logits, .reference_logits: `[rows, classes]`."""
-        part: Any = batch["retain"]
+        part = batch["retain"]
         values, logs = self.gamma * part.nll, {}
         if self.alpha:
             distance = distillation(part.logits, part.reference_logits, self.temperature)
             values, logs = values + self.alpha * distance, {"kd": distance.mean()}
         return Loss(logs, retain=PerRow(values, "retain"))
 
-    def raise_distance(self, batch: PairedBatch) -> Loss:
+    def raise_distance(self, batch: PairedImages) -> Loss:
         """The MAX step. batch.forget.logits, .reference_logits: `[rows, classes]`."""
-        part: Any = batch["forget"]
+        part = batch["forget"]
         distance = distillation(part.logits, part.reference_logits, self.temperature)
         return Loss({"kd": distance.mean()}, forget=PerRow(-distance, "forget"))
 
-    def phases(self, work: ImageWork) -> list[Phase]:  # type: ignore[override]
+    def phases(self, work: ImageWork) -> list[Phase]:
         """For every epoch a MAX pass, up to `msteps`, and a MIN pass; one optimiser for all."""
         found: list[Phase] = []
-        for epoch, share in enumerate(rounds(work.settings(self.training).num_train_epochs), start=1):
+        for epoch, share in enumerate(rounds(work.args.num_train_epochs), start=1):
             lr = 0.1 ** sum(epoch > late for late in self.decay)
             if epoch <= self.msteps:
                 found.append(Phase("forget", self.raise_distance, epochs=share, batch_size=self.forget_batch, lr=lr))
             found.append(Phase("retain", self.loss, epochs=share, lr=lr))
         return found
 
-    def _apply(self, work: ImageWork) -> nn.Module:  # type: ignore[override]
+    def _apply(self, work: ImageWork) -> nn.Module:
         if not self.rewind:
-            plain: nn.Module = super()._apply(work)
-            return plain
+            return super()._apply(work)
         unseen = _like(work.forget, work.holdout)
         streams = [phase.stream for phase in self.phases(work)]
         kept = _Checkpoints(work, {number for number, stream in enumerate(streams, start=1) if stream == "retain"})
@@ -131,8 +131,7 @@ class SCRUB(Phased):
             kept.keep()
         at = rewind_point(kept.errors, _error(work, unseen, by_class_of=work.forget))
         unwrap(work.model).load_state_dict(kept.states[at])
-        trained: nn.Module = work.model
-        return trained
+        return work.model
 
 
 @dataclass

@@ -24,11 +24,11 @@ from ...data.images.images import Images, first_few
 from ...errors import DataError, NotFinite
 from ...models.curvature import evaluating
 from ...models.vision_layout import logits_of
-from ..engine.batch import PairedBatch
+from ..base import Objective
 from ..engine.checks import require
-from ..engine.images.batch import add_losses
-from ..engine.images.phased import Phased, another, need_classes
-from ..engine.images.whole_classes import whole_classes
+from ..engine.images.batch import PairedImages, add_losses
+from ..engine.images.classes import need_classes, whole_classes
+from ..engine.images.schedules import another
 from ..engine.images.work import ImageWork
 from ..engine.loss import Loss
 from ..engine.phase import Phase
@@ -53,7 +53,7 @@ def noise_loss(logits: Tensor, noise: Tensor, label: int, penalty: float) -> Ten
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNSIR(Phased):
+class UNSIR(Objective[ImageWork]):
     """Impairs whole classes with learnt noise and repairs the rest.
 
     The arguments' learning rate and epochs are the impairment's; the repair has as many epochs and an optimiser of its own.
@@ -86,7 +86,6 @@ class UNSIR(Phased):
     repair_rate: float = 0.5
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         for name in ("noise_rows", "copies", "per_class"):
             require(name, getattr(self, name), at_least=1)
         for name in ("noise_steps", "penalty", "repair_rate"):
@@ -104,24 +103,23 @@ class UNSIR(Phased):
             "another method."
         )
 
-    def loss(self, batch: PairedBatch) -> Loss:
+    def loss(self, batch: PairedImages) -> Loss:
         """Cross-entropy of all rows of a step together, noise with the label of its class."""
         return add_losses(batch)
 
-    def phases(self, work: ImageWork) -> list[Phase]:  # type: ignore[override]
+    def phases(self, work: ImageWork) -> list[Phase]:
         """Impair, on noise and retain rows in one order; repair, on the retain rows alone."""
-        settings = work.settings(self.training)
-        kept = _some_of_each(work.retain, self.per_class, settings.seed)
+        kept = _some_of_each(work.retained, self.per_class, work.args.seed)
         noise = self.noise(work)
         return [
             Phase("union", self.loss, forget=noise, retain=kept),
-            Phase("retain", self.loss, retain=kept, optimiser=another(settings), lr=self.repair_rate),
+            Phase("retain", self.loss, retain=kept, optimiser=another(work.args), lr=self.repair_rate),
         ]
 
     def noise(self, work: ImageWork) -> Images:
         """The impairing images `[classes forgotten * copies * noise_rows, ...]`, labelled; their pixels have no bounds."""
         assert work.forget.labels is not None
-        shift, scale = _normalisation(work.retain)
+        shift, scale = _normalisation(work.retained)
         classes = work.forget.labels.unique().tolist()
         pixels, labels = [], []
         for label in classes:
@@ -134,7 +132,7 @@ class UNSIR(Phased):
 
     def _learnt(self, work: ImageWork, label: int, shift: Tensor, scale: Tensor) -> Tensor:
         """N, `[noise_rows, channels, height, width]`, in normalised units, on the CPU."""
-        seed = abs(work.settings(self.training).seed)
+        seed = abs(work.args.seed)
         shape = (self.noise_rows, *work.forget.shape)
         drawn = np.random.default_rng([seed, _NOISE, label]).standard_normal(shape, dtype=np.float32)
         noise = torch.from_numpy(drawn).to(work.device).requires_grad_()

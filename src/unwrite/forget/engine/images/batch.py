@@ -17,7 +17,7 @@ from ....errors import MethodError
 from ..batch import PairedBatch
 from ..loss import Loss, PerRow
 
-__all__ = ["ImagePart", "Table", "add_losses", "outputs_loss"]
+__all__ = ["ImagePart", "PairedImages", "Table", "add_losses", "outputs_loss"]
 
 
 @dataclass
@@ -90,6 +90,9 @@ class ImagePart:
         return self.logits[:, 0]
 
 
+PairedImages = PairedBatch[ImagePart]  # what a loss on images sees
+
+
 @dataclass(frozen=True)
 class Table:
     """Values of rows, found by the rows' names.
@@ -120,7 +123,7 @@ def outputs_loss(part: ImagePart) -> Tensor:
     return part.token_nll
 
 
-def add_losses(batch: PairedBatch) -> Loss:
+def add_losses(batch: PairedImages) -> Loss:
     """The ordinary loss of all rows of a step together, whatever parts they are of."""
-    parts = {name: PerRow(outputs_loss(part), "all") for name, part in batch.present()}  # type: ignore[arg-type]
+    parts = {name: PerRow(outputs_loss(part), "all") for name, part in batch.present()}
     return Loss({}, **parts)

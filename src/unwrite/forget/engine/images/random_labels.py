@@ -15,11 +15,12 @@ from torch import Tensor
 
 from ....data.images.images import Images
 from ....errors import MethodError
-from ..batch import PairedBatch
+from ...base import Objective
 from ..loss import Loss
 from ..phase import Phase
-from .batch import add_losses
-from .phased import Phased, need_classes, rounds
+from .batch import PairedImages, add_losses
+from .classes import need_classes
+from .schedules import rounds
 from .work import ImageWork
 
 __all__ = ["Order", "RandomRelabelling", "any_labels", "wrong_labels"]
@@ -47,7 +48,7 @@ def _drawn(rows: Images, below: int, seed: int, epoch: int) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomRelabelling(Phased):
+class RandomRelabelling(Objective[ImageWork]):
     """Forget rows with labels redrawn every epoch, retain rows with their own.
 
     Args:
@@ -64,7 +65,6 @@ class RandomRelabelling(Phased):
     order: Order = "forget first"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.order not in ("forget first", "shuffled"):
             raise MethodError(f"order is {self.order!r}; use 'forget first' or 'shuffled'.")
 
@@ -72,16 +72,15 @@ class RandomRelabelling(Phased):
         super().check(forget, retain)
         need_classes(self, forget)
 
-    def loss(self, batch: PairedBatch) -> Loss:
+    def loss(self, batch: PairedImages) -> Loss:
         """Cross-entropy of all rows of a step, forget rows with their drawn labels."""
         return add_losses(batch)
 
-    def phases(self, work: ImageWork) -> list[Phase]:  # type: ignore[override]
+    def phases(self, work: ImageWork) -> list[Phase]:
         """An epoch: one phase on both kinds, or one on forget and one on retain rows."""
-        settings = work.settings(self.training)
         found: list[Phase] = []
-        for epoch, share in enumerate(rounds(settings.num_train_epochs)):
-            drawn = any_labels(work.forget, settings.seed, epoch)
+        for epoch, share in enumerate(rounds(work.args.num_train_epochs)):
+            drawn = any_labels(work.forget, work.args.seed, epoch)
             if self.order == "shuffled":
                 found.append(Phase("union", self.loss, epochs=share, forget=drawn))
             else:

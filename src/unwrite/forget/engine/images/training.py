@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,19 +20,22 @@ from ....data.images.images import ImageBatch, Images
 from ....errors import DataError, MethodError, NotFinite
 from ....models.vision_layout import logits_of
 from ....runs import progress
-from ...base import Objective
-from ..batch import PairedBatch
 from ..phase import Phase
+from ..reads import reads_retain
 from ..stream import epoch_order, partner
-from .batch import ImagePart, Table
-from .work import ImageArguments, ImageWork
+from .arguments import ImageArguments
+from .batch import ImagePart, PairedImages, Table
 
-__all__ = ["train_on_images"]
+if TYPE_CHECKING:
+    from ...base import Objective
+    from .work import ImageWork
+
+__all__ = ["train"]
 
 UNITS = ("rows", "tokens", "positions")  # of an image, all one
 
 
-def train_on_images(objective: Objective, work: ImageWork) -> nn.Module:
+def train(objective: Objective, work: ImageWork) -> nn.Module:
     """Runs the phases one after the other, in place; the model comes back in evaluation mode.
 
     Raises:
@@ -40,14 +43,11 @@ def train_on_images(objective: Objective, work: ImageWork) -> nn.Module:
         MethodError: nothing to train; a row alone where the model takes batch statistics.
         NotFinite: the loss is no number any more.
     """
-    settings = work.settings(objective.training)
-    if settings.device is not None:
-        work.model.to(settings.device)
-    _ = work.layout  # refuses what doesn't fit before anything is trained
-    chosen = objective.trainable(work) if type(objective).trainable is not Objective.trainable else None
-    with _only(work.model, chosen) as parameters, _seeded(settings.seed):
-        loop = _Loop(objective, work, settings, parameters)
-        loop.run(objective.phases(work))
+    work.place()  # refuses what doesn't fit before anything is trained
+    objective = objective.fitted(work.model)
+    with _only(work.model, objective.trainable(work)) as parameters, _seeded(work.args.seed):
+        loop = _Loop(objective, work, work.args, parameters)
+        loop.run(work.phases(objective))
     work.model.eval()
     return work.model
 
@@ -157,7 +157,7 @@ class _Loop:
         for parameter in self.parameters:  # an optimiser of some of them would leave the others' to the next
             parameter.grad = None
 
-    def _forward(self, rows: dict[str, tuple[Images, Tensor]], together: bool) -> PairedBatch:
+    def _forward(self, rows: dict[str, tuple[Images, Tensor]], together: bool) -> PairedImages:
         """The parts of a step with what the model says of them: a forward a part, or one for all."""
         parts = {name: self._part(data[at]) for name, (data, at) in rows.items()}
         groups = [list(parts.values())] if together else [[part] for part in parts.values()]
@@ -176,7 +176,7 @@ class _Loop:
                 part.features = None if features is None else features[mine]
                 part.blocks = tuple(block[mine] for block in blocks)
                 start = mine.stop
-        return PairedBatch(**parts)  # type: ignore[arg-type]
+        return PairedImages(**parts)
 
     def _part(self, rows: ImageBatch) -> ImagePart:
         pixels, target, index = (tensor.to(self.work.device) for tensor in rows)
@@ -186,7 +186,7 @@ class _Loop:
         return part
 
     @staticmethod
-    def _counts(batch: PairedBatch) -> dict[str, Tensor]:
+    def _counts(batch: PairedImages) -> dict[str, Tensor]:
         sizes = {name: torch.tensor(float(len(part.index))) for name, part in batch.present()}
         sizes["all"] = torch.stack(list(sizes.values())).sum()
         return {f"{name}.{unit}": size for name, size in sizes.items() for unit in UNITS}
@@ -204,7 +204,8 @@ class _Loop:
         return self.optimisers[key]
 
     def _data(self, phase: Phase) -> tuple[Images | None, Images | None]:
-        return phase.forget or self.work.forget, phase.retain or self.work.retain
+        forget, retain = phase.forget or self.work.forget, phase.retain or self.work.retain
+        return cast("Images | None", forget), cast("Images | None", retain)  # as `check_phase` made sure
 
     def _epochs(self, phase: Phase) -> float:
         return self.settings.num_train_epochs if phase.epochs is None else phase.epochs
@@ -215,8 +216,6 @@ class _Loop:
     def _rows(self, phase: Phase, epoch: int) -> list[dict[str, tuple[Images, Tensor]]]:
         """For every step, the rows of each part by their positions in its set."""
         forget, retain = self._data(phase)
-        if retain is None and phase.stream not in ("forget", "paired"):
-            raise MethodError(f"{type(self.objective).__name__} reads retain rows, but there is no retain set.")
         f, r = len(forget or ()), len(retain or ())
         seed = self.settings.seed
         order = epoch_order(phase.stream, f, r, seed, epoch)
@@ -239,10 +238,7 @@ class _Loop:
 
     def _pairs(self) -> bool:
         """Whether a paired step's retain rows are read."""
-        reads = self.objective.needed()
-        return self.work.retain is not None and (
-            self.objective.retain_loss != "none" or any("retain" in name for name in reads)
-        )
+        return self.work.retain is not None and reads_retain(self.objective.needed())
 
     def _lone_row(self) -> bool:
         """Whether a step may have a single row."""
@@ -252,9 +248,8 @@ class _Loop:
     def _references(self, phases: Sequence[Phase]) -> dict[str, Table]:
         """What the loss needs from the model before, of all rows of all phases, found by the rows' names."""
         needed = self.objective.needed()
-        kl = self.objective.retain_loss == "kl"
-        wanted = {"reference nll", "reference logits", "reference features"} & needed
-        if not wanted and not kl:
+        wanted = {"reference nll", "reference logits", "reference retain logits", "reference features"} & needed
+        if not wanted:
             return {}
         sets: dict[int, Images] = {}
         for phase in phases:
@@ -263,7 +258,7 @@ class _Loop:
                     sets.setdefault(id(rows), rows)
         chosen = _once(list(sets.values()))
         model, found = self.work.model, {}
-        if kl or wanted - {"reference features"}:
+        if wanted - {"reference features"}:
             logits = torch.cat([self.work.outputs(model, rows) for rows in chosen])
             found["reference_logits"] = _table(chosen, logits)
         if "reference nll" in wanted:

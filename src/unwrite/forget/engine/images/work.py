@@ -2,102 +2,99 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from ....data.images.images import Images
-from ....errors import MethodError, ModelError, unknown
+from ....data.images.splits import check_images
+from ....errors import MethodError, ModelError
 from ....models.curvature import evaluating
 from ....models.vision_layout import VisionLayout, logits_of, vision_layout
-from ...base import Work
-from ..checks import require
+from ..importance import image_loss
+from ..phase import Phase
+from ..work import Work
+from .arguments import ImageArguments, image_arguments
+from .training import train
 
-__all__ = ["ImageArguments", "ImageWork", "image_arguments"]
+if TYPE_CHECKING:
+    from ...base import Objective
 
-Optimiser = Literal["sgd", "adam", "adamw"]
-
-
-@dataclass
-class ImageArguments:
-    """How the loop on images trains; names as in transformers' TrainingArguments.
-
-    Args:
-        learning_rate: > 0, or 0 to leave the weights.
-        num_train_epochs: passes over the rows, where a method's phases don't say.
-        per_device_train_batch_size: rows a step.
-        max_steps: optimiser steps in all after which to stop; -1 for no limit.
-        optim: "sgd", "adam" or "adamw".
-        momentum: of "sgd".
-        weight_decay: of all three.
-        mode: "train" (batch statistics are taken and updated, dropout is on) or "eval".
-        seed: of the order of rows and of everything drawn.
-        device: where to train; None for where the model is.
-    """
-
-    learning_rate: float = 0.01
-    num_train_epochs: float = 5
-    per_device_train_batch_size: int = 64
-    max_steps: int = -1
-    optim: Optimiser = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    mode: Literal["train", "eval"] = "train"
-    seed: int = 42
-    device: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "momentum", "weight_decay"):
-            require(name, getattr(self, name), at_least=0)
-        require("num_train_epochs", self.num_train_epochs, at_least=0)
-        require("per_device_train_batch_size", self.per_device_train_batch_size, at_least=1)
-        for name, allowed in (("optim", ("sgd", "adam", "adamw")), ("mode", ("train", "eval"))):
-            if getattr(self, name) not in allowed:
-                raise MethodError(unknown(name, str(getattr(self, name)), allowed))
-
-    def optimiser(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
-        """The one that `optim` names."""
-        if self.optim == "sgd":
-            return torch.optim.SGD(
-                parameters, lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
-            )
-        kind = torch.optim.Adam if self.optim == "adam" else torch.optim.AdamW
-        return kind(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
-
-
-def image_arguments(args: Any, defaults: dict[str, Any] | None = None) -> ImageArguments:
-    """Arguments from a dict of differences, which go before a method's own defaults."""
-    if isinstance(args, ImageArguments):
-        return args
-    if args is not None and not isinstance(args, dict):
-        raise MethodError(f"args is {type(args).__name__}; pass ImageArguments, or a dict of settings.")
-    known = {one.name for one in fields(ImageArguments)}
-    for name in args or {}:
-        if name not in known:
-            raise MethodError(unknown("training argument", name, known))
-    return ImageArguments(**{**(defaults or {}), **(args or {})})
+__all__ = ["ImageWork", "frozen"]
 
 
 @dataclass(kw_only=True)
-class ImageWork(Work):
-    """As `Work`, with what methods on images ask for. Teachers are in evaluation mode and get no gradient.
+class ImageWork(Work[Images, ImageArguments]):
+    """As `Work`, on any module that takes pixels; with what methods on images ask for.
 
-    Args:
-        forget, retain, holdout: `Images`.
+    Other models that a method asks for, such as teachers, are in evaluation mode and get no gradient.
     """
 
-    _before: nn.Module | None = field(default=None, repr=False)
+    reads: ClassVar[frozenset[str]] = frozenset(
+        {"nll", "token counts", "logits", "retain", "retain nll", "retain logits", "features", "blocks"}
+        | {f"reference {name}" for name in ("nll", "token counts", "logits", "retain logits", "features")}
+    )
 
-    def __post_init__(self) -> None:
+    args: ImageArguments = field(default_factory=ImageArguments)
+
+    @classmethod
+    def arguments(cls, args: Any, defaults: Mapping[str, Any]) -> ImageArguments:
+        return image_arguments(args, defaults)
+
+    def check(self) -> None:
+        sets = {"forget": self.forget, "retain": self.retain, "holdout": self.holdout}
+        check_images({name: rows for name, rows in sets.items() if rows is not None})
+        if self.allow_overlap:
+            raise MethodError("allow_overlap is for texts: images in two sets are refused. Remove them from one.")
         if self.peft_config is not None:
             raise MethodError("adapters (peft_config) are for language models. Train an image model's own weights.")
         if not isinstance(self.model, nn.Module):
             raise ModelError(f"the model is {type(self.model).__name__}, not a torch module.")
+
+    def check_phase(self, phase: Phase, method: str) -> None:
+        super().check_phase(phase, method)
+        for then in phase.steps()[1:]:
+            if then.stream != phase.stream:
+                raise MethodError(
+                    f"{method} on images: what follows in a step has the stream {then.stream!r}, but the step's rows are "
+                    f"those of {phase.stream!r}. Give both the same."
+                )
+            for name in ("epochs", "batch_size", "forget", "retain"):
+                if getattr(then, name) is not None:
+                    raise MethodError(
+                        f"{method} on images: what follows in a step has {name}, but its rows are those of the step. "
+                        f"Give {name} to the phase that it follows."
+                    )
+
+    def place(self) -> None:
+        """Puts the model on the arguments' device.
+
+        Raises:
+            ModelError: as `layout`; before anything is computed.
+        """
+        if self.args.device is not None:
+            self.model.to(self.args.device)
+        _ = self.layout
+
+    def train(self, objective: Objective) -> nn.Module:
+        """A row alone is refused where the model takes batch statistics.
+
+        Raises:
+            as `Work.train`; ModelError: as `layout`.
+        """
+        return train(objective, self)
+
+    def encoded(self, rows: Images) -> Images:
+        """The rows themselves."""
+        return rows
+
+    @property
+    def row_loss(self) -> Callable[[nn.Module, Any], Tensor]:
+        return image_loss
 
     @property
     def device(self) -> torch.device:
@@ -119,16 +116,6 @@ class ImageWork(Work):
                 f"{'classes' if self.forget.labels is not None else 'target'}. Give a model made for this data."
             )
         return found
-
-    def settings(self, defaults: dict[str, Any]) -> ImageArguments:
-        """The training arguments: what was given, before a method's own defaults."""
-        return image_arguments(self.args, defaults)
-
-    def before(self) -> nn.Module:
-        """A frozen copy of the model; of the weights it had when this was first asked for."""
-        if self._before is None:
-            self._before = frozen(copy.deepcopy(self.model))
-        return self._before
 
     def fresh(self, seed: int) -> nn.Module:
         """A new, untrained model of the recipe, on the model's device.

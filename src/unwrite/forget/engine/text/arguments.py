@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ class UnlearnArguments(TrainingArguments):
 
 
 def training_arguments(
-    args: UnlearnArguments | dict[str, Any] | None, defaults: dict[str, Any] | None = None
+    args: UnlearnArguments | dict[str, Any] | None, defaults: Mapping[str, Any] | None = None
 ) -> UnlearnArguments:
     """Arguments from a dict of differences, which go before a method's own defaults."""
     if isinstance(args, UnlearnArguments):

@@ -62,7 +62,7 @@ class Reference:
     layers: dict[int, dict[int, Tensor]] = field(default_factory=dict)
     head: FrozenHead | None = None
 
-    def attach(self, batch: PairedBatch) -> None:
+    def attach(self, batch: PairedBatch[Part]) -> None:
         """Fills the reference fields of each part of a batch."""
         for name, part in batch.present():
             rows = part.index.tolist()

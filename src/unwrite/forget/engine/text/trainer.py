@@ -10,33 +10,38 @@ epoch (`even_batches`); those count as any others.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from .... import hub
-from ....data import Examples
-from ....data.text.encoding import Encoded, encode_all, numbered
+from ....data.text.encoding import Encoded, numbered
 from ....errors import MethodError, NotFinite, notice, setting
 from ....models import anatomy as anatomy_of
 from ....runs import seeded, training_progress
-from ....scoring import row_length
-from ...base import Objective, Work
 from .. import checkpoints
 from ..batch import make_parts, run
 from ..phase import Phase
+from ..reads import layers_of, reads_outputs, reads_retain
 from ..stream import Collator, EpochSampler, UnlearnRows
-from .arguments import UnlearnArguments, training_arguments
+from .arguments import UnlearnArguments
 from .reference import Reference, Wanted, compute
+
+if TYPE_CHECKING:
+    from ...base import Objective
+    from .work import TextWork
+
+__all__ = ["UnlearnTrainer", "train"]
 
 
 class UnlearnTrainer(Trainer):
@@ -55,13 +60,13 @@ class UnlearnTrainer(Trainer):
         self.add_callback(_TellEpoch(self.sampler))
         self.remove_callback(PrinterCallback)
         needed = objective.needed()
-        self.layers = tuple(sorted({int(n.split(":")[1]) for n in needed if n.startswith("hidden:")}))
+        self.layers = layers_of(needed)
         self.blocks = (
             [block.module for block in anatomy_of(self.accelerator.unwrap_model(self.model)).blocks]
             if self.layers
             else []
         )
-        self.logits = not self.layers or objective.retain_loss != "none" or bool(needed & {"nll", "logits"})
+        self.logits = not self.layers or reads_outputs(needed)
         self.retain_mask = objective.retain_positions()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
@@ -72,6 +77,8 @@ class UnlearnTrainer(Trainer):
         if self.phase.optimiser is None:
             return super().create_optimizer(model)
         self.optimizer = self.phase.optimiser([p for p in self.model.parameters() if p.requires_grad])
+        for group in self.optimizer.param_groups:
+            group["lr"] *= self.phase.lr  # the arguments' rate has the factor already
         return self.optimizer
 
     def get_batch_samples(
@@ -183,81 +190,66 @@ class _TellEpoch(TrainerCallback):
         self.sampler.set_epoch(int((state.epoch or 0.0) + 1e-6))
 
 
-def train_objective(
-    objective: Objective,
-    model: Any,
-    forget: Examples,
-    retain: Examples | None,
-    *,
-    tokenizer: Any,
-    args: UnlearnArguments | dict[str, Any] | None = None,
-    peft_config: Any = None,
-    callbacks: Sequence[Any] = (),
-) -> Any:
-    """Encodes the rows, computes references from the model as it is, and runs the phases one after the other.
-
-    Everything random, the adapters' first weights too, comes from the arguments' seed; the caller's random state is left as
-    it was.
-    """
-    objective = objective.fitted(model)
-    settings = copy.copy(training_arguments(args, objective.training))
-    with seeded(settings.seed):
+def train(objective: Objective, work: TextWork) -> nn.Module:
+    """Encodes the rows, computes references from the model as it is, and runs the phases one after the other."""
+    objective = objective.fitted(work.model)
+    args = copy.copy(work.args)
+    with seeded(args.seed):
         try:
-            return _train(objective, model, forget, retain, tokenizer, settings, peft_config, callbacks)
+            return _train(objective, replace(work, args=args))
         finally:
-            if settings.temporary and settings.output_dir is not None:
-                shutil.rmtree(settings.output_dir, ignore_errors=True)
+            if args.temporary and args.output_dir is not None:
+                shutil.rmtree(args.output_dir, ignore_errors=True)
 
 
-def _train(
-    objective: Objective,
-    model: Any,
-    forget: Examples,
-    retain: Examples | None,
-    tokenizer: Any,
-    settings: UnlearnArguments,
-    peft_config: Any,
-    callbacks: Sequence[Any],
-) -> Any:
-    length = row_length(model, settings.max_length)
-    sets = {"forget": forget, "alternate": objective.alternates(forget, settings.seed), "retain": retain}
-    # A window of a long text is a row of its own, with its own number.
-    rows = {n: numbered(encode_all(part, tokenizer, length)) for n, part in sets.items() if part is not None}
-    if peft_config is not None:
+def _train(objective: Objective, work: TextWork) -> nn.Module:
+    work.check_reads(objective)
+    rows = _rows(objective, work)
+    if work.peft_config is not None:
         from peft import get_peft_model
 
-        model = get_peft_model(model, peft_config)
-    before = _freeze(objective, model)
-    work = Work(model=model, forget=forget, retain=retain, tokenizer=tokenizer, args=settings, peft_config=peft_config)
+        work = replace(work, model=get_peft_model(work.model, work.peft_config))
+    model: Any = work.model
+    before = _freeze(objective, work)
     try:
         # All references are taken before the first phase moves a weight.
-        plans = [
-            _plan(objective, phase, model, rows, tokenizer.pad_token_id, settings) for phase in objective.phases(work)
-        ]
+        plans = [_plan(objective, phase, work, rows) for phase in work.phases(objective)]
         for number, plan in enumerate(plans, 1):
             if len(plans) > 1:
-                folder = Path(settings.output_dir or "")
+                folder = Path(work.args.output_dir or "")
                 plan.args.output_dir = str(folder / f"phase-{number}")
-                plan.args.resume_from_checkpoint = checkpoints.of_phase(settings.resume_from_checkpoint, number, folder)
-            _train_phase(objective, plan, model, tokenizer.pad_token_id, callbacks, first=number == 1)
+                plan.args.resume_from_checkpoint = checkpoints.of_phase(
+                    work.args.resume_from_checkpoint, number, folder
+                )
+            _train_phase(objective, plan, work, first=number == 1)
     finally:
         for parameter, flag in before:
             parameter.requires_grad_(flag)
-    model.eval()
-    return model
+    return model.eval()
 
 
-def _freeze(objective: Objective, model: Any) -> list[tuple[Tensor, bool]]:
+def _rows(objective: Objective, work: TextWork, phase: Phase | None = None) -> dict[str, list[Encoded]]:
+    """Every part's rows, or those that a phase brings in place of the work's own; each window of a long text is a row."""
+    given = phase or work
+    sets: dict[str, Any] = {"forget": given.forget, "alternate": None, "retain": given.retain}
+    if given.forget is not None:
+        sets["alternate"] = objective.alternates(given.forget, work.args.seed)
+        if sets["alternate"] is None and (missing := [name for name in objective.needed() if "alternate" in name]):
+            raise MethodError(
+                f"{type(objective).__name__} reads {missing[0]!r}, but its `alternates` gives no other answers."
+            )
+    return {name: numbered(work.encoded(part)) for name, part in sets.items() if part is not None}
+
+
+def _freeze(objective: Objective, work: TextWork) -> list[tuple[Tensor, bool]]:
     """Leaves only the objective's own parameters trainable; returns what to restore."""
-    before = [(p, p.requires_grad) for p in model.parameters()]
-    # An architecture whose parts are not known here can still train as a whole.
-    chooses = type(objective).trainable is not Objective.trainable
-    chosen = objective.trainable(anatomy_of(model)) if chooses else None
-    if chosen is not None and not hasattr(model, "peft_config"):
+    before = [(p, p.requires_grad) for p in work.model.parameters()]
+    chosen = objective.trainable(work)
+    if chosen is not None and not hasattr(work.model, "peft_config"):
         wanted = {id(p) for p in chosen}
         if not wanted:
             raise MethodError(f"{type(objective).__name__} selects no parameter of this model to train.")
-        for parameter in model.parameters():
+        for parameter in work.model.parameters():
             parameter.requires_grad_(id(parameter) in wanted)
     return before
 
@@ -272,33 +264,27 @@ class _Plan:
     args: UnlearnArguments
 
 
-def _plan(
-    objective: Objective,
-    phase: Phase,
-    model: Any,
-    rows: dict[str, list[Encoded]],
-    pad_id: int,
-    args: UnlearnArguments,
-) -> _Plan:
-    uses_retain = phase.stream != "forget" and (
-        phase.stream in ("retain", "covering", "mixed", "union")
-        or objective.retain_loss != "none"
-        or any(n == "retain nll" or "hidden:" in n for n in objective.needed())
-    )
+def _plan(objective: Objective, phase: Phase, work: TextWork, rows: dict[str, list[Encoded]]) -> _Plan:
+    if phase.forget is not None or phase.retain is not None:
+        rows = rows | _rows(objective, work, phase)
+    uses_retain = phase.stream != "forget" and (phase.stream != "paired" or reads_retain(objective.needed()))
     data = UnlearnRows(
         phase.stream,
         rows["forget"],
         rows.get("retain", ()) if uses_retain else (),
         rows.get("alternate", ()),
-        args.seed,
+        work.args.seed,
     )
-    args = copy.copy(args)
+    args = copy.copy(work.args)
+    args.learning_rate *= phase.lr
+    if phase.batch_size is not None:
+        args.per_device_train_batch_size = phase.batch_size
     if phase.epochs is not None:
         args.num_train_epochs = phase.epochs
     if not args.warmup_steps and args.warmup_epochs:
         # One step at least is at the full rate: a training of one step would else be none.
         args.warmup_steps = min(int(args.warmup_epochs * _steps_per_epoch(args, data)), _steps(args, data) - 1)
-    return _Plan(phase, data, _reference(objective, model, rows, data, pad_id, args), args)
+    return _Plan(phase, data, _reference(objective, work, rows, data, args), args)
 
 
 def _steps_per_epoch(args: UnlearnArguments, data: UnlearnRows) -> int:
@@ -319,9 +305,7 @@ def _epochs(args: UnlearnArguments, data: UnlearnRows) -> int:
     return math.ceil(args.num_train_epochs)
 
 
-def _train_phase(
-    objective: Objective, plan: _Plan, model: Any, pad_id: int, callbacks: Sequence[Any], *, first: bool
-) -> None:
+def _train_phase(objective: Objective, plan: _Plan, work: TextWork, *, first: bool) -> None:
     output = Path(plan.args.output_dir or "")
     checkpoint = checkpoints.resumed_from(output, plan.args.resume_from_checkpoint, first=first)
     trainer = UnlearnTrainer(
@@ -329,12 +313,12 @@ def _train_phase(
         plan.phase,
         plan.rows,
         plan.reference,
-        model=model,
+        model=work.model,
         args=plan.args,
-        data_collator=Collator(pad_id),
-        callbacks=list(callbacks),
+        data_collator=Collator(work.tokenizer.pad_token_id),
+        callbacks=list(work.callbacks),
     )
-    if checkpoint is not None and checkpoints.had_ended(checkpoint, callbacks):
+    if checkpoint is not None and checkpoints.had_ended(checkpoint, work.callbacks):
         trainer._load_from_checkpoint(str(checkpoint))
         return
     with training_progress(trainer, type(objective).__name__):
@@ -343,44 +327,32 @@ def _train_phase(
 
 def _reference(
     objective: Objective,
-    model: Any,
+    work: TextWork,
     rows: dict[str, list[Encoded]],
     data: UnlearnRows,
-    pad_id: int,
     args: UnlearnArguments,
 ) -> Reference:
     needed = objective.needed()
     nll = tuple(p for p, n in (("forget", "reference nll"), ("alternate", "reference alternate nll")) if n in needed)
-    logits = (("forget",) if "reference logits" in needed else ()) + (
-        ("retain",) if objective.retain_loss == "kl" else ()
-    )
-    layers = tuple(sorted(int(n.split(":")[1]) for n in needed if n.startswith("reference hidden:")))
-    if layers and "retain" not in rows:
-        layers = ()
+    logits = tuple(p for p, n in (("forget", "reference logits"), ("retain", "reference retain logits")) if n in needed)
+    layers = layers_of(needed, reference=True) if "retain" in rows else ()
     wanted = Wanted(nll, logits, layers, objective.retain_positions())
     if not (nll or logits or layers):
         return Reference()
     touched = dict(rows)
     if "retain" in rows and data.stream == "paired" and data.retain:
         touched["retain"] = [rows["retain"][i] for i in data.retain_rows(_epochs(args, data))]
-    blocks = _blocks(model) if layers else []
-    with _adapter_off(model):
+    with _adapter_off(work.model):
         return compute(
-            model,
+            work.model,
             wanted,
             touched,
-            blocks=blocks,
-            pad_id=pad_id,
+            blocks=[block.module for block in work.anatomy.blocks] if layers else [],
+            pad_id=work.tokenizer.pad_token_id,
             batch_size=args.per_device_train_batch_size,
             disk=args.cache_references,
         )
 
 
-def _adapter_off(model: Any) -> Any:
-    import contextlib
-
+def _adapter_off(model: Any) -> contextlib.AbstractContextManager[Any]:
     return model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext()
-
-
-def _blocks(model: Any) -> list[Any]:
-    return [block.module for block in anatomy_of(model).blocks]
