@@ -198,7 +198,9 @@ class Objective(Method[WorkT]):
         return [Phase(stream="paired", loss=self.loss)]
 
     def trainable(self, work: WorkT) -> Sequence[Tensor] | None:
-        """Parameters to train; None for all. Others are bit-identical afterwards.
+        """Parameters to train, of those that require a gradient; None for all. Others are bit-identical afterwards.
+
+        Adapters, where there are any, are trained instead.
 
         Args:
             work: knows the model's parts: `work.anatomy` of a language model, `work.layout` of one for images.

@@ -20,6 +20,7 @@ from ....data.images.images import ImageBatch, Images
 from ....errors import DataError, MethodError, NotFinite
 from ....models.vision_layout import logits_of
 from ....runs import progress
+from ..freezing import only
 from ..phase import Phase
 from ..reads import reads_retain
 from ..stream import epoch_order, partner
@@ -45,29 +46,12 @@ def train(objective: Objective, work: ImageWork) -> nn.Module:
     """
     work.place()  # refuses what doesn't fit before anything is trained
     objective = objective.fitted(work.model)
-    with _only(work.model, objective.trainable(work)) as parameters, _seeded(work.args.seed):
+    chosen = objective.trainable(work)
+    with only(work.model, chosen, type(objective).__name__) as parameters, _seeded(work.args.seed):
         loop = _Loop(objective, work, work.args, parameters)
         loop.run(work.phases(objective))
     work.model.eval()
     return work.model
-
-
-@contextmanager
-def _only(model: nn.Module, chosen: Sequence[Tensor] | None) -> Iterator[list[Tensor]]:
-    """Leaves only these trainable inside, and gives them."""
-    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    wanted = None if chosen is None else {id(parameter) for parameter in chosen}
-    try:
-        for parameter, flag in before:
-            parameter.requires_grad_(flag and (wanted is None or id(parameter) in wanted))
-        found: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if not found:
-            raise MethodError("no parameter of this model is to be trained. Set requires_grad where it should be.")
-        yield found
-    finally:
-        for parameter, flag in before:
-            parameter.requires_grad_(flag)
-            parameter.grad = None
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from ....models import anatomy as anatomy_of
 from ....runs import seeded, training_progress
 from .. import checkpoints
 from ..batch import make_parts, run
+from ..freezing import only
 from ..phase import Phase
 from ..reads import layers_of, reads_outputs, reads_retain
 from ..stream import Collator, EpochSampler, UnlearnRows
@@ -209,9 +210,9 @@ def _train(objective: Objective, work: TextWork) -> nn.Module:
         from peft import get_peft_model
 
         work = replace(work, model=get_peft_model(work.model, work.peft_config))
-    model: Any = work.model
-    before = _freeze(objective, work)
-    try:
+    # Adapters are what is trained where there are any, whatever the objective would choose of the weights.
+    chosen = None if hasattr(work.model, "peft_config") else objective.trainable(work)
+    with only(work.model, chosen, type(objective).__name__):
         # All references are taken before the first phase moves a weight.
         plans = [_plan(objective, phase, work, rows) for phase in work.phases(objective)]
         for number, plan in enumerate(plans, 1):
@@ -222,10 +223,7 @@ def _train(objective: Objective, work: TextWork) -> nn.Module:
                     work.args.resume_from_checkpoint, number, folder
                 )
             _train_phase(objective, plan, work, first=number == 1)
-    finally:
-        for parameter, flag in before:
-            parameter.requires_grad_(flag)
-    return model.eval()
+    return work.model.eval()
 
 
 def _rows(objective: Objective, work: TextWork, phase: Phase | None = None) -> dict[str, list[Encoded]]:
@@ -239,19 +237,6 @@ def _rows(objective: Objective, work: TextWork, phase: Phase | None = None) -> d
                 f"{type(objective).__name__} reads {missing[0]!r}, but its `alternates` gives no other answers."
             )
     return {name: numbered(work.encoded(part)) for name, part in sets.items() if part is not None}
-
-
-def _freeze(objective: Objective, work: TextWork) -> list[tuple[Tensor, bool]]:
-    """Leaves only the objective's own parameters trainable; returns what to restore."""
-    before = [(p, p.requires_grad) for p in work.model.parameters()]
-    chosen = objective.trainable(work)
-    if chosen is not None and not hasattr(work.model, "peft_config"):
-        wanted = {id(p) for p in chosen}
-        if not wanted:
-            raise MethodError(f"{type(objective).__name__} selects no parameter of this model to train.")
-        for parameter in work.model.parameters():
-            parameter.requires_grad_(id(parameter) in wanted)
-    return before
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,40 @@
+"""Which parameters a training moves: those that an objective chooses, of those that may be moved at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from ...errors import MethodError
+
+__all__ = ["only"]
+
+
+@contextmanager
+def only(model: nn.Module, chosen: Sequence[Tensor] | None, method: str) -> Iterator[list[Tensor]]:
+    """Leaves only the chosen parameters trainable inside, and gives them; afterwards each is as it was, without a gradient.
+
+    Args:
+        chosen: None for all. What didn't require a gradient before is not trained either way.
+        method: who chooses, for the message.
+
+    Raises:
+        MethodError: there is nothing to train.
+    """
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    wanted = None if chosen is None else {id(parameter) for parameter in chosen}
+    if wanted is not None and not wanted & {id(parameter) for parameter, _ in before}:
+        raise MethodError(f"{method} selects no parameter of this model to train.")
+    try:
+        for parameter, flag in before:
+            parameter.requires_grad_(flag and (wanted is None or id(parameter) in wanted))
+        trained: list[Tensor] = [parameter for parameter, _ in before if parameter.requires_grad]
+        if not trained:
+            raise MethodError("no parameter of this model is to be trained. Set requires_grad where it should be.")
+        yield trained
+    finally:
+        for parameter, flag in before:
+            parameter.requires_grad_(flag)
+            parameter.grad = None

@@ -1,0 +1,151 @@
+"""The work of every kind of data: what it is given, what may be read of it, and what it refuses by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+from toy_works import PICTURES, PIXELS, TEXTS, Plain, apply, both_kinds, made, net, untouched
+
+from conftest import make_llama, make_tokenizer
+from unwrite.errors import DataError, MethodError
+from unwrite.forget import NPO, RMU, SSD, ULD, Edit, GradientAscent, Objective, Paired
+from unwrite.forget.engine.reads import layers_of
+from unwrite.forget.vision.pruned import Pruned
+from unwrite.forget.vision.salun import Salient
+from unwrite.forget.vision.scrub import SCRUB
+
+
+@both_kinds
+def test_the_arguments_are_made_once_of_what_is_given_and_the_methods_own(kind):
+    seen = []
+
+    class Looking(Edit):
+        forgets = ("text", "images")
+        training = {"learning_rate": 0.25, "seed": 9}  # noqa: RUF012
+
+        def _apply(self, work):
+            seen.append(work)
+            return work.model
+
+    apply(kind, Looking(), args={"learning_rate": 0.5})
+    (work,) = seen
+    assert (work.args.learning_rate, work.args.seed, work.args.per_device_train_batch_size) == (0.5, 9, 4)
+    assert type(work).arguments(work.args, {"seed": 1}) is work.args
+
+
+def test_what_wraps_a_method_has_that_ones_arguments():
+    inner = SCRUB()
+    assert Salient(inner=inner).defaults() == Pruned(inner=Salient(inner=inner)).defaults() == SCRUB.training
+
+
+def test_rows_in_two_sets_are_never_allowed_of_images():
+    with pytest.raises(MethodError, match="allow_overlap is for texts"):
+        apply("images", GradientAscent(), allow_overlap=True)
+
+
+@both_kinds
+def test_a_work_without_retain_rows_says_so_where_they_are_needed(kind):
+    rows, model = (TEXTS[0], make_llama()) if kind == "text" else (PICTURES, net())
+    with pytest.raises(DataError, match=r"there is no retain set\. Give the rows to keep"):
+        _ = NPO().work(model, rows).retained
+
+
+# --- reads ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "message"),
+    [
+        ("text", "nl", r"Plain on text: unknown name in reads 'nl'\. Did you mean 'nll'\?"),
+        ("text", "referense logits", r"'referense logits'\. Did you mean 'reference logits'\?"),
+        ("text", "reference retain nll", r"'reference retain nll'\. Did you mean"),
+        ("text", "features", r"Plain on text: unknown name in reads 'features'"),
+        ("text", "hiden:1", r"'hiden:1'\. Did you mean 'hidden:<layer>'\?"),
+        ("text", "hidden:<layer>", r"unknown name in reads 'hidden:<layer>'"),
+        ("text", "hidden:3", r"reads 'hidden:3', but the model has 3 blocks\. Use hidden:0 to hidden:2"),
+        ("text", "hidden:-1", r"reads 'hidden:-1', but the model has 3 blocks"),
+        ("text", "reference hidden:9", r"reads 'reference hidden:9', but the model has 3 blocks"),
+        ("text", "hidden:last", r"reads 'hidden:last', but the model has 3 blocks"),
+        ("images", "nlll", r"Plain on images: unknown name in reads 'nlll'\. Did you mean 'nll'\?"),
+        ("images", "alternate nll", r"Plain on images: unknown name in reads 'alternate nll'"),
+        ("images", "hidden:0", r"Plain on images: unknown name in reads 'hidden:0'"),
+        ("images", "reference blocks", r"unknown name in reads 'reference blocks'"),
+    ],
+)
+def test_a_name_in_reads_that_a_kind_of_data_has_not_is_refused_before_the_model_is_asked(kind, name, message):
+    with pytest.raises(MethodError, match=message):
+        apply(kind, Plain(names=("nll", name)), untouched(kind))
+
+
+@pytest.mark.parametrize("wrap", [lambda inner: Salient(inner=inner), lambda inner: Pruned(inner=inner)])
+def test_a_misspelt_name_of_a_wrapped_objective_is_refused_too(wrap):
+    with pytest.raises(MethodError, match="Plain on images: unknown name in reads 'nlll'"):
+        apply("images", wrap(Plain(names=("nlll",))), untouched("images"))
+
+
+def test_other_answers_that_are_read_and_not_given_are_refused():
+    with pytest.raises(MethodError, match="Plain reads 'alternate nll', but its `alternates` gives no other answers"):
+        apply("text", Plain(names=("alternate nll",)), untouched("text"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("text", ("nll", "token counts", "reference token counts", "logits", "reference logits", "hidden:2")),
+        ("text", ("nll", "retain", "reference hidden:0", "retain logits", "reference retain logits")),
+        ("images", ("nll", "token counts", "features", "blocks", "retain", "reference features", "reference logits")),
+    ],
+)
+def test_what_is_read_is_there(kind, names):
+    class Reading(Plain):
+        def loss(self, batch):
+            forget, retain = batch["forget"], batch.retain
+            assert (retain is not None) == any("retain" in name or "hidden" in name for name in names)
+            assert (forget.reference_logits is not None) == ("reference logits" in names or kind == "images")
+            if kind == "text":
+                assert set(forget.hidden) == set(layers_of(names))
+                assert retain is None or set(retain.reference_hidden) == set(layers_of(names, reference=True))
+                assert retain is None or (retain.reference_logits is not None) == ("reference retain logits" in names)
+            else:
+                assert forget.features is not None
+                assert forget.reference_features is not None
+            assert forget.tokens.min() >= 1
+            return super().loss(type(batch)(forget=forget))
+
+    apply(kind, Reading(names=names))
+
+
+def test_a_retain_term_is_read_like_anything_else():
+    assert NPO(retain_loss="none").needed() == {"nll", "reference nll"}
+    assert NPO(retain_loss="nll").needed() == {"nll", "reference nll", "retain nll"}
+    assert NPO(retain_loss="kl").needed() == {"nll", "reference nll", "retain logits", "reference retain logits"}
+    assert RMU(layer=1, retain_loss="nll").needed() == {"hidden:1", "reference hidden:1", "retain nll"}
+    assert not hasattr(Objective, "retain_loss")
+    assert not issubclass(SCRUB, Paired)
+
+
+@both_kinds
+def test_a_work_says_how_its_rows_go_into_the_model_and_what_loss_they_have(kind):
+    model = made(kind)
+    rows = TEXTS[0] if kind == "text" else PICTURES
+    work = SSD().work(model, rows, processing_class=make_tokenizer() if kind == "text" else None)
+    batches = list(work.batches(work.encoded(rows), 5))
+    losses = torch.cat([work.row_loss(model, batch) for batch in batches])
+    assert len(losses) == len(rows)
+    if kind == "images":
+        torch.testing.assert_close(losses, F.cross_entropy(model(PIXELS), PICTURES.labels, reduction="none"))
+    else:
+        assert [len(batch[1]) for batch in batches] == [5, 3]
+
+
+def test_guards_and_edits_get_the_work_whole(monkeypatch):
+    works: list[Any] = []
+    monkeypatch.setattr(ULD, "_apply", lambda self, work: works.append(work) or work.model)
+    model = make_llama()
+    apply("text", ULD(), model, recipe="the recipe", callbacks=["callback"])
+    (work,) = works
+    assert (work.model, work.recipe, work.callbacks, work.retain) == (model, "the recipe", ["callback"], TEXTS[1])
+    assert work.tokenizer is work.processing_class
