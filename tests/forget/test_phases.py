@@ -23,6 +23,8 @@ from unwrite.forget import DPO, Phase
         ({"epochs": -1}, "epochs is -1; it must be a finite number, at least 0"),
         ({"batch_size": 0}, "batch_size is 0; it must be a finite number, at least 1"),
         ({"lr": float("nan")}, "lr is nan; it must be a finite number, at least 0"),
+        ({"retain": TEXTS[1]}, r"a phase of the stream 'forget' brings no retain rows\. Leave out retain\."),
+        ({"stream": "retain", "forget": TEXTS[0]}, r"a phase of the stream 'retain' brings no forget rows"),
     ],
 )
 def test_a_phase_refuses_what_has_no_meaning_anywhere(field, message):
@@ -44,7 +46,7 @@ def test_a_phase_refuses_what_has_no_meaning_anywhere(field, message):
         *(
             (
                 "images",
-                Phase("retain", loss_of, then=Phase("retain", loss_of, then=Phase("retain", loss_of, **{name: value}))),
+                Phase("union", loss_of, then=Phase("union", loss_of, then=Phase("union", loss_of, **{name: value}))),
                 rf"Plain on images: what follows in a step has {name}, but its rows are those of the step",
             )
             for name, value in (("epochs", 1), ("batch_size", 2), ("forget", PICTURES), ("retain", PICTURES))
@@ -148,3 +150,19 @@ def test_a_phases_own_rows_of_text_have_references_and_other_answers_of_their_ow
     apply("text", Whole(retain_loss="none", refusals=("i do not know .",)), args={"max_steps": -1})
     for own, whole in zip(mine, seen, strict=True):
         torch.testing.assert_close(own, whole[[5, 2]], rtol=1e-4, atol=1e-4)
+
+
+@both_kinds
+def test_a_paired_phase_brings_its_own_retain_rows_where_the_loss_reads_them(kind):
+    seen: list[Any] = []
+
+    def noting(batch):
+        seen.append(None if batch.retain is None else len(batch["retain"].index.unique()))
+        return loss_of(batch)
+
+    rows = TEXTS[1][:2] if kind == "text" else PICTURES.subset([6, 7])
+    phase = Phase("paired", noting, retain=rows, batch_size=4, epochs=1)
+    apply(kind, Plain(stretches=(phase,), names=("nll", "retain")), retain=None)
+    assert seen[0] == 2
+    with pytest.raises(MethodError, match="Plain has a paired phase with retain rows, but reads nothing of them"):
+        apply(kind, Plain(stretches=(phase,)))

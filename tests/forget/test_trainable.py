@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
+from forgetting import weights
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from toy_works import Plain, apply, both_kinds, made, untouched
 
 from unwrite.errors import MethodError
-from unwrite.forget import RMU
+from unwrite.forget import NPO, RMU
 from unwrite.forget.engine.images.work import ImageWork
 from unwrite.forget.engine.text.work import TextWork
 
@@ -63,6 +64,18 @@ def test_adapters_are_trained_whatever_weights_an_objective_chooses():
     config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
     adapted = apply("text", Plain(choose=lambda work: pytest.fail("asked")), peft_config=config)
     assert any("lora_B" in name and tensor.abs().max() > 0 for name, tensor in adapted.state_dict().items())
+
+
+@pytest.mark.parametrize("objective", [Plain(), NPO()], ids=["without references", "with references"])
+def test_adapters_that_were_loaded_frozen_are_trained_and_frozen_again(objective):
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(made("text"), config).requires_grad_(False)
+    before = weights(model)
+    apply("text", objective, model)
+    moved = {name for name, tensor in weights(model).items() if not torch.equal(tensor, before[name])}
+    assert moved
+    assert all("lora_" in name for name in moved)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_a_model_whose_blocks_rmu_can_not_write_is_refused_before_it_is_asked(monkeypatch):

@@ -11,7 +11,8 @@ from toy_works import PICTURES, PIXELS, TEXTS, Plain, apply, both_kinds, made, n
 
 from conftest import make_llama, make_tokenizer
 from unwrite.errors import DataError, MethodError
-from unwrite.forget import NPO, RMU, SSD, ULD, Edit, GradientAscent, Objective, Paired
+from unwrite.forget import NPO, RMU, SSD, ULD, Edit, GradientAscent, Objective, Paired, UnlearnArguments
+from unwrite.forget.engine.images.arguments import ImageArguments
 from unwrite.forget.engine.reads import layers_of
 from unwrite.forget.vision.pruned import Pruned
 from unwrite.forget.vision.salun import Salient
@@ -116,6 +117,26 @@ def test_what_is_read_is_there(kind, names):
             return super().loss(type(batch)(forget=forget))
 
     apply(kind, Reading(names=names))
+
+
+@both_kinds
+@pytest.mark.parametrize("name", ["retain nll", "retain logits", "reference retain logits"])
+def test_what_there_is_of_retain_rows_alone_needs_some(kind, name):
+    assert Plain(names=(name,)).needs_retain
+    with pytest.raises(DataError, match="Plain trains on retain rows too, but there is no retain set"):
+        apply(kind, Plain(names=(name,)), untouched(kind), retain=None)
+    assert not Plain(names=("nll", "retain")).needs_retain
+
+
+@both_kinds
+def test_arguments_of_another_kind_of_data_are_refused(kind):
+    other, own = {"text": ("ImageArguments", "UnlearnArguments"), "images": ("UnlearnArguments", "ImageArguments")}[
+        kind
+    ]
+    given = {"ImageArguments": ImageArguments, "UnlearnArguments": UnlearnArguments}[other]()
+    rows, model = (TEXTS[0], untouched(kind)) if kind == "text" else (PICTURES, untouched(kind))
+    with pytest.raises(MethodError, match=f"pass {own}, or a dict of settings"):
+        GradientAscent().apply(model, rows, processing_class=make_tokenizer(), args=given)
 
 
 def test_a_retain_term_is_read_like_anything_else():

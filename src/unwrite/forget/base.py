@@ -25,6 +25,7 @@ from .engine.cost import Cost
 from .engine.kinds import kind_of
 from .engine.loss import Loss, PerPosition, PerToken, Term, kl_divergence
 from .engine.phase import Phase
+from .engine.reads import needs_retain
 from .engine.work import Work
 
 __all__ = ["Edit", "Guard", "Method", "Objective", "Paired", "RetainLoss"]
@@ -213,7 +214,7 @@ class Objective(Method[WorkT]):
 
     @property
     def needs_retain(self) -> bool:
-        return super().needs_retain or "retain nll" in self.needed()
+        return super().needs_retain or needs_retain(self.needed())
 
     def check(self, forget: Any, retain: Any) -> None:
         if retain is None and self.needs_retain:
@@ -257,6 +258,7 @@ class Paired(Objective[WorkT]):
             require(name, getattr(self, name), at_least=0)
 
     def needed(self) -> frozenset[str]:
+        """What the loss looks at, and what the retain term does."""
         term = {"none": (), "nll": ("retain nll",), "kl": ("retain logits", "reference retain logits")}
         return super().needed() | frozenset(term[self.retain_loss])
 

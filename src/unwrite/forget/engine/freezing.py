@@ -13,12 +13,15 @@ __all__ = ["only"]
 
 
 @contextmanager
-def only(model: nn.Module, chosen: Sequence[Tensor] | None, method: str) -> Iterator[list[Tensor]]:
+def only(
+    model: nn.Module, chosen: Sequence[Tensor] | None, method: str, *, thaw: bool = False
+) -> Iterator[list[Tensor]]:
     """Leaves only the chosen parameters trainable inside, and gives them; afterwards each is as it was, without a gradient.
 
     Args:
-        chosen: None for all. What didn't require a gradient before is not trained either way.
+        chosen: None for all. What didn't require a gradient before is not trained, unless `thaw`.
         method: who chooses, for the message.
+        thaw: whether what is chosen is trained even if it didn't require a gradient.
 
     Raises:
         MethodError: there is nothing to train.
@@ -29,10 +32,12 @@ def only(model: nn.Module, chosen: Sequence[Tensor] | None, method: str) -> Iter
         raise MethodError(f"{method} selects no parameter of this model to train.")
     try:
         for parameter, flag in before:
-            parameter.requires_grad_(flag and (wanted is None or id(parameter) in wanted))
+            parameter.requires_grad_((flag or thaw) and (wanted is None or id(parameter) in wanted))
         trained: list[Tensor] = [parameter for parameter, _ in before if parameter.requires_grad]
         if not trained:
-            raise MethodError("no parameter of this model is to be trained. Set requires_grad where it should be.")
+            raise MethodError(
+                "no parameter of this model is to be trained: all of them are frozen. Let some require a gradient."
+            )
         yield trained
     finally:
         for parameter, flag in before:

@@ -53,6 +53,9 @@ class Phase:
         if self.batch_size is not None:
             require("batch_size", self.batch_size, at_least=1)
         require("lr", self.lr, at_least=0)
+        for name, rows in (("forget", self.forget), ("retain", self.retain)):
+            if rows is not None and self.stream == {"forget": "retain", "retain": "forget"}[name]:
+                raise MethodError(f"a phase of the stream {self.stream!r} brings no {name} rows. Leave out {name}.")
 
     def steps(self) -> list[Phase]:
         """This phase and all that follow it in a step, in order."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 from ...errors import MethodError, unknown
 
-__all__ = ["HIDDEN", "check_reads", "layers_of", "reads_outputs", "reads_retain"]
+__all__ = ["HIDDEN", "check_reads", "layers_of", "needs_retain", "reads_outputs", "reads_retain"]
 
 HIDDEN = "hidden:<layer>"
 _HIDDEN = re.compile(r"((?:reference )?)hidden:(.*)")
@@ -54,6 +54,11 @@ def layers_of(reads: Iterable[str], *, reference: bool = False) -> tuple[int, ..
 def reads_retain(reads: Iterable[str]) -> bool:
     """Whether the retain rows of a paired step are looked at."""
     return any("retain" in name or "hidden:" in name for name in reads)
+
+
+def needs_retain(reads: Iterable[str]) -> bool:
+    """Whether something is read that there is of retain rows alone; "retain" by itself can do without them."""
+    return any(name.removeprefix("reference ").startswith("retain ") for name in reads)
 
 
 def reads_outputs(reads: Iterable[str]) -> bool:

@@ -16,7 +16,7 @@ from ...errors import DataError, MethodError
 from .cost import Cost
 from .kinds import kind_of
 from .phase import Phase
-from .reads import check_reads
+from .reads import check_reads, reads_retain
 
 if TYPE_CHECKING:
     from ..base import Objective
@@ -125,10 +125,9 @@ class Work(ABC, Generic[Rows, Arguments]):
             MethodError: a name in `reads`, or the field of a phase, that it can't do.
         """
         self.check_reads(objective)
-        method = type(objective).__name__
         phases = objective.phases(self)
         for phase in phases:
-            self.check_phase(phase, method)
+            self.check_phase(phase, objective)
         return phases
 
     def check_reads(self, objective: Objective) -> None:
@@ -141,14 +140,19 @@ class Work(ABC, Generic[Rows, Arguments]):
             type(objective).__name__, objective.needed(), self.reads, kind_of(self.forget).name, depth=self.depth
         )
 
-    def check_phase(self, phase: Phase, method: str) -> None:
+    def check_phase(self, phase: Phase, objective: Objective) -> None:
         """Refuses a phase that can't be trained on these rows; kinds of data add to it.
 
         Raises:
             MethodError: which field, of which method, and why.
         """
+        method = type(objective).__name__
         if phase.stream not in ("forget", "paired") and phase.retain is None and self.retain is None:
             raise MethodError(f"{method} reads retain rows, but there is no retain set.")
+        if phase.stream == "paired" and phase.retain is not None and not reads_retain(objective.needed()):
+            raise MethodError(
+                f"{method} has a paired phase with retain rows, but reads nothing of them. Leave out retain."
+            )
         kind = kind_of(self.forget)
         for name, rows in (("forget", phase.forget), ("retain", phase.retain)):
             if rows is not None and kind_of(rows) != kind:

@@ -24,7 +24,6 @@ from ..freezing import only
 from ..phase import Phase
 from ..reads import reads_retain
 from ..stream import epoch_order, partner
-from .arguments import ImageArguments
 from .batch import ImagePart, PairedImages, Table
 
 if TYPE_CHECKING:
@@ -48,10 +47,8 @@ def train(objective: Objective, work: ImageWork) -> nn.Module:
     objective = objective.fitted(work.model)
     chosen = objective.trainable(work)
     with only(work.model, chosen, type(objective).__name__) as parameters, _seeded(work.args.seed):
-        loop = _Loop(objective, work, work.args, parameters)
-        loop.run(work.phases(objective))
-    work.model.eval()
-    return work.model
+        _Loop(objective, work, parameters).run(work.phases(objective))
+    return work.model.eval()
 
 
 @contextmanager
@@ -68,7 +65,6 @@ class _Loop:
 
     objective: Objective
     work: ImageWork
-    settings: ImageArguments
     parameters: list[Tensor]
     epoch: int = 0
     optimisers: dict[Any, torch.optim.Optimizer] = field(default_factory=dict)
@@ -84,8 +80,8 @@ class _Loop:
 
     def run(self, phases: Sequence[Phase]) -> None:
         total = sum(self._steps(phase) for phase in phases)
-        if self.settings.max_steps >= 0:
-            total = min(total, self.settings.max_steps)
+        if self.work.args.max_steps >= 0:
+            total = min(total, self.work.args.max_steps)
         self.state.max_steps = total
         # What the model before said is taken before the first phase moves a weight.
         self.references = self._references(phases)
@@ -102,7 +98,7 @@ class _Loop:
     def _run_epoch(self, phase: Phase, share: float, bar: Any) -> None:
         """One pass over the stream, or the first `share` of it."""
         self._event("on_epoch_begin")
-        self.work.model.train(self.settings.mode == "train")
+        self.work.model.train(self.work.args.mode == "train")
         steps = self._rows(phase, self.epoch)
         for rows in steps[: math.ceil(min(1, share) * len(steps))]:
             if self._stops():
@@ -177,7 +173,7 @@ class _Loop:
 
     def _optimiser(self, phase: Phase) -> torch.optim.Optimizer:
         """One a function that builds it, so that phases share it with its moments."""
-        build: Callable[[list[Tensor]], torch.optim.Optimizer] = phase.optimiser or self.settings.optimiser
+        build: Callable[[list[Tensor]], torch.optim.Optimizer] = phase.optimiser or self.work.args.optimiser
         key = phase.optimiser or "arguments"
         if key not in self.optimisers:
             self.optimisers[key] = build(self.parameters)
@@ -192,7 +188,7 @@ class _Loop:
         return cast("Images | None", forget), cast("Images | None", retain)  # as `check_phase` made sure
 
     def _epochs(self, phase: Phase) -> float:
-        return self.settings.num_train_epochs if phase.epochs is None else phase.epochs
+        return self.work.args.num_train_epochs if phase.epochs is None else phase.epochs
 
     def _steps(self, phase: Phase) -> int:
         return math.ceil(self._epochs(phase) * len(self._rows(phase, 0)))
@@ -201,10 +197,12 @@ class _Loop:
         """For every step, the rows of each part by their positions in its set."""
         forget, retain = self._data(phase)
         f, r = len(forget or ()), len(retain or ())
-        seed = self.settings.seed
+        seed = self.work.args.seed
         order = epoch_order(phase.stream, f, r, seed, epoch)
+        pairs = retain is not None and reads_retain(self.objective.needed())
+        sets = {name: rows for name, rows in (("forget", forget), ("retain", retain)) if rows is not None}
         found = []
-        for rows in _cut(order, phase.batch_size or self.settings.per_device_train_batch_size, self._lone_row()):
+        for rows in _cut(order, phase.batch_size or self.work.args.per_device_train_batch_size, self._lone_row()):
             at: dict[str, list[int]] = {"forget": [], "retain": []}
             for row in rows:
                 if phase.stream in ("mixed", "union"):
@@ -214,19 +212,14 @@ class _Loop:
                     at["forget"].append(row if phase.stream != "covering" else partner(seed, epoch, row, r, f))
                 if phase.stream in ("retain", "covering"):
                     at["retain"].append(row)
-                elif phase.stream == "paired" and self._pairs():
+                elif phase.stream == "paired" and pairs:
                     at["retain"].append(partner(seed, epoch, row, f, r))
-            sets = {"forget": forget, "retain": retain}
             found.append({name: (sets[name], torch.tensor(rows)) for name, rows in at.items() if rows})
-        return found  # type: ignore[return-value]
-
-    def _pairs(self) -> bool:
-        """Whether a paired step's retain rows are read."""
-        return self.work.retain is not None and reads_retain(self.objective.needed())
+        return found
 
     def _lone_row(self) -> bool:
         """Whether a step may have a single row."""
-        return self.settings.mode == "eval" or not self.work.layout.with_statistics
+        return self.work.args.mode == "eval" or not self.work.layout.with_statistics
 
     @torch.no_grad()
     def _references(self, phases: Sequence[Phase]) -> dict[str, Table]:
@@ -259,12 +252,12 @@ class _Loop:
         return found
 
     def _stops(self) -> bool:
-        return self.control.should_training_stop or 0 <= self.settings.max_steps <= self.state.global_step
+        return self.control.should_training_stop or 0 <= self.work.args.max_steps <= self.state.global_step
 
     def _event(self, name: str, **more: Any) -> None:
         for callback in self.work.callbacks:
             tell = getattr(callback, name)
-            tell(self.settings, self.state, self.control, model=self.work.model, optimizer=self.optimiser, **more)
+            tell(self.work.args, self.state, self.control, model=self.work.model, optimizer=self.optimiser, **more)
 
     def _log(self) -> None:
         """One line an epoch, into `state.log_history` and to whoever listens."""

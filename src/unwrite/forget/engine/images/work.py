@@ -55,8 +55,9 @@ class ImageWork(Work[Images, ImageArguments]):
         if not isinstance(self.model, nn.Module):
             raise ModelError(f"the model is {type(self.model).__name__}, not a torch module.")
 
-    def check_phase(self, phase: Phase, method: str) -> None:
-        super().check_phase(phase, method)
+    def check_phase(self, phase: Phase, objective: Objective) -> None:
+        super().check_phase(phase, objective)
+        method = type(objective).__name__
         for then in phase.steps()[1:]:
             if then.stream != phase.stream:
                 raise MethodError(

@@ -59,14 +59,16 @@ class UnlearnArguments(TrainingArguments):
         super().__post_init__()
 
 
-def training_arguments(
-    args: UnlearnArguments | dict[str, Any] | None, defaults: Mapping[str, Any] | None = None
-) -> UnlearnArguments:
+def training_arguments(args: Any, defaults: Mapping[str, Any] | None = None) -> UnlearnArguments:
     """Arguments from a dict of differences, which go before a method's own defaults."""
     if isinstance(args, UnlearnArguments):
         return args
     if isinstance(args, TrainingArguments):
         raise MethodError("args is a plain TrainingArguments; pass UnlearnArguments, or a dict of settings.")
+    if args is not None and not isinstance(args, dict):
+        raise MethodError(
+            f"the training arguments are {type(args).__name__}; pass UnlearnArguments, or a dict of settings."
+        )
     known = set(UnlearnArguments.__dataclass_fields__)
     for name in args or {}:
         if name not in known:

@@ -210,9 +210,9 @@ def _train(objective: Objective, work: TextWork) -> nn.Module:
         from peft import get_peft_model
 
         work = replace(work, model=get_peft_model(work.model, work.peft_config))
-    # Adapters are what is trained where there are any, whatever the objective would choose of the weights.
-    chosen = None if hasattr(work.model, "peft_config") else objective.trainable(work)
-    with only(work.model, chosen, type(objective).__name__):
+    adapted = hasattr(work.model, "peft_config")
+    chosen = _adapters(work.model) if adapted else objective.trainable(work)
+    with only(work.model, chosen, type(objective).__name__, thaw=adapted):
         # All references are taken before the first phase moves a weight.
         plans = [_plan(objective, phase, work, rows) for phase in work.phases(objective)]
         for number, plan in enumerate(plans, 1):
@@ -224,6 +224,17 @@ def _train(objective: Objective, work: TextWork) -> nn.Module:
                 )
             _train_phase(objective, plan, work, first=number == 1)
     return work.model.eval()
+
+
+def _adapters(model: Any) -> list[Tensor]:
+    """What is trained of a model with adapters: those in use, though peft loads them frozen, and what it trains beside."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    if hasattr(model.base_model, "set_adapter"):
+        model.base_model.set_adapter(model.active_adapters)
+    chosen = [parameter for parameter, _ in flags if parameter.requires_grad]
+    for parameter, flag in flags:
+        parameter.requires_grad_(flag)
+    return chosen
 
 
 def _rows(objective: Objective, work: TextWork, phase: Phase | None = None) -> dict[str, list[Encoded]]:

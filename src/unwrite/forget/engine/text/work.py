@@ -64,11 +64,11 @@ class TextWork(Work[Examples, UnlearnArguments]):
         if getattr(self.tokenizer, "pad_token_id", None) is None:
             raise ModelError("the tokenizer has no pad token. Set one: tokenizer.pad_token = tokenizer.eos_token")
 
-    def check_phase(self, phase: Phase, method: str) -> None:
-        super().check_phase(phase, method)
+    def check_phase(self, phase: Phase, objective: Objective) -> None:
+        super().check_phase(phase, objective)
         if phase.then is not None:
             raise MethodError(
-                f"{method} on text: a phase has 'then', another update on the same rows, which the trainer of language "
+                f"{type(objective).__name__} on text: a phase has 'then', another update on the same rows, which the trainer of language "
                 "models can't make. Give it a phase of its own."
             )
 
