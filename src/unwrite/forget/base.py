@@ -3,7 +3,7 @@
     unlearned = NPO(beta=0.1).apply(model, forget, retain, processing_class=tokenizer)    texts
     unlearned = SCRUB().apply(model, split.forget, split.retain)                          images
 
-Objective: a loss that training minimises; one on pairs of forget and retain rows is a `Paired`. Edit: a rule that rewrites
+Objective: a loss that training minimises; one with a retain term beside it is a `Paired`. Edit: a rule that rewrites
 weights. Guard: the weights stay and the inference changes. A method is a frozen dataclass: its fields are its
 hyper-parameters. What an application was given is one `Work`, of its kind of data (`engine/kinds.py`).
 """
@@ -199,7 +199,7 @@ class Objective(Method[WorkT]):
         return [Phase(stream="paired", loss=self.loss)]
 
     def trainable(self, work: WorkT) -> Sequence[Tensor] | None:
-        """Parameters to train, of those that require a gradient; None for all. Others are bit-identical afterwards.
+        """Parameters to train, of those that require a gradient; None for all. Others stay bit-identical.
 
         Adapters, where there are any, are trained instead.
 

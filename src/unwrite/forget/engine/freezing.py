@@ -16,7 +16,7 @@ __all__ = ["only"]
 def only(
     model: nn.Module, chosen: Sequence[Tensor] | None, method: str, *, thaw: bool = False
 ) -> Iterator[list[Tensor]]:
-    """Leaves only the chosen parameters trainable inside, and gives them; afterwards each is as it was, without a gradient.
+    """Leaves only the chosen parameters trainable inside, and gives them; afterwards each has its flag again.
 
     Args:
         chosen: None for all. What didn't require a gradient before is not trained, unless `thaw`.

@@ -1,10 +1,10 @@
-"""The kinds of data there are: which rows go to which `Work`. A new kind is a folder beside `text` and one line here."""
+"""The kinds of data there are: which rows go to which `Work`. A new kind is a folder beside `text` and a line here."""
 
 from __future__ import annotations
 
 import pkgutil
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ...data import Examples
 from ...data.images.images import Images
@@ -32,8 +32,7 @@ class Kind:
 
     def load(self) -> type[Work]:
         """The class of its `Work`."""
-        found: type[Work] = pkgutil.resolve_name(self.work)
-        return found
+        return cast("type[Work]", pkgutil.resolve_name(self.work))
 
 
 KINDS = {

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from ...errors import ModelError
 
@@ -31,7 +31,9 @@ class KeepMask(TrainerCallback):
     masks: Mapping[str, Tensor]
     _kept: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list, repr=False)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+    def on_train_begin(
+        self, args: object, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
         """Notes the weights.
 
         Raises:
@@ -48,14 +50,16 @@ class KeepMask(TrainerCallback):
             self._kept.append((parameter, out, parameter.detach()[out].clone()))
 
     @torch.no_grad()
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_pre_optimizer_step(self, args: object, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """No gradient outside the mask."""
         for parameter, out, _values in self._kept:
             if parameter.grad is not None:
                 parameter.grad[out] = 0
 
     @torch.no_grad()
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+    def on_optimizer_step(
+        self, args: object, state: TrainerState, control: TrainerControl, optimizer: Any = None, **_: Any
+    ) -> None:
         """Weights as they were, moments zero."""
         inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
         for parameter, out, values in self._kept:

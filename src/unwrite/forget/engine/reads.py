@@ -47,8 +47,8 @@ def layers_of(reads: Iterable[str], *, reference: bool = False) -> tuple[int, ..
     >>> layers_of({"nll", "hidden:3", "hidden:1", "reference hidden:1"})
     (1, 3)
     """
-    found = [match for name in reads if (match := _HIDDEN.fullmatch(name))]
-    return tuple(sorted({int(match[2]) for match in found if bool(match[1]) == reference}))
+    layers = [match for name in reads if (match := _HIDDEN.fullmatch(name))]
+    return tuple(sorted({int(match[2]) for match in layers if bool(match[1]) == reference}))
 
 
 def reads_retain(reads: Iterable[str]) -> bool:

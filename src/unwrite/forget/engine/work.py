@@ -157,5 +157,6 @@ class Work(ABC, Generic[Rows, Arguments]):
         for name, rows in (("forget", phase.forget), ("retain", phase.retain)):
             if rows is not None and kind_of(rows) != kind:
                 raise MethodError(
-                    f"{method} on {kind.name}: a phase's {name} rows are {type(rows).__name__}. Give {kind.rows.__name__}."
+                    f"{method} on {kind.name}: a phase's {name} rows are {type(rows).__name__}. "
+                    f"Give {kind.rows.__name__}."
                 )

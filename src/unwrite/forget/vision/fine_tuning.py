@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from ...models.image_training import fitted
 from ...models.vision_layout import VisionLayout
@@ -128,6 +128,6 @@ class _Still(TrainerCallback):
         paths = [path for block in self.layout.blocks[: -self.k] for path in block.modules]
         self._modules = [self.layout.model.get_submodule(path) for path in paths]
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_begin(self, args: object, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         for module in self._modules:
             module.eval()

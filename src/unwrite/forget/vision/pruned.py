@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import nn
+from transformers import TrainerControl, TrainerState
 
 from ...data.images.images import Images
 from ...errors import MethodError, notice, unknown
@@ -119,6 +120,8 @@ class Pruned(Edit[ImageWork]):
 class _KeepZero(KeepMask):
     """Holds what was pruned at 0, also where the method has put new weights since (EU-k)."""
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **more: Any) -> None:
+    def on_train_begin(
+        self, args: object, state: TrainerState, control: TrainerControl, model: Any = None, **more: Any
+    ) -> None:
         apply_masks(model, self.masks)
         super().on_train_begin(args, state, control, model=model, **more)

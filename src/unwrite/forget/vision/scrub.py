@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from ...data.images.images import Images, first_few
 from ...errors import DataError, MethodError
@@ -144,7 +144,7 @@ class _Checkpoints(TrainerCallback):
     errors: list[float] = field(default_factory=list)
     states: list[dict[str, Tensor]] = field(default_factory=list)
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_epoch_end(self, args: object, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.passes += 1
         if self.passes in self.after:
             self.keep()

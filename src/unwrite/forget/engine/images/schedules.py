@@ -1,4 +1,4 @@
-"""What schedules of trainings on images are made of: epochs one by one, optimisers apart, a setting that several share."""
+"""What trainings on images are made of: epochs one by one, optimisers apart, a setting that several share."""
 
 from __future__ import annotations
 

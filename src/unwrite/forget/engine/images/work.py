@@ -61,8 +61,8 @@ class ImageWork(Work[Images, ImageArguments]):
         for then in phase.steps()[1:]:
             if then.stream != phase.stream:
                 raise MethodError(
-                    f"{method} on images: what follows in a step has the stream {then.stream!r}, but the step's rows are "
-                    f"those of {phase.stream!r}. Give both the same."
+                    f"{method} on images: what follows in a step has the stream {then.stream!r}, but the step's rows "
+                    f"are those of {phase.stream!r}. Give both the same."
                 )
             for name in ("epochs", "batch_size", "forget", "retain"):
                 if getattr(then, name) is not None:
@@ -82,7 +82,7 @@ class ImageWork(Work[Images, ImageArguments]):
         _ = self.layout
 
     def train(self, objective: Objective) -> nn.Module:
-        """A row alone is refused where the model takes batch statistics.
+        """As `Work.train`, by a plain loop; a row alone is refused where the model takes batch statistics.
 
         Raises:
             as `Work.train`; ModelError: as `layout`.
@@ -110,13 +110,13 @@ class ImageWork(Work[Images, ImageArguments]):
             ModelError: as `vision_layout`; outputs that don't fit the data.
         """
         rows = min(2, len(self.forget))
-        found = vision_layout(self.model, self.forget.pixels[:rows].to(self.device))
-        if found.num_outputs != self.forget.num_outputs:
+        layout = vision_layout(self.model, self.forget.pixels[:rows].to(self.device))
+        if layout.num_outputs != self.forget.num_outputs:
             raise ModelError(
-                f"the model has {found.num_outputs} outputs and the data {self.forget.num_outputs} "
+                f"the model has {layout.num_outputs} outputs and the data {self.forget.num_outputs} "
                 f"{'classes' if self.forget.labels is not None else 'target'}. Give a model made for this data."
             )
-        return found
+        return layout
 
     def fresh(self, seed: int) -> nn.Module:
         """A new, untrained model of the recipe, on the model's device.
@@ -135,18 +135,18 @@ class ImageWork(Work[Images, ImageArguments]):
     def outputs(self, model: nn.Module, rows: Images, batch_size: int = 256) -> Tensor:
         """`[rows, outputs]` in evaluation mode, whose forwards are counted."""
         with evaluating(model):
-            found = [logits_of(model, pixels) for pixels, _, _ in self.batches(rows, batch_size)]
+            logits = [logits_of(model, pixels) for pixels, _, _ in self.batches(rows, batch_size)]
         self.cost.add(len(rows))
-        return torch.cat(found)
+        return torch.cat(logits)
 
     @torch.no_grad()
     def features(self, model: nn.Module, rows: Images, batch_size: int = 256) -> Tensor:
         """`[rows, dim]`, what goes into the head, in evaluation mode."""
         layout = self.layout.of(model)
         with evaluating(model):
-            found = [layout.observe(pixels).features for pixels, _, _ in self.batches(rows, batch_size)]
+            features = [layout.observe(pixels).features for pixels, _, _ in self.batches(rows, batch_size)]
         self.cost.add(len(rows))
-        return torch.cat(found)
+        return torch.cat(features)
 
     def batches(self, rows: Images, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(pixels, target, index) in the set's own order, on the model's device."""

@@ -8,7 +8,7 @@ from math import exp
 from statistics import fmean
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from ....data import Examples
 from ....data.text.encoding import encode_rows
@@ -72,12 +72,16 @@ class StopWhenForgotten(TrainerCallback):
         self.history.append(row)
         return row
 
-    def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+    def on_init_end(
+        self, args: object, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
         """Measures the start values, from which shares are taken: here, before a checkpoint is loaded on resume."""
         if not self.history:
             self._measure(model, 0)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+    def on_step_end(
+        self, args: object, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
         """Checks every few steps."""
         if state.global_step % self.every:
             return

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from .... import hub
 from ....data.text.encoding import Encoded, numbered
@@ -187,7 +187,7 @@ class _TellEpoch(TrainerCallback):
     def __init__(self, sampler: EpochSampler) -> None:
         self.sampler = sampler
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_epoch_begin(self, args: object, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.sampler.set_epoch(int((state.epoch or 0.0) + 1e-6))
 
 
@@ -227,7 +227,7 @@ def _train(objective: Objective, work: TextWork) -> nn.Module:
 
 
 def _adapters(model: Any) -> list[Tensor]:
-    """What is trained of a model with adapters: those in use, though peft loads them frozen, and what it trains beside."""
+    """What is trained of a model with adapters: those in use, which peft loads frozen, and what it trains beside."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     if hasattr(model.base_model, "set_adapter"):
         model.base_model.set_adapter(model.active_adapters)
@@ -238,7 +238,7 @@ def _adapters(model: Any) -> list[Tensor]:
 
 
 def _rows(objective: Objective, work: TextWork, phase: Phase | None = None) -> dict[str, list[Encoded]]:
-    """Every part's rows, or those that a phase brings in place of the work's own; each window of a long text is a row."""
+    """Every part's rows, or those that a phase brings in place of the work's; each window of a long text is a row."""
     given = phase or work
     sets: dict[str, Any] = {"forget": given.forget, "alternate": None, "retain": given.retain}
     if given.forget is not None:

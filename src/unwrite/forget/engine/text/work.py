@@ -68,13 +68,15 @@ class TextWork(Work[Examples, UnlearnArguments]):
         super().check_phase(phase, objective)
         if phase.then is not None:
             raise MethodError(
-                f"{type(objective).__name__} on text: a phase has 'then', another update on the same rows, which the trainer of language "
-                "models can't make. Give it a phase of its own."
+                f"{type(objective).__name__} on text: a phase has 'then', another update on the same rows, which the "
+                "trainer of language models can't make. Give it a phase of its own."
             )
 
     def train(self, objective: Objective) -> nn.Module:
-        """Everything random, the adapters' first weights too, comes from the arguments' seed; the caller's random state is
-        left as it was.
+        """As `Work.train`, by transformers' trainer.
+
+        Everything random, the adapters' first weights too, comes from the arguments' seed; the caller's random state
+        is left as it was.
 
         Raises:
             as `Work.train`.
