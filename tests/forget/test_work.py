@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from forgetting import SGD
 from torch.nn import functional as F
-from toy_works import PICTURES, PIXELS, TEXTS, Plain, apply, both_kinds, made, net, untouched
+from toy_works import PICTURES, PIXELS, SHORT, TEXTS, Plain, apply, both_kinds, made, net, untouched
 
 from conftest import make_llama, make_tokenizer
-from unwrite.errors import DataError, MethodError
+from unwrite.errors import DataError, MethodError, ModelError
 from unwrite.forget import NPO, RMU, SSD, ULD, Edit, GradientAscent, Objective, Paired, UnlearnArguments
 from unwrite.forget.engine.images.arguments import ImageArguments
 from unwrite.forget.engine.reads import layers_of
@@ -40,6 +41,14 @@ def test_the_arguments_are_made_once_of_what_is_given_and_the_methods_own(kind):
 def test_what_wraps_a_method_has_that_ones_arguments():
     inner = SCRUB()
     assert Salient(inner=inner).defaults() == Pruned(inner=Salient(inner=inner)).defaults() == SCRUB.training
+
+
+@both_kinds
+def test_what_is_no_model_is_refused_and_so_is_what_describes_no_adapters(kind):
+    with pytest.raises(ModelError, match="the model is str, not a torch module"):
+        apply(kind, GradientAscent(), "smollm2-135m")
+    with pytest.raises(MethodError, match="adapters"):
+        apply(kind, GradientAscent(), untouched(kind), peft_config={"r": 4})
 
 
 def test_rows_in_two_sets_are_never_allowed_of_images():
@@ -96,6 +105,7 @@ def test_other_answers_that_are_read_and_not_given_are_refused():
     ("kind", "names"),
     [
         ("text", ("nll", "token counts", "reference token counts", "logits", "reference logits", "hidden:2")),
+        ("text", ("nll", "logits")),
         ("text", ("nll", "retain", "reference hidden:0", "retain logits", "reference retain logits")),
         ("images", ("nll", "token counts", "features", "blocks", "retain", "reference features", "reference logits")),
     ],
@@ -160,6 +170,16 @@ def test_a_work_says_how_its_rows_go_into_the_model_and_what_loss_they_have(kind
         torch.testing.assert_close(losses, F.cross_entropy(model(PIXELS), PICTURES.labels, reduction="none"))
     else:
         assert [len(batch[1]) for batch in batches] == [5, 3]
+
+
+def test_a_work_fits_what_it_trains_to_its_model():
+    model = make_llama()
+    before, last = model.model.layers[1].mlp.down_proj.weight.detach().clone(), model.model.layers[2].state_dict()
+    last = {name: tensor.clone() for name, tensor in last.items()}
+    args = {**SGD, **SHORT, "learning_rate": 10.0}
+    RMU().work(model, *TEXTS, processing_class=make_tokenizer(), args=args).train(RMU())  # layer 1, of three blocks
+    assert not torch.equal(model.model.layers[1].mlp.down_proj.weight, before)
+    assert all(torch.equal(tensor, last[name]) for name, tensor in model.model.layers[2].state_dict().items())
 
 
 def test_guards_and_edits_get_the_work_whole(monkeypatch):

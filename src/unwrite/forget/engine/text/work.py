@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ....data import Examples, ForgetSplit
 from ....data.text.encoding import Encoded, encode_all, pad
-from ....errors import MethodError, ModelError
+from ....errors import MethodError, ModelError, setting
 from ....models import Anatomy, anatomy
 from ....models.curvature import next_token
 from ....scoring import row_length
@@ -63,6 +63,18 @@ class TextWork(Work[Examples, UnlearnArguments]):
         ForgetSplit(self.forget, self.retain, self.holdout, allow_overlap=self.allow_overlap)
         if getattr(self.tokenizer, "pad_token_id", None) is None:
             raise ModelError("the tokenizer has no pad token. Set one: tokenizer.pad_token = tokenizer.eos_token")
+        if not isinstance(self.model, nn.Module):
+            raise ModelError(
+                f"the model is {type(self.model).__name__}, not a torch module. Load it with unwrite.models."
+            )
+        if self.peft_config is not None:
+            from peft import PeftConfig
+
+            if not isinstance(self.peft_config, PeftConfig):
+                raise MethodError(
+                    f"{setting('peft_config')} is {type(self.peft_config).__name__}, not adapters of peft. Give one of its "
+                    "configs, such as LoraConfig()."
+                )
 
     def check_phase(self, phase: Phase, objective: Objective) -> None:
         super().check_phase(phase, objective)
