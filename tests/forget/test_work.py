@@ -14,7 +14,7 @@ from conftest import make_llama, make_tokenizer
 from unwrite.errors import DataError, MethodError, ModelError
 from unwrite.forget import NPO, RMU, SSD, ULD, Edit, GradientAscent, Objective, Paired, UnlearnArguments
 from unwrite.forget.engine.images.arguments import ImageArguments
-from unwrite.forget.engine.reads import layers_of
+from unwrite.forget.engine.reads import layers_of, reads_outputs
 from unwrite.forget.vision.pruned import Pruned
 from unwrite.forget.vision.salun import Salient
 from unwrite.forget.vision.scrub import SCRUB
@@ -90,6 +90,21 @@ def test_a_name_in_reads_that_a_kind_of_data_has_not_is_refused_before_the_model
         apply(kind, Plain(names=("nll", name)), untouched(kind))
 
 
+@both_kinds
+def test_a_training_inside_a_method_refuses_them_too(kind):
+    rows = TEXTS if kind == "text" else (PICTURES.subset(range(6)), PICTURES.subset(range(6, 12)))
+    model = made(kind)
+    work = GradientAscent().work(model, *rows, processing_class=make_tokenizer() if kind == "text" else None)
+    with pytest.raises(MethodError, match=f"Plain on {kind}: unknown name in reads 'nlll'"):
+        work.train(Plain(names=("nlll",)))
+    assert all(torch.equal(tensor, made(kind).state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+def test_logits_of_the_model_before_are_no_reason_to_compute_those_of_the_model_as_it_is():
+    assert reads_outputs({"hidden:1", "retain nll"})
+    assert not reads_outputs({"hidden:1", "reference nll", "reference logits"})
+
+
 @pytest.mark.parametrize("wrap", [lambda inner: Salient(inner=inner), lambda inner: Pruned(inner=inner)])
 def test_a_misspelt_name_of_a_wrapped_objective_is_refused_too(wrap):
     with pytest.raises(MethodError, match="Plain on images: unknown name in reads 'nlll'"):
@@ -147,6 +162,16 @@ def test_arguments_of_another_kind_of_data_are_refused(kind):
     rows, model = (TEXTS[0], untouched(kind)) if kind == "text" else (PICTURES, untouched(kind))
     with pytest.raises(MethodError, match=f"pass {own}, or a dict of settings"):
         GradientAscent().apply(model, rows, processing_class=make_tokenizer(), args=given)
+
+
+def test_blocks_before_unlearning_are_of_retain_rows_and_none_without_any():
+    class Reading(Plain):
+        def loss(self, batch):
+            assert batch.retain is None
+            assert batch["forget"].reference_hidden == {}
+            return super().loss(batch)
+
+    apply("text", Reading(names=("nll", "reference hidden:0")), retain=None)
 
 
 def test_a_retain_term_is_read_like_anything_else():
