@@ -14,6 +14,7 @@ from conftest import make_llama, make_tokenizer
 from unwrite.errors import DataError, MethodError, ModelError
 from unwrite.forget import NPO, RMU, SSD, ULD, Edit, GradientAscent, Objective, Paired, UnlearnArguments
 from unwrite.forget.engine.images.arguments import ImageArguments
+from unwrite.forget.engine.images.work import ImageWork
 from unwrite.forget.engine.reads import layers_of, reads_outputs
 from unwrite.forget.vision.pruned import Pruned
 from unwrite.forget.vision.salun import Salient
@@ -36,6 +37,23 @@ def test_the_arguments_are_made_once_of_what_is_given_and_the_methods_own(kind):
     (work,) = seen
     assert (work.args.learning_rate, work.args.seed, work.args.per_device_train_batch_size) == (0.5, 9, 4)
     assert type(work).arguments(work.args, {"seed": 1}) is work.args
+
+
+def test_a_model_for_images_is_where_the_arguments_say_before_a_method_begins(monkeypatch):
+    monkeypatch.setattr(ImageWork, "layout", None)  # nothing can be computed there
+    places: list[str] = []
+
+    class Looking(Edit):
+        forgets = ("images",)
+
+        def _apply(self, work):
+            places.append(work.device.type)
+            return work.model
+
+    model = net()
+    apply("images", Looking(), model, args={"device": "meta"}, copy=True)
+    apply("images", Looking(), model)
+    assert places == ["meta", "cpu"]
 
 
 def test_what_wraps_a_method_has_that_ones_arguments():
