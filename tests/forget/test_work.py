@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -127,6 +128,20 @@ def test_logits_of_the_model_before_are_no_reason_to_compute_those_of_the_model_
 def test_a_misspelt_name_of_a_wrapped_objective_is_refused_too(wrap):
     with pytest.raises(MethodError, match="Plain on images: unknown name in reads 'nlll'"):
         apply("images", wrap(Plain(names=("nlll",))), untouched("images"))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda inner: inner, lambda inner: Salient(inner=inner), lambda inner: Pruned(inner=inner, scope="weights")],
+)
+def test_an_objective_is_fitted_to_the_model_before_its_reads_are_looked_at(wrap):
+    class Fitting(Plain):
+        def fitted(self, model):
+            return replace(self, names=("nll",))
+
+    apply("images", wrap(Fitting(names=("what the model has",))))
+    work = Plain().work(net(), PICTURES)
+    work.train(Fitting(names=("what the model has",)))
 
 
 def test_other_answers_that_are_read_and_not_given_are_refused():

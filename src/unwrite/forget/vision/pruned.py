@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import nn
 from transformers import TrainerControl, TrainerState
@@ -84,6 +84,9 @@ class Pruned(Edit[ImageWork]):
 
     def defaults(self) -> Mapping[str, Any]:
         return self.chosen.defaults()
+
+    def fitted(self, model: Any) -> Self:
+        return self if self.inner is None else replace(self, inner=self.inner.fitted(model))
 
     def check(self, forget: Images, retain: Images | None) -> None:
         self.chosen.check(forget, retain)

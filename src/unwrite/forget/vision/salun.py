@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -113,6 +113,9 @@ class Salient(Edit[ImageWork]):
 
     def defaults(self) -> Mapping[str, Any]:
         return self.chosen.defaults()
+
+    def fitted(self, model: Any) -> Self:
+        return self if self.inner is None else replace(self, inner=self.inner.fitted(model))
 
     def check(self, forget: Images, retain: Images) -> None:
         self.chosen.check(forget, retain)
