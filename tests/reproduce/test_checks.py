@@ -60,6 +60,7 @@ def test_a_check_says_its_figure_and_what_it_is_held_against():
 def test_what_is_no_number_is_open():
     assert Check("claim", "a", math.nan, ">", 1.0).holds is None
     assert Check("claim", "a", 2.0, ">", 1.0, (2.0, math.nan)).holds is None
+    assert Check("claim", "a", 0.5, ">", 1.0, (0.5, math.nan)).holds is None
 
 
 def test_figures_of_seeds_are_judged_by_their_range():

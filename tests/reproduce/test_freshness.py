@@ -125,12 +125,19 @@ def test_the_demos_table_is_marked_too(monkeypatch):
     assert MARK not in docs.demo()
 
 
-def test_the_list_of_systems_marks_them_too(monkeypatch, capsys):
+def test_the_lists_of_systems_and_methods_mark_them_too(monkeypatch, capsys):
     monkeypatch.setattr(freshness, "stale", lambda: {"ssd": "its bed changed since"})
     main(["systems"])
     out = capsys.readouterr().out
     assert out.count(MARK) == 2
     assert footnote(["ssd"]) in out
+    for command in (["methods"], ["methods", "ssd"]):
+        main(command)
+        out = capsys.readouterr().out
+        assert f"partly {MARK}" in out
+        assert footnote(["ssd"]) in out
+    main(["methods", "npo"])
+    assert MARK not in capsys.readouterr().out
     main(["systems", "--json"])
     rows = {row["slug"]: row for row in json.loads(capsys.readouterr().out)}
     assert (rows["ssd"]["stale"], rows["npo"]["stale"]) == ("its bed changed since", None)

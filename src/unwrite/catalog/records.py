@@ -114,7 +114,7 @@ class System(Record):
 
     @property
     def verdict(self) -> str | None:
-        """What was measured here: "reproduced", "partly", "not reproduced", "needs GPU", or None yet."""
+        """What was measured here, one of `reproduce.checks.Verdict`, or None yet."""
         return self.result["verdict"] if self.result else None
 
 

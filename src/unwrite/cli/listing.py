@@ -92,6 +92,7 @@ def _one(record: MethodRecord, json: bool) -> None:
     for name, words in lines.items():
         if words and (name != "package" or words != OURS):
             print_(label(f"{name:10}", then=words))
+    _say_what_is_stale([record.system] if record.system else [])
     print_()
     print_(field_table(cls))
     print_()
