@@ -81,9 +81,17 @@ def test_a_method_is_what_the_experiment_takes_from_the_families_and_the_systems
     experiment, method, _ = watched(monkeypatch, "uld")
     assert experiment == {"unwrite.reproduce.uld"}
     assert {"unwrite.forget.uld", "unwrite.forget.npo"} <= method  # taken from the package, which hands them on
-    _, method, _ = watched(monkeypatch, "ssd")
-    recorded = {record.entry.split(":")[0] for record in catalog.methods().values() if record.system == "ssd"}
-    assert recorded <= method
+
+
+@pytest.mark.parametrize("slug", ["sparse", "rsd", "credit"])
+def test_all_entries_of_the_catalogue_that_are_a_systems_count(monkeypatch, slug):
+    """Methods, strategies and parts alike, whether the experiment imports them or not."""
+    records = [*catalog.methods().values(), *catalog.strategies().values(), *catalog.parts().values()]
+    recorded = {record.entry.split(":")[0] for record in records if record.system == slug}
+    monkeypatch.setattr(freshness, "_imported", lambda module: ())
+    _, method, _ = watched(monkeypatch, slug)
+    assert method == recorded
+    assert recorded
 
 
 def test_a_bed_is_all_that_its_modules_take_from_beds(monkeypatch):

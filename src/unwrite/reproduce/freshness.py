@@ -76,9 +76,10 @@ def footnote(slugs: Iterable[str]) -> str | None:
 
 
 def _recorded(slug: str) -> Iterator[str]:
-    """Modules of the catalogue's entries of a system."""
-    for records in (catalog.methods(), catalog.strategies(), catalog.parts()):
-        yield from (record.entry.split(":")[0] for record in records.values() if record.system == slug)
+    """Modules of the catalogue's own entries of a system."""
+    for kind in catalog.KINDS:
+        if kind is not catalog.SYSTEM:
+            yield from (record.entry.split(":")[0] for record in kind.own().values() if record.system == slug)
 
 
 def _closure(modules: Iterable[str], part: str) -> set[str]:
