@@ -51,7 +51,7 @@ def test_a_result_whose_code_changed_is_stale(part):
 def test_a_result_without_hashes_or_from_a_changed_checkout_is_stale():
     assert staleness("ssd", fresh(hashes={})) == "before hashes were stored"
     assert staleness("ssd", fresh(commit="abcdefgh-dirty")) == "dirty checkout abcdefg"
-    assert staleness("ssd", fresh(commit=None)) == "dirty checkout None"
+    assert staleness("ssd", fresh(commit=None)) == "outside a checkout"
 
 
 @pytest.mark.parametrize(

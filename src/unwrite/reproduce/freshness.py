@@ -48,7 +48,9 @@ def hashes(slug: str) -> dict[str, str]:
 def staleness(slug: str, result: Mapping[str, Any]) -> str | None:
     """Why a stored result is not of today's code, from a clean checkout; None where it is."""
     commit, stored = result.get("commit"), result.get("hashes")
-    if commit is None or str(commit).endswith("-dirty"):
+    if commit is None:
+        return "outside a checkout"
+    if str(commit).endswith("-dirty"):
         return f"dirty checkout {str(commit)[:7]}"
     if not stored:
         return "before hashes were stored"
