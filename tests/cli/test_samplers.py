@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from unwrite import catalog
 from unwrite.beds import denoiser as testbed
 from unwrite.cli import main
 from unwrite.cli.canvas import OPEN, canvas_text
@@ -34,20 +33,6 @@ def test_a_line_is_a_sampler(text, sampler):
 def test_steps_and_guidance_are_settings():
     found = sampler_of("top-k+fixed-blocks(size=none)", 64, steps=16, guidance=0.5)
     assert (found.steps, found.guidance) == (16, 0.5)
-
-
-BESIDE = {  # what some parts need beside them
-    "ascending": "ascending+top-k+fixed-blocks(size=none)",
-    "ascending-blocks": "ascending-blocks+ascending+top-k",
-}
-
-
-@pytest.mark.parametrize("slug", [slug for slug in catalog.parts() if slug != "learned-select"])
-def test_every_part_but_a_trained_one_can_be_named(slug):
-    record = catalog.part(slug)
-    made = sampler_of(BESIDE.get(slug, slug), 32, steps=5 if slug in BESIDE else None)
-    value = getattr(made, record.kind)
-    assert type(value) is record.load()
 
 
 @pytest.mark.parametrize(
