@@ -161,3 +161,18 @@ def test_a_system_with_an_unknown_word_is_refused(field, value):
 def test_what_leaves_the_weights_can_be_undone():
     with pytest.raises(UnwriteError, match=r"catalog/forget.toml: uld leaves the weights, so it is reversible"):
         dataclasses.replace(catalog.method("uld"), reversible=False)
+
+
+@pytest.mark.parametrize("slug", catalog.benches())
+def test_a_benchmark_can_be_run_by_its_name_and_its_help_says_what_it_is(slug):
+    from unwrite.cli import bench
+
+    assert f"{slug}, " in bench.bench.__doc__
+    assert slug == "unlearn-step" or hasattr(bench, f"_{slug}")
+
+
+def test_an_unknown_benchmark_is_refused_with_the_nearest():
+    from unwrite.cli.bench import bench
+
+    with pytest.raises(MethodError, match=r"unknown bench 'decoed'. Did you mean 'decode'"):
+        bench("decoed")

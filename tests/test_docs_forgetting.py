@@ -11,7 +11,6 @@ from unwrite import catalog
 from unwrite.cli import commands
 from unwrite.cli.fields import build
 from unwrite.cli.forget import forget
-from unwrite.cli.inputs import ATTACKS
 from unwrite.cli.outcome import UNCHANGED
 from unwrite.data import general_rows
 from unwrite.forget import Guard, StopWhenForgotten
@@ -66,7 +65,7 @@ def test_the_figures_of_the_page_are_the_defaults():
     assert f"{len(general_rows())} facts of general knowledge" in TEXT
     assert f"below {StopWhenForgotten.floor:g} of theirs" in TEXT
     assert f"| {UNCHANGED} | the run is whole" in TEXT
-    assert f"--attacks {','.join(ATTACKS)}" in TEXT
+    assert f"--attacks {','.join(catalog.attacks())}" in TEXT
 
 
 def test_every_link_leads_somewhere():

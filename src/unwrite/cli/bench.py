@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from .. import catalog
 from ..errors import MethodError
 from ..runs import parse_json, progress
 from .inputs import need_number
@@ -13,7 +14,7 @@ from .output import console, label, print_json, progress_console, quiet_librarie
 
 
 def bench(
-    what: Literal["unlearn-step", "decode", "diffusion", "importance", "vision"],
+    what: str,
     *,
     model: str = "smollm2-135m",
     base: str | None = None,
@@ -48,6 +49,7 @@ def bench(
         overwrite: replace the figures in OUT, where they aren't a stopped run's.
         json: print JSON.
     """
+    catalog.bench(what)
     from ..runs import need_free, versions
     from ..runs.provenance import commit, machine
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .. import catalog
 from ..errors import DataError, MethodError, ModelError, RunError, notice, unknown
 from .fields import build
 from .sources import DataRequest, ModelRequest
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from ..data import ForgetSplit
     from ..models import Loaded
 
-ATTACKS = ("relearn", "quantise")
 NO_ATTACKS = "none"
 FEWEST_TO_RELEARN = 2  # one row to show, one to test
 
@@ -61,8 +61,8 @@ class AuditRequest:
             return None
         names = list(dict.fromkeys(n.strip() for given in self.attacks for n in given.split(",") if n.strip()))
         for name in names:
-            if name not in (*ATTACKS, NO_ATTACKS):
-                raise MethodError(unknown("attack", name, (*ATTACKS, NO_ATTACKS)))
+            if name not in (known := (*catalog.attacks(), NO_ATTACKS)):
+                raise MethodError(unknown("attack", name, known))
         if NO_ATTACKS in names and len(names) > 1:
             raise MethodError(f"--attacks is {','.join(names)}; {NO_ATTACKS} stands alone.")
         return tuple(name for name in names if name != NO_ATTACKS)
@@ -88,18 +88,15 @@ class AuditRequest:
         Raises:
             DataError: an attack that was asked for by name needs more rows.
         """
-        from ..audit import Quantise, Relearn
-
         names, rows = self.attack_names, len(split.forget)
-        chosen = ATTACKS if names is None else names
+        chosen = tuple(catalog.attacks()) if names is None else names
         if "relearn" in chosen and rows < FEWEST_TO_RELEARN:
             few = f"relearning shows some forget rows and tests the others, and there is only {rows}"
             if names is not None:
                 raise DataError(f"{few}. Give at least {FEWEST_TO_RELEARN}, or leave relearn out of --attacks.")
             notice(f"{few}: that attack is left out.")
             chosen = tuple(name for name in chosen if name != "relearn")
-        made = {"relearn": Relearn, "quantise": Quantise}
-        return [made[name]() for name in chosen]
+        return [catalog.attack(name).load()() for name in chosen]
 
     def lengths(self, models: Sequence[Any]) -> int:
         """Tokens a row may have in the audit.

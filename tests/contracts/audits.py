@@ -1,0 +1,46 @@
+"""Every suite's audit of tiny models, once: before, after and retrained ones of texts, images and image regressors."""
+
+from functools import cache
+
+from conftest import make_examples, make_llama, make_tokenizer
+from helpers.tiny import make_image_recipe, make_image_split
+from unwrite import catalog
+from unwrite.audit import evaluate
+from unwrite.data import Examples, ForgetSplit
+
+FOR_REGRESSORS = {"vision-regression"}
+
+
+def text_split():
+    """Rows with all that a suite of texts reads: MUSE's own sets, paraphrases, wrong answers, and world facts."""
+    forget, retain = make_examples("forget", 8), make_examples("retain", 8)
+    others = make_examples("holdout", 24)
+    sets = {
+        "verbmem_forget": forget[:3],
+        "knowmem_forget": forget[:3],
+        "knowmem_forget_icl": others[16:18],
+        "knowmem_retain": retain[:3],
+        "knowmem_retain_icl": others[18:20],
+        "real_authors": others[12:14],
+        "world_facts": others[20:24],
+    }
+    evaluation = {name: Examples(rows, name) for name, rows in sets.items()}
+    return ForgetSplit(forget, retain, Examples(others[:8], "holdout"), evaluation, name="tiny")
+
+
+def audit(slug):
+    """A report of one suite. Models of other seeds stand for those before and retrained."""
+    suite = catalog.suite(slug).load()
+    if suite.of == "text":
+        models = {role: make_llama(seed, layers=2) for role, seed in (("model", 0), ("before", 1), ("oracle", 2))}
+        return evaluate(split=text_split(), suite=slug, tokenizer=make_tokenizer(), **models)
+    regression = slug in FOR_REGRESSORS
+    build = make_image_recipe(regression=regression).build
+    models = {name: build(seed).eval() for seed, name in enumerate(("model", "before", "oracle", "control", "random"))}
+    return evaluate(split=make_image_split(regression=regression), suite=slug, **models)
+
+
+@cache
+def audited(slug):
+    """The same, once a session."""
+    return audit(slug)

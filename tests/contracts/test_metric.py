@@ -1,0 +1,62 @@
+"""What every metric keeps to: a frozen value with documented fields, and a score with a value for every row."""
+
+import dataclasses
+import math
+
+import pytest
+from audits import audited, text_split
+
+from conftest import make_llama, make_tokenizer
+from unwrite import catalog
+from unwrite.audit import Metric, Suite, evaluate
+from unwrite.data.text.benchmarks import MultipleChoice as Item
+
+METRICS = catalog.metrics()
+ITEMS = (Item("where is ann ?", ("in town", "near the river", "in the garden", "by the harbour"), 1),)
+GIVEN = {"multiple-choice": {"items": ITEMS}}  # what some can't measure without
+every_metric = pytest.mark.parametrize("slug", METRICS)
+
+
+def measured(slug):
+    """(metric, its score on the model after) in every suite that has it, or in one of its own."""
+    cls, found = METRICS[slug].load(), []
+    for name, record in catalog.suites().items():
+        if record.load().of == "text":
+            metrics = record.load().for_split(text_split())
+            found += [(m, audited(name).columns["after"][m.name]) for m in metrics if type(m) is cls]
+    if not found:
+        metric = cls(**GIVEN.get(slug, {}))
+        suite = Suite("own", [metric], "A suite of one.")
+        models = {"model": make_llama(0, layers=2), "before": make_llama(1, layers=2)}
+        report = evaluate(split=text_split(), suite=suite, tokenizer=make_tokenizer(), **models)
+        found = [(metric, report.columns["after"][metric.name])]
+    return found
+
+
+@every_metric
+def test_is_a_frozen_value_with_documented_fields(slug):
+    cls = METRICS[slug].load()
+    assert issubclass(cls, Metric)
+    assert cls.__dataclass_params__.frozen
+    assert cls.__doc__
+    given = GIVEN.get(slug, {})
+    assert cls(**given) == cls(**given)
+    assert hash(cls(**given)) == hash(cls(**given))
+    assert {field.name for field in dataclasses.fields(cls)} >= set(given)
+
+
+@every_metric
+def test_its_score_has_its_name_its_direction_and_finite_values(slug):
+    for metric, score in measured(slug):
+        assert (score.name, score.better) == (metric.name, metric.better)
+        assert score.value is not None, score.note
+        assert math.isfinite(score.value)
+        assert all(value is None or math.isfinite(value) for value in score.per_example)
+
+
+@every_metric
+def test_its_score_says_what_every_row_gave_unless_no_row_gave_any(slug):
+    """A mean of other scores and a test between two models have no values of rows."""
+    for _, score in measured(slug):
+        rows = [value for value in score.per_example if value is not None]
+        assert bool(rows) != (slug in ("model-utility", "utility", "forget-quality"))
