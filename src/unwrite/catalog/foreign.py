@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import UnwriteError, notice
-from .records import OURS, Member, Record, load_entry, said
+from .records import Member, Record, load_entry, said
 
 R = TypeVar("R", bound=Record)
 FILE = "unwrite.toml"
@@ -43,8 +43,6 @@ def foreign(kind: str, record: type[R], group: str, taken: frozenset[str]) -> di
     found: dict[str, R] = {}
     for point in sorted(entry_points(group=group), key=lambda point: (_package(point), point.name)):
         package = _package(point)
-        if package == OURS:
-            continue
         try:
             if point.name in taken:
                 raise UnwriteError(f"unwrite has a {kind} of this name; it needs another")
