@@ -20,7 +20,8 @@ from rich.text import Text
 
 import unwrite
 from unwrite.audit.base import Score
-from unwrite.audit.report.report import AttackResult, Report
+from unwrite.audit.report.parts import AttackResult
+from unwrite.audit.report.report import Report
 from unwrite.bench.sweep_table import tables
 from unwrite.cli import output
 from unwrite.errors import Notice

@@ -14,9 +14,10 @@ from rich.console import Console
 
 from unwrite.audit import Report, Score
 from unwrite.audit.report import charts
-from unwrite.audit.report.report import AttackResult, Sample, short
-from unwrite.audit.report.summary import wilson
+from unwrite.audit.report.parts import AttackResult, Sample
+from unwrite.audit.report.wording import short
 from unwrite.errors import RunError
+from unwrite.scoring.intervals import wilson
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 METRICS = [

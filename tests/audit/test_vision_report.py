@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from unwrite.audit import Report, evaluate
+from unwrite.audit.images.context import ImageContext
 from unwrite.audit.images.pictures import data_uri, layers_picture
-from unwrite.audit.images.suite import ImageContext
 from unwrite.audit.report.charts import trade_off
 from unwrite.audit.report.page import _panels
 from unwrite.data.images.images import Images

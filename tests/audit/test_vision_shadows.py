@@ -10,9 +10,9 @@ import torch
 from unwrite import evaluate
 from unwrite.audit import Report, Score
 from unwrite.audit.images import shadows as vision_shadows
+from unwrite.audit.images.context import ImageContext
 from unwrite.audit.images.lira import lira, logit_confidence
 from unwrite.audit.images.shadows import NAMES, _halves, shadow_models
-from unwrite.audit.images.suite import ImageContext
 from unwrite.data.images.sets import digits, digits_regression
 from unwrite.data.images.splits import split_at_random, split_by_target
 from unwrite.errors import DataError, MethodError

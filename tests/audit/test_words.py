@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from unwrite.audit import Context, evaluate
+from unwrite.audit.suites.basic import BASIC
 from unwrite.audit.suites.muse import KnowMem, VerbMem, muse_suite
 from unwrite.audit.suites.tofu import tofu_suite
-from unwrite.audit.text.basic import BASIC, RougeRecall
+from unwrite.audit.text.basic import RougeRecall
 from unwrite.data import Example, Examples, ForgetSplit
 
 SPLIT = ForgetSplit(

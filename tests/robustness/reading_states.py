@@ -45,7 +45,8 @@ def _metrics() -> list[Sample]:
 
 def _reports() -> list[Sample]:
     from unwrite.audit.base import Score
-    from unwrite.audit.report.report import AttackResult, Report, Sample, write_json
+    from unwrite.audit.report.parts import AttackResult, Sample
+    from unwrite.audit.report.report import Report, write_json
 
     metric = {"name": "forget_rouge", "better": "lower", "about": "a", "panel": "forgotten"}
     kept = {"name": "utility", "better": "higher", "about": "b", "panel": "kept"}

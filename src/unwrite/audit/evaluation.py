@@ -13,7 +13,9 @@ from ..runs import progress
 from ..scoring import WORDS, row_length
 from .base import Metric, Score, Suite, kept_sets, rows_of
 from .context import Context
-from .report.report import AttackResult, Report, Sample
+from .provenance import provenance
+from .report.parts import AttackResult, Sample
+from .report.report import Report
 from .suites.known import suite_named
 
 if TYPE_CHECKING:
@@ -77,7 +79,7 @@ def evaluate(
             raise MethodError("these attacks are for texts. On images, use lira, ain or knn_accuracy.")
         if max_length is not None:
             raise MethodError("max_length is for texts; pictures have no tokens. Leave it out.")
-        from .images.suite import evaluate_images
+        from .images.evaluation import evaluate_images
 
         return evaluate_images(model, split, **both, **of_images)
     given = [name for name, value in of_images.items() if value is not None]
@@ -216,18 +218,3 @@ def _asked(row: Example, reference: str) -> str:
     if row.question is not None:
         return row.question
     return row.answer[: max(0, len(row.answer) - len(reference))] if row.answer.endswith(reference) else row.answer
-
-
-def provenance(split: ForgetSplit | ImageSplit, suite: Suite) -> dict[str, str | float]:
-    """What a score depends on besides the models: data, suite, versions, machine."""
-    import importlib.metadata
-    import platform
-
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
-    return {
-        "data": split.hash,
-        "suite": suite.name,
-        **versions,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-    }

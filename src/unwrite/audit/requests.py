@@ -17,7 +17,8 @@ import numpy as np
 from ..data.text.examples import Examples, ForgetSplit
 from ..errors import MethodError
 from .base import Score, Suite
-from .evaluation import contexts_of, measure, provenance, row_counts
+from .evaluation import contexts_of, measure, row_counts
+from .provenance import provenance
 from .report.report import Report
 from .suites.known import suite_named
 

@@ -19,7 +19,8 @@ import numpy as np
 from torch import nn
 
 from ..audit.base import Suite
-from ..audit.images.suite import VISION, VISION_REGRESSION, ImageContext
+from ..audit.images.context import ImageContext
+from ..audit.suites.vision import VISION, VISION_REGRESSION
 from ..data.images.sets import TrainTest, digits, digits_regression, glyphs
 from ..data.images.splits import ImageSplit, split_at_random, split_by_class, split_by_identity, split_by_target
 from ..errors import MethodError, unknown

@@ -15,7 +15,7 @@ from ...data.images.images import Images
 from ...data.images.splits import ImageSplit
 from ...errors import MethodError, ModelError
 from ..report.charts import Filters, heatmaps, layers_chart
-from ..report.report import Picture, Strip, Tile
+from ..report.parts import Picture, Strip, Tile
 from .accuracy import confusion
 from .features import neighbours
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from ..images.arrays import Floats
 
 if TYPE_CHECKING:
-    from .report import AttackResult, Report
+    from .parts import AttackResult
+    from .report import Report
 
 INK, MUTED, GRID = "#1f1d1a", "#77716a", "#e4e0d8"
 COLOURS = {"before": "#7d8694", "after": "#b4532a", "oracle": "#2f7566", "head only": "#8b5aa0"}

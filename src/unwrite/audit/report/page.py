@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from . import charts
+from .wording import short, words
 
 if TYPE_CHECKING:
     import jinja2
@@ -84,8 +85,6 @@ def _panels(report: Report) -> list[dict[str, Any]]:
 
 
 def _row(report: Report, metric: dict[str, Any]) -> dict[str, Any]:
-    from .report import short, words
-
     cells, values = [], [report.value(metric["name"], role) for role in report.roles]
     shares = all(value is None or -1e-9 < value < 1 + 1e-9 for value in values)
     for role, value in zip(report.roles, values, strict=True):

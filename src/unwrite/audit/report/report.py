@@ -16,60 +16,14 @@ from ...errors import RunError
 from ...runs import clean, conforms, read_json, write_json, write_text
 from ...terminal import text, visible
 from ..base import Score
-from .summary import Summary, summarise
+from .parts import AttackResult, Picture, Sample, Strip, Summary, Tile
+from .summary import summarise
+from .wording import GOOD, short, words
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One question, its reference answer and what each model says (by role); earlier turns as (role, content)."""
-
-    part: str
-    asked: str
-    reference: str
-    answers: Mapping[str, str]
-    history: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class AttackResult:
-    """One attack on every model alike: a curve a role. `x` is the key of the x axis in a point, `label` its words."""
-
-    name: str
-    about: str
-    x: str
-    label: str
-    curves: Mapping[str, list[dict[str, float]]]
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A small image: a data URI, and what stands under it."""
-
-    image: str
-    caption: str
-
-
-@dataclass(frozen=True)
-class Strip:
-    """Tiles in a row, with what stands before them (a role, or words)."""
-
-    label: str
-    tiles: tuple[Tile, ...]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A drawing (SVG made here), or strips of tiles."""
-
-    title: str
-    about: str
-    svg: str = ""
-    strips: tuple[Strip, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -252,26 +206,3 @@ def _sample(value: Mapping[str, Any]) -> Sample:
 def _picture(value: Mapping[str, Any]) -> Picture:
     strips = tuple(Strip(strip["label"], tuple(Tile(**tile) for tile in strip["tiles"])) for strip in value["strips"])
     return Picture(value["title"], value["about"], value["svg"], strips)
-
-
-GOOD = {"higher": "↑", "lower": "↓", "toward_reference": "→ oracle"}
-
-
-def words(name: str) -> str:
-    """A metric's name for people."""
-    return (
-        name.replace("min_kpp", "min-k++")
-        .replace("min_k", "min-k")
-        .replace("_", " ")
-        .replace("auc", "AUC")
-        .replace("lira", "LiRA")
-    )
-
-
-def short(value: float | None) -> str:
-    """Three significant digits, for people."""
-    if value is None:
-        return "–"
-    if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e5):
-        return f"{value:.1e}"
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) >= 10 else f"{value:.3f}"

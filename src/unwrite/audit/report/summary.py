@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...scoring.intervals import wilson
 from ..images.summary import images_removed, images_sure
+from .parts import AttackResult, Summary
 
 if TYPE_CHECKING:
     from ..base import Score
-    from .report import AttackResult, Report
+    from .report import Report
 
 WORTH_TELLING = 0.05  # a probability below it is none to bring back, and a fall below it none to speak of
 HALF = 0.5  # an answer counts as reproduced when half of its words (ROUGE-L recall) are there
-
-
-@dataclass(frozen=True)
-class Summary:
-    """The sentences, and how each reads: "good", "mixed", "bad" or "unknown"."""
-
-    removed: str
-    kept: str
-    sure: str
-    removed_mark: str = "unknown"
-    kept_mark: str = "unknown"
-    sure_mark: str = "unknown"
-
-    @property
-    def headline(self) -> str:
-        """All three in one line."""
-        return f"{self.removed} {self.kept} {self.sure}"
 
 
 def summarise(report: Report) -> Summary:

@@ -5,19 +5,12 @@ from __future__ import annotations
 from ...data.text.examples import ForgetSplit
 from ...errors import MethodError, notice, unknown
 from ..base import Suite
-from ..images.suite import VISION, VISION_REGRESSION
-from ..text.basic import BASIC
-from ..text.membership import ATTACKS, Membership
+from ..text.membership import Membership
+from .basic import BASIC
+from .membership import MEMBERSHIP
 from .muse import MUSE
 from .tofu import TOFU
-
-MEMBERSHIP = Suite(
-    "membership",
-    [Membership(attack, 0.2 if attack == "min_k++" else 0.4) for attack in ATTACKS],
-    "Six membership-inference attacks between forget and holdout rows.",
-    requires=("loss_auc",),
-    needs="holdout rows, like the forget rows and never trained on",
-)
+from .vision import VISION, VISION_REGRESSION
 
 SUITES: dict[str, Suite] = {suite.name: suite for suite in (BASIC, TOFU, MUSE, MEMBERSHIP, VISION, VISION_REGRESSION)}
 SUITES["landmarks"] = BASIC  # the shipped set has what the default suite reads

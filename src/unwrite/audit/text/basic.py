@@ -1,4 +1,4 @@
-"""The default suite: did the forget answers go, did the rest stay, does the model still write sentences?
+"""Answers, utility and fluency: did the forget answers go, did the rest stay, does the model still write sentences?
 
 Probability is TOFU's exp(-mean token loss) of the reference answer, end token included; ROUGE-L recall compares
 greedy answers with it (arXiv 2401.06121). Fluency is judged by repetition and by the model before unlearning, which
@@ -17,10 +17,8 @@ import numpy as np
 from ...data.text.encoding import encode_text
 from ...data.text.examples import Example, ForgetSplit
 from ...scoring import rouge_l
-from ..base import Better, Metric, Panel, Score, Suite, harmonic_mean, has_rows, kept_sets, rows_of
+from ..base import Better, Metric, Panel, Score, harmonic_mean, has_rows, kept_sets, rows_of
 from ..context import Context
-from .membership import Membership
-from .memorisation import ExactMemorisation, ExtractionStrength
 
 
 @dataclass(frozen=True)
@@ -189,18 +187,3 @@ class Perplexity(Metric):
 def _empty(values: Sequence[float | None]) -> str:
     empty = sum(v is None for v in values)
     return f"{empty} of {len(values)} answers were empty." if empty else ""
-
-
-KEPT_ROWS = 200
-
-
-def basic_metrics(split: ForgetSplit) -> list[Metric]:
-    """What the default suite measures on this split. Kept sets are sampled at 200 evenly spaced rows."""
-    metrics: list[Metric] = [Probability("forget"), ParaphraseProbability(), RougeRecall("forget")]
-    metrics += [ExtractionStrength(), ExactMemorisation(), Utility(KEPT_ROWS)]
-    for on in kept_sets(split):
-        metrics += [Probability(on, KEPT_ROWS), RougeRecall(on, KEPT_ROWS)]
-    return [*metrics, Repetition(), Perplexity(), Membership("min_k++", 0.2)]
-
-
-BASIC = Suite("basic", basic_metrics, "Did the answers go, did the rest stay, does it still write sentences?")
