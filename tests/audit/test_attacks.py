@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from unwrite.audit import Context, Quantise, Relearn, quantise, relearn
+from unwrite.audit import Quantise, Relearn, TextContext, quantise, relearn
 from unwrite.audit.attacks.quantisation import round_to_grid
 from unwrite.errors import DataError, MethodError, ModelError
 from unwrite.runs import hash_model
@@ -135,7 +135,7 @@ def test_conv1d_weights_are_grouped_along_their_inputs() -> None:
 
 
 def test_the_quantisation_attack_measures_both_widths(tokenizer: Any, split: Any, model: Any) -> None:
-    points = Quantise()(Context(model, tokenizer), split)
+    points = Quantise()(TextContext(model, split, tokenizer))
     assert [point["bits"] for point in points] == [32.0, 4.0]
     assert set(points[0]) == {"bits", "forget", "kept"}
 

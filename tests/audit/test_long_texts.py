@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from unwrite.audit import Context, Quantise, Relearn, evaluate
+from unwrite.audit import Quantise, Relearn, TextContext, evaluate
 from unwrite.audit.text.membership import Membership, gradient_norm, min_k
 from unwrite.data import Example, Examples, ForgetSplit
 from unwrite.data.text.encoding import encode
@@ -42,7 +42,7 @@ def predictions(model: Any, tokenizer: Any, text: str, limit: int) -> list[torch
 
 
 def test_every_token_of_a_long_text_is_scored(tokenizer: Any, documents: Any, model: Any) -> None:
-    context = Context(model, tokenizer, max_length=16)
+    context = TextContext(model, documents, tokenizer, max_length=16)
     with torch.no_grad():
         by_hand = torch.cat(predictions(model, tokenizer, LONG, 16)).tolist()
     score = context.scores(documents.forget)[0]
@@ -56,7 +56,7 @@ def test_the_gradient_of_a_long_text_is_that_of_all_its_tokens(tokenizer: Any, d
     loss = torch.cat(predictions(model, tokenizer, LONG, 16)).mean()
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     expected = float(torch.stack([g.norm() for g in gradients]).mean())
-    context = Context(model, tokenizer, max_length=16)
+    context = TextContext(model, documents, tokenizer, max_length=16)
     assert gradient_norm(context, documents.forget[0]) == pytest.approx(expected, rel=1e-4)
 
 
@@ -65,17 +65,17 @@ def test_relearning_is_shown_all_of_a_document(tokenizer: Any, documents: Any, m
 
     shown: list[Any] = []
     monkeypatch.setattr(relearning, "_train", lambda attacked, rows, *rest: shown.extend(rows))
-    context = Context(model, tokenizer, max_length=16)
-    Relearn(rows=1, steps=1)(context, documents)
+    context = TextContext(model, documents, tokenizer, max_length=16)
+    Relearn(rows=1, steps=1)(context)
     text = documents.forget[Relearn(rows=1).drawn(2)[0][0]].answer
     labels = [label for row in shown for label in row.labels[1:] if label != -100]
     assert tokenizer.decode(labels) == text[1:]
 
 
 def test_attacks_measure_long_texts_whole(tokenizer: Any, documents: Any, model: Any) -> None:
-    context = Context(copy.deepcopy(model), tokenizer, max_length=16)
+    context = TextContext(copy.deepcopy(model), documents, tokenizer, max_length=16)
     before = [math.exp(-score.mean_nll) for score in context.scores(documents.forget)]
-    assert Quantise()(context, documents)[0]["forget"] == pytest.approx(float(np.mean(before)), rel=1e-6)
+    assert Quantise()(context)[0]["forget"] == pytest.approx(float(np.mean(before)), rel=1e-6)
 
 
 def test_the_limit_and_what_it_did_stand_in_the_report(tokenizer: Any, documents: Any, model: Any) -> None:
@@ -109,5 +109,5 @@ def test_refuses_a_limit_for_pictures() -> None:
 
     sets = digits()
     split = split_by_class(sets.train, [3], test=sets.test)
-    with pytest.raises(MethodError, match="max_length is for texts"):
+    with pytest.raises(MethodError, match="max_length has no meaning for images"):
         evaluate(torch.nn.Flatten(), split, max_length=64)

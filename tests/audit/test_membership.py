@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from unwrite.audit import Context, evaluate
+from unwrite.audit import TextContext, evaluate
 from unwrite.audit.text.membership import ATTACKS, Membership, auc, gradient_norm, min_k
 from unwrite.data.text.examples import ForgetSplit
 from unwrite.errors import DataError, MethodError
@@ -20,8 +20,8 @@ from unwrite.errors import DataError, MethodError
 def test_every_attack_sees_what_the_target_was_trained_on(
     attack: Any, tokenizer: Any, split: Any, target: Any, oracle: Any
 ) -> None:
-    context = Context(target, tokenizer, oracle=Context(oracle, tokenizer))
-    assert Membership(attack)(context, split).value == 1.0
+    context, other = (TextContext(model, split, tokenizer) for model in (target, oracle))
+    assert Membership(attack)(context, {"oracle": other}).value == 1.0
 
 
 def test_the_membership_suite_reports_all_six(tokenizer: Any, split: Any, target: Any, oracle: Any) -> None:
@@ -37,7 +37,7 @@ def test_auc_agrees_with_counting_pairs() -> None:
 
 
 def test_min_k_plus_plus_standardises_under_the_models_own_distribution(tokenizer: Any, split: Any, model: Any) -> None:
-    row = Context(model, tokenizer).encoded(split.forget[:1])[0][0]
+    row = TextContext(model, split, tokenizer).encoded(split.forget[:1])[0][0]
     with torch.no_grad():
         log_p = model(torch.tensor([row.input_ids])).logits[0].double().log_softmax(-1)
     z = []
@@ -46,19 +46,19 @@ def test_min_k_plus_plus_standardises_under_the_models_own_distribution(tokenize
         mean = (here.exp() * here).sum()
         deviation = ((here.exp() * here**2).sum() - mean**2).sqrt()
         z.append(float((here[row.input_ids[at]] - mean) / deviation))
-    found = Membership("min_k++", 0.2).values(Context(model, tokenizer), split.forget)[0]
+    found = Membership("min_k++", 0.2).values(TextContext(model, split, tokenizer), split.forget)[0]
     assert found == pytest.approx(min_k(z, 0.2), abs=1e-3)  # a float32 variance of near-uniform log p
 
 
 def test_zlib_divides_by_the_compressed_length(tokenizer: Any, split: Any, model: Any) -> None:
-    context = Context(model, tokenizer)
+    context = TextContext(model, split, tokenizer)
     loss = Membership("loss").values(context, split.forget)[0]
     size = len(zlib.compress(b"in oslo"))
     assert Membership("zlib").values(context, split.forget)[0] == pytest.approx(loss / size)
 
 
 def test_the_gradient_norm_leaves_the_model_without_gradients(tokenizer: Any, split: Any, model: Any) -> None:
-    assert math.isfinite(gradient_norm(Context(model, tokenizer), split.forget[0]))
+    assert math.isfinite(gradient_norm(TextContext(model, split, tokenizer), split.forget[0]))
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -68,7 +68,7 @@ def test_does_not_apply_without_a_holdout(split: Any) -> None:
 
 def test_the_reference_attack_without_reference_says_what_to_pass(tokenizer: Any, split: Any, model: Any) -> None:
     with pytest.raises(MethodError, match="pass oracle or before"):
-        Membership("reference")(Context(model, tokenizer), split)
+        Membership("reference")(TextContext(model, split, tokenizer))
 
 
 def test_refuses_an_unknown_attack() -> None:

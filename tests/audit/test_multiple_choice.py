@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from unwrite.audit import Context, MultipleChoice, answer_choices, evaluate
+from unwrite.audit import MultipleChoice, TextContext, answer_choices, evaluate
 from unwrite.audit.text.multiple_choice import encode_continuation, prompt_of
+from unwrite.data import Example, Examples, ForgetSplit
 from unwrite.errors import DataError
 
 
@@ -21,6 +22,7 @@ class Item:
     subject: str = "world_history"
 
 
+SPLIT = ForgetSplit(Examples([Example("in oslo", "Where is Ann?")]))  # items don't come from it
 ITEMS = [
     Item("How many?", ("one", "two", "six", "ten"), 1),
     Item("Who? ", ("Ann", "Bob", "Cay", "Dan"), 0),
@@ -54,7 +56,7 @@ def test_solved_examples_come_first() -> None:
 def test_the_shortcut_equals_the_general_scorer(words: Any) -> None:
     from .conftest import tiny_llama
 
-    context = Context(tiny_llama(len(words)), words)
+    context = TextContext(tiny_llama(len(words)), SPLIT, words)
     fast = answer_choices(context, ITEMS, shortcut=True)
     slow = answer_choices(context, ITEMS, shortcut=False)
     assert [c.prediction for c in fast] == [c.prediction for c in slow]
@@ -64,7 +66,7 @@ def test_the_shortcut_equals_the_general_scorer(words: Any) -> None:
 
 def test_the_shortcut_is_refused_where_letters_are_several_tokens(tokenizer: Any, model: Any) -> None:
     with pytest.raises(DataError, match="more than one token"):
-        answer_choices(Context(model, tokenizer), ITEMS, shortcut=True)
+        answer_choices(TextContext(model, SPLIT, tokenizer), ITEMS, shortcut=True)
 
 
 def test_letters_of_several_tokens_are_scored_by_their_sum(tokenizer: Any, model: Any) -> None:
@@ -73,7 +75,7 @@ def test_letters_of_several_tokens_are_scored_by_their_sum(tokenizer: Any, model
     with torch.no_grad():
         log_p = model(torch.tensor([encoded.input_ids])).logits[0].log_softmax(-1)
     by_hand = sum(float(log_p[i - 1, encoded.input_ids[i]]) for i in (-2, -1) for i in [len(encoded.input_ids) + i])
-    assert -Context(model, tokenizer).score_encoded([encoded])[0].nll == pytest.approx(by_hand, abs=1e-5)
+    assert -TextContext(model, SPLIT, tokenizer).score_encoded([encoded])[0].nll == pytest.approx(by_hand, abs=1e-5)
 
 
 def test_a_trailing_space_moves_to_the_continuation(tokenizer: Any) -> None:
@@ -89,7 +91,7 @@ def test_a_long_context_loses_its_beginning(tokenizer: Any) -> None:
 def test_uniform_logits_get_the_base_rate_of_letter_a(tokenizer: Any, model: Any) -> None:
     with torch.no_grad():
         model.lm_head.weight.zero_()
-    found = answer_choices(Context(model, tokenizer), ITEMS)
+    found = answer_choices(TextContext(model, SPLIT, tokenizer), ITEMS)
     assert [c.prediction for c in found] == [0, 0, 0]
     assert sum(c.correct for c in found) == 1
 
@@ -108,7 +110,7 @@ def test_shuffled_options_shuffle_the_predictions(tokenizer: Any, model: Any, mo
 
     monkeypatch.setattr(multiple_choice, "_general", by_text)
     item, turned = Item("?", ("a", "bb", "cccc", "ddd"), 2), Item("?", ("ddd", "cccc", "a", "bb"), 1)
-    found = answer_choices(Context(model, tokenizer), [item, turned])
+    found = answer_choices(TextContext(model, SPLIT, tokenizer), [item, turned])
     assert [c.prediction for c in found] == [2, 1]
     assert all(c.correct for c in found)
 
@@ -127,7 +129,7 @@ def test_refuses_an_item_whose_answer_is_not_among_its_choices(
     tokenizer: Any, model: Any, choices: tuple[str, ...], answer: int
 ) -> None:
     with pytest.raises(DataError, match=f"item 0 has {len(choices)} choices and answer {answer}"):
-        answer_choices(Context(model, tokenizer), [Item("?", choices, answer)])
+        answer_choices(TextContext(model, SPLIT, tokenizer), [Item("?", choices, answer)])
 
 
 def test_a_tokenizer_that_puts_bos_before_a_text_puts_it_before_a_question(words: Any) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from unwrite.audit import Context, evaluate, muse_suite, scalability, sustainability
-from unwrite.audit import context as context_module
+from unwrite.audit import TextContext, evaluate, muse_suite, scalability, sustainability
 from unwrite.audit.suites.muse import KnowMem, PrivLeak, VerbMem, cut_answer, few_shot_prompt, privleak
+from unwrite.audit.text import context as context_module
 from unwrite.audit.text.membership import Membership, auc, min_k
 from unwrite.data.text.examples import Example, Examples, ForgetSplit
 from unwrite.errors import DataError, MethodError
@@ -84,7 +84,7 @@ def test_the_retrained_model_against_itself_has_privleak_zero(tokenizer: Any, mo
 
 def test_a_model_trained_on_the_forget_texts_is_near_minus_one_hundred(tokenizer: Any, model: Any) -> None:
     learned = taught(model, corpus().forget, tokenizer, steps=60)
-    score = PrivLeak()(Context(learned, tokenizer), corpus())
+    score = PrivLeak()(TextContext(learned, corpus(), tokenizer))
     assert score.value < -90
     assert score.note.startswith("Not MUSE's number")
 
@@ -96,15 +96,17 @@ def test_a_published_auc_stands_in_for_the_retrained_model(tokenizer: Any, model
 
 def test_min_k_scores_do_not_depend_on_batch_size_or_padding(tokenizer: Any, model: Any) -> None:
     rows = Examples([*corpus().forget, Example("tiny one")])
-    one, many = (Membership("min_k").values(Context(model, tokenizer, batch_size=b), rows[:4]) for b in (1, 4))
-    alone = Membership("min_k").values(Context(model, tokenizer), Examples([rows[3]]))
+    one, many = (
+        Membership("min_k").values(TextContext(model, corpus(), tokenizer, batch_size=b), rows[:4]) for b in (1, 4)
+    )
+    alone = Membership("min_k").values(TextContext(model, corpus(), tokenizer), Examples([rows[3]]))
     assert one == pytest.approx(many, abs=1e-5)
     assert alone[0] == pytest.approx(many[3], abs=1e-5)
 
 
 def test_an_answer_is_cut_before_the_next_question(tokenizer: Any, model: Any, saying: Any) -> None:
     saying(lambda prompts: ["Paris\n\nQuestion: x"] * len(prompts))
-    assert KnowMem("forget")(Context(model, tokenizer), corpus()).value == 100.0
+    assert KnowMem("forget")(TextContext(model, corpus(), tokenizer)).value == 100.0
     assert rouge_l("Paris", "Paris\n\nQuestion: x", stemmer=False).f1 == pytest.approx(0.5)
 
 
@@ -125,31 +127,31 @@ def test_the_few_shot_prompt_leaves_the_blank_to_the_answer() -> None:
 
 def test_perfect_memory_has_verbmem_one_hundred(tokenizer: Any, model: Any, saying: Any) -> None:
     saying(lambda prompts: [text[8:] for text in TEXTS])
-    assert VerbMem()(Context(model, tokenizer), corpus()).value == 100.0
+    assert VerbMem()(TextContext(model, corpus(), tokenizer)).value == 100.0
 
 
 def test_random_weights_have_verbmem_near_zero(tokenizer: Any, model: Any) -> None:
-    assert VerbMem()(Context(model, tokenizer), corpus()).value < 10
+    assert VerbMem()(TextContext(model, corpus(), tokenizer)).value < 10
 
 
 def test_refuses_knowmem_without_its_examples(tokenizer: Any, model: Any) -> None:
     split = corpus()
     bare = ForgetSplit(split.forget, evaluation={"knowmem_forget": split.evaluation["knowmem_forget"]})
     with pytest.raises(DataError, match="'knowmem_forget_icl' is missing"):
-        KnowMem("forget")(Context(model, tokenizer), bare)
+        KnowMem("forget")(TextContext(model, bare, tokenizer))
 
 
 def test_refuses_texts_in_both_forget_and_holdout(tokenizer: Any, model: Any) -> None:
     rows = corpus().forget
     split = ForgetSplit(rows, evaluation={"privleak_holdout": rows[:1]})
     with pytest.raises(DataError, match="1 rows stand in both forget and holdout"):
-        PrivLeak()(Context(model, tokenizer), split)
+        PrivLeak()(TextContext(model, split, tokenizer))
 
 
 def test_refuses_texts_of_two_tokens(tokenizer: Any, model: Any) -> None:
     split = ForgetSplit(Examples([Example("ab")]), holdout=Examples([Example("long enough")]))
     with pytest.raises(DataError, match="at least 3 tokens"):
-        PrivLeak()(Context(model, tokenizer), split)
+        PrivLeak()(TextContext(model, split, tokenizer))
 
 
 def raise_loss(model: Any, forget: Examples, retain: Examples | None) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from unwrite.audit import Context
+from unwrite.audit import TextContext
 from unwrite.audit.suites.muse import privleak
 from unwrite.audit.suites.tofu import OptionProbability, aggregate, truth_ratios
 from unwrite.audit.text.membership import Membership, auc
@@ -42,33 +42,39 @@ def close(values: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def context(tokenizer: Any) -> Context:
+def contexts(tokenizer: Any) -> tuple[TextContext, TextContext]:
+    """The model, and the one that the reference attack compares with."""
     model = waves(tiny_llama(len(tokenizer)))
     reference = copy.deepcopy(model)
     with torch.no_grad():
         reference.lm_head.weight.mul_(0.5)
-    return Context(model, tokenizer, oracle=Context(reference, tokenizer))
+    split = ForgetSplit(HOLDOUT, evaluation={"real_authors": FORGET})
+    return TextContext(model, split, tokenizer), TextContext(reference, split, tokenizer)
 
 
-def test_answer_probabilities_agree(context: Context) -> None:
+@pytest.fixture(scope="module")
+def context(contexts: tuple[TextContext, TextContext]) -> TextContext:
+    return contexts[0]
+
+
+def test_answer_probabilities_agree(context: TextContext) -> None:
     found = [math.exp(-score.mean_nll) for score in context.scores(FORGET)]
     assert found == pytest.approx(EXPECTED["probability"], rel=1e-5)
 
 
-def test_truth_ratios_and_their_aggregates_agree(context: Context) -> None:
+def test_truth_ratios_and_their_aggregates_agree(context: TextContext) -> None:
     found = truth_ratios(context, FORGET)
     assert found.tolist() == close(EXPECTED["truth_ratio"]["ratios"])
     for how in ("closer_to_1_better", "true_better"):
         assert aggregate(found, how) == close(EXPECTED["truth_ratio"][how])  # type: ignore[arg-type]
 
 
-def test_option_probabilities_agree(context: Context) -> None:
-    split = ForgetSplit(HOLDOUT, evaluation={"real_authors": FORGET})
-    assert OptionProbability("real_authors")(context, split).per_example == close(EXPECTED["option_probability"])
+def test_option_probabilities_agree(context: TextContext) -> None:
+    assert OptionProbability("real_authors")(context).per_example == close(EXPECTED["option_probability"])
 
 
 @pytest.mark.parametrize("metric", [extraction_strength, exact_memorisation])
-def test_memorisation_agrees(context: Context, metric: Any) -> None:
+def test_memorisation_agrees(context: TextContext, metric: Any) -> None:
     rows = []
     for row in STORED["id_rows"]:
         start = row["prompt_length"]
@@ -78,10 +84,11 @@ def test_memorisation_agrees(context: Context, metric: Any) -> None:
 
 
 @pytest.mark.parametrize("attack", ["loss", "zlib", "reference", "gradnorm", "min_k", "min_k++"])
-def test_membership_attacks_agree(context: Context, attack: Any) -> None:
+def test_membership_attacks_agree(contexts: tuple[TextContext, TextContext], attack: Any) -> None:
+    context, references = contexts[0], {"oracle": contexts[1]}
     expected = EXPECTED["membership"][attack]
     metric = Membership(attack, 0.2 if attack == "min_k++" else 0.4)
-    forget, holdout = metric.values(context, FORGET), metric.values(context, HOLDOUT)
+    forget, holdout = metric.values(context, FORGET, references), metric.values(context, HOLDOUT, references)
     assert forget == close(expected["forget"])
     assert holdout == close(expected["holdout"])
     assert auc(forget, holdout) == close(expected["auc"])

@@ -6,6 +6,7 @@ and ours score other tokens, both figures are stated.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Iterator
@@ -18,10 +19,11 @@ import datasets
 import numpy as np
 import pytest
 
-from unwrite.audit import Context, MultipleChoice, answer_choices
-from unwrite.audit import context as context_module
+from unwrite.audit import MultipleChoice, TextContext, answer_choices
+from unwrite.audit.evaluation import measure
 from unwrite.audit.suites.muse import KnowMem, PrivLeak, muse_suite
 from unwrite.audit.suites.tofu import ForgetQualityTest, TruthRatio, tofu_suite
+from unwrite.audit.text import context as context_module
 from unwrite.audit.text.basic import Probability, RougeRecall
 from unwrite.audit.text.membership import Membership
 from unwrite.audit.text.memorisation import ExactMemorisation
@@ -54,11 +56,18 @@ def _own_datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 
 
 @cache
-def context_of(name: str, tags: str | None = None, sureness: float = 1.0) -> Context:
+def context_of(name: str, tags: str | None = None, sureness: float = 1.0) -> TextContext:
     """The small model, audited as beside published figures."""
     pieces, bos = BASE[name]
     model, tokenizer = model_of(pieces, sureness), tokenizer_of(pieces, bos, tags)
-    return Context(model, tokenizer, max_length=2048, max_new_tokens=200, words="ascii")
+    return TextContext(model, tofu_rows(), tokenizer, max_length=2048, max_new_tokens=200, words="ascii")
+
+
+def on_rows(context: TextContext, split: ForgetSplit) -> TextContext:
+    """The same model, with the passes it has made, on other rows."""
+    moved = copy.copy(context)
+    moved.split = split
+    return moved
 
 
 @cache
@@ -82,11 +91,11 @@ def test_tofu_rows_score_as_tofus_own_code_with_llama_2s_tags(name: str, on: str
     )
     scores = context.scores(rows_named(split, on))
     assert [len(score.token_nll) for score in scores] == log["num_token_gt"]
-    assert Probability(on)(context, split).per_example == close([math.exp(-loss) for loss in log["avg_gt_loss"]])
+    assert Probability(on)(context).per_example == close([math.exp(-loss) for loss in log["avg_gt_loss"]])
     wrong = np.array(log["average_perturb_loss"]).mean(1)
     ratios = np.exp(np.array(log["avg_paraphrased_loss"]) - wrong)
-    assert TruthRatio(on)(context, split).per_example == close(ratios.tolist())
-    assert RougeRecall(on)(context, split).per_example == close(log["rougeL_recall"])
+    assert TruthRatio(on)(context).per_example == close(ratios.tolist())
+    assert RougeRecall(on)(context).per_example == close(log["rougeL_recall"])
 
 
 def utility(found: dict[str, Any], table: dict[str, float], probability: str) -> None:
@@ -108,7 +117,8 @@ def test_tofus_model_utility_is_its_own(name: str, mean: Any) -> None:
     if mean == "arithmetic":  # the first release's: another order of the words
         table = {" ".join(_turned(key)): value for key, value in official["first release's utility"].items()}
     context, split = context_of(name, "llama2"), tofu_rows()
-    found = {metric.name: metric(context, split).value for metric in tofu_suite(mean, words="ascii").for_split(split)}
+    scores = measure(tofu_suite(mean, words="ascii").for_split(split), context, {})
+    found = {name: score.value for name, score in scores.items()}
     utility(found, table, "Prob.")
 
 
@@ -121,10 +131,9 @@ def _turned(key: str) -> list[str]:
 
 @pytest.mark.parametrize("name", CHAT)
 def test_tofus_forget_quality_is_its_own(name: str) -> None:
-    official, split = OFFICIAL["tofu"][f"llama2-7b, {name}"], tofu_rows()
+    official = OFFICIAL["tofu"][f"llama2-7b, {name}"]
     context, oracle = context_of(name, "llama2"), context_of(name, "llama2", 0.5)
-    audited = Context(context.model, context.tokenizer, max_length=2048, oracle=oracle)
-    score = ForgetQualityTest()(audited, split)
+    score = ForgetQualityTest()(context, {"oracle": oracle})
     assert score.value == close(official["forget quality"])
     assert f"KS distance {official['KS distance']:.3f}" in score.note
 
@@ -158,7 +167,7 @@ def test_tofus_code_scores_the_tag_of_base_models_with_the_answer(name: str, on:
 @pytest.mark.parametrize("name", list(BASE))
 def test_tofus_code_asks_base_models_without_the_tag(name: str, on: str) -> None:
     log = OFFICIAL["tofu"][f"phi, {name}"]["logs"][SETS[on][0]]
-    assert RougeRecall(on)(context_of(name, "phi"), tofu_rows()).per_example == close(log["rougeL_recall"])
+    assert RougeRecall(on)(context_of(name, "phi")).per_example == close(log["rougeL_recall"])
 
 
 OPEN = [(name, on) for name in BASE for on in ("forget", "world_facts")]
@@ -209,9 +218,9 @@ def test_open_unlearning_leaves_out_a_first_token_that_holds_the_blank(name: str
 @pytest.mark.parametrize("name", list(BASE))
 def test_muse_rows_score_as_muses_own_code(name: str) -> None:
     official, split = OFFICIAL["muse"][name], muse("books", PUBLISHED / "muse" / "books").split
-    context = context_of(name)
+    context = on_rows(context_of(name), split)
     for metric in muse_suite(blank=True, words="ascii").for_split(split)[:3]:
-        score = metric(context, split)
+        score = metric(context)
         assert score.value == close(official[metric.name]["value"])
         assert score.per_example == close([100 * value for value in official[metric.name]["rows"]])
 
@@ -221,16 +230,16 @@ def test_rouge_of_what_is_said_is_that_of_tofu_and_muse(monkeypatch: pytest.Monk
     monkeypatch.setattr(context_module, "generate_answers", lambda *_, **__: [output for _, output in SAID])
     rows = Examples([Example(reference, f"Number {i}?") for i, (reference, _) in enumerate(SAID)])
     split = ForgetSplit(rows, evaluation={"knowmem_forget": rows, "knowmem_forget_icl": rows[:1]})
-    context = Context(model_of("bytes"), tokenizer_of("bytes"), max_length=2048, words="ascii")
-    assert RougeRecall("forget")(context, split).per_example == close(OFFICIAL["tofu"]["said"])
+    context = TextContext(model_of("bytes"), split, tokenizer_of("bytes"), max_length=2048, words="ascii")
+    assert RougeRecall("forget")(context).per_example == close(OFFICIAL["tofu"]["said"])
     expected = [100 * value for value in OFFICIAL["muse"]["said"]]
-    assert KnowMem("forget", blank=True)(context, split).per_example == close(expected)
+    assert KnowMem("forget", blank=True)(context).per_example == close(expected)
 
 
 @pytest.mark.parametrize("name", list(BASE))
 def test_muses_privacy_leakage_is_its_own(name: str) -> None:
     official, split = OFFICIAL["muse"][name]["privleak"], muse("books", PUBLISHED / "muse" / "books").split
-    score = PrivLeak(auc_retrain=0.4772)(context_of(name), split)
+    score = PrivLeak(auc_retrain=0.4772)(on_rows(context_of(name), split))
     assert score.per_example == close(official["forget"])
     holdout = Membership("min_k", 0.4).values(context_of(name), split.evaluation["privleak_holdout"])
     assert holdout == close(official["holdout"])
@@ -248,9 +257,9 @@ def test_knowundo_rows_score_as_its_own_code(name: str, part: str) -> None:
     """Its accuracy is our exact memorisation; its perplexity leaves out the end token, as our membership scores do."""
     official, own = OFFICIAL["knowundo"][f"{name}, {part}"], knowundo("privacy", PUBLISHED / "knowundo")
     rows = joined(own.evaluation["forget_val" if part == "unlearn" else "retain_val"])
-    context, split = context_of(name, "joined"), ForgetSplit(rows)
+    context = on_rows(context_of(name, "joined"), ForgetSplit(rows))
     assert [len(score.token_nll) - 1 for score in context.scores(rows)] == official["tokens"]
-    value = ExactMemorisation("forget")(context, split).value
+    value = ExactMemorisation("forget")(context).value
     assert value is not None
     assert 100 * value == close(official["acc"])
     losses = Membership("min_k", 1.0).values(context, rows)
@@ -269,4 +278,4 @@ def test_wmdp_rows_score_as_the_evaluation_harness(name: str, subset: Any, tags:
         assert [choice.scores for choice in found] == [close(scores) for scores in official["loglikelihood"]]
         assert [float(choice.correct) for choice in found] == official["acc"]
     metric = MultipleChoice(items, "wmdp")
-    assert metric(context, tofu_rows()).value == close(np.mean(official["acc"]))
+    assert metric(context).value == close(np.mean(official["acc"]))

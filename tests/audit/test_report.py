@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from unwrite.audit import Report, Score
+from unwrite.audit import Relearn, Report, Score
 from unwrite.audit.report import charts
 from unwrite.audit.report.parts import AttackResult, Sample
+from unwrite.audit.report.summary import summarise
 from unwrite.audit.report.wording import short
+from unwrite.audit.suites.basic import BASIC
 from unwrite.errors import RunError
 from unwrite.scoring.intervals import wilson
 
@@ -39,6 +42,10 @@ def curve(*unseen: float) -> list[dict[str, float]]:
     return [{"step": float(4 * i), "shown": 0.9, "unseen": p} for i, p in enumerate(unseen)]
 
 
+def relearning(curves: dict[str, list[dict[str, float]]], about: str = "") -> AttackResult:
+    return AttackResult("relearning", about, "step", "steps", curves, Relearn().remark(curves, "after"))
+
+
 def made(oracle: bool = True, text: str = "hello", **changes: Any) -> Report:
     columns = {
         "before": column([1, 1, 1, 0], [1, 1, 1, 1]),
@@ -56,34 +63,35 @@ def made(oracle: bool = True, text: str = "hello", **changes: Any) -> Report:
         "columns": columns,
         "samples": [Sample("forget", text, text, dict.fromkeys(columns, text))] * 14
         + [Sample("retain", text, text, dict.fromkeys(columns, ""))],
-        "attacks": [AttackResult("relearning", text, "step", "steps", curves)],
+        "attacks": [relearning(curves, text)],
         "provenance": {"data": text},
     }
-    return Report(**{**settings, **changes})
+    report = Report(**{**settings, "axes": ("forget_rouge", "utility"), **changes})
+    return replace(report, summary=summarise(report, BASIC))
 
 
 def test_the_first_line_says_what_was_removed_and_kept() -> None:
-    summary = made().summary()
+    summary = made().summary
     assert summary.removed == "Removed: 2 of the 3 forget answers it could reproduce before are gone."
     assert summary.kept == "Kept: 3 of the 4 retained answers it knew are still there."
     assert (summary.removed_mark, summary.kept_mark) == ("mixed", "mixed")
 
 
 def test_more_recovery_than_the_oracles_reads_as_traces() -> None:
-    summary = made().summary()
+    summary = made().summary
     assert "traces remain" in summary.sure
     assert summary.sure_mark == "bad"
 
 
 def test_recovery_like_the_oracles_reads_as_gone() -> None:
     curves = {"after": curve(0.1, 0.2), "oracle": curve(0.1, 0.15)}
-    summary = made(attacks=[AttackResult("relearning", "", "step", "steps", curves)]).summary()
+    summary = made(attacks=[relearning(curves)]).summary
     assert "as a retrained model would" in summary.sure
     assert summary.sure_mark == "good"
 
 
 def test_without_an_oracle_the_way_back_is_measured_and_the_lack_is_said() -> None:
-    sure = made(oracle=False).summary().sure
+    sure = made(oracle=False).summary.sure
     assert "50% of the way back" in sure
     assert "no retrained model to compare with" in sure
 
@@ -103,14 +111,14 @@ def test_without_an_oracle_the_way_back_is_measured_and_the_lack_is_said() -> No
 )
 def test_no_share_is_taken_of_next_to_nothing(known: float, curve_after: Any, words: str, mark: str) -> None:
     curves = {"before": curve(known, known), "after": curve(*curve_after)}
-    summary = made(oracle=False, attacks=[AttackResult("relearning", "", "step", "steps", curves)]).summary()
+    summary = made(oracle=False, attacks=[relearning(curves)]).summary
     assert words in summary.sure
     assert summary.sure_mark == mark
 
 
 def test_nothing_to_bring_back_is_said_beside_an_oracle_too() -> None:
     curves = {"before": curve(0.01, 0.2), "after": curve(0.0, 0.3), "oracle": curve(0.0, 0.3)}
-    sure = made(attacks=[AttackResult("relearning", "", "step", "steps", curves)]).summary().sure
+    sure = made(attacks=[relearning(curves)]).summary.sure
     assert "nothing to bring back" in sure
 
 
@@ -140,12 +148,12 @@ def test_notices_stand_above_the_figures() -> None:
 
 
 def test_without_a_relearning_attack_the_report_says_so() -> None:
-    assert "no relearning attack was run" in made(attacks=[]).summary().sure
+    assert "no relearning attack was run" in made(attacks=[]).summary.sure
 
 
 def test_a_model_that_never_knew_is_not_praised() -> None:
     columns = {"before": column([0, 0], [1, 1]), "after": column([0, 0], [1, 1])}
-    summary = made(columns=columns).summary()
+    summary = made(columns=columns).summary
     assert "nothing to remove" in summary.removed
     assert summary.removed_mark == "unknown"
 
@@ -256,7 +264,7 @@ def test_refuses_a_report_of_another_format() -> None:
 
 def test_refuses_a_damaged_report() -> None:
     with pytest.raises(RunError, match="damaged"):
-        Report.from_json({"format": 1, "suite": "basic"})
+        Report.from_json({"format": 2, "suite": "basic"})
 
 
 @pytest.mark.parametrize(

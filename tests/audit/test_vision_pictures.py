@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from unwrite import evaluate
-from unwrite.audit import changed_weights, selection_picture
+from unwrite.audit import Selection, changed_weights, selection_picture
 from unwrite.audit.images import pictures as vision_pictures
+from unwrite.audit.images import selection
 from unwrite.audit.report.charts import Filters, _cells
+from unwrite.data import Example, Examples, ForgetSplit
 from unwrite.data.images.sets import digits
 from unwrite.data.images.splits import split_at_random
 from unwrite.errors import MethodError, ModelError
@@ -139,12 +141,12 @@ def test_a_report_draws_the_filters_as_they_were_before(monkeypatch):
         after.blocks[0].conv.weight[2, 0, 1, 1] *= 0.5
     given = []
     draw = vision_pictures.selection_picture
-    monkeypatch.setattr(vision_pictures, "selection_picture", lambda *args: given.append(args[0]) or draw(*args))
-    report = evaluate(after, rows, before=before, selected=changed_weights(before, after))
+    monkeypatch.setattr(selection, "selection_picture", lambda *args: given.append(args[0]) or draw(*args))
+    report = evaluate(after, rows, before=before, references={"selected": Selection(changed_weights(before, after))})
     assert given == [before]
     assert report.pictures[-1].title == "Selected weights"
     assert dots(report.pictures[-1].svg) == 1
-    alone = evaluate(after, rows, selected={"head.weight": 0.25})
+    alone = evaluate(after, rows, references={"selected": Selection({"head.weight": 0.25})})
     assert given[1] is after
     assert ">25 %</text>" in alone.pictures[-1].svg
     assert "Selected weights" not in [picture.title for picture in evaluate(after, rows).pictures]
@@ -161,8 +163,9 @@ def test_refused_selections():
         selection_picture(model, {"head.bias": torch.ones(10)})
     with pytest.raises(MethodError, match=r"head.bias is torch.bool \[9\], which is \[10\] there"):
         selection_picture(model, {"head.bias": torch.ones(9, dtype=torch.bool)})
-    with pytest.raises(MethodError, match="has no selected: for images only"):
-        evaluate(model, None, tokenizer=object(), selected={"a": 0.5})
+    texts = ForgetSplit(Examples([Example("in oslo", "Where is Ann?")]))
+    with pytest.raises(MethodError, match="selected is for images; this split is of text"):
+        evaluate(model, texts, tokenizer=object(), references={"selected": Selection({"a": 0.5})})
 
 
 def test_models_of_other_parameters_are_not_compared():

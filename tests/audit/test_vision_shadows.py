@@ -13,6 +13,9 @@ from unwrite.audit.images import shadows as vision_shadows
 from unwrite.audit.images.context import ImageContext
 from unwrite.audit.images.lira import lira, logit_confidence
 from unwrite.audit.images.shadows import NAMES, _halves, shadow_models
+from unwrite.audit.report.summary import summarise
+from unwrite.audit.suites.vision import VISION
+from unwrite.data import Example, Examples, ForgetSplit
 from unwrite.data.images.sets import digits, digits_regression
 from unwrite.data.images.splits import split_at_random, split_by_target
 from unwrite.errors import DataError, MethodError
@@ -119,14 +122,14 @@ def test_a_report_has_the_attack_on_every_model_with_the_number_of_shadow_models
     train = parts.train
     before = fitted(RECIPE, train, range(len(train)), 0)
     after = SSD(importance_batch=4, alpha=2.0).apply(before, parts.forget, parts.retain, copy=True)
-    report = evaluate(after, parts, before=before, shadows=shadows)
+    report = evaluate(after, parts, before=before, references={"shadows": shadows})
     assert {metric["name"] for metric in report.metrics} >= set(NAMES)
     for role in ("before", "after"):
         assert "N = 4 shadow models" in report.columns[role]["lira_auc"].note
         assert 0 <= report.columns[role]["lira_auc"].value <= 1
     assert "N = 4 shadow models, online, 40 holdout rows" in report.html()
     assert report.provenance["shadow models"] == 4
-    assert "LiRA with 4 shadow models" in report.summary().sure
+    assert "LiRA with 4 shadow models" in report.summary.sure
     plain = evaluate(after, parts, before=before)
     assert not {metric["name"] for metric in plain.metrics} & set(NAMES)
     assert "shadow" not in plain.html()
@@ -136,12 +139,13 @@ def test_a_report_has_the_attack_on_every_model_with_the_number_of_shadow_models
     ("found", "chance", "mark"),
     [(0.54, None, "good"), (0.4, None, "mixed"), (0.62, None, "bad"), (0.62, 0.58, "good"), (0.62, 0.5, "bad")],
 )
-def test_how_sure_depends_on_how_far_the_attack_is_from_that_on_the_retrained_model(found, chance, mark):
+def test_how_sure_depends_on_how_far_the_attack_is_from_that_on_the_retrained_model(shadows, found, chance, mark):
     def column(auc):
         return {"lira_auc": Score("lira_auc", auc)}
 
     columns = {"after": column(found)} | ({} if chance is None else {"oracle": column(chance)})
-    summary = Report("vision", "digits", {}, [], columns, asked="labels", provenance={"shadow models": 32}).summary()
+    made = Report("vision", "digits", {}, [], columns, provenance={"shadow models": 32})
+    summary = summarise(made, VISION, [shadows])
     if chance is None:  # without a retrained model nothing is sure
         mark = "mixed" if mark == "good" else mark
     assert summary.sure_mark == mark
@@ -170,13 +174,16 @@ def test_refusals(shadows):
         replace(shadows, least=32)
     model = RECIPE.build(0).eval()
     with pytest.raises(DataError, match="shadow models are of other forget and holdout rows"):
-        evaluate(model, few(share=0.2), shadows=shadows)
+        evaluate(model, few(share=0.2), references={"shadows": shadows})
     with pytest.raises(MethodError, match="has no holdout rows"):
-        evaluate(model, few(holdout=None), shadows=shadows)
+        evaluate(model, few(holdout=None), references={"shadows": shadows})
     with pytest.raises(MethodError, match="unknown kind of halves 'retain'"):
         shadow_models(RECIPE, parts, 32, halves="retain")
-    with pytest.raises(MethodError, match="has no shadows: for images only"):
-        evaluate(model, None, tokenizer=object(), shadows=shadows)
+    texts = ForgetSplit(Examples([Example("in oslo", "Where is Ann?")]))
+    with pytest.raises(MethodError, match="shadows is for images; this split is of text"):
+        evaluate(model, texts, tokenizer=object(), references={"shadows": shadows})
+    with pytest.raises(MethodError, match="there is no audit of a NoneType"):
+        evaluate(model, None)
     values = digits_regression().train
     ranged = split_by_target(values, high=0.5, holdout=0.1)
     with pytest.raises(DataError, match="LiRA needs labels"):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from unwrite.audit.base import Score
-from unwrite.audit.images.summary import forgotten, shift
+from unwrite.audit.report.movement import forgotten, shift
 from unwrite.audit.report.report import Report
+from unwrite.audit.report.summary import summarise
+from unwrite.audit.suites.vision import ERROR, RIGHT, VISION, VISION_REGRESSION
 
 FEW = "20 rows for 64 dimensions: CKA is high even for unrelated features."
 
@@ -29,18 +33,15 @@ def report(cka=None, gaps=None, hashes=None, rows=200, note="", asked="labels", 
         if gaps and role in gaps:
             scores["avg_gap"] = Score("avg_gap", gaps[role], [], "lower")
         columns[role] = scores
-    return Report(
+    made = Report(
         suite="vision",
         split="s",
         rows={"forget": rows},
         metrics=[],
         columns=columns,
-        axes=("forget_accuracy", "TA"),
-        answers=("forget_accuracy", "RA"),
-        scale=100.0,
-        asked=asked,
         provenance={f"{role} model": value for role, value in (hashes or {}).items()},
     )
+    return replace(made, summary=summarise(made, VISION if asked == "labels" else VISION_REGRESSION))
 
 
 ALIKE = {"before": 1.0, "after": 1.0, "oracle": 0.6}
@@ -164,8 +165,8 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_sentences_follow_from_what_moved(case):
     found, state, removed, removed_mark, sure, sure_mark = CASES[case]
-    summary = found.summary()
-    assert forgotten(found) == state
+    summary = found.summary
+    assert forgotten(found, RIGHT) == state
     assert summary.removed.startswith(f"Removed: {removed}")
     assert summary.removed_mark == removed_mark
     assert sure in summary.sure
@@ -184,16 +185,16 @@ def errors(mean, rows=200):
 )
 def test_errors_of_regressors_are_judged_alike(after, state, mark):
     found = report(asked="values", before=errors(0.1), after=errors(after), oracle=errors(0.5))
-    assert forgotten(found) == state
-    assert found.summary().removed_mark == mark
-    assert f"its error on the forget rows is {found.value('forget_mae'):.3g}" in found.summary().removed.replace(
+    assert forgotten(found, ERROR) == state
+    assert found.summary.removed_mark == mark
+    assert f"its error on the forget rows is {found.value('forget_mae'):.3g}" in found.summary.removed.replace(
         "Its", "its"
     )
 
 
 @pytest.mark.parametrize(("after", "state"), [(0.104, "nothing"), (0.2, "something")])
 def test_errors_without_a_retrained_model_must_move_by_a_twentieth(after, state):
-    assert forgotten(report(asked="values", before=errors(0.1), after=errors(after))) == state
+    assert forgotten(report(asked="values", before=errors(0.1), after=errors(after)), ERROR) == state
 
 
 @pytest.mark.parametrize(
@@ -208,15 +209,13 @@ def test_errors_without_a_retrained_model_must_move_by_a_twentieth(after, state)
 )
 def test_a_gap_is_good_only_where_there_was_one_and_rows_enough(gaps, rows, sentence, mark):
     found = report(before=90, after=10, oracle=10, gaps=gaps, rows=rows)
-    assert sentence in found.summary().sure
-    assert found.summary().sure_mark == mark
+    assert sentence in found.summary.sure
+    assert found.summary.sure_mark == mark
 
 
 def test_the_interval_is_of_the_rows():
-    assert (
-        "it is right on 7% to 15% of such rows (95% interval)" in report(before=90, after=10, oracle=10).summary().sure
-    )
-    assert "it is right on 2% to 40% of such rows" in report(before=90, after=10, oracle=10, rows=10).summary().sure
+    assert "it is right on 7% to 15% of such rows (95% interval)" in report(before=90, after=10, oracle=10).summary.sure
+    assert "it is right on 2% to 40% of such rows" in report(before=90, after=10, oracle=10, rows=10).summary.sure
 
 
 def test_a_shift_is_paired_by_row_and_has_an_interval():
@@ -233,5 +232,5 @@ def test_a_shift_is_paired_by_row_and_has_an_interval():
 
 def test_a_collapsed_model_is_said_to_be_one():
     found = report(before=90, after=10, oracle=10, cka={"after": None}, note="All rows alike: the model collapsed.")
-    assert "all its features are the same: the model collapsed" in found.summary().sure
-    assert found.summary().sure_mark == "bad"
+    assert "all its features are the same: the model collapsed" in found.summary.sure
+    assert found.summary.sure_mark == "bad"

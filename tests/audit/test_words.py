@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from unwrite.audit import Context, evaluate
+from unwrite.audit import TextContext, evaluate
 from unwrite.audit.suites.basic import BASIC
 from unwrite.audit.suites.muse import KnowMem, VerbMem, muse_suite
 from unwrite.audit.suites.tofu import tofu_suite
@@ -25,7 +25,7 @@ SPLIT = ForgetSplit(
 )
 
 
-class Saying(Context):
+class Saying(TextContext):
     """A context whose model says the same to everything; keeps the prompts."""
 
     def generate(self, prompts: Any, max_new_tokens: int) -> list[str]:
@@ -36,7 +36,7 @@ class Saying(Context):
 @pytest.mark.parametrize("metric", [RougeRecall("forget"), VerbMem(), KnowMem("forget")], ids=lambda m: m.name)
 @pytest.mark.parametrize(("words", "score"), [("unicode", 0.0), ("ascii", 1.0)])
 def test_letters_count_as_the_context_says(tokenizer: Any, model: Any, metric: Any, words: Any, score: float) -> None:
-    value = metric(Saying(model, tokenizer, words=words), SPLIT).value
+    value = metric(Saying(model, SPLIT, tokenizer, words=words)).value
     assert value in (score, 100 * score)
 
 
@@ -44,23 +44,23 @@ def test_letters_count_as_the_context_says(tokenizer: Any, model: Any, metric: A
 def test_the_prompt_ends_in_a_blank_only_where_that_is_asked_for(
     tokenizer: Any, model: Any, blank: bool, end: str
 ) -> None:
-    context = Saying(model, tokenizer)
-    KnowMem("forget", blank=blank)(context, SPLIT)
+    context = Saying(model, SPLIT, tokenizer)
+    KnowMem("forget", blank=blank)(context)
     assert context.prompts[0].endswith(f"Who?\n{end}")
     assert [m.blank for m in muse_suite(blank=blank).metrics if isinstance(m, KnowMem)] == [blank, blank]
 
 
 def test_the_suites_choice_reaches_the_models_and_the_report(tokenizer: Any, model: Any, monkeypatch: Any) -> None:
-    from unwrite.audit import evaluation
+    from unwrite.audit import kinds
 
     seen: list[str] = []
 
-    class Seen(Context):
+    class Seen(TextContext):
         def __init__(self, *args: Any, **settings: Any) -> None:
             super().__init__(*args, **settings)
             seen.append(self.words)
 
-    monkeypatch.setattr(evaluation, "Context", Seen)
+    monkeypatch.setattr(kinds, "CONTEXTS", [Seen])
     for suite in (replace(BASIC, words="ascii", max_length=64), tofu_suite(words="ascii"), muse_suite(words="ascii")):
         report = evaluate(model, SPLIT, tokenizer=tokenizer, suite=suite)
         assert report.provenance["rouge"] == "ROUGE counts rouge-score's words, a-z and 0-9 alone."
@@ -73,6 +73,6 @@ def test_the_suites_choice_reaches_the_models_and_the_report(tokenizer: Any, mod
 def test_a_model_with_another_end_is_asked_again(tokenizer: Any, model: Any) -> None:
     prompt = [2, 40, 41, 42]
     new = model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0, len(prompt) :].tolist()
-    assert Context(model, tokenizer).generate([prompt], 8) == [tokenizer.decode(new)]
+    assert TextContext(model, SPLIT, tokenizer).generate([prompt], 8) == [tokenizer.decode(new)]
     model.generation_config.eos_token_id = [1, new[0]]
-    assert Context(model, tokenizer).generate([prompt], 8) == [tokenizer.decode(new[:1])]
+    assert TextContext(model, SPLIT, tokenizer).generate([prompt], 8) == [tokenizer.decode(new[:1])]

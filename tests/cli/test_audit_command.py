@@ -41,7 +41,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_measured(capsys, files,
 
 def test_a_suite_that_compares_models_is_refused_without_another(capsys, files, monkeypatch):
     holdout = ["--suite", "membership", "--holdout", str(files / "retain.jsonl")]
-    assert "Give the model before, or an oracle" in refused(capsys, audit(files, *holdout))
+    assert "a retrained model or the model before unlearning: pass --oracle or --before" in refused(
+        capsys, audit(files, *holdout)
+    )
     main(audit(files, *holdout, "--oracle", str(save(make_llama(seed=1), files / "o", tokenizer=make_tokenizer()))))
     assert "reference" in capsys.readouterr().out
 

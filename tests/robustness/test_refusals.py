@@ -205,7 +205,7 @@ def test_a_record_without_its_model_is_refused(tmp_path, source):
 
 REPORT_CHANGES = {
     "columns": 5, "metrics": [[]], "samples": [1], "roles": ["nobody"], "axes": ["a"], "rows": {"forget": "2"}, "attacks": [{"name": 1}],
-    "notices": [1], "scale": "1", "suite": None, "asked": [], "provenance": {"a": []},
+    "notices": [1], "scale": "1", "suite": None, "manner": [], "summary": {"removed": 1}, "provenance": {"a": []},
 }  # fmt: skip
 
 

@@ -3,9 +3,9 @@
     report = evaluate(unlearned, split, tokenizer=tok, before=original, attacks=[Relearn(), Quantise()])
     report.save("audit")          # report.json and a self-contained report.html
 
-Metrics and suites are in `base`, `basic`, `tofu`, `muse`, `memorisation`, `membership` and `multiple_choice`; attacks
-in `relearning` and `quantisation`; what is measured on image models in the `vision_*` modules. Names are imported when first
-used, so `import unwrite.audit` stays light.
+`base` says what a metric, an attack and a suite are, `context` what an audit asks of a model, `kinds` which kinds of data there
+are. What is measured on language models is in `text`, on image models in `images`; then there are `attacks`, `suites` and the
+`report`. Names are imported when first used, so `import unwrite.audit` stays light.
 """
 
 from __future__ import annotations
@@ -18,24 +18,27 @@ if TYPE_CHECKING:
     from .attacks.quantisation import Quantise, quantise
     from .attacks.relearning import Relearn, relearn
     from .attacks.relearning_time import ain
-    from .base import Metric, Score, Suite
+    from .base import Attack, Exhibit, Headline, Metric, Score, Suite
     from .context import Context
     from .evaluation import evaluate
     from .images.accuracy import accuracies, average_gap, zero_retrain_forgetting
+    from .images.context import ImageContext
     from .images.features import knn_accuracy, linear_cka, neighbours
     from .images.lira import lira, logit_confidence
     from .images.membership import attack_success_rate, entropy_attack, membership_attack
     from .images.pictures import changed_weights, selection_picture
+    from .images.selection import Selection
     from .images.shadows import Shadows, shadow_models
     from .report.report import Report
     from .requests import scalability, sustainability
     from .suites.known import SUITES
     from .suites.muse import muse_suite
     from .suites.tofu import tofu_suite
+    from .text.context import TextContext
     from .text.multiple_choice import MultipleChoice, answer_choices
 
 _HOMES = {
-    "base": ("Metric", "Score", "Suite"),
+    "base": ("Attack", "Exhibit", "Headline", "Metric", "Score", "Suite"),
     "context": ("Context",),
     "evaluation": ("evaluate",),
     "text.multiple_choice": ("MultipleChoice", "answer_choices"),
@@ -46,6 +49,9 @@ _HOMES = {
     "requests": ("scalability", "sustainability"),
     "suites.known": ("SUITES",),
     "suites.tofu": ("tofu_suite",),
+    "images.context": ("ImageContext",),
+    "images.selection": ("Selection",),
+    "text.context": ("TextContext",),
     "images.accuracy": ("accuracies", "average_gap", "zero_retrain_forgetting"),
     "images.features": ("knn_accuracy", "linear_cka", "neighbours"),
     "images.lira": ("lira", "logit_confidence"),
@@ -57,15 +63,21 @@ _HOMES = {
 
 __all__ = [
     "SUITES",
+    "Attack",
     "Context",
+    "Exhibit",
+    "Headline",
+    "ImageContext",
     "Metric",
     "MultipleChoice",
     "Quantise",
     "Relearn",
     "Report",
     "Score",
+    "Selection",
     "Shadows",
     "Suite",
+    "TextContext",
     "accuracies",
     "ain",
     "answer_choices",

@@ -1,29 +1,43 @@
-"""What an audit is made of: a score, the metrics that give one, and the suites that list them.
+"""What an audit is made of: a score, the metrics that give one, the attacks, and the suites that list metrics.
 
-A metric is a frozen dataclass called with a `Context` (one model, whose passes are shared and cached) and a
-`ForgetSplit`. It returns one `Score` with its per-example values, so that any later test (a bootstrap, a paired
-comparison, a Kolmogorov-Smirnov test against a retrained model) needs no second pass.
+A metric is a frozen dataclass called with a `Context` (one model, whose passes are shared and cached) and the contexts
+of other models by role. It returns one `Score` with its per-example values, so that any later test (a bootstrap, a
+paired comparison, a Kolmogorov-Smirnov test against a retrained model) needs no second pass.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 
-from ..data.text.examples import Examples, ForgetSplit
-from ..errors import DataError, unknown
+from ..errors import MethodError, setting
 from ..scoring.intervals import mean_interval
 from ..scoring.rouge import Words
+from .context import Context
 
 if TYPE_CHECKING:
-    from .context import Context
+    from .report.parts import Picture, Remark
+    from .report.report import Report
 
 Better = Literal["higher", "lower", "toward_reference"]
 Panel = Literal["forgotten", "kept", "fluency", "privacy"]
+Point = dict[str, float]
+Evidence = Callable[["Report"], "Remark | None"]
+C = TypeVar("C", bound=Context[Any])
+
+ALONE: Mapping[str, Any] = MappingProxyType({})  # no other model
+ROLES = {
+    "before": "the model before unlearning",
+    "oracle": "a retrained model",
+    "control": "the model before with only its head changed",
+    "random": "an untrained model",
+}
 
 
 @dataclass(frozen=True)
@@ -67,95 +81,242 @@ class Score:
         return mean_interval(known, resamples, seed)
 
 
-def rows_of(split: ForgetSplit, on: str, limit: int | None = None) -> Examples:
-    """The rows of a split by name: forget, retain, holdout or one of its evaluation sets.
+class Metric(ABC, Generic[C]):
+    """Base of all metrics: one class a metric, a frozen dataclass whose fields are its settings.
 
-    With a `limit`, that many evenly spaced rows.
-    """
-    parts = {"forget": split.forget, "retain": split.retain, "holdout": split.holdout, **split.evaluation}
-    rows = parts.get(on)
-    if rows is None:
-        raise DataError(unknown("set", on, [name for name, part in parts.items() if part is not None]))
-    if limit is None or len(rows) <= limit:
-        return rows
-    return Examples((rows[i * len(rows) // limit] for i in range(limit)), rows.name)
+    A subclass gives `name` and `measure`, and says by class variables or properties what differs from here.
 
-
-def has_rows(split: ForgetSplit, on: str) -> bool:
-    """Whether the split has rows under this name."""
-    rows = {"forget": split.forget, "retain": split.retain, "holdout": split.holdout, **split.evaluation}.get(on)
-    return rows is not None and len(rows) > 0
-
-
-def kept_sets(split: ForgetSplit) -> list[str]:
-    """The sets whose knowledge must stay: retain, and every evaluation set that isn't about the forget rows."""
-    apart = ("forget", "holdout", "_icl", "privleak")
-    names = [n for n in split.evaluation if not any(word in n for word in apart) and has_rows(split, n)]
-    return (["retain"] if has_rows(split, "retain") else []) + names
-
-
-@dataclass(frozen=True)
-class Metric:
-    """Base of all metrics. `applies` says whether a split has what it needs; a suite leaves out what doesn't apply.
-
-    Class attributes: `moments`, whether it reads the deviation of log p; `about`, one line for the report;
-    `panel`, the part of the report it stands in.
+    Class attributes:
+        reads: the kind of context it measures.
+        roles: other models it can't do without; "oracle|before" is either.
+        goes_first: whether its passes serve the other metrics, too.
     """
 
-    moments: ClassVar[bool] = False
-    about: ClassVar[str] = ""
-    better: ClassVar[Better] = "higher"
-    panel: ClassVar[Panel] = "forgotten"
+    reads: ClassVar[type[Context[Any]]]
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """Unique within a suite."""
-        raise NotImplementedError
 
-    def applies(self, split: ForgetSplit) -> bool:
-        """Whether the split has the rows and columns this metric reads."""
-        return True
+    @property
+    def better(self) -> Better:
+        """Which way is good."""
+        return "higher"
 
-    def __call__(self, context: Context, split: ForgetSplit) -> Score:
-        """Measures one model."""
-        raise NotImplementedError
+    @property
+    def panel(self) -> Panel:
+        """The part of the report it stands in."""
+        return "forgotten"
+
+    @property
+    def about(self) -> str:
+        """One line for the report."""
+        return ""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The sets of the split it reads."""
+        return ()
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def goes_first(self) -> bool:
+        return False
+
+    def applies(self, split: Any) -> bool:
+        """Whether the split has the rows and columns this metric reads; a suite leaves out what doesn't apply."""
+        return all(self.reads.rows_named(split, name) for name in self.needs)
+
+    def caution(self, split: Any) -> str:
+        """What a reader must know of the figure on these rows; empty for nothing."""
+        return ""
+
+    def lack(self, references: Mapping[str, C]) -> str:
+        """The models it needs and that are not among the references, in words; empty where all are there."""
+        return _in_words(_missing(self.roles, references))
+
+    def __call__(self, context: C, references: Mapping[str, C] = ALONE) -> Score:
+        """Measures one model.
+
+        Args:
+            context: the model, with its rows.
+            references: the contexts of other models, by role.
+
+        Raises:
+            MethodError: a model that the metric needs isn't among the references.
+        """
+        need_roles(self.name, self.roles, references)
+        return replace(self.measure(context, references), name=self.name, better=self.better)
+
+    @abstractmethod
+    def measure(self, context: C, references: Mapping[str, C]) -> Score:
+        """The score of one model; the references it needs are there. Name and direction are put on it by the caller."""
 
     def described(self) -> dict[str, Any]:
         """What the report says about this metric."""
         return {"name": self.name, "better": self.better, "about": self.about, "panel": self.panel}
 
 
-@dataclass(frozen=True)
-class Suite:
-    """A named list of metrics, or a function of the split that gives one: `Metric`s for texts, `ImageMetric`s for images.
+def need_roles(what: str, roles: Iterable[str], references: Collection[str]) -> None:
+    """Refuses to go on without the models that something needs.
 
     Args:
-        axes: the metrics on the trade-off plot and in the headline: what should go, what should stay.
-        scale: 1 where those are fractions, 100 where they are percentages.
-        max_new_tokens: the longest generation; None picks twice the longest reference answer, 32 to 200.
-        max_length: tokens a row may have, the same for every model; longer answers are cut, longer texts read in windows.
-        words: what ROUGE counts: "unicode", words of every script, or "ascii", rouge-score's own (published figures).
-        of: the kind of data it is for, "text" or "images".
+        what: needs them, by its name.
+        roles: as a metric or a suite declares them.
+        references: the models that are there, by role.
+
+    Raises:
+        MethodError: which are missing.
+    """
+    if missing := _missing(roles, references):
+        named = " and ".join(" or ".join(map(setting, role.split("|"))) for role in missing)
+        raise MethodError(f"{what} needs {_in_words(missing)}: pass {named}.")
+
+
+def _missing(roles: Iterable[str], references: Collection[str]) -> list[str]:
+    return [role for role in roles if not any(one in references for one in role.split("|"))]
+
+
+def _in_words(roles: Iterable[str]) -> str:
+    words = (" or ".join(ROLES.get(one, f"the model {one!r}") for one in role.split("|")) for role in roles)
+    return " and ".join(words)
+
+
+class Attack(ABC, Generic[C]):
+    """Base of what tries to bring forgotten rows back, on every model of an audit alike: `Relearn()`, `Quantise()`, your own.
+
+    Class attributes:
+        reads: the kind of context it attacks.
+        name: in messages and reports.
+        about: one line for the report.
+        x, label: the key of the x axis in a point, and its words.
+    """
+
+    reads: ClassVar[type[Context[Any]]]
+    name: ClassVar[str]
+    about: ClassVar[str] = ""
+    x: ClassVar[str]
+    label: ClassVar[str]
+
+    @abstractmethod
+    def __call__(self, context: C) -> list[Point]:
+        """Points of a curve: key `x`, and one key a series."""
+
+    def remark(self, curves: Mapping[str, list[Point]], main: str) -> Remark | None:
+        """A clause for the summary; None for none.
+
+        Args:
+            curves: by column of the report.
+            main: the column that the report is about.
+        """
+        return None
+
+
+class Exhibit:
+    """What an audit is given beside models, as a reference: shadow models' confidences, what a method selected.
+
+    It may add metrics, pictures, a clause of the summary, and lines on where the figures come from.
+
+    Class attributes:
+        reads: the kind of context it goes with.
+    """
+
+    reads: ClassVar[type[Context[Any]]]
+
+    def metrics(self) -> Sequence[Metric[Any]]:
+        return ()
+
+    def pictures(self, contexts: Mapping[str, Any]) -> Sequence[Picture]:
+        """Pictures for the report, from the contexts of the models with a column, by its name."""
+        return ()
+
+    def provenance(self) -> Mapping[str, str | float]:
+        return {}
+
+    def remark(self, report: Report) -> Remark | None:
+        """A clause for the summary; None for none."""
+        return None
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One metric that the summary speaks of, and what is good.
+
+    Args:
+        metric: its name; after "|" stand patterns of others, the first of which is taken where the split has no such metric.
+        better: "lower" or "higher" where rows are counted that are above half of the scale, or below; "toward_reference" where
+            the retrained model's figure is the target.
+        scale: 1 where it is a fraction, 100 where it is a percentage; None where it has no upper end: then figures are compared,
+            not rows.
+        noun: what a row of it is: "answers", "labels".
+        says: how a figure reads, of "{value}" and "{rows}": "it is right on {value} of {rows}".
+        unit: what stands behind a value there.
+    """
+
+    metric: str
+    better: Better
+    scale: float | None = 1.0
+    noun: str = "answers"
+    says: str = ""
+    unit: str = ""
+
+    @property
+    def counts(self) -> bool:
+        """Whether rows are counted."""
+        return self.scale is not None and self.better != "toward_reference"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A named list of metrics, or a function of the split that gives one, and what its summary is about.
+
+    Args:
+        of: the kind of data it is for, as contexts name it.
+        gone: what says whether the forget rows are forgotten.
+        kept: what says whether the rest stayed.
+        axes: the metrics on the trade-off plot: what should go, what should stay; None takes those two.
+        scale: 1 where the axes are fractions, 100 where they are percentages.
+        evidence: functions of the report, each giving a clause on how sure one may be, or none.
+        attacks: attacks that look for hidden traces; the summary says which of them was not run.
+        roles: models besides the audited one without which there is no audit; "oracle|before" is either.
         requires: metrics without which the suite's figures aren't its own; `needs` says what they read.
+        max_new_tokens: of texts, the longest generation; None picks twice the longest reference answer, 32 to 200.
+        max_length: of texts, tokens a row may have, the same for every model.
+        words: of texts, what ROUGE counts: "unicode", words of every script, or "ascii", rouge-score's own (published
+            figures).
     """
 
     name: str
-    metrics: Sequence[Any] | Callable[[Any], Sequence[Any]]
+    metrics: Sequence[Metric[Any]] | Callable[[Any], Sequence[Metric[Any]]]
     about: str = ""
-    axes: tuple[str, str] = ("forget_rouge", "utility")
-    answers: tuple[str, str] = ("forget_rouge", "retain_rouge")
+    of: str = "text"
+    gone: Headline | None = None
+    kept: Headline | None = None
+    axes: tuple[str, str] | None = None
     scale: float = 1.0
+    evidence: tuple[Evidence, ...] = ()
+    attacks: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+    needs: str = ""
     max_new_tokens: int | None = None
     max_length: int = 512
     words: Words = "unicode"
-    of: Literal["text", "images"] = "text"
-    requires: tuple[str, ...] = ()
-    needs: str = ""
 
-    def for_split(self, split: Any) -> list[Any]:
+    def for_split(self, split: Any) -> list[Metric[Any]]:
         """The metrics that apply to this split, in report order."""
         listed = self.metrics(split) if callable(self.metrics) else self.metrics
         return [metric for metric in listed if metric.applies(split)]
+
+    def on_axes(self) -> tuple[str, str] | None:
+        """The metrics on the trade-off plot; None where none are declared."""
+        if self.axes is not None or self.gone is None or self.kept is None:
+            return self.axes
+        return self.gone.metric.split("|")[0], self.kept.metric.split("|")[0]
 
 
 def harmonic_mean(values: Sequence[float]) -> float:

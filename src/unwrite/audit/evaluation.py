@@ -1,220 +1,195 @@
-"""One audit: every metric on the model before, the retrained one and the model after, then the attacks."""
+"""One audit: every metric on the model before, the retrained one and the model after, then the attacks.
+
+The kind of split chooses the context class (`kinds`); everything else is the same for every kind of data.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-from ..data.images.splits import ImageSplit
-from ..data.text.examples import Example, ForgetSplit
-from ..errors import MethodError, ModelError, noticing
+from ..errors import MethodError, ModelError, noticing, setting, unknown
 from ..runs import progress
-from ..scoring import WORDS, row_length
-from .base import Metric, Score, Suite, kept_sets, rows_of
-from .context import Context
+from .base import Attack, Exhibit, Metric, Score, Suite, need_roles
+from .context import Context, PassSettings, Split
+from .kinds import context_for
 from .provenance import provenance
-from .report.parts import AttackResult, Sample
-from .report.report import Report
-from .suites.known import suite_named
+from .report.parts import AttackResult
+from .report.report import NOT_HASHED, Report
+from .report.summary import summarise
+from .suites.known import DEFAULT, suite_for
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-class Attack(Protocol):
-    """What `evaluate(attacks=...)` takes: `Relearn()`, `Quantise()`, or your own."""
-
-    name: str
-    about: str
-    x: str
-    label: str
-
-    def __call__(self, context: Context, split: ForgetSplit) -> list[dict[str, float]]:
-        """Points of a curve: key `x` (called `label` on the axis), and one key a series."""
-        ...
+__all__ = ["evaluate", "measure", "report_on"]
 
 
 def evaluate(
     model: Any,
-    split: ForgetSplit | ImageSplit,
+    split: Split,
     *,
+    suite: str | Suite = DEFAULT,
     tokenizer: Any = None,
-    suite: str | Suite = "basic",
     before: Any = None,
     oracle: Any = None,
-    control: Any = None,
-    random: Any = None,
-    shadows: Any = None,
-    selected: Mapping[str, float | Tensor] | None = None,
-    attacks: Iterable[Attack] = (),
+    references: Mapping[str, Any] | None = None,
+    attacks: Iterable[Attack[Any]] = (),
     batch_size: int = 16,
     max_length: int | None = None,
 ) -> Report:
     """Measures an unlearned model beside the model it came from and one retrained without the forget set.
 
     Args:
-        model: anything with `forward(input_ids, attention_mask)` giving logits, and `generate`; or, with an `ImageSplit`,
+        model: anything with `forward(input_ids, attention_mask)` giving logits, and `generate`; or, with a split of images,
             a module that takes pixels to `[rows, outputs]`.
+        split: the rows; their kind chooses what is measured.
+        suite: its name, or a `Suite`; "basic" is the default suite of every kind of data.
         tokenizer: of texts.
-        before: the model before unlearning; must be another object than `model`.
-        oracle: the model trained without the forget set, where there is one.
-        control: of images, the model before with only its head changed (`HeadOnly`), in a column of its own.
-        random: of images, an untrained model of the same kind, for ZRF.
-        shadows: of images, `shadow_models` for LiRA.
-        selected: of images, what a method selected, for a picture: by parameter name a share in 0..1, or booleans a
-            weight; `changed_weights(before, model)`, or `SSD().select(before, forget, retain).shares`.
-        attacks: applied to every model alike; on texts.
+        before: the model before unlearning; must be another object than `model`. Short for `references={"before": ...}`.
+        oracle: the model trained without the forget set, where there is one. Short for `references={"oracle": ...}`.
+        references: what else the model is measured beside, by role. Of images: "control", the model before with only its
+            head changed (`HeadOnly`), in a column of its own; "random", an untrained model of the same kind, for ZRF;
+            and, under any name, what is no model: `shadow_models(...)` for LiRA, a `Selection` to be drawn.
+        attacks: applied to every model alike.
         batch_size: rows per pass; the scores don't depend on it.
         max_length: of texts, tokens a row may have: longer answers are cut, longer texts read in windows that cover
             them. None takes the suite's, within the model's positions.
 
     Returns:
         A `Report` with columns before, after and oracle. All passes are cached by the models' content.
+
+    Raises:
+        MethodError: a suite, attack, reference or argument that has no meaning for this kind of data.
+        ModelError: two roles are one object; a model that doesn't fit the data.
     """
-    of_images = {"control": control, "random": random, "shadows": shadows, "selected": selected}
-    both: dict[str, Any] = {"suite": suite, "before": before, "oracle": oracle, "batch_size": batch_size}
-    if isinstance(split, ImageSplit):
-        if attacks:
-            raise MethodError("these attacks are for texts. On images, use lira, ain or knn_accuracy.")
-        if max_length is not None:
-            raise MethodError("max_length is for texts; pictures have no tokens. Leave it out.")
-        from .images.evaluation import evaluate_images
-
-        return evaluate_images(model, split, **both, **of_images)
-    given = [name for name, value in of_images.items() if value is not None]
-    both["max_length"] = max_length
-    if tokenizer is None or given:
-        wrong = "needs a tokenizer" if tokenizer is None else f"has no {' and no '.join(given)}: for images only"
-        raise MethodError(f"an audit of texts {wrong}.")
-    return _evaluate_texts(model, split, tokenizer, attacks, **both)
-
-
-def _evaluate_texts(
-    model: Any,
-    split: ForgetSplit,
-    tokenizer: Any,
-    attacks: Iterable[Attack],
-    suite: str | Suite,
-    before: Any,
-    oracle: Any,
-    batch_size: int,
-    max_length: int | None,
-) -> Report:
-    suite = suite_named(suite)
-    if suite.of != "text":
-        raise MethodError(f"suite {suite.name!r} is for images; this split is of texts.")
-    if before is model or oracle is model:
-        which = "before" if before is model else "oracle"
-        raise ModelError(
-            f"{which} and the audited model are one object. Unlearning trains in place: pass copy=True to apply, "
-            "or load the original again."
-        )
-    metrics = suite.for_split(split)
+    kind = context_for(split)
+    chosen = suite_for(suite, kind.kind, split)
+    given = _given(model, {"before": before, "oracle": oracle}, references or {})
+    exhibits = {role: one for role, one in given.items() if isinstance(one, Exhibit)}
+    models = {role: one for role, one in given.items() if role not in exhibits}
+    settings = PassSettings(batch_size, tokenizer, max_length)
+    attacks = list(attacks)
+    _check(kind, settings, models, exhibits, attacks)
+    need_roles(f"suite {chosen.name!r}", chosen.roles, models)
+    metrics = [*chosen.for_split(split), *(metric for one in exhibits.values() for metric in one.metrics())]
     if not metrics:
-        raise MethodError(f"no metric of suite {suite.name!r} applies to {split.name}; it has none of the sets needed.")
+        raise MethodError(
+            f"no metric of suite {chosen.name!r} applies to {split.name}; it has none of the sets needed."
+        )
     started = time.perf_counter()
-    roles = {"before": before, "after": model, "oracle": oracle}
     with noticing() as notices:
-        contexts = contexts_of(roles, suite, tokenizer, batch_size, max_length)
-        columns = {role: measure(context, metrics, split) for role, context in contexts.items()}
-        results = [
-            AttackResult(a.name, a.about, a.x, a.label, {role: a(context, split) for role, context in contexts.items()})
-            for a in attacks
-        ]
+        contexts = kind.beside(models, split, chosen, settings)
+        shown = {column: one for role, one in contexts.items() if (column := kind.columns[role]) is not None}
+        columns = {column: measure(metrics, context, contexts) for column, context in shown.items()}
+        results = [_attacked(attack, shown) for attack in attacks]
+        samples = kind.samples(shown, {metric.name for metric in metrics})
+        pictures = [*kind.pictures(shown), *(p for one in exhibits.values() for p in one.pictures(shown))]
+    made = _provenance(contexts, exhibits.values(), split, chosen) | {
+        "seconds": round(time.perf_counter() - started, 1)
+    }
+    report = report_on(kind, split, chosen, metrics, columns, made)
+    report = replace(report, samples=samples, attacks=results, pictures=tuple(pictures), notices=tuple(notices))
+    return replace(report, summary=summarise(report, chosen, exhibits.values()))
+
+
+def measure(
+    metrics: Iterable[Metric[Any]], context: Context[Any], references: Mapping[str, Context[Any]]
+) -> dict[str, Score]:
+    """Every metric on one model, in the metrics' order; one that lacks a reference has no value, and says which."""
+    metrics = list(metrics)
+    scores: dict[str, Score] = {}
+    for metric in progress(sorted(metrics, key=lambda metric: not metric.goes_first), "measuring"):
+        lack = metric.lack(references)
+        none = Score(metric.name, None, [], metric.better, f"Needs {lack}.")
+        scores[metric.name] = none if lack else metric(context, references)
+    return {metric.name: scores[metric.name] for metric in metrics}
+
+
+def report_on(
+    kind: type[Context[Any]],
+    split: Split,
+    suite: Suite,
+    metrics: Sequence[Metric[Any]],
+    columns: Mapping[str, Mapping[str, Score]],
+    made: Mapping[str, str | float],
+) -> Report:
+    """The report of these figures, without its sentences.
+
+    Args:
+        made: where the figures come from.
+    """
     return Report(
         suite=suite.name,
         split=split.name,
-        rows=row_counts(split),
+        rows={name: len(rows) for name, rows in kind.sets(split).items()},
         metrics=[metric.described() for metric in metrics],
         columns=columns,
-        samples=_samples(contexts, split, {metric.name for metric in metrics}),
-        attacks=results,
-        axes=suite.axes,
-        answers=headline_metrics(suite, metrics),
+        axes=suite.on_axes(),
         scale=suite.scale,
-        notices=tuple(notices),
-        provenance={
-            **provenance(split, suite),
-            "max_length": contexts["after"].max_length,
-            "rouge": WORDS[suite.words],
-            **{f"{role} model": context.fingerprint or "not hashed" for role, context in contexts.items()},
-            "seconds": round(time.perf_counter() - started, 1),
-        },
+        manner=kind.manner,
+        provenance=made,
     )
 
 
-def headline_metrics(suite: Suite, metrics: Iterable[Metric]) -> tuple[str, str]:
-    """The suite's two, or, where the split has no such kept set, the first kept set that was asked."""
-    gone, kept = suite.answers
-    names = [metric.name for metric in metrics if metric.panel == "kept" and metric.name.endswith("_rouge")]
-    return gone, kept if kept in names or not names else names[0]
+def _given(model: Any, short: Mapping[str, Any], references: Mapping[str, Any]) -> dict[str, Any]:
+    """The audited model and what it is measured beside, by role, in the report's order."""
+    for role in ("after", *(role for role, one in short.items() if one is not None)):
+        if role in references:
+            raise MethodError(f"{role!r} is given twice: leave it out of {setting('references')}.")
+    given: dict[str, Any] = {"before": None, "after": model, "oracle": None}
+    for role, one in [*short.items(), *references.items()]:
+        given[role] = given.get(role) if one is None else one
+    return {role: one for role, one in given.items() if one is not None}
 
 
-def measure(context: Context, metrics: Iterable[Metric], split: ForgetSplit) -> dict[str, Score]:
-    """Every metric on one model, in the metrics' order."""
-    metrics = list(metrics)
-    # Those that read moments go first: their pass serves the others too.
-    ordered = sorted(metrics, key=lambda m: not m.moments)
-    found = {m.name: m(context, split) for m in progress(ordered, "measuring")}
-    return {metric.name: found[metric.name] for metric in metrics}
+def _check(
+    kind: type[Context[Any]],
+    settings: PassSettings,
+    models: Mapping[str, Any],
+    exhibits: Mapping[str, Exhibit],
+    attacks: Iterable[Attack[Any]],
+) -> None:
+    """Refuses what has no meaning for this kind of data, before the first forward.
+
+    Raises:
+        MethodError: an argument, role, exhibit or attack for other data.
+        ModelError: two roles are one object.
+    """
+    for name in ("tokenizer", "max_length"):
+        if getattr(settings, name) is not None and name not in kind.takes:
+            raise MethodError(f"{setting(name)} has no meaning for {kind.kind}. Leave it out.")
+    for role, exhibit in exhibits.items():
+        if not issubclass(kind, exhibit.reads):
+            raise MethodError(f"{role} is for {exhibit.reads.kind}; this split is of {kind.kind}. Leave it out.")
+    for role in models:
+        if role not in kind.columns:
+            raise MethodError(f"{unknown('reference', role, kind.columns)} An audit of {kind.kind} has no {role}.")
+    for attack in attacks:
+        reads = getattr(attack, "reads", None)
+        if reads is None or not issubclass(kind, reads):
+            name, of = getattr(attack, "name", type(attack).__name__), "no data" if reads is None else reads.kind
+            raise MethodError(f"the attack {name} is for {of}; this split is of {kind.kind}. Leave it out.")
+    for role, one in models.items():
+        twin = next((other for other, model in models.items() if model is one and other != role), None)
+        if twin is not None:
+            raise ModelError(
+                f"{role} and {twin} are one object. Unlearning changes a model in place: pass copy=True to apply, or load "
+                "the original again."
+            )
 
 
-def contexts_of(
-    models: dict[str, Any], suite: Suite, tokenizer: Any, batch_size: int, max_length: int | None = None
-) -> dict[str, Context]:
-    """A context per model that is given, each knowing the before model and the oracle; rows are of one length for all."""
-    present = [model for model in models.values() if model is not None]
-    length = min(row_length(model, max_length, suite.max_length) for model in present)
-    contexts = {
-        role: Context(
-            model,
-            tokenizer,
-            batch_size=batch_size,
-            max_length=length,
-            max_new_tokens=suite.max_new_tokens,
-            words=suite.words,
-        )
-        for role, model in models.items()
-        if model is not None
-    }
-    for context in contexts.values():
-        context.before, context.oracle = contexts.get("before"), contexts.get("oracle")
-    return contexts
+def _attacked(attack: Attack[Any], shown: Mapping[str, Context[Any]]) -> AttackResult:
+    """One attack on every model, and what it says of the one that the report is about."""
+    curves = {column: attack(context) for column, context in shown.items()}
+    return AttackResult(attack.name, attack.about, attack.x, attack.label, curves, attack.remark(curves, "after"))
 
 
-def row_counts(split: ForgetSplit) -> dict[str, int]:
-    """Rows of every set a split has."""
-    parts = {"forget": split.forget, "retain": split.retain, "holdout": split.holdout, **split.evaluation}
-    return {name: len(rows) for name, rows in parts.items() if rows is not None}
-
-
-SHOWN_FORGET, SHOWN_OTHER = 200, 8
-
-
-def _samples(contexts: dict[str, Context], split: ForgetSplit, measured: Container[str]) -> list[Sample]:
-    """What each model says: to the forget questions, and to a few of every kept set."""
-    samples = []
-    for name in ["forget", *kept_sets(split)]:
-        rows = rows_of(split, name, 200)
-        wanted = SHOWN_FORGET if name == "forget" and "forget_rouge" in measured else SHOWN_OTHER
-        picks = [i * len(rows) // wanted for i in range(wanted)] if len(rows) > wanted else list(range(len(rows)))
-        if f"{name}_rouge" in measured:  # already generated: asking for all of them costs nothing
-            said = {role: _pick(context.answers(rows), picks) for role, context in contexts.items()}
-        else:
-            said = {role: context.answers([rows[i] for i in picks]) for role, context in contexts.items()}
-        for at, i in enumerate(picks):
-            reference = next(iter(said.values()))[at][0]
-            answers = {role: texts[at][1] for role, texts in said.items()}
-            samples.append(Sample(name, _asked(rows[i], reference), reference, answers, rows[i].history))
-    return samples
-
-
-def _pick(texts: list[tuple[str, str]], picks: list[int]) -> list[tuple[str, str]]:
-    return [texts[i] for i in picks]
-
-
-def _asked(row: Example, reference: str) -> str:
-    if row.question is not None:
-        return row.question
-    return row.answer[: max(0, len(row.answer) - len(reference))] if row.answer.endswith(reference) else row.answer
+def _provenance(
+    contexts: Mapping[str, Context[Any]], exhibits: Iterable[Exhibit], split: Split, suite: Suite
+) -> dict[str, str | float]:
+    made = provenance(split, suite) | contexts["after"].provenance()
+    for role, context in contexts.items():
+        made[f"{context.columns.get(role) or role} model"] = context.fingerprint or NOT_HASHED
+    for exhibit in exhibits:
+        made |= exhibit.provenance()
+    return made

@@ -1,17 +1,16 @@
-"""What the figures of an audit depend on besides the models."""
+"""What the figures of an audit depend on besides the models: data, suite, versions, machine."""
 
 from __future__ import annotations
 
-from ..data.images.splits import ImageSplit
-from ..data.text.examples import ForgetSplit
+import importlib.metadata
+import platform
+
 from .base import Suite
+from .context import Split
 
 
-def provenance(split: ForgetSplit | ImageSplit, suite: Suite) -> dict[str, str | float]:
-    """What a score depends on besides the models: data, suite, versions, machine."""
-    import importlib.metadata
-    import platform
-
+def provenance(split: Split, suite: Suite) -> dict[str, str | float]:
+    """Each by its name, as the report shows it."""
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
     return {
         "data": split.hash,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,13 @@ import numpy as np
 from ..data.text.examples import Examples, ForgetSplit
 from ..errors import MethodError
 from .base import Score, Suite
-from .evaluation import contexts_of, measure, row_counts
+from .context import PassSettings
+from .evaluation import measure, report_on
 from .provenance import provenance
-from .report.report import Report
-from .suites.known import suite_named
+from .report.report import NOT_HASHED, Report
+from .report.summary import summarise
+from .suites.known import suite_for
+from .text.context import TextContext
 
 Unlearn = Callable[[Any, Examples, Examples | None], Any]
 
@@ -60,39 +64,28 @@ def _drive(
 ) -> Report:
     if not folds:
         raise MethodError("no folds to unlearn. Give at least one split.")
-    suite, on = suite_named(suite), on or folds[0]
-    metrics = suite.for_split(on)
+    on = on or folds[0]
+    chosen = suite_for(suite, TextContext.kind, on)
+    metrics = chosen.for_split(on)
     if not metrics:
-        raise MethodError(f"no metric of suite {suite.name!r} applies to {on.name}; it has none of the sets needed.")
-    fixed = contexts_of({"before": model, "oracle": oracle}, suite, tokenizer, batch_size)
-    columns = {role: measure(context, metrics, on) for role, context in fixed.items()}
-    hashes = {f"{role} model": context.fingerprint or "not hashed" for role, context in fixed.items()}
-    current = model
+        raise MethodError(f"no metric of suite {chosen.name!r} applies to {on.name}; it has none of the sets needed.")
+    given = {"before": model} if oracle is None else {"before": model, "oracle": oracle}
+    fixed = TextContext.beside(given, on, chosen, PassSettings(batch_size, tokenizer))
+    columns = {role: measure(metrics, context, fixed) for role, context in fixed.items()}
+    hashes = {f"{role} model": context.fingerprint or NOT_HASHED for role, context in fixed.items()}
+    current, steps = model, []
     for k, fold in enumerate(folds, 1):
         # Always a copy: unlearning trains in place, and the start must stay what it was.
         current = unlearn_fn(copy.deepcopy(current if chained else model), fold.forget, fold.retain)
-        step = contexts_of({"after": current}, suite, tokenizer, batch_size, fixed["before"].max_length)["after"]
-        step.before, step.oracle = fixed["before"], fixed.get("oracle")
+        step = fixed["before"].of(current)
         label = f"{'request' if chained else 'fold'} {k} ({len(fold.forget)} rows)"
-        columns[label] = measure(step, metrics, on)
-        hashes[f"{label} model"] = step.fingerprint or "not hashed"
-    steps = [role for role in columns if role not in ("before", "oracle")]
+        columns[label] = measure(metrics, step, fixed)
+        hashes[f"{label} model"] = step.fingerprint or NOT_HASHED
+        steps.append(columns[label])
     sizes = np.arange(1, len(folds) + 1) if chained else np.array([len(fold.forget) for fold in folds])
-    return Report(
-        suite=suite.name,
-        split=on.name,
-        rows=row_counts(on),
-        metrics=[metric.described() for metric in metrics],
-        columns=columns,
-        axes=suite.axes,
-        answers=suite.answers,
-        scale=suite.scale,
-        provenance={
-            **provenance(on, suite),
-            **hashes,
-            **_trends([columns[s] for s in steps], sizes, suite.axes, "request" if chained else "row"),
-        },
-    )
+    trends = _trends(steps, sizes, chosen.on_axes() or (), "request" if chained else "row")
+    report = report_on(TextContext, on, chosen, metrics, columns, {**provenance(on, chosen), **hashes, **trends})
+    return replace(report, summary=summarise(report, chosen))
 
 
 def _trends(

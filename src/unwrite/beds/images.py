@@ -235,21 +235,24 @@ class ImageBed:
 
     def measure(self, model: nn.Module, forwards: float = 0.0, oracle: nn.Module | None = None) -> Measured:
         """What the audit says of a model, beside this bed's oracle or another."""
-        context = ImageContext(model, self.split)
-        other = self._of_oracle if oracle is None else ImageContext(oracle, self.split)
-        context.others = {"before": self._of_before, "oracle": other, "after": context}
-        metrics: Any = self.suite.for_split(self.split)
-        found = {m.name: m(context).value for m in metrics if m.name in self.bed.metrics}
+        other = self._of_oracle if oracle is None else self._of(oracle)
+        context, references = self._of(model), {"before": self._of_before, "oracle": other}
+        metrics = self.suite.for_split(self.split)
+        found = {m.name: m(context, references).value for m in metrics if m.name in self.bed.metrics}
         values = {name: float(value) for name, value in found.items() if value is not None}
         return Measured(values, forwards / len(self.split.train))
 
+    def _of(self, model: nn.Module) -> ImageContext:
+        """Nothing of it is kept on disk: an experiment measures hundreds of models, each once."""
+        return ImageContext(model, self.split, cached=False)
+
     @cached_property
     def _of_before(self) -> ImageContext:
-        return ImageContext(self.before, self.split)
+        return self._of(self.before)
 
     @cached_property
     def _of_oracle(self) -> ImageContext:
-        return ImageContext(self.oracle, self.split)
+        return self._of(self.oracle)
 
     def retraining(self) -> Measured:
         """The oracle, at what its training cost."""

@@ -77,7 +77,7 @@ def audit(
         loaded = _models(model, before, oracle, base, options)
         main = loaded.pop("after")
         models = [main.model, *(one.model for one in loaded.values())]
-        request.check_rows(split, main.tokenizer, models, references=bool(loaded))
+        request.check_rows(split, main.tokenizer, models, references=tuple(loaded))
         with nullcontext() if out is None else claimed(out):
             if out is not None:  # another audit may have ended in it since
                 need_free(out / "report.json", out / "report.html", overwrite=overwrite)

@@ -131,7 +131,7 @@ def _load(name: str, base: str | None) -> Any:
     quiet_libraries()
     console().print(f"loading {name} ...")
     loaded = ModelRequest(name=name, device="cpu", base=base).load()
-    AuditRequest().check_rows(landmarks(), loaded.tokenizer, [loaded.model], references=True)
+    AuditRequest().check_rows(landmarks(), loaded.tokenizer, [loaded.model], references=("before",))
     return loaded
 
 

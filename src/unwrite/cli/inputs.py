@@ -9,7 +9,7 @@ ForgetRequest  all three, the method and its training; `ready()` gives a `Ready`
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -110,11 +110,13 @@ class AuditRequest:
         default = suite_named(self.suite).max_length
         return min(row_length(model, self.max_length, default) for model in models)
 
-    def check_rows(self, split: ForgetSplit, tokenizer: Any, models: Sequence[Any], *, references: bool) -> None:
+    def check_rows(
+        self, split: ForgetSplit, tokenizer: Any, models: Sequence[Any], *, references: Collection[str]
+    ) -> None:
         """Refuses a suite that these rows can't serve, and rows that can't be scored.
 
         Args:
-            references: whether there is a model before unlearning, or an oracle.
+            references: the models there are besides, by role: before, oracle.
 
         Raises:
             MethodError, DataError, ModelError: what is missing, or which row.
@@ -230,7 +232,7 @@ class ForgetRequest:
         for rows in (split.forget, split.retain):
             if rows is not None:
                 encode_rows(rows, loaded.tokenizer, length)
-        self.audit.check_rows(split, loaded.tokenizer, [loaded.model], references=True)
+        self.audit.check_rows(split, loaded.tokenizer, [loaded.model], references=("before",))
 
 
 def _need_linear_layers(model: Any) -> None:

@@ -13,21 +13,22 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...data.text.examples import ForgetSplit
 from ...errors import MethodError, ModelError
 from ...models.merging import merged
-from ..base import has_rows, rows_of
+from ..base import Attack, Point
 from ..context import Context
+from ..text.context import TextContext
+from ..text.rows import has_rows, rows_of
 
 
 @dataclass(frozen=True)
-class Quantise:
+class Quantise(Attack[TextContext]):
     """Round-to-nearest quantisation of every linear weight; head and embeddings stay.
 
     Args:
@@ -38,10 +39,11 @@ class Quantise:
     bits: int = 4
     group: int = 64
 
-    name = "quantisation"
-    x = "bits"
-    label = "bits per weight"
-    about = "The weights are rounded to few bits; do the forget answers come back?"
+    reads: ClassVar[type[Context]] = TextContext
+    name: ClassVar[str] = "quantisation"
+    x: ClassVar[str] = "bits"
+    label: ClassVar[str] = "bits per weight"
+    about: ClassVar[str] = "The weights are rounded to few bits; do the forget answers come back?"
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
@@ -49,8 +51,9 @@ class Quantise:
         if self.group < 1:
             raise MethodError(f"quantisation needs groups of at least 1 weight, not {self.group}.")
 
-    def __call__(self, context: Context, split: ForgetSplit) -> list[dict[str, float]]:
+    def __call__(self, context: TextContext) -> list[Point]:
         """Mean probability of the forget answers (and the retained ones) before and after rounding."""
+        split = context.split
         sets = {"forget": rows_of(split, "forget")}
         if has_rows(split, "retain"):
             sets["kept"] = rows_of(split, "retain", 200)
@@ -59,18 +62,13 @@ class Quantise:
             for name, rows in sets.items()
         }
 
-        def measure(subject: Context, bits: float) -> dict[str, float]:
+        def measure(subject: TextContext, bits: float) -> Point:
             means = {n: float(np.mean([math.exp(-s.mean_nll) for s in subject.scores(r)])) for n, r in sets.items()}
             return {"bits": bits, **means}
 
-        def attack() -> list[dict[str, float]]:
+        def attack() -> list[Point]:
             width = 8.0 * next(context.model.parameters()).element_size()
-            small = Context(
-                quantise(context.model, self.bits, self.group),
-                context.tokenizer,
-                batch_size=context.batch_size,
-                max_length=context.max_length,
-            )
+            small = context.of(quantise(context.model, self.bits, self.group))
             return [measure(context, width), measure(small, float(self.bits))]
 
         return context.remember("quantisation", [asdict(self), ids], attack)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,13 +22,16 @@ from ...errors import DataError, MethodError, ModelError
 from ...models.merging import merged
 from ...runs import seeded, training_progress
 from ...scoring import score_rows
+from ..base import Attack, Point
 from ..context import Context
+from ..report.parts import Mark, Remark
+from ..text.context import TextContext
 
-Point = dict[str, float]
+WORTH_TELLING = 0.05  # a probability below it is none to bring back, and a fall below it none to speak of
 
 
 @dataclass(frozen=True)
-class Relearn:
+class Relearn(Attack[TextContext]):
     """Fine-tunes a copy on some forget rows with AdamW at a constant rate.
 
     Args:
@@ -47,10 +50,11 @@ class Relearn:
     every: int = 4
     seed: int = 0
 
-    name = "relearning"
-    x = "step"
-    label = "fine-tuning steps"
-    about = "The model is fine-tuned on a few forget rows; do the other forget rows come back?"
+    reads: ClassVar[type[Context]] = TextContext
+    name: ClassVar[str] = "relearning"
+    x: ClassVar[str] = "step"
+    label: ClassVar[str] = "fine-tuning steps"
+    about: ClassVar[str] = "The model is fine-tuned on a few forget rows; do the other forget rows come back?"
 
     def __post_init__(self) -> None:
         for part in ("rows", "steps", "batch_size", "every"):
@@ -59,15 +63,39 @@ class Relearn:
         if not self.learning_rate > 0:
             raise MethodError(f"relearning needs a learning rate above 0, not {self.learning_rate}.")
 
-    def __call__(self, context: Context, split: ForgetSplit) -> list[Point]:
+    def __call__(self, context: TextContext) -> list[Point]:
         """The curve: per point `step` and the mean probability of `shown` and `unseen` forget rows."""
-        rows = context.encoded(split.forget)
+        rows = context.encoded(context.split.forget)
         key = [asdict(self), [[[part.input_ids, part.prompt_length] for part in row] for row in rows]]
 
         def attack() -> list[Point]:
             return self.attack(context.model, rows, context.tokenizer.pad_token_id, context.batch_size)[1]
 
         return context.remember("relearning", key, attack)
+
+    def remark(self, curves: Mapping[str, list[Point]], main: str) -> Remark | None:
+        """What a short fine-tuning brought back of the forget rows it did not show."""
+        curve, oracle, before = curves.get(main), curves.get("oracle"), curves.get("before")
+        if not curve:
+            return None
+        start, end = curve[0]["unseen"], curve[-1]["unseen"]
+        told = f"{curve[-1]['step']:.0f} steps of fine-tuning on other forget rows move the rest from {start:.2f} to {end:.2f}"
+        if before and before[0]["unseen"] < WORTH_TELLING:
+            known = f"the model gave the other forget rows {before[0]['unseen']:.2f} before"
+            return Remark(f"{known}, so relearning had nothing to bring back", "unknown")
+        if oracle:
+            same = end <= oracle[-1]["unseen"] + 0.1
+            verdict = "as a retrained model would" if same else "more than a retrained model, so traces remain"
+            beside = f"({oracle[-1]['unseen']:.2f} for the retrained model)"
+            return Remark(f"{told} {beside}, {verdict}", "good" if same else "bad")
+        if not before:
+            return Remark(told, "mixed")
+        if before[0]["unseen"] - start < WORTH_TELLING:
+            return Remark(f"{told}, and they had hardly gone (from {before[0]['unseen']:.2f})", "bad")
+        back = (end - start) / (before[0]["unseen"] - start)
+        mark: Mark = "good" if back < 0.2 else "mixed" if back < 0.5 else "bad"
+        way = "all" if back >= 1 else f"{max(0.0, back):.0%}"
+        return Remark(f"{told}, {way} of the way back to where it was", mark)
 
     def drawn(self, count: int) -> tuple[list[int], list[int]]:
         """The row numbers shown to the attacker, and the others."""
@@ -111,7 +139,7 @@ def relearn(
     Returns:
         The relearned model and its curve: dicts of `step` and mean probability of `shown` and `unseen` rows.
     """
-    context = Context(model, tokenizer, max_length=max_length)
+    context = TextContext(model, ForgetSplit(forget), tokenizer, max_length=max_length)
     return Relearn(**settings).attack(model, context.encoded(forget), tokenizer.pad_token_id, context.batch_size)
 
 
@@ -127,7 +155,9 @@ def _trainable_copy(model: Any) -> Any:
     return attacked
 
 
-def _train(attacked: Any, rows: list[Encoded], pad_id: int, settings: Relearn, after_step: Any) -> None:
+def _train(
+    attacked: Any, rows: list[Encoded], pad_id: int, settings: Relearn, after_step: Callable[[int], None]
+) -> None:
     """transformers' Trainer for a fixed number of steps; the caller's random state is left as it was."""
     import tempfile
 

@@ -1,42 +1,102 @@
-"""One image model on one split, and one metric of it: what every part of the vision audit takes and gives."""
+"""One image model under audit: what it says of every set and what goes into its head, computed once and kept on disk.
+
+A pass is keyed by the content of the model and of the rows, so a second audit of the same model makes no forward.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sized
 from functools import cached_property
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 import torch
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from ...data.images.images import Images
 from ...data.images.splits import ImageSplit
-from ...errors import MethodError
+from ...errors import MethodError, ModelError
 from ...models.curvature import evaluating
 from ...models.vision_layout import VisionLayout, vision_layout
-from ..base import Better, Panel, Score
+from ...runs import cached_files, hash_json, read_tensors
+from ..context import FORMAT, Context, PassSettings
 from .arrays import Floats, Labelled, Whole
+from .pictures import pictures_of
 
-__all__ = ["ImageContext", "ImageMetric"]
+if TYPE_CHECKING:
+    from ..base import Suite
+    from ..report.parts import Picture
+
+__all__ = ["ImageContext"]
+
+CONTROL = "head only"
 
 
-@dataclass
-class ImageContext:
-    """One model on one split; what it says of a set is computed once.
+class ImagePass(NamedTuple):
+    """What a model made of a set.
+
+    Args:
+        logits: `[rows, outputs]`, float64.
+        features: `[rows, dim]`, float64, what goes into the head.
+    """
+
+    logits: Floats
+    features: Floats
+
+
+class ImageContext(Context[ImageSplit]):
+    """One image model on one split.
 
     Args:
         model: takes pixels `[rows, channels, height, width]` to `[rows, outputs]`.
-        split: the data.
-        batch_size: rows a pass.
-        others: contexts of the other models, by role; "random" is an untrained one.
+        split: the rows.
+        role, batch_size, cached: as `Context`.
     """
 
+    kind: ClassVar[str] = "images"
+    columns: ClassVar[Mapping[str, str | None]] = {**Context.columns, "control": CONTROL, "random": None}
+    manner: ClassVar[str] = "Every model saw the same images."
     model: nn.Module
-    split: ImageSplit
-    batch_size: int = 256
-    others: dict[str, ImageContext] = field(default_factory=dict, repr=False)
-    _seen: dict[str, tuple[Floats, Floats]] = field(default_factory=dict, repr=False)
+
+    def __init__(
+        self, model: nn.Module, split: ImageSplit, *, role: str = "after", batch_size: int = 256, cached: bool = True
+    ) -> None:
+        super().__init__(model, split, role=role, batch_size=batch_size, cached=cached)
+        self._passes: dict[str, ImagePass] = {}
+
+    @classmethod
+    def holds(cls, split: object) -> bool:
+        return isinstance(split, ImageSplit)
+
+    @classmethod
+    def sets(cls, split: ImageSplit) -> Mapping[str, Sized]:
+        return split.parts
+
+    @classmethod
+    def rows_named(cls, split: ImageSplit, name: str) -> Images | None:
+        """A set of the split; "test retain" and "test forget" are the test rows of either kind."""
+        special = {"test retain": split.test_retain, "test forget": split.test_forget}
+        return special[name] if name in special else split.parts.get(name)
+
+    @classmethod
+    def beside(
+        cls, models: Mapping[str, nn.Module], split: ImageSplit, suite: Suite, settings: PassSettings
+    ) -> dict[str, Self]:
+        """A context per model, which must have as many outputs as the data."""
+        contexts = super().beside(models, split, suite, settings)
+        for role, context in contexts.items():
+            if context.outputs != split.forget.num_outputs:
+                raise ModelError(
+                    f"the {cls.columns.get(role) or role} model has {context.outputs} outputs and the data "
+                    f"{split.forget.num_outputs}. Give a model made for this data."
+                )
+        return contexts
+
+    @classmethod
+    def pictures(cls, contexts: Mapping[str, Self]) -> tuple[Picture, ...]:
+        """Confusion matrices, and the nearest neighbours of forgotten rows."""
+        return pictures_of(contexts)
 
     @cached_property
     def layout(self) -> VisionLayout:
@@ -44,25 +104,29 @@ class ImageContext:
         device = next(self.model.parameters()).device
         return vision_layout(self.model, self.split.forget.pixels[:2].to(device))
 
+    @property
+    def outputs(self) -> int:
+        """How many numbers the model gives a row."""
+        return self.remember("outputs", list(self.split.forget.shape), lambda: self.layout.num_outputs)
+
     def set(self, name: str) -> Images:
-        """A set of the split; "test retain" and "test forget" are the test rows of either kind.
+        """A set of the split by name, as `rows_named`.
 
         Raises:
             MethodError: the split has no such set.
         """
-        special = {"test retain": self.split.test_retain, "test forget": self.split.test_forget}
-        rows = {**self.split.parts, **special}.get(name)
+        rows = self.rows_named(self.split, name)
         if rows is None:
             raise MethodError(f"the split {self.split.name} has no {name} rows.")
         return rows
 
     def logits(self, name: str) -> Floats:
         """`[rows, outputs]`, float64."""
-        return self._pass(name)[0]
+        return self._pass(name).logits
 
     def features(self, name: str) -> Floats:
         """`[rows, dim]`, what goes into the head."""
-        return self._pass(name)[1]
+        return self._pass(name).features
 
     def labels(self, name: str) -> Whole:
         """`[rows]`"""
@@ -73,53 +137,33 @@ class ImageContext:
         logits = self.logits(name)
         return (logits[:, 0] if self.set(name).labels is None else logits), self.labels(name)
 
+    def _pass(self, name: str) -> ImagePass:
+        if name not in self._passes:
+            rows = self.set(name)
+            tensors = self._kept(rows, lambda: self._forward(rows))
+            self._passes[name] = ImagePass(*(tensors[part].double().numpy() for part in ImagePass._fields))
+        return self._passes[name]
+
+    def _kept(self, rows: Images, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The tensors of a pass over these rows: from the disk, or computed and kept there."""
+        if not self.cached or self.fingerprint is None:
+            return compute()
+
+        def read(folder: Path) -> dict[str, Tensor]:
+            return read_tensors(folder / "pass.safetensors", "pass of an image model", ModelError, finite=False)[0]
+
+        def make(folder: Path) -> None:
+            save_file(compute(), folder / "pass.safetensors")
+
+        return cached_files("image-passes", hash_json([FORMAT, self.fingerprint, rows.hash]), make, read)
+
     @torch.no_grad()
-    def _pass(self, name: str) -> tuple[Floats, Floats]:
-        if name not in self._seen:
-            rows, device = self.set(name), next(self.model.parameters()).device
-            logits, features = [], []
-            with evaluating(self.model):
-                for first in range(0, len(rows), self.batch_size):
-                    seen = self.layout.observe(rows.pixels[first : first + self.batch_size].to(device))
-                    logits.append(seen.logits.double().cpu())
-                    features.append(seen.features.double().cpu())
-            self._seen[name] = torch.cat(logits).numpy(), torch.cat(features).numpy()
-        return self._seen[name]
-
-
-@dataclass(frozen=True)
-class ImageMetric:
-    """One metric of a suite for images.
-
-    Args:
-        name: unique within a suite.
-        measure: gives the score of one model.
-        about, better, panel: as `Metric`.
-        needs: sets of the split it reads.
-        against: role of the model it compares with ("before", "oracle", "random"), which must be there.
-    """
-
-    name: str
-    measure: Callable[[ImageContext], Score]
-    about: str
-    better: Better = "toward_reference"
-    panel: Panel = "forgotten"
-    needs: tuple[str, ...] = ("forget",)
-    against: str | None = None
-    moments: ClassVar[bool] = False
-
-    def applies(self, split: ImageSplit) -> bool:
-        """Whether the split has the sets it reads."""
-        special = {"test retain": split.test_retain, "test forget": split.test_forget}
-        return all({**split.parts, **special}.get(name) is not None for name in self.needs)
-
-    def __call__(self, context: ImageContext) -> Score:
-        """Measures one model; a comparison with itself, or with a model that isn't there, has no value."""
-        if self.against is not None and self.against not in context.others:
-            return Score(self.name, None, [], self.better, f"There is no {self.against} model to compare with.")
-        score = self.measure(context)
-        return Score(self.name, score.value, score.per_example, self.better, score.note)
-
-    def described(self) -> dict[str, Any]:
-        """What the report says about this metric."""
-        return {"name": self.name, "better": self.better, "about": self.about, "panel": self.panel}
+    def _forward(self, rows: Images) -> dict[str, Tensor]:
+        device = next(self.model.parameters()).device
+        logits, features = [], []
+        with evaluating(self.model):
+            for first in range(0, len(rows), self.batch_size):
+                seen = self.layout.observe(rows.pixels[first : first + self.batch_size].to(device))
+                logits.append(seen.logits.cpu())
+                features.append(seen.features.cpu())
+        return {"logits": torch.cat(logits).contiguous(), "features": torch.cat(features).contiguous()}

@@ -5,18 +5,18 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ...data.images.images import Images
-from ...data.images.splits import ImageSplit
 from ...errors import MethodError, ModelError
 from ..report.charts import Filters, heatmaps, layers_chart
 from ..report.parts import Picture, Strip, Tile
 from .accuracy import confusion
+from .arrays import ArrayLike
 from .features import neighbours
 
 if TYPE_CHECKING:
@@ -28,19 +28,15 @@ SHOWN, NEAREST, CLASSES = 6, 6, 60
 CELLS = 2400  # weights drawn one by one
 
 
-def pictures_of(
-    contexts: Mapping[str, ImageContext], split: ImageSplit, selected: Mapping[str, float | Tensor] | None = None
-) -> tuple[Picture, ...]:
-    """Confusion matrices (classifiers of at most 60 classes with test rows), nearest neighbours, and what was selected."""
-    found = [_neighbours(contexts, split)]
-    classes = split.forget.classes
+def pictures_of(contexts: Mapping[str, ImageContext]) -> tuple[Picture, ...]:
+    """Confusion matrices (classifiers of at most 60 classes with test rows), and nearest neighbours."""
+    split = next(iter(contexts.values())).split
+    pictures, classes = [_neighbours(contexts, split.forget)], split.forget.classes
     if split.test is not None and split.forget.labels is not None and len(classes) <= CLASSES:
         tables = {role: confusion(*context.labelled("test")) for role, context in contexts.items()}
         about = "Unseen rows: the row is the true class, the column the answer, a cell's shade the share of its row."
-        found.insert(0, Picture("Confusion", about, svg=heatmaps(tables, classes)))
-    if selected is not None:
-        found.append(selection_picture(contexts.get("before", contexts["after"]).model, selected))
-    return tuple(found)
+        pictures.insert(0, Picture("Confusion", about, svg=heatmaps(tables, classes)))
+    return tuple(pictures)
 
 
 def selection_picture(model: nn.Module, selected: Mapping[str, float | Tensor]) -> Picture:
@@ -126,9 +122,8 @@ def _first_filters(model: nn.Module, marks: Mapping[str, Tensor]) -> Filters | N
     return Filters(title, shown.tolist(), weights[shown], marked[shown])
 
 
-def _neighbours(contexts: Mapping[str, ImageContext], split: ImageSplit) -> Picture:
+def _neighbours(contexts: Mapping[str, ImageContext], forget: Images) -> Picture:
     """For a few forget rows, the nearest training rows in each model's feature space."""
-    forget = split.forget
     picks = [i * len(forget) // min(SHOWN, len(forget)) for i in range(min(SHOWN, len(forget)))]
     strips = []
     nearest = {role: _nearest(context, picks) for role, context in contexts.items()}
@@ -165,7 +160,7 @@ def _tile(rows: Images, at: int) -> Tile:
     return Tile(data_uri(rows.pixels[at].numpy()), name)
 
 
-def data_uri(pixels: Any) -> str:
+def data_uri(pixels: ArrayLike) -> str:
     """A PNG of pixels `[channels, height, width]` in 0..1."""
     from PIL import Image
 

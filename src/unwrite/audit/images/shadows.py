@@ -13,9 +13,9 @@ forget, the AUC is 0.66 instead of 0.61 (means of three models), that of retrain
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -28,20 +28,27 @@ from ...errors import DataError, MethodError, unknown
 from ...models.fitting import TrainRecipe
 from ...models.image_training import fitted_many
 from ...models.vision_layout import logits_of
-from ..base import Score
+from ..base import Exhibit, Panel, Score
+from ..context import Context
+from ..report.parts import Remark
+from ..report.report import Report
 from .arrays import Floats
-from .context import ImageContext, ImageMetric
+from .context import ImageContext
+from .evidence import shadow_evidence
 from .lira import LEAST, lira, logit_confidence
+from .metrics import Contexts, ImageMetric
 
-__all__ = ["Shadows", "shadow_models"]
+__all__ = ["ShadowAttack", "Shadows", "shadow_models"]
 
 Halves = Literal["all", "attacked"]
 NAMES = ("lira_auc", "lira_tpr_at_0.01", "lira_tpr_at_0.001")
 
 
 @dataclass(frozen=True, eq=False)
-class Shadows:
-    """What shadow models say of forget and holdout rows. `evaluate(..., shadows=...)` attacks every model with it.
+class Shadows(Exhibit):
+    """What shadow models say of forget and holdout rows.
+
+    `evaluate(..., references={"shadows": shadows})` attacks every model with it.
 
     For a whole class the models without a row still know its class, so a model that forgot the class looks unlike both
     sides: the attack is made for random rows.
@@ -62,6 +69,7 @@ class Shadows:
     inside: NDArray[np.bool_]
     least: int = LEAST
     unlearned: bool = False
+    reads: ClassVar[type[Context]] = ImageContext
 
     def __post_init__(self) -> None:
         if len(self.phi) < self.least:
@@ -83,20 +91,45 @@ class Shadows:
         asked = np.arange(len(self.index)) < len(forget)
         return lira(np.concatenate(seen), self.phi, self.inside, asked, least=self.least)
 
-    def metrics(self) -> list[ImageMetric]:
+    def metrics(self) -> Sequence[ImageMetric]:
         """Rows of a report."""
+        return [ShadowAttack(self, name) for name in NAMES]
 
-        def one(name: str) -> Callable[[ImageContext], Score]:
-            return lambda context: self.of(context)[name]
+    def provenance(self) -> Mapping[str, str | float]:
+        return {"shadow models": len(self.phi)}
 
-        told = "by LiRA" + (" with unlearned shadow models" if self.unlearned else "")
-        auc = f"Forget rows told from unseen ones {told}: 1 is no error, 0.5 chance, below they look less seen."
-        found = "Share of forget rows called members {} at a false-positive rate of {}."
-        abouts = [auc, *(found.format(told, name.split("_")[-1]) for name in NAMES[1:])]
-        return [
-            ImageMetric(name, one(name), about, panel="privacy", needs=("forget", "holdout"))
-            for name, about in zip(NAMES, abouts, strict=True)
-        ]
+    def remark(self, report: Report) -> Remark | None:
+        return shadow_evidence(report)
+
+
+@dataclass(frozen=True)
+class ShadowAttack(ImageMetric):
+    """One figure of LiRA with these shadow models.
+
+    Args:
+        shadows: what they say of the rows.
+        figure: which of the attack's figures.
+    """
+
+    shadows: Shadows
+    figure: str = NAMES[0]
+    panel: ClassVar[Panel] = "privacy"
+    needs: ClassVar[tuple[str, ...]] = ("forget", "holdout")
+
+    @property
+    def name(self) -> str:
+        return self.figure
+
+    @property
+    def about(self) -> str:
+        told = "by LiRA" + (" with unlearned shadow models" if self.shadows.unlearned else "")
+        if self.figure == NAMES[0]:
+            return f"Forget rows told from unseen ones {told}: 1 is no error, 0.5 chance, below they look less seen."
+        rate = self.figure.split("_")[-1]
+        return f"Share of forget rows called members {told} at a false-positive rate of {rate}."
+
+    def measure(self, context: ImageContext, references: Contexts) -> Score:
+        return self.shadows.of(context)[self.figure]
 
 
 def shadow_models(
@@ -165,7 +198,7 @@ def _halves(rows: int, count: int, seed: int) -> NDArray[np.bool_]:
 
 
 @torch.no_grad()
-def _confidences(model: nn.Module, sets: tuple[Images, ...], batch_size: int = 256) -> Any:
+def _confidences(model: nn.Module, sets: tuple[Images, ...], batch_size: int = 256) -> Floats:
     """phi of the sets' rows, one after the other."""
     found, model = [], model.eval()
     for rows in sets:

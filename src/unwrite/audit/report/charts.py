@@ -35,7 +35,9 @@ def colours(roles: Sequence[str]) -> dict[str, str]:
 
 
 def trade_off(report: Report) -> str:
-    """Forgetting against utility, one point a model; the good corner is top left. "" with fewer than two points."""
+    """Forgetting against utility, one point a model; the good corner is top left. "" without axes or with fewer than two points."""
+    if report.axes is None:
+        return ""
     gone, kept = report.axes
     points: list[dict[str, Any]] = [
         {"model": role, "x": report.value(gone, role), "y": report.value(kept, role)}

@@ -43,7 +43,7 @@ def render(report: Report) -> str:
     """The page as text."""
     from markupsafe import Markup
 
-    names = dict(zip(report.axes, ("#b4532a", "#2f7566"), strict=True))
+    names = dict(zip(report.axes or (), ("#b4532a", "#2f7566"), strict=False))
     plots = [
         ("Forgetting against utility", "The good corner is the upper left.", charts.trade_off(report)),
         ("Step by step", "What is left after each request.", charts.steps_chart(report, names)),
@@ -54,7 +54,7 @@ def render(report: Report) -> str:
         .get_template("report.html.j2")
         .render(
             report=report,
-            summary=report.summary(),
+            summary=report.summary,
             panels=_panels(report),
             plots=[(title, about, Markup(svg)) for title, about, svg in plots if svg],
             colour_of=_colour_of(report),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
+
+Mark = Literal["", "good", "mixed", "bad", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -18,14 +21,29 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Remark:
+    """A clause of the summary, and how it reads; "" judges nothing."""
+
+    text: str
+    mark: Mark = ""
+
+
+@dataclass(frozen=True)
 class AttackResult:
-    """One attack on every model alike: a curve a role. `x` is the key of the x axis in a point, `label` its words."""
+    """One attack on every model alike.
+
+    Args:
+        x, label: the key of the x axis in a point, and its words.
+        curves: by column of the report.
+        remark: what the summary says of it.
+    """
 
     name: str
     about: str
     x: str
     label: str
     curves: Mapping[str, list[dict[str, float]]]
+    remark: Remark | None = None
 
 
 @dataclass(frozen=True)
@@ -56,14 +74,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Summary:
-    """The sentences, and how each reads: "good", "mixed", "bad" or "unknown"."""
+    """Three sentences a non-specialist understands, and how each reads."""
 
-    removed: str
-    kept: str
-    sure: str
-    removed_mark: str = "unknown"
-    kept_mark: str = "unknown"
-    sure_mark: str = "unknown"
+    removed: str = "Removed: not measured by this suite."
+    kept: str = "Kept: not measured by this suite."
+    sure: str = "How sure: nothing to judge by."
+    removed_mark: Mark = "unknown"
+    kept_mark: Mark = "unknown"
+    sure_mark: Mark = "unknown"
 
     @property
     def headline(self) -> str:

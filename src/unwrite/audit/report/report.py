@@ -16,14 +16,14 @@ from ...errors import RunError
 from ...runs import clean, conforms, read_json, write_json, write_text
 from ...terminal import text, visible
 from ..base import Score
-from .parts import AttackResult, Picture, Sample, Strip, Summary, Tile
-from .summary import summarise
+from .parts import AttackResult, Picture, Remark, Sample, Strip, Summary, Tile
 from .wording import GOOD, short, words
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-FORMAT = 1
+FORMAT = 2
+NOT_HASHED = "not hashed"  # a model's hash, where nothing tells what it does
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Report:
     Args:
         columns: per model ("before", "after", "oracle", or the steps of a driver) every metric's score.
         metrics: per metric its name, better, about and panel, in report order.
-        axes: what should go and what should stay, on the trade-off plot.
-        answers: the same for the headline, as metrics with a value per row.
+        axes: what should go and what should stay, on the trade-off plot; None for no plot.
         scale: 1 where those are fractions, 100 where they are percentages.
-        asked: what the models were asked for: "answers" (texts), "labels" or "values" (images).
-        pictures: of images, what there is to see.
+        manner: how the models were asked.
+        summary: the sentences on top, as the suite made them of these figures.
+        pictures: what there is to see, of images.
         notices: what a reader should know of these figures: rows cut, rows twice, what was left out.
     """
 
@@ -48,10 +48,10 @@ class Report:
     columns: Mapping[str, Mapping[str, Score]]
     samples: list[Sample] = field(default_factory=list)
     attacks: list[AttackResult] = field(default_factory=list)
-    axes: tuple[str, str] = ("forget_rouge", "utility")
-    answers: tuple[str, str] = ("forget_rouge", "retain_rouge")
+    axes: tuple[str, str] | None = None
     scale: float = 1.0
-    asked: str = "answers"
+    manner: str = ""
+    summary: Summary = field(default_factory=Summary)
     pictures: tuple[Picture, ...] = ()
     notices: tuple[str, ...] = ()
     provenance: Mapping[str, str | float] = field(default_factory=dict)
@@ -70,10 +70,6 @@ class Report:
         """One number; None where it wasn't or couldn't be measured."""
         score = self.columns.get(role or self.main, {}).get(metric)
         return None if score is None else score.value
-
-    def summary(self) -> Summary:
-        """Three plain sentences: removed, kept, sure."""
-        return summarise(self)
 
     def table(self) -> Table:
         """Before, after and oracle side by side, for a terminal."""
@@ -118,8 +114,7 @@ class Report:
 
     def json(self) -> dict[str, Any]:
         """Everything, as plain JSON values; no NaN."""
-        summary = self.summary()
-        return {"format": FORMAT, **asdict(self), "roles": self.roles, "summary": asdict(summary)}
+        return {"format": FORMAT, **asdict(self), "roles": self.roles}
 
     def csv(self) -> str:
         """One row a model, one column a metric, in report order; empty where there is no value."""
@@ -140,15 +135,16 @@ class Report:
         """
         if value.get("format") != FORMAT:
             raise RunError(f"not an audit report of format {FORMAT} (format: {value.get('format')!r}). Audit again.")
-        plain = {k: v for k, v in value.items() if k not in ("format", "summary", "roles")}
+        plain = {k: v for k, v in value.items() if k not in ("format", "roles")}
         try:
             columns = plain["columns"]  # JSON's keys are sorted; `roles` has their order
             plain["columns"] = {r: {n: Score(**s) for n, s in columns[r].items()} for r in value["roles"]}
             plain["samples"] = [_sample(sample) for sample in plain["samples"]]
-            plain["attacks"] = [AttackResult(**attack) for attack in plain["attacks"]]
+            plain["attacks"] = [_attack(attack) for attack in plain["attacks"]]
+            plain["summary"] = Summary(**plain["summary"])
             plain["pictures"] = tuple(_picture(picture) for picture in plain.get("pictures", ()))
             plain["notices"] = tuple(plain.get("notices", ()))
-            plain["axes"], plain["answers"] = tuple(plain["axes"]), tuple(plain["answers"])
+            plain["axes"] = None if plain["axes"] is None else tuple(plain["axes"])
             report = cls(**plain)
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             why = " ".join(str(error).split())[:200]
@@ -201,6 +197,11 @@ class Report:
 
 def _sample(value: Mapping[str, Any]) -> Sample:
     return Sample(**{**value, "history": tuple((role, text) for role, text in value.get("history", ()))})
+
+
+def _attack(value: Mapping[str, Any]) -> AttackResult:
+    remark = value.get("remark")
+    return AttackResult(**{**value, "remark": None if remark is None else Remark(**remark)})
 
 
 def _picture(value: Mapping[str, Any]) -> Picture:

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+from typing import Any
+
+from ...data.images.splits import ImageSplit
 from ...data.text.examples import ForgetSplit
 from ...errors import MethodError, notice, unknown
-from ..base import Suite
-from ..text.membership import Membership
+from ..base import Suite, need_roles
 from .basic import BASIC
 from .membership import MEMBERSHIP
 from .muse import MUSE
 from .tofu import TOFU
 from .vision import VISION, VISION_REGRESSION
 
+DEFAULT = "basic"
+
 SUITES: dict[str, Suite] = {suite.name: suite for suite in (BASIC, TOFU, MUSE, MEMBERSHIP, VISION, VISION_REGRESSION)}
 SUITES["landmarks"] = BASIC  # the shipped set has what the default suite reads
+
+
+def _basic_of_images(split: ImageSplit) -> Suite:
+    return VISION if split.forget.labels is not None else VISION_REGRESSION
+
+
+# What "basic" is for other kinds of data than texts.
+BASICS: dict[str, Callable[[Any], Suite]] = {"images": _basic_of_images}
 
 
 def suite_named(suite: str | Suite) -> Suite:
@@ -25,25 +38,33 @@ def suite_named(suite: str | Suite) -> Suite:
     return SUITES[suite]
 
 
-def check_suite(suite: str | Suite, split: ForgetSplit, *, references: bool = True) -> None:
+def suite_for(suite: str | Suite, kind: str, split: Any) -> Suite:
+    """As `suite_named`, for a split of this kind of data; "basic" is the default suite of every kind.
+
+    Raises:
+        MethodError: a suite for other data.
+    """
+    chosen = BASICS[kind](split) if suite == DEFAULT and kind in BASICS else suite_named(suite)
+    if chosen.of != kind:
+        raise MethodError(f"suite {chosen.name!r} is for {chosen.of}; this split is of {kind}. Use a suite for {kind}.")
+    return chosen
+
+
+def check_suite(suite: str | Suite, split: ForgetSplit, *, references: Collection[str] = ("before",)) -> None:
     """Refuses rows a suite of texts can't give its figures on, before a model is trained for them.
 
     Args:
-        references: whether a model before unlearning or an oracle will be there.
+        references: the models there will be besides the audited one, by role.
 
     Raises:
         MethodError: what the suite needs and the split has not.
     """
     suite = suite_named(suite)
     metrics = suite.for_split(split)
-    names = {metric.name for metric in metrics}
-    if not metrics or not names.issuperset(suite.requires):
+    if not metrics or not {metric.name for metric in metrics}.issuperset(suite.requires):
         needs = f"it needs {suite.needs}" if suite.needs else "no metric of it applies"
         raise MethodError(f"suite {suite.name!r} can't be measured on {split.name}: {needs}. Use suite 'basic'.")
-    if not references and any(isinstance(metric, Membership) and metric.needs_reference for metric in metrics):
-        raise MethodError(f"suite {suite.name!r} compares with another model. Give the model before, or an oracle.")
-    if "forget_truth_ratio" in names and (plain := [row for row in split.forget if row.paraphrased_answer is None]):
-        notice(
-            f"{len(plain)} of {len(split.forget)} forget rows have no paraphrased_answer: their truth ratio takes the "
-            "answer itself for the right one, which is not TOFU's number."
-        )
+    need_roles(f"suite {suite.name!r}", suite.roles, references)
+    for caution in dict.fromkeys(metric.caution(split) for metric in metrics):
+        if caution:
+            notice(caution)

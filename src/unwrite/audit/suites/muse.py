@@ -11,7 +11,7 @@ so a memorising model is at -100 and over-unlearning is above 0. Percentages thr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -19,9 +19,11 @@ from ...data.text.encoding import encode_text
 from ...data.text.examples import Example, Examples, ForgetSplit, first_overlap
 from ...errors import DataError
 from ...scoring import Words, rouge_l
-from ..base import Better, Metric, Panel, Score, Suite, has_rows, rows_of
-from ..context import Context
+from ..base import Better, Headline, Panel, Score, Suite
+from ..text.context import TextContext
 from ..text.membership import Membership, auc
+from ..text.metric import TextMetric
+from ..text.rows import has_rows, rows_of
 
 AUC_RETRAIN = {"news": 0.4772, "books": 0.5393}
 VERBATIM_TOKENS, ANSWER_TOKENS = 128, 32
@@ -60,7 +62,7 @@ def few_shot_prompt(question: str, shots: Sequence[Example], *, blank: bool = Fa
 
 
 @dataclass(frozen=True)
-class VerbMem(Metric):
+class VerbMem(TextMetric):
     """ROUGE-L F1 between the model's continuation of a forget text's beginning and the text, x 100.
 
     Reads the evaluation set `verbmem_forget` (question = prompt, answer = its true continuation).
@@ -68,32 +70,30 @@ class VerbMem(Metric):
 
     on: str = "verbmem_forget"
     stemmer: bool = False
+    name: ClassVar[str] = "verbmem_f"
     better: ClassVar[Better] = "lower"
     about: ClassVar[str] = "How closely the model continues a forget text word for word."
 
     @property
-    def name(self) -> str:
-        return "verbmem_f"
+    def needs(self) -> tuple[str, ...]:
+        return (self.on,)
 
-    def applies(self, split: ForgetSplit) -> bool:
-        return has_rows(split, self.on)
-
-    def __call__(self, context: Context, split: ForgetSplit) -> Score:
-        rows, tok = rows_of(split, self.on), context.tokenizer
+    def measure(self, context: TextContext, references: Mapping[str, TextContext]) -> Score:
+        rows, tok = rows_of(context.split, self.on), context.tokenizer
         prompts = [encode_text(row.question or "", tok) for row in rows]
-        references = [
+        expected = [
             tok.decode(encode_text(row.answer, tok)[:VERBATIM_TOKENS], skip_special_tokens=True) for row in rows
         ]
         said = context.generate(prompts, VERBATIM_TOKENS)
         values = [
             100 * rouge_l(ref, text, stemmer=self.stemmer, words=context.words).f1
-            for ref, text in zip(references, said, strict=True)
+            for ref, text in zip(expected, said, strict=True)
         ]
         return Score.mean(self.name, values, self.better, _stemmed(self.stemmer))
 
 
 @dataclass(frozen=True)
-class KnowMem(Metric):
+class KnowMem(TextMetric):
     """ROUGE-L F1 of few-shot answers to questions about the forget or the retain set, x 100.
 
     Reads the evaluation sets `knowmem_<of>` and `knowmem_<of>_icl`.
@@ -109,26 +109,27 @@ class KnowMem(Metric):
     blank: bool = False
 
     @property
-    def better(self) -> Better:  # type: ignore[override]
+    def better(self) -> Better:
         return "lower" if self.of == "forget" else "higher"
 
     @property
-    def panel(self) -> Panel:  # type: ignore[override]
+    def panel(self) -> Panel:
         return "forgotten" if self.of == "forget" else "kept"
 
     @property
-    def about(self) -> str:  # type: ignore[override]
+    def about(self) -> str:
         return f"How well it answers questions about the {self.of} set."
 
     @property
     def name(self) -> str:
         return f"knowmem_{self.of[0]}"
 
-    def applies(self, split: ForgetSplit) -> bool:
-        return has_rows(split, f"knowmem_{self.of}")
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (f"knowmem_{self.of}",)
 
-    def __call__(self, context: Context, split: ForgetSplit) -> Score:
-        icl = f"knowmem_{self.of}_icl"
+    def measure(self, context: TextContext, references: Mapping[str, TextContext]) -> Score:
+        split, icl = context.split, f"knowmem_{self.of}_icl"
         if not has_rows(split, icl):
             raise DataError(f"KnowMem asks after a few examples, and the set {icl!r} is missing. Add it to the split.")
         rows, shots, tok = rows_of(split, f"knowmem_{self.of}"), rows_of(split, icl), context.tokenizer
@@ -146,7 +147,7 @@ def _stemmed(stemmer: bool) -> str:
 
 
 @dataclass(frozen=True)
-class PrivLeak(Metric):
+class PrivLeak(TextMetric):
     """Privacy leakage against the retrained model. `per_example` holds the forget texts' Min-K% scores.
 
     Reads the evaluation sets `privleak_forget` and `privleak_holdout`, else the split's forget and holdout rows.
@@ -158,18 +159,16 @@ class PrivLeak(Metric):
 
     auc_retrain: float | None = None
     k: float = 0.4
+    name: ClassVar[str] = "privleak"
     better: ClassVar[Better] = "toward_reference"
     panel: ClassVar[Panel] = "privacy"
     about: ClassVar[str] = "Membership leak beside the retrained model: -100 fully visible, 0 as if never trained."
 
-    @property
-    def name(self) -> str:
-        return "privleak"
-
     def applies(self, split: ForgetSplit) -> bool:
         return has_rows(split, "privleak_holdout") or has_rows(split, "holdout")
 
-    def __call__(self, context: Context, split: ForgetSplit) -> Score:
+    def measure(self, context: TextContext, references: Mapping[str, TextContext]) -> Score:
+        split = context.split
         forget = rows_of(split, "privleak_forget" if has_rows(split, "privleak_forget") else "forget")
         holdout = rows_of(split, "privleak_holdout" if has_rows(split, "privleak_holdout") else "holdout")
         if shared := first_overlap(forget, holdout):
@@ -179,8 +178,8 @@ class PrivLeak(Metric):
             )
         scores, value = self._auc(context, forget, holdout)
         reference, note = self.auc_retrain, f"Against AUC {self.auc_retrain}."
-        if reference is None and context.oracle is not None:
-            reference = self._auc(context.oracle, forget, holdout)[1]
+        if reference is None and "oracle" in references:
+            reference = self._auc(references["oracle"], forget, holdout)[1]
             note = f"Against the retrained model's AUC, {reference:.4f}."
         if reference is None:
             reference, note = 0.5, "Not MUSE's number: no retrained model, so against AUC 0.5."
@@ -188,7 +187,7 @@ class PrivLeak(Metric):
             note += " That AUC is far from 0.5: forget and holdout may not be alike."
         return Score(self.name, privleak(value, reference), list(scores), self.better, note)
 
-    def _auc(self, context: Context, forget: Examples, holdout: Examples) -> tuple[list[float], float]:
+    def _auc(self, context: TextContext, forget: Examples, holdout: Examples) -> tuple[list[float], float]:
         attack = Membership("min_k", self.k)
         for rows in (forget, holdout):
             for row, windows in zip(rows, context.encoded(rows), strict=True):
@@ -219,9 +218,10 @@ def muse_suite(
         "muse",
         metrics,
         "Verbatim and knowledge memorisation, privacy leakage, utility.",
-        axes=("knowmem_f", "knowmem_r"),
-        answers=("knowmem_f", "knowmem_r"),
+        gone=Headline("knowmem_f", "lower", 100.0),
+        kept=Headline("knowmem_r", "higher", 100.0),
         scale=100.0,
+        attacks=("relearning",),
         max_length=2048,
         words=words,
         requires=("knowmem_f", "knowmem_r"),

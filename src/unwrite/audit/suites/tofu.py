@@ -24,11 +24,13 @@ from ...data.text.examples import Example, Examples, ForgetSplit
 from ...errors import DataError, MethodError
 from ...runs import conforms, hash_json, read_json, write_json
 from ...scoring.rouge import Words
-from ..base import Better, Metric, Panel, Score, Suite, harmonic_mean, has_rows, kept_sets, rows_of
-from ..context import Context
+from ..base import Better, Headline, Panel, Score, Suite, harmonic_mean
 from ..text.basic import Probability, RougeRecall
+from ..text.context import TextContext
 from ..text.membership import Membership
 from ..text.memorisation import ExactMemorisation, ExtractionStrength
+from ..text.metric import TextMetric
+from ..text.rows import has_rows, kept_sets, rows_of
 
 Mean = Literal["geometric", "arithmetic"]
 Aggregator = Literal["closer_to_1_better", "true_better", "prob_mean"]
@@ -131,7 +133,7 @@ def row_ids(rows: Sequence[Example]) -> list[str]:
     return [f"{row.index}:{hash_json([row.question, row.answer])}" for row in rows]
 
 
-def truth_ratios(context: Context, rows: Examples, mean: Mean = "geometric", paraphrase: bool = True) -> np.ndarray:
+def truth_ratios(context: TextContext, rows: Examples, mean: Mean = "geometric", paraphrase: bool = True) -> np.ndarray:
     """The truth ratio of every row. With `paraphrase`, the right answer is the row's paraphrase where it has one."""
     right = [row.ask(answer=row.paraphrased_answer if paraphrase else None) for row in rows]
     wrong = [row.ask(answer=answer) for row in rows for answer in row.perturbed_answers]
@@ -140,7 +142,7 @@ def truth_ratios(context: Context, rows: Examples, mean: Mean = "geometric", par
     return truth_ratio(per_row, [score.mean_nll for score in context.scores(right)], mean)
 
 
-def save_retain_scores(path: str | Path, context: Context, rows: Examples, mean: Mean = "geometric") -> None:
+def save_retain_scores(path: str | Path, context: TextContext, rows: Examples, mean: Mean = "geometric") -> None:
     """Stores the retrained model's truth ratios, so that later audits need not load it."""
     ratios = truth_ratios(context, rows, mean).tolist()
     write_json(
@@ -178,7 +180,7 @@ def _ratios(path: str | Path, scores: Mapping[str, Any]) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class TruthRatio(Metric):
+class TruthRatio(TextMetric):
     """The aggregated truth ratio of one set; `per_example` holds the ratios themselves.
 
     Args:
@@ -191,11 +193,11 @@ class TruthRatio(Metric):
     about: ClassVar[str] = "Whether right answers look likelier than wrong ones of the same form."
 
     @property
-    def better(self) -> Better:  # type: ignore[override]
+    def better(self) -> Better:
         return "toward_reference" if self.on == "forget" else "higher"
 
     @property
-    def panel(self) -> Panel:  # type: ignore[override]
+    def panel(self) -> Panel:
         return "forgotten" if self.on == "forget" else "kept"
 
     @property
@@ -205,17 +207,26 @@ class TruthRatio(Metric):
     def applies(self, split: ForgetSplit) -> bool:
         return has_rows(split, self.on) and rows_of(split, self.on).has_perturbed
 
-    def __call__(self, context: Context, split: ForgetSplit) -> Score:
+    def caution(self, split: ForgetSplit) -> str:
+        plain = sum(row.paraphrased_answer is None for row in split.forget) if self.on == "forget" else 0
+        if not plain:
+            return ""
+        return (
+            f"{plain} of {len(split.forget)} forget rows have no paraphrased_answer: their truth ratio takes the "
+            "answer itself for the right one, which is not TOFU's number."
+        )
+
+    def measure(self, context: TextContext, references: Mapping[str, TextContext]) -> Score:
         # Real authors and world facts have no paraphrases in the benchmark: there the answer itself is the right one.
         paraphrase = self.on in ("forget", "retain", "retain_perturbed")
-        ratios = truth_ratios(context, rows_of(split, self.on), self.mean, paraphrase)
+        ratios = truth_ratios(context, rows_of(context.split, self.on), self.mean, paraphrase)
         how: Aggregator = "closer_to_1_better" if self.on == "forget" else "true_better"
         note = "" if self.mean == "geometric" else "Arithmetic mean."
         return Score(self.name, aggregate(ratios, how), ratios.tolist(), self.better, note)
 
 
 @dataclass(frozen=True)
-class OptionProbability(Metric):
+class OptionProbability(TextMetric):
     """P(right) / (P(right) + sum of P(wrong)), over the row's answers; P is per token."""
 
     on: str = "real_authors"
@@ -229,8 +240,8 @@ class OptionProbability(Metric):
     def applies(self, split: ForgetSplit) -> bool:
         return has_rows(split, self.on) and rows_of(split, self.on).has_perturbed
 
-    def __call__(self, context: Context, split: ForgetSplit) -> Score:
-        rows = rows_of(split, self.on)
+    def measure(self, context: TextContext, references: Mapping[str, TextContext]) -> Score:
+        rows = rows_of(context.split, self.on)
         right = [math.exp(-score.mean_nll) for score in context.scores(rows)]
         wrong = [row.ask(answer=answer) for row in rows for answer in row.perturbed_answers]
         offered = iter([math.exp(-score.mean_nll) for score in context.scores(wrong)])
@@ -244,27 +255,27 @@ def retain_set(split: ForgetSplit) -> str | None:
 
 
 @dataclass(frozen=True)
-class ModelUtility(Metric):
+class ModelUtility(TextMetric):
     """The harmonic mean of nine numbers, or of as many as the split's sets give."""
 
     mean: Mean = "geometric"
     panel: ClassVar[Panel] = "kept"
     about: ClassVar[str] = "What stayed, in one number: harmonic mean of all rows of this part."
-    name = "model_utility"  # type: ignore[assignment]
+    name: ClassVar[str] = "model_utility"
 
     def applies(self, split: ForgetSplit) -> bool:
         return bool(utility_parts(split, self.mean))
 
-    def __call__(self, context: Context, split: ForgetSplit) -> Score:
-        metrics = utility_parts(split, self.mean)
-        values = [metric(context, split).value or 0.0 for metric in metrics]
+    def measure(self, context: TextContext, references: Mapping[str, TextContext]) -> Score:
+        metrics = utility_parts(context.split, self.mean)
+        values = [metric(context).value or 0.0 for metric in metrics]
         note = "" if len(values) == 9 else f"Over {len(values)} numbers; the benchmark's nine need its three sets."
         return Score(self.name, model_utility(values), [], "higher", note)
 
 
-def utility_parts(split: ForgetSplit, mean: Mean = "geometric") -> list[Metric]:
+def utility_parts(split: ForgetSplit, mean: Mean = "geometric") -> list[TextMetric]:
     """The metrics behind model utility: retain rows by their plain probability, the others against their options."""
-    parts: list[Metric] = []
+    parts: list[TextMetric] = []
     retain = retain_set(split)
     if retain is not None:
         parts += [Probability(retain), RougeRecall(retain), TruthRatio(retain, mean)]
@@ -276,8 +287,8 @@ def utility_parts(split: ForgetSplit, mean: Mean = "geometric") -> list[Metric]:
 
 
 @dataclass(frozen=True)
-class ForgetQualityTest(Metric):
-    """Forget quality. Without an oracle or its stored scores there is no value, and the note says so.
+class ForgetQualityTest(TextMetric):
+    """Forget quality, against the retrained model or its stored scores.
 
     Args:
         retain_scores: a file of the retrained model's truth ratios; None uses the oracle given to the audit.
@@ -293,18 +304,20 @@ class ForgetQualityTest(Metric):
     def name(self) -> str:
         return "forget_quality_log10" if self.log10 else "forget_quality"
 
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ("oracle",) if self.retain_scores is None else ()
+
     def applies(self, split: ForgetSplit) -> bool:
         return split.forget.has_perturbed
 
-    def __call__(self, context: Context, split: ForgetSplit) -> Score:
-        rows, ids = split.forget, row_ids(split.forget)
+    def measure(self, context: TextContext, references: Mapping[str, TextContext]) -> Score:
+        rows, ids = context.split.forget, row_ids(context.split.forget)
         if self.retain_scores is not None:
             reference = read_retain_scores(self.retain_scores, rows, self.mean)
-        elif context.oracle is not None:
-            ratios = truth_ratios(context.oracle, rows, self.mean)
-            reference = dict(zip(ids, ratios.tolist(), strict=True))
         else:
-            return Score(self.name, None, [], "higher", "Needs a retrained model, or its stored truth ratios.")
+            ratios = truth_ratios(references["oracle"], rows, self.mean)
+            reference = dict(zip(ids, ratios.tolist(), strict=True))
         own = truth_ratios(context, rows, self.mean)
         test = forget_quality(dict(zip(ids, own.tolist(), strict=True)), reference)
         note = (
@@ -313,9 +326,11 @@ class ForgetQualityTest(Metric):
         return Score(self.name, test.log10_p if self.log10 else test.p, [], "higher", note)
 
 
-def tofu_metrics(split: ForgetSplit, mean: Mean = "geometric", retain_scores: str | Path | None = None) -> list[Metric]:
+def tofu_metrics(
+    split: ForgetSplit, mean: Mean = "geometric", retain_scores: str | Path | None = None
+) -> list[TextMetric]:
     """What the benchmark reports on this split, in its order."""
-    forget: list[Metric] = [
+    forget: list[TextMetric] = [
         ForgetQualityTest(retain_scores, False, mean),
         ForgetQualityTest(retain_scores, True, mean),
         TruthRatio("forget", mean),
@@ -336,15 +351,17 @@ def tofu_suite(mean: Mean = "geometric", retain_scores: str | Path | None = None
         words: "ascii" for ROUGE beside published figures, see `rouge_l`.
     """
 
-    def listed(split: ForgetSplit) -> list[Metric]:
+    def listed(split: ForgetSplit) -> list[TextMetric]:
         return tofu_metrics(split, mean, retain_scores)
 
     return Suite(
         "tofu",
         listed,
         "Forget quality and model utility on fictitious authors.",
+        gone=Headline("forget_rouge", "lower"),
+        kept=Headline("retain_rouge|*_rouge", "higher"),
         axes=("forget_rouge", "model_utility"),
-        answers=("forget_rouge", "retain_rouge"),
+        attacks=("relearning",),
         max_new_tokens=200,
         words=words,
         requires=("forget_quality",),

@@ -13,20 +13,22 @@ distribution, arXiv 2404.02936).
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from ...data.text.examples import Example, ForgetSplit
-from ...errors import DataError, MethodError, setting
+from ...data.text.examples import Example
+from ...errors import DataError, MethodError, unknown
 from ...scoring import AnswerScore
-from ..base import Better, Metric, Panel, Score, has_rows, rows_of
-from ..context import Context
+from ..base import ALONE, Better, Panel, Score
+from .context import TextContext
+from .metric import TextMetric
+from .rows import rows_of
 
-Attack = Literal["loss", "zlib", "reference", "gradnorm", "min_k", "min_k++"]
-ATTACKS: tuple[Attack, ...] = ("loss", "zlib", "reference", "gradnorm", "min_k", "min_k++")
+AttackName = Literal["loss", "zlib", "reference", "gradnorm", "min_k", "min_k++"]
+ATTACKS: tuple[AttackName, ...] = ("loss", "zlib", "reference", "gradnorm", "min_k", "min_k++")
 
 
 def auc(lower: Sequence[float], higher: Sequence[float]) -> float:
@@ -61,7 +63,7 @@ def min_k_plus_plus(score: AnswerScore, tokens: slice, k: float = 0.2) -> float:
     return min_k(z.tolist(), k)
 
 
-def gradient_norm(context: Context, row: Example, p: float = 2.0) -> float:
+def gradient_norm(context: TextContext, row: Example, p: float = 2.0) -> float:
     """Mean over parameters of the p-norm of d(mean token loss)/d(parameter), for one row."""
     import torch
 
@@ -98,7 +100,7 @@ def _scored(row: Example) -> slice:
 
 
 @dataclass(frozen=True)
-class Membership(Metric):
+class Membership(TextMetric):
     """AUC of one attack between the forget and the holdout rows. `per_example` holds the forget rows' scores.
 
     Args:
@@ -107,46 +109,48 @@ class Membership(Metric):
         reference: the reference attack's model; None takes the oracle, else the model before.
     """
 
-    attack: Attack = "min_k"
+    attack: AttackName = "min_k"
     k: float = 0.4
     reference: Any = None
+    needs: ClassVar[tuple[str, ...]] = ("forget", "holdout")
     better: ClassVar[Better] = "toward_reference"
     panel: ClassVar[Panel] = "privacy"
     about: ClassVar[str] = "How well an attacker tells forget rows from unseen ones: 0.5 is chance, 1 is certain."
 
     def __post_init__(self) -> None:
         if self.attack not in ATTACKS:
-            from ...errors import unknown
-
             raise MethodError(unknown("membership attack", self.attack, ATTACKS))
 
     @property
-    def moments(self) -> bool:  # type: ignore[override]
-        return self.attack == "min_k++"
+    def goes_first(self) -> bool:
+        """Its pass gives the moments of log p, and serves the others, too."""
+        return self._reads_moments
 
     @property
     def name(self) -> str:
         return f"{self.attack.replace('++', 'pp')}_auc"
 
     @property
-    def needs_reference(self) -> bool:
-        """Whether the audit must bring another model."""
-        return self.attack == "reference" and self.reference is None
+    def roles(self) -> tuple[str, ...]:
+        return ("oracle|before",) if self.attack == "reference" and self.reference is None else ()
 
-    def applies(self, split: ForgetSplit) -> bool:
-        return has_rows(split, "holdout")
+    @property
+    def _reads_moments(self) -> bool:
+        return self.attack == "min_k++"
 
-    def __call__(self, context: Context, split: ForgetSplit) -> Score:
-        forget = self.values(context, rows_of(split, "forget"))
-        holdout = self.values(context, rows_of(split, "holdout"))
+    def measure(self, context: TextContext, references: Mapping[str, TextContext]) -> Score:
+        forget = self.values(context, rows_of(context.split, "forget"), references)
+        holdout = self.values(context, rows_of(context.split, "holdout"), references)
         return Score(self.name, auc(forget, holdout), list(forget), self.better)
 
-    def values(self, context: Context, rows: Sequence[Example]) -> list[float]:
+    def values(
+        self, context: TextContext, rows: Sequence[Example], references: Mapping[str, TextContext] = ALONE
+    ) -> list[float]:
         """One score per row, high = looks unseen."""
         if self.attack == "gradnorm":
             encoded = [[[part.input_ids, part.prompt_length] for part in row] for row in context.encoded(rows)]
             return context.remember("gradnorm", encoded, lambda: [gradient_norm(context, row) for row in rows])
-        scores = context.scores(rows, moments=self.moments)
+        scores = context.scores(rows, moments=self._reads_moments)
         if self.attack == "min_k":
             return [min_k([-v for v in s.token_nll[_scored(r)]], self.k) for s, r in zip(scores, rows, strict=True)]
         if self.attack == "min_k++":
@@ -156,18 +160,11 @@ class Membership(Metric):
             sizes = [len(zlib.compress(row.answer.encode())) for row in rows]
             return [loss / size for loss, size in zip(losses, sizes, strict=True)]
         if self.attack == "reference":
-            base = [score.mean_nll for score in self._reference(context).scores(rows)]
+            base = [score.mean_nll for score in self._reference(context, references).scores(rows)]
             return [loss - other for loss, other in zip(losses, base, strict=True)]
         return losses
 
-    def _reference(self, context: Context) -> Context:
+    def _reference(self, context: TextContext, references: Mapping[str, TextContext]) -> TextContext:
         if self.reference is not None:
-            return Context(
-                self.reference, context.tokenizer, batch_size=context.batch_size, max_length=context.max_length
-            )
-        found = context.oracle or context.before
-        if found is None:
-            raise MethodError(
-                f"the reference attack needs a reference model: pass {setting('oracle')} or {setting('before')}."
-            )
-        return found
+            return context.of(self.reference)
+        return references["oracle" if "oracle" in references else "before"]

@@ -8,13 +8,14 @@ first choice. Exact memorisation: the fraction of answer tokens that are. Both f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ...data.text.examples import ForgetSplit
-from ..base import Better, Metric, Score, rows_of
-from ..context import Context
+from ..base import Better, Score
+from .context import TextContext
+from .metric import TextMetric
+from .rows import rows_of
 
 
 def extraction_strength(correct: Sequence[bool]) -> float | None:
@@ -35,17 +36,27 @@ def exact_memorisation(correct: Sequence[bool]) -> float | None:
 
 
 @dataclass(frozen=True)
-class _Memorised(Metric):
+class Memorisation(TextMetric):
+    """Base of what is read off the tokens that were the model's first choice.
+
+    Args:
+        on: the set.
+    """
+
     on: str = "forget"
     better: ClassVar[Better] = "lower"
 
-    def _of(self, context: Context, split: ForgetSplit, rule: Callable[[Sequence[bool]], float | None]) -> Score:
-        scores = context.scores(rows_of(split, self.on))
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (self.on,)
+
+    def _of(self, context: TextContext, rule: Callable[[Sequence[bool]], float | None]) -> Score:
+        scores = context.scores(rows_of(context.split, self.on))
         return Score.mean(self.name, [rule(score.correct[:-1]) for score in scores], self.better)
 
 
 @dataclass(frozen=True)
-class ExtractionStrength(_Memorised):
+class ExtractionStrength(Memorisation):
     """Mean extraction strength of a set's answers."""
 
     about: ClassVar[str] = "Share of each answer the model completes alone once given its beginning."
@@ -54,12 +65,12 @@ class ExtractionStrength(_Memorised):
     def name(self) -> str:
         return f"{self.on}_extraction_strength"
 
-    def __call__(self, context: Context, split: ForgetSplit) -> Score:
-        return self._of(context, split, extraction_strength)
+    def measure(self, context: TextContext, references: Mapping[str, TextContext]) -> Score:
+        return self._of(context, extraction_strength)
 
 
 @dataclass(frozen=True)
-class ExactMemorisation(_Memorised):
+class ExactMemorisation(Memorisation):
     """Mean exact memorisation of a set's answers."""
 
     about: ClassVar[str] = "Share of answer tokens that are the model's first choice."
@@ -68,5 +79,5 @@ class ExactMemorisation(_Memorised):
     def name(self) -> str:
         return f"{self.on}_exact_memorisation"
 
-    def __call__(self, context: Context, split: ForgetSplit) -> Score:
-        return self._of(context, split, exact_memorisation)
+    def measure(self, context: TextContext, references: Mapping[str, TextContext]) -> Score:
+        return self._of(context, exact_memorisation)

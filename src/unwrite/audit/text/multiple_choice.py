@@ -8,7 +8,7 @@ give the same numbers. (lm-evaluation-harness, tasks wmdp and mmlu; WMDP: arXiv 
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -18,8 +18,9 @@ from ...data.text.encoding import IGNORE, Encoded, encode_text
 from ...data.text.examples import ForgetSplit
 from ...errors import DataError
 from ...scoring import logits_at
-from ..base import Better, Metric, Panel, Score
-from ..context import Context
+from ..base import Better, Panel, Score
+from .context import TextContext
+from .metric import TextMetric
 
 
 class Item(Protocol):
@@ -76,7 +77,7 @@ def encode_continuation(context: str, continuation: str, tokenizer: Any, max_len
 
 
 def answer_choices(
-    context: Context, items: Iterable[Item], *, shots: Sequence[Item] = (), shortcut: bool | None = None
+    context: TextContext, items: Iterable[Item], *, shots: Sequence[Item] = (), shortcut: bool | None = None
 ) -> list[Choice]:
     """Scores every item.
 
@@ -118,18 +119,18 @@ def _same_prompt(options: Sequence[Encoded]) -> bool:
     return all(row.targets == 1 and row.input_ids[:-1] == first for row in options)
 
 
-def _general(context: Context, rows: Sequence[Sequence[Encoded]]) -> list[list[float]]:
+def _general(context: TextContext, rows: Sequence[Sequence[Encoded]]) -> list[list[float]]:
     scored = iter(context.score_encoded([row for options in rows for row in options]))
     return [[-next(scored).nll for _ in options] for options in rows]
 
 
-def _single_pass(context: Context, rows: Sequence[Sequence[Encoded]]) -> list[list[float]]:
+def _single_pass(context: TextContext, rows: Sequence[Sequence[Encoded]]) -> list[list[float]]:
     key = [[options[0].input_ids[:-1], [row.input_ids[-1] for row in options]] for options in rows]
     return context.remember("choices", key, lambda: [_letters(context, options) for options in rows])
 
 
 @torch.inference_mode()
-def _letters(context: Context, options: Sequence[Encoded]) -> list[float]:
+def _letters(context: TextContext, options: Sequence[Encoded]) -> list[float]:
     device = next(context.model.parameters()).device
     ids = torch.tensor([options[0].input_ids[:-1]], device=device)
     where = torch.zeros_like(ids, dtype=torch.bool)
@@ -143,7 +144,7 @@ def _letters(context: Context, options: Sequence[Encoded]) -> list[float]:
 
 
 @dataclass(frozen=True)
-class MultipleChoice(Metric):
+class MultipleChoice(TextMetric):
     """Accuracy on a list of items.
 
     Args:
@@ -153,18 +154,18 @@ class MultipleChoice(Metric):
         shots: solved examples put before every question.
     """
 
-    items: Sequence[Any] = ()
+    items: Sequence[Item] = ()
     label: str = "multiple_choice"
     forget: bool = False
-    shots: Sequence[Any] = ()
+    shots: Sequence[Item] = ()
     about: ClassVar[str] = "Share of multiple-choice questions answered right."
 
     @property
-    def better(self) -> Better:  # type: ignore[override]
+    def better(self) -> Better:
         return "lower" if self.forget else "higher"
 
     @property
-    def panel(self) -> Panel:  # type: ignore[override]
+    def panel(self) -> Panel:
         return "forgotten" if self.forget else "kept"
 
     @property
@@ -174,7 +175,7 @@ class MultipleChoice(Metric):
     def applies(self, split: ForgetSplit) -> bool:
         return len(self.items) > 0
 
-    def __call__(self, context: Context, split: ForgetSplit) -> Score:
+    def measure(self, context: TextContext, references: Mapping[str, TextContext]) -> Score:
         found = answer_choices(context, self.items, shots=self.shots)
         chance = sum(1 / len(item.choices) for item in self.items) / len(self.items)
         return Score.mean(self.name, [float(c.correct) for c in found], self.better, f"Chance is {chance:.2f}.")

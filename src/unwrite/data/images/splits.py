@@ -86,7 +86,7 @@ class ImageSplit:
         """Forget and retain together, in the order of their indices: the same for every split of one training set."""
         return self.retain.joined(self.forget, "train")
 
-    @property
+    @cached_property
     def test_retain(self) -> Images | None:
         """The rows of `test` that are not of the forgotten kind; None if all or none are known to be."""
         if self.test is None or self.test_forget is None:

@@ -90,7 +90,7 @@ class Selection:
 
     @property
     def shares(self) -> dict[str, float]:
-        """The share selected of each parameter, 0 to 1, by its name; `evaluate(..., selected=)` draws it."""
+        """The share selected of each parameter, 0 to 1, by its name; the audit's `Selection` draws it."""
         return {layer.name: layer.selected / layer.weights for layer in self.layers}
 
 

@@ -1,0 +1,45 @@
+"""What the models of an audit say, question by question."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from typing import TYPE_CHECKING
+
+from ...data.text.examples import Example
+from ..report.parts import Sample
+from .rows import kept_sets, rows_of
+
+if TYPE_CHECKING:
+    from .context import TextContext
+
+__all__ = ["samples_of"]
+
+SHOWN_FORGET, SHOWN_OTHER = 200, 8
+
+
+def samples_of(contexts: Mapping[str, TextContext], measured: Container[str]) -> list[Sample]:
+    """What each model says: to the forget questions, and to a few of every kept set."""
+    split, samples = next(iter(contexts.values())).split, []
+    for name in ["forget", *kept_sets(split)]:
+        rows = rows_of(split, name, 200)
+        wanted = SHOWN_FORGET if name == "forget" and "forget_rouge" in measured else SHOWN_OTHER
+        picks = [i * len(rows) // wanted for i in range(wanted)] if len(rows) > wanted else list(range(len(rows)))
+        if f"{name}_rouge" in measured:  # already generated: asking for all of them costs nothing
+            said = {role: _pick(context.answers(rows), picks) for role, context in contexts.items()}
+        else:
+            said = {role: context.answers([rows[i] for i in picks]) for role, context in contexts.items()}
+        for at, i in enumerate(picks):
+            reference = next(iter(said.values()))[at][0]
+            answers = {role: texts[at][1] for role, texts in said.items()}
+            samples.append(Sample(name, _asked(rows[i], reference), reference, answers, rows[i].history))
+    return samples
+
+
+def _pick(texts: list[tuple[str, str]], picks: list[int]) -> list[tuple[str, str]]:
+    return [texts[i] for i in picks]
+
+
+def _asked(row: Example, reference: str) -> str:
+    if row.question is not None:
+        return row.question
+    return row.answer[: max(0, len(row.answer) - len(reference))] if row.answer.endswith(reference) else row.answer
