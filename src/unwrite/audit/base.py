@@ -29,7 +29,7 @@ Better = Literal["higher", "lower", "toward_reference"]
 Panel = Literal["forgotten", "kept", "fluency", "privacy"]
 Point = dict[str, float]
 Evidence = Callable[["Report"], "Remark | None"]
-C = TypeVar("C", bound=Context[Any])
+C = TypeVar("C", bound=Context)
 
 ALONE: Mapping[str, Any] = MappingProxyType({})  # no other model
 ROLES = {
@@ -92,7 +92,7 @@ class Metric(ABC, Generic[C]):
         goes_first: whether its passes serve the other metrics, too.
     """
 
-    reads: ClassVar[type[Context[Any]]]
+    reads: ClassVar[type[Context]]
 
     @property
     @abstractmethod
@@ -196,7 +196,7 @@ class Attack(ABC, Generic[C]):
         x, label: the key of the x axis in a point, and its words.
     """
 
-    reads: ClassVar[type[Context[Any]]]
+    reads: ClassVar[type[Context]]
     name: ClassVar[str]
     about: ClassVar[str] = ""
     x: ClassVar[str]
@@ -225,9 +225,9 @@ class Exhibit:
         reads: the kind of context it goes with.
     """
 
-    reads: ClassVar[type[Context[Any]]]
+    reads: ClassVar[type[Context]]
 
-    def metrics(self) -> Sequence[Metric[Any]]:
+    def metrics(self) -> Sequence[Metric]:
         return ()
 
     def pictures(self, contexts: Mapping[str, Any]) -> Sequence[Picture]:
@@ -291,7 +291,7 @@ class Suite:
     """
 
     name: str
-    metrics: Sequence[Metric[Any]] | Callable[[Any], Sequence[Metric[Any]]]
+    metrics: Sequence[Metric] | Callable[[Any], Sequence[Metric]]
     about: str = ""
     of: str = "text"
     gone: Headline | None = None
@@ -307,7 +307,7 @@ class Suite:
     max_length: int = 512
     words: Words = "unicode"
 
-    def for_split(self, split: Any) -> list[Metric[Any]]:
+    def for_split(self, split: Any) -> list[Metric]:
         """The metrics that apply to this split, in report order."""
         listed = self.metrics(split) if callable(self.metrics) else self.metrics
         return [metric for metric in listed if metric.applies(split)]

@@ -25,15 +25,15 @@ __all__ = ["evaluate", "measure", "report_on"]
 
 
 def evaluate(
-    model: Any,
+    model: object,
     split: Split,
     *,
     suite: str | Suite = DEFAULT,
     tokenizer: Any = None,
-    before: Any = None,
-    oracle: Any = None,
-    references: Mapping[str, Any] | None = None,
-    attacks: Iterable[Attack[Any]] = (),
+    before: object = None,
+    oracle: object = None,
+    references: Mapping[str, object] | None = None,
+    attacks: Iterable[Attack] = (),
     batch_size: int = 16,
     max_length: int | None = None,
 ) -> Report:
@@ -92,9 +92,7 @@ def evaluate(
     return replace(report, summary=summarise(report, chosen, exhibits.values()))
 
 
-def measure(
-    metrics: Iterable[Metric[Any]], context: Context[Any], references: Mapping[str, Context[Any]]
-) -> dict[str, Score]:
+def measure(metrics: Iterable[Metric], context: Context, references: Mapping[str, Context]) -> dict[str, Score]:
     """Every metric on one model, in the metrics' order; one that lacks a reference has no value, and says which."""
     metrics = list(metrics)
     scores: dict[str, Score] = {}
@@ -106,10 +104,10 @@ def measure(
 
 
 def report_on(
-    kind: type[Context[Any]],
+    kind: type[Context],
     split: Split,
     suite: Suite,
-    metrics: Sequence[Metric[Any]],
+    metrics: Sequence[Metric],
     columns: Mapping[str, Mapping[str, Score]],
     made: Mapping[str, str | float],
 ) -> Report:
@@ -131,23 +129,23 @@ def report_on(
     )
 
 
-def _given(model: Any, short: Mapping[str, Any], references: Mapping[str, Any]) -> dict[str, Any]:
+def _given(model: object, short: Mapping[str, object], references: Mapping[str, object]) -> dict[str, object]:
     """The audited model and what it is measured beside, by role, in the report's order."""
     for role in ("after", *(role for role, one in short.items() if one is not None)):
         if role in references:
             raise MethodError(f"{role!r} is given twice: leave it out of {setting('references')}.")
-    given: dict[str, Any] = {"before": None, "after": model, "oracle": None}
+    given: dict[str, object] = {"before": None, "after": model, "oracle": None}
     for role, one in [*short.items(), *references.items()]:
         given[role] = given.get(role) if one is None else one
     return {role: one for role, one in given.items() if one is not None}
 
 
 def _check(
-    kind: type[Context[Any]],
+    kind: type[Context],
     settings: PassSettings,
-    models: Mapping[str, Any],
+    models: Mapping[str, object],
     exhibits: Mapping[str, Exhibit],
-    attacks: Iterable[Attack[Any]],
+    attacks: Iterable[Attack],
 ) -> None:
     """Refuses what has no meaning for this kind of data, before the first forward.
 
@@ -178,14 +176,14 @@ def _check(
             )
 
 
-def _attacked(attack: Attack[Any], shown: Mapping[str, Context[Any]]) -> AttackResult:
+def _attacked(attack: Attack, shown: Mapping[str, Context]) -> AttackResult:
     """One attack on every model, and what it says of the one that the report is about."""
     curves = {column: attack(context) for column, context in shown.items()}
     return AttackResult(attack.name, attack.about, attack.x, attack.label, curves, attack.remark(curves, "after"))
 
 
 def _provenance(
-    contexts: Mapping[str, Context[Any]], exhibits: Iterable[Exhibit], split: Split, suite: Suite
+    contexts: Mapping[str, Context], exhibits: Iterable[Exhibit], split: Split, suite: Suite
 ) -> dict[str, str | float]:
     made = provenance(split, suite) | contexts["after"].provenance()
     for role, context in contexts.items():

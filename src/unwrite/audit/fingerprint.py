@@ -1,7 +1,7 @@
 """What a model computes, as a hash: its weights, and how it is built, so that its passes can be kept on disk.
 
 A model of transformers says how it is built in its configuration. Any other module is described by the classes of its parts, the
-code of their methods and their plain attributes; where one of these can't be read, there is no hash and nothing is kept.
+code of their methods (with what of their own module that calls and reads) and their plain attributes; where one of these can't be read, there is no hash and nothing is kept.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = ["fingerprint"]
+
+_SCALARS = (bool, int, float, str)
 
 
 class _Opaque(Exception):
@@ -75,10 +77,47 @@ def _methods(kind: type) -> dict[str, object]:
         method = value.__func__ if isinstance(value, staticmethod | classmethod) else value
         method = method.fget if isinstance(method, property) else method
         if isinstance(method, types.FunctionType):
-            found[name] = [_code(method.__code__), _plain(method.__defaults__), _plain(method.__kwdefaults__)]
-        elif not name.startswith("__") and isinstance(method, bool | int | float | str | tuple):
-            found[name] = _plain(method)
+            found[name] = _function(method, set())
+        elif not name.startswith("__") and isinstance(method, _SCALARS):
+            found[name] = repr(method)
     return found
+
+
+def _function(function: types.FunctionType, seen: set[types.FunctionType]) -> list[object]:
+    """A function's code and defaults, what it closes over, and what of its module it calls or reads.
+
+    Args:
+        seen: functions that are already told of, which is added to.
+
+    Raises:
+        _Opaque: it closes over something that can't be told.
+    """
+    if function in seen:
+        return [function.__qualname__]
+    seen.add(function)
+    code, around = function.__code__, function.__globals__
+    cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
+    closed = {name: _cell(cell) for name, cell in cells.items() if name != "__class__"}
+    used: dict[str, object] = {}
+    for name in sorted(_names(code) & around.keys()):
+        value = around[name]
+        if isinstance(value, types.FunctionType) and value.__module__ == function.__module__:
+            used[name] = _function(value, seen)
+        elif isinstance(value, _SCALARS):
+            used[name] = repr(value)
+    return [_code(code), _plain(function.__defaults__), _plain(function.__kwdefaults__), closed, used]
+
+
+def _cell(cell: types.CellType) -> object:
+    try:
+        return _plain(cell.cell_contents)
+    except ValueError:  # it is empty as yet
+        raise _Opaque("an empty cell") from None
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """The global names that a function's code mentions, in functions inside it, too."""
+    return set(code.co_names).union(*(_names(one) for one in code.co_consts if inspect.iscode(one)))
 
 
 def _code(code: types.CodeType) -> list[object]:
@@ -97,7 +136,7 @@ def _plain(value: object) -> object:
     """
     import torch
 
-    if value is None or isinstance(value, bool | int | float | str | torch.dtype | torch.device | enum.Enum):
+    if value is None or isinstance(value, (*_SCALARS, torch.dtype, torch.device, enum.Enum)):
         return repr(value)
     if isinstance(value, Mapping):
         return [[repr(key), _plain(one)] for key, one in value.items()]
@@ -105,8 +144,8 @@ def _plain(value: object) -> object:
         return sorted(map(repr, value))
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
-    if isinstance(value, types.FunctionType) and not value.__closure__:
-        return [_code(value.__code__), _plain(value.__defaults__), _plain(value.__kwdefaults__)]
+    if isinstance(value, types.FunctionType):
+        return _function(value, set())
     if isinstance(value, type | types.BuiltinFunctionType):
         return f"{value.__module__}.{value.__qualname__}"
     raise _Opaque(type(value).__name__)

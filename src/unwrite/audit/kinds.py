@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..errors import MethodError
 from .context import Context
 from .images.context import ImageContext
 from .text.context import TextContext
 
-CONTEXTS: list[type[Context[Any]]] = [
+CONTEXTS: list[type[Context]] = [
     TextContext,
     ImageContext,
 ]
 
 
-def context_for(split: object) -> type[Context[Any]]:
+def context_for(split: object) -> type[Context]:
     """The contexts of this kind of split.
 
     Raises:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .parts import AttackResult
     from .report import Report
 
+Spec = dict[str, Any]  # of Vega-Lite
 INK, MUTED, GRID = "#1f1d1a", "#77716a", "#e4e0d8"
 COLOURS = {"before": "#7d8694", "after": "#b4532a", "oracle": "#2f7566", "head only": "#8b5aa0"}
 STEPS = ("#b4532a", "#8b5aa0", "#3d6fa8", "#a87a1c", "#4f8a4b", "#a04a63")
@@ -39,7 +40,7 @@ def trade_off(report: Report) -> str:
     if report.axes is None:
         return ""
     gone, kept = report.axes
-    points: list[dict[str, Any]] = [
+    points: list[Spec] = [
         {"model": role, "x": report.value(gone, role), "y": report.value(kept, role)}
         for role in report.roles
         if report.value(gone, role) is not None and report.value(kept, role) is not None
@@ -72,7 +73,7 @@ def trade_off(report: Report) -> str:
 def attack_curve(attack: AttackResult, roles: Sequence[str]) -> str:
     """An attack's curves: one colour a model, one dash a series."""
     models = [role for role in roles if role in attack.curves]
-    points: list[dict[str, Any]] = [
+    points: list[Spec] = [
         {"model": role, "rows": name, "x": point[attack.x], "y": point[name]}
         for role in models
         for point in attack.curves[role]
@@ -138,7 +139,7 @@ def steps_chart(report: Report, names: Mapping[str, str]) -> str:
     return _draw({"data": {"values": points}, "encoding": encoding, "mark": mark})
 
 
-def heatmaps(tables: Mapping[str, Any], names: Sequence[str]) -> str:
+def heatmaps(tables: Mapping[str, NDArray[np.int64]], names: Sequence[str]) -> str:
     """One matrix a model side by side: counts `[true, said]`, shaded by their share of the row."""
     cells = [
         {"model": role, "true": names[i], "said": names[j], "share": count / max(1, int(sum(row)))}
@@ -206,14 +207,14 @@ def layers_chart(shares: Mapping[str, float], filters: Filters | None = None) ->
 PLANE, GAP, ACROSS = 42, 4, 560  # pixels: a channel of a filter, what is between two, all filters of a row
 
 
-def _filters(filters: Filters) -> dict[str, Any]:
+def _filters(filters: Filters) -> Spec:
     """A cell a weight, channels of a filter side by side; a dot on what is marked."""
     cells, captions, size = _cells(filters)
     limit = float(np.abs(filters.weights).max()) or 1.0
     shade = {"domain": [-limit, 0, limit], "range": ["#3d6fa8", "#f3f0ea", "#c9952b"], "interpolate": "rgb"}
     weight = {"field": "weight", "type": "quantitative", "legend": None, "scale": shade}
 
-    def placed(across: str, down: str, **more: Any) -> dict[str, Any]:
+    def placed(across: str, down: str, **more: Any) -> Spec:
         plain = {"type": "quantitative", "axis": None}
         return {
             "x": {"field": across, "scale": {"domain": [0, size["width"]], "nice": False}, **plain},
@@ -237,7 +238,7 @@ def _filters(filters: Filters) -> dict[str, Any]:
     }
 
 
-def _cells(filters: Filters) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, float]]:
+def _cells(filters: Filters) -> tuple[list[Spec], list[Spec], dict[str, float]]:
     """Where every weight and every caption stands, in pixels from the upper left, and the size of all."""
     _, channels, height, width = filters.weights.shape
     cell = PLANE / max(height, width)
@@ -256,7 +257,7 @@ def _cells(filters: Filters) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     return cells, captions, {"width": columns * wide, "height": -(-len(filters.numbers) // columns) * high}
 
 
-def _colour(roles: Sequence[str], *, legend: bool) -> dict[str, Any]:
+def _colour(roles: Sequence[str], *, legend: bool) -> Spec:
     table = colours(roles)
     scale = {"domain": list(table), "range": list(table.values())}
     return {
@@ -302,7 +303,7 @@ CONFIG = {
 _drawn = 0
 
 
-def _draw(spec: dict[str, Any]) -> str:
+def _draw(spec: Spec) -> str:
     global _drawn
     import vl_convert
 
