@@ -67,14 +67,14 @@ class Score:
 
     @classmethod
     def mean(cls, name: str, values: Sequence[float | None], better: Better, note: str = "") -> Score:
-        """The mean of the values that exist."""
+        """The score that is the mean of the values that exist."""
         known = [v for v in values if v is not None and math.isfinite(v)]
         if not known:
             return cls(name, None, list(values), better, note or "No row could be scored.")
         return cls(name, float(np.mean(known)), list(values), better, note)
 
     def interval(self, resamples: int = 1000, seed: int = 0) -> tuple[float, float] | None:
-        """Percentile bootstrap 95 % interval over rows; None for scores that are not the mean of their rows."""
+        """The 95 % bootstrap interval of the mean over rows; None for scores that are not the mean of their rows."""
         known = np.array([v for v in self.per_example if v is not None], dtype=float)
         if self.value is None or len(known) < 2 or not math.isclose(known.mean(), self.value, abs_tol=1e-9):
             return None
@@ -88,8 +88,6 @@ class Metric(ABC, Generic[C]):
 
     Class attributes:
         reads: the kind of context it measures.
-        roles: other models it can't do without; "oracle|before" is either.
-        goes_first: whether its passes serve the other metrics, too.
     """
 
     reads: ClassVar[type[Context]]
@@ -97,7 +95,7 @@ class Metric(ABC, Generic[C]):
     @property
     @abstractmethod
     def name(self) -> str:
-        """Unique within a suite."""
+        """The metric's name, unique within a suite."""
 
     @property
     def better(self) -> Better:
@@ -111,7 +109,7 @@ class Metric(ABC, Generic[C]):
 
     @property
     def about(self) -> str:
-        """One line for the report."""
+        """What the report says of the metric, in one line."""
         return ""
 
     @property
@@ -121,10 +119,12 @@ class Metric(ABC, Generic[C]):
 
     @property
     def roles(self) -> tuple[str, ...]:
+        """Other models it can't do without; "oracle|before" is either."""
         return ()
 
     @property
     def goes_first(self) -> bool:
+        """Whether its passes serve the other metrics, too."""
         return False
 
     def applies(self, split: Any) -> bool:
@@ -154,7 +154,7 @@ class Metric(ABC, Generic[C]):
 
     @abstractmethod
     def measure(self, context: C, references: Mapping[str, C]) -> Score:
-        """The score of one model; the references it needs are there. Name and direction are put on it by the caller."""
+        """Computes the score of one model; the references it needs are there, name and direction are put on it afterwards."""
 
     def described(self) -> dict[str, Any]:
         """What the report says about this metric."""
@@ -204,10 +204,10 @@ class Attack(ABC, Generic[C]):
 
     @abstractmethod
     def __call__(self, context: C) -> list[Point]:
-        """Points of a curve: key `x`, and one key a series."""
+        """Attacks one model and returns the points of a curve: key `x`, and one key a series."""
 
     def remark(self, curves: Mapping[str, list[Point]], main: str) -> Remark | None:
-        """A clause for the summary; None for none.
+        """What the summary says of the attack, in a clause; None where there is nothing to say.
 
         Args:
             curves: by column of the report.
@@ -228,6 +228,7 @@ class Exhibit:
     reads: ClassVar[type[Context]]
 
     def metrics(self) -> Sequence[Metric]:
+        """Metrics that are measured beside the suite's."""
         return ()
 
     def pictures(self, contexts: Mapping[str, Any]) -> Sequence[Picture]:
@@ -235,10 +236,11 @@ class Exhibit:
         return ()
 
     def provenance(self) -> Mapping[str, str | float]:
+        """What the figures depend on because of it, by name."""
         return {}
 
     def remark(self, report: Report) -> Remark | None:
-        """A clause for the summary; None for none."""
+        """What the summary says of it, in a clause; None where there is nothing to say."""
         return None
 
 
@@ -247,11 +249,12 @@ class Headline:
     """One metric that the summary speaks of, and what is good.
 
     Args:
-        metric: its name; after "|" stand patterns of others, the first of which is taken where the split has no such metric.
-        better: "lower" or "higher" where rows are counted that are above half of the scale, or below; "toward_reference" where
-            the retrained model's figure is the target.
-        scale: 1 where it is a fraction, 100 where it is a percentage; None where it has no upper end: then figures are compared,
-            not rows.
+        metric: its name; after "|" stand patterns of others, the first of which is taken where the split has no such
+            metric.
+        better: "lower" or "higher" where rows are counted that are above half of the scale, or below;
+            "toward_reference" where the retrained model's figure is the target.
+        scale: 1 where it is a fraction, 100 where it is a percentage; None where it has no upper end: then figures
+            are compared, not rows.
         noun: what a row of it is: "answers", "labels".
         says: how a figure reads, of "{value}" and "{rows}": "it is right on {value} of {rows}".
         unit: what stands behind a value there.
@@ -320,7 +323,7 @@ class Suite:
 
 
 def harmonic_mean(values: Sequence[float]) -> float:
-    """n / sum(1/v); 0 as soon as one value is 0."""
+    """Returns n / sum(1/v), and 0 as soon as one value is 0."""
     if len(values) == 0 or min(values) <= 0:
         return 0.0
     return len(values) / sum(1 / v for v in values)

@@ -1,8 +1,8 @@
 """One model under audit on one split: what every kind of data shares, and what a kind of its own adds.
 
-A kind of data (texts, images) is one class: it says which splits it reads, which of `evaluate`'s arguments and references mean
-something for it, and what of a model is computed once and kept on disk by the content of weights and rows, so that a second audit
-of the same model reads files.
+A kind of data (texts, images) is one class: it says which splits it reads, which of `evaluate`'s arguments and
+references mean something for it, and what of a model is computed once and kept on disk by the content of weights and
+rows, so that a second audit of the same model reads files.
 """
 
 from __future__ import annotations

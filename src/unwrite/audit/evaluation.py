@@ -40,16 +40,17 @@ def evaluate(
     """Measures an unlearned model beside the model it came from and one retrained without the forget set.
 
     Args:
-        model: anything with `forward(input_ids, attention_mask)` giving logits, and `generate`; or, with a split of images,
-            a module that takes pixels to `[rows, outputs]`.
+        model: anything with `forward(input_ids, attention_mask)` giving logits, and `generate`; or, with a split of
+            images, a module that takes pixels to `[rows, outputs]`.
         split: the rows; their kind chooses what is measured.
         suite: its name, or a `Suite`; "basic" is the default suite of every kind of data.
         tokenizer: of texts.
-        before: the model before unlearning; must be another object than `model`. Short for `references={"before": ...}`.
+        before: the model before unlearning; must be another object than `model`.
+            Short for `references={"before": ...}`.
         oracle: the model trained without the forget set, where there is one. Short for `references={"oracle": ...}`.
-        references: what else the model is measured beside, by role. Of images: "control", the model before with only its
-            head changed (`HeadOnly`), in a column of its own; "random", an untrained model of the same kind, for ZRF;
-            and, under any name, what is no model: `shadow_models(...)` for LiRA, a `Selection` to be drawn.
+        references: what else the model is measured beside, by role. Of images: "control", the model before with only
+            its head changed (`HeadOnly`), in a column of its own; "random", an untrained model of the same kind, for
+            ZRF; and, under any name, what is no model: `shadow_models(...)` for LiRA, a `Selection` to be drawn.
         attacks: applied to every model alike.
         batch_size: rows per pass; the scores don't depend on it.
         max_length: of texts, tokens a row may have: longer answers are cut, longer texts read in windows that cover
@@ -93,7 +94,7 @@ def evaluate(
 
 
 def measure(metrics: Iterable[Metric], context: Context, references: Mapping[str, Context]) -> dict[str, Score]:
-    """Every metric on one model, in the metrics' order; one that lacks a reference has no value, and says which."""
+    """Measures one model by every metric, in the metrics' order; one that lacks a reference has no value, and says which."""
     metrics = list(metrics)
     scores: dict[str, Score] = {}
     for metric in progress(sorted(metrics, key=lambda metric: not metric.goes_first), "measuring"):
@@ -111,7 +112,7 @@ def report_on(
     columns: Mapping[str, Mapping[str, Score]],
     made: Mapping[str, str | float],
 ) -> Report:
-    """The report of these figures, without its sentences.
+    """Puts figures into a report, which has no sentences yet.
 
     Args:
         made: where the figures come from.
@@ -130,7 +131,7 @@ def report_on(
 
 
 def _given(model: object, short: Mapping[str, object], references: Mapping[str, object]) -> dict[str, object]:
-    """The audited model and what it is measured beside, by role, in the report's order."""
+    """Joins the audited model and what it is measured beside, by role, in the report's order."""
     for role in ("after", *(role for role, one in short.items() if one is not None)):
         if role in references:
             raise MethodError(f"{role!r} is given twice: leave it out of {setting('references')}.")
@@ -177,7 +178,7 @@ def _check(
 
 
 def _attacked(attack: Attack, shown: Mapping[str, Context]) -> AttackResult:
-    """One attack on every model, and what it says of the one that the report is about."""
+    """Attacks every model, and notes what the attack says of the one that the report is about."""
     curves = {column: attack(context) for column, context in shown.items()}
     return AttackResult(attack.name, attack.about, attack.x, attack.label, curves, attack.remark(curves, "after"))
 
@@ -185,6 +186,7 @@ def _attacked(attack: Attack, shown: Mapping[str, Context]) -> AttackResult:
 def _provenance(
     contexts: Mapping[str, Context], exhibits: Iterable[Exhibit], split: Split, suite: Suite
 ) -> dict[str, str | float]:
+    """Collects what the figures depend on: data, suite, versions, settings, models and exhibits."""
     made = provenance(split, suite) | contexts["after"].provenance()
     for role, context in contexts.items():
         made[f"{context.columns.get(role) or role} model"] = context.fingerprint or NOT_HASHED

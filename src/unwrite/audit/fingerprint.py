@@ -1,7 +1,8 @@
 """What a model computes, as a hash: its weights, and how it is built, so that its passes can be kept on disk.
 
-A model of transformers says how it is built in its configuration. Any other module is described by the classes of its parts, the
-code of their methods (with what of their own module that calls and reads) and their plain attributes; where one of these can't be read, there is no hash and nothing is kept.
+A model of transformers says how it is built in its configuration. Any other module is described by the classes of its
+parts, the code of their methods (with what of their own module that calls and reads) and their plain attributes;
+where one of these can't be read, there is no hash and nothing is kept.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ _SCALARS = (bool, int, float, str)
 
 
 class _Opaque(Exception):
-    """Something that can't be told from another of its kind."""
+    """A part of a model can't be told from another of its kind."""
 
 
 def fingerprint(model: Any) -> str | None:
     """What this model does, as a hash; None where its weights and its build don't say.
 
-    A model with a `fingerprint()` of its own (a guard: same weights, other inference) is taken at its word. One with forward hooks
-    and no fingerprint has none, because its weights don't say what it does.
+    A model with a `fingerprint()` of its own (a guard: same weights, other inference) is taken at its word. One with
+    forward hooks and no fingerprint has none, because its weights don't say what it does.
     """
     own = getattr(model, "fingerprint", None)
     if callable(own):

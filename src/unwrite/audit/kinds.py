@@ -14,7 +14,7 @@ CONTEXTS: list[type[Context]] = [
 
 
 def context_for(split: object) -> type[Context]:
-    """The contexts of this kind of split.
+    """Finds the class of contexts for this kind of split.
 
     Raises:
         MethodError: there is none.

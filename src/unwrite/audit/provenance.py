@@ -10,7 +10,7 @@ from .context import Split
 
 
 def provenance(split: Split, suite: Suite) -> dict[str, str | float]:
-    """Each by its name, as the report shows it."""
+    """Returns what the figures depend on by its name, as the report shows it."""
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
     return {
         "data": split.hash,

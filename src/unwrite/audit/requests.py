@@ -91,7 +91,7 @@ def _drive(
 def _trends(
     columns: Sequence[dict[str, Score]], sizes: np.ndarray, names: Sequence[str], unit: str
 ) -> dict[str, str | float]:
-    """Least-squares slope and last/first ratio of each named metric."""
+    """Returns the least-squares slope and last/first ratio of each named metric."""
     found: dict[str, str | float] = {}
     for name in names:
         values = [column[name].value if name in column else None for column in columns]

@@ -52,7 +52,7 @@ class Quantise(Attack[TextContext]):
             raise MethodError(f"quantisation needs groups of at least 1 weight, not {self.group}.")
 
     def __call__(self, context: TextContext) -> list[Point]:
-        """Mean probability of the forget answers (and the retained ones) before and after rounding."""
+        """Measures the mean probability of the forget answers (and the retained ones) before and after rounding."""
         split = context.split
         sets = {"forget": rows_of(split, "forget")}
         if has_rows(split, "retain"):
@@ -75,7 +75,7 @@ class Quantise(Attack[TextContext]):
 
 
 def quantise(model: Any, bits: int = 4, group: int = 64) -> Any:
-    """A copy of the model whose linear weights (nn.Linear and transformers' Conv1D) lie on a `bits`-bit grid.
+    """Returns a copy of the model whose linear weights (nn.Linear and transformers' Conv1D) lie on a `bits`-bit grid.
 
     Raises:
         ModelError: there is no linear weight to round besides the head.
@@ -100,7 +100,7 @@ def quantise(model: Any, bits: int = 4, group: int = 64) -> Any:
 
 
 def round_to_grid(weight: Tensor, bits: int = 4, group: int = 64) -> Tensor:
-    """weight, result: [out, in]. Each run of `group` inputs of an output channel has its own scale."""
+    """Rounds a weight [out, in]; each run of `group` inputs of an output channel has its own scale."""
     levels = 2 ** (bits - 1) - 1
     out, width = weight.shape
     # In float64 the largest weight maps to itself exactly, so a second rounding finds the same scale.

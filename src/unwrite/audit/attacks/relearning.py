@@ -64,7 +64,7 @@ class Relearn(Attack[TextContext]):
             raise MethodError(f"relearning needs a learning rate above 0, not {self.learning_rate}.")
 
     def __call__(self, context: TextContext) -> list[Point]:
-        """The curve: per point `step` and the mean probability of `shown` and `unseen` forget rows."""
+        """Measures the curve: per point `step` and the mean probability of `shown` and `unseen` forget rows."""
         rows = context.encoded(context.split.forget)
         key = [asdict(self), [[[part.input_ids, part.prompt_length] for part in row] for row in rows]]
 
@@ -74,7 +74,7 @@ class Relearn(Attack[TextContext]):
         return context.remember("relearning", key, attack)
 
     def remark(self, curves: Mapping[str, list[Point]], main: str) -> Remark | None:
-        """What a short fine-tuning brought back of the forget rows it did not show."""
+        """Says what a short fine-tuning brought back of the forget rows it did not show."""
         curve, oracle, before = curves.get(main), curves.get("oracle"), curves.get("before")
         if not curve:
             return None
@@ -98,7 +98,7 @@ class Relearn(Attack[TextContext]):
         return Remark(f"{told}, {way} of the way back to where it was", mark)
 
     def drawn(self, count: int) -> tuple[list[int], list[int]]:
-        """The row numbers shown to the attacker, and the others."""
+        """Draws the row numbers that the attacker is shown, and returns the others beside them."""
         if count < 2:
             raise DataError(f"relearning needs at least 2 forget rows, some to show and some to test; got {count}.")
         order = np.random.default_rng(self.seed).permutation(count).tolist()
@@ -158,7 +158,7 @@ def _trainable_copy(model: Any) -> Any:
 def _train(
     attacked: Any, rows: list[Encoded], pad_id: int, settings: Relearn, after_step: Callable[[int], None]
 ) -> None:
-    """transformers' Trainer for a fixed number of steps; the caller's random state is left as it was."""
+    """Runs transformers' Trainer for a fixed number of steps; the caller's random state is left as it was."""
     import tempfile
 
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments

@@ -31,7 +31,7 @@ LossOf = LossName | Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Relearning:
-    """What `relearn` saw.
+    """How long a model took to learn the rows again.
 
     Args:
         steps: optimiser steps taken, at least 1.
@@ -99,7 +99,7 @@ def relearn(
 
 
 def validation_loss(model: nn.Module, rows: Pair, loss: LossOf = "l1", batch_size: int = 256) -> float:
-    """Mean loss over the rows in evaluation mode, whatever the batches; the model's mode is put back."""
+    """Returns the mean loss over the rows in evaluation mode, whatever the batches; the model's mode is put back."""
     inputs, targets = _tensors(model, *rows)
     modes = [(part, part.training) for part in model.modules()]
     model.eval()
@@ -125,14 +125,15 @@ def ain(
     batch_size: int = 256,
     **settings: Any,
 ) -> Score:
-    """AIN = relearn time of the unlearned model over the oracle's; the three models stay as they are.
+    """Divides the relearn time of the unlearned model by the oracle's (AIN); the three models stay as they are.
 
     Args:
         train, validation, loss, batch_size, settings: as `relearn` takes them, the same for both models.
         slack: how much more than the original's loss is as good.
 
     Returns:
-        A score whose `per_example` is empty; one side that gives up makes it a bound, said in the note, both make it None.
+        A score whose `per_example` is empty; one side that gives up makes it a bound, said in the note, both make it
+        None.
     """
     if not slack >= 0:
         raise MethodError(f"the slack over the original's loss is at least 0, not {slack}.")
@@ -166,7 +167,7 @@ def _shuffled(model: nn.Module, rows: Pair, batch_size: int, seed: int) -> Batch
 
 
 def _tensors(model: nn.Module, inputs: ArrayLike, targets: ArrayLike) -> tuple[Tensor, Tensor]:
-    """On the model's device, floating inputs in its precision."""
+    """Moves rows to the model's device, floating inputs in its precision."""
     weight = next(model.parameters(), None)
     if weight is None:
         raise DataError(f"a {type(model).__name__} without parameters can't learn anything again.")
@@ -182,7 +183,7 @@ def _tensors(model: nn.Module, inputs: ArrayLike, targets: ArrayLike) -> tuple[T
 
 
 def _loss(model: nn.Module, inputs: ArrayLike, targets: ArrayLike, loss: LossOf) -> Tensor:
-    """Mean loss of a batch. Regression outputs and targets are flattened, so that [rows, 1] and [rows] don't broadcast."""
+    """Returns the mean loss of a batch. Regression outputs and targets are flattened, so that [rows, 1] and [rows] don't broadcast."""
     x, y = _tensors(model, inputs, targets)
     made = model(x)
     output = made if isinstance(made, Tensor) else made.logits if hasattr(made, "logits") else made[0]

@@ -28,7 +28,7 @@ Divergence = Literal["js", "repo"]
 
 
 def accuracy(logits: ArrayLike, labels: ArrayLike, name: str = "TA", without: int | None = None) -> Score:
-    """Percentage of rows whose largest logit is the label's.
+    """Returns the percentage of rows whose largest logit is the label's.
 
     Args:
         name: the score's, for instance TA (test rows), RA (retain rows), forget_accuracy.
@@ -45,14 +45,14 @@ def accuracy(logits: ArrayLike, labels: ArrayLike, name: str = "TA", without: in
 
 
 def unlearning_accuracy(logits: ArrayLike, labels: ArrayLike) -> Score:
-    """UA: 100 - accuracy on the forget rows; with it, exactly 100. Close to the oracle's is good, not high."""
+    """Returns UA, 100 less the accuracy on forget rows; both add up to exactly 100. Close to the oracle's is good, not high."""
     kept = accuracy(logits, labels, "forget_accuracy")
     missed: list[float | None] = [100.0 - (hit or 0.0) for hit in kept.per_example]
     return Score("UA", 100 - (kept.value or 0.0), missed, "toward_reference")
 
 
 def accuracies(forget: Labelled, retain: Labelled, test: Labelled, without: int | None = None) -> dict[str, Score]:
-    """UA, RA and TA of one model, each set as (logits [rows, classes], labels [rows]).
+    """Returns UA, RA and TA of one model, each set as (logits [rows, classes], labels [rows]).
 
     Args:
         without: the class that was forgotten, left out of TA; None after forgetting single rows.
@@ -62,14 +62,14 @@ def accuracies(forget: Labelled, retain: Labelled, test: Labelled, without: int 
 
 
 def confusion(logits: ArrayLike, labels: ArrayLike) -> Whole:
-    """Counts [label, prediction]."""
+    """Counts rows by label and prediction, [label, prediction]."""
     scores, own = labelled((logits, labels), "confusion")
     classes = scores.shape[1]
     return np.bincount(own * classes + scores.argmax(1), minlength=classes**2).reshape(classes, classes)
 
 
 def gaps(method: Mapping[str, Score | float], oracle: Mapping[str, Score | float]) -> dict[str, float]:
-    """|method - oracle| for every metric of the oracle's table."""
+    """Returns |method - oracle| for every metric of the oracle's table."""
     if not oracle:
         raise DataError("a gap needs at least one metric, for instance {'UA': ..., 'RA': ..., 'TA': ..., 'MIA': ...}.")
     if set(method) != set(oracle):
@@ -79,14 +79,14 @@ def gaps(method: Mapping[str, Score | float], oracle: Mapping[str, Score | float
 
 
 def average_gap(method: Mapping[str, Score | float], oracle: Mapping[str, Score | float]) -> Score:
-    """Mean of the gaps, which must be in one unit; the note lists them."""
+    """Returns the mean of the gaps, which must be in one unit; the note lists them."""
     found = gaps(method, oracle)
     told = ", ".join(f"{name} {gap:.2f}" for name, gap in found.items())
     return Score("avg_gap", float(np.mean(list(found.values()))), [], "lower", f"Distance to the oracle: {told}.")
 
 
 def run_time_ratio(cost: float, retraining: float) -> Score:
-    """Cost of a method over the cost of retraining, both in one unit (forward-equivalents or seconds)."""
+    """Divides the cost of a method by the cost of retraining, both in one unit (forward-equivalents or seconds)."""
     if not (math.isfinite(cost) and cost >= 0 and math.isfinite(retraining) and retraining > 0):
         raise DataError(
             f"a run-time ratio needs a cost of at least 0 over one above 0, not {cost:g} over {retraining:g}."
@@ -102,7 +102,7 @@ def _number(score: Score | float, name: str) -> float:
 
 
 def zero_retrain_forgetting(unlearned: ArrayLike, random: ArrayLike, zrf: Divergence = "js") -> Score:
-    """ZRF on the forget rows: 1 where the unlearned model answers like the random teacher.
+    """Returns ZRF on the forget rows, which is 1 where the unlearned model answers like the random teacher.
 
     Args:
         unlearned, random: logits [rows, classes] of the two models on the same forget rows.

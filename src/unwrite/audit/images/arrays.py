@@ -20,7 +20,7 @@ Labelled = tuple[ArrayLike, ArrayLike]  # logits [rows, classes], labels [rows]
 
 
 def floats(values: ArrayLike, what: str) -> Floats:
-    """As float64, at least one of them, all finite."""
+    """Returns values as float64; there must be at least one, and all must be finite."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         values = (values if values.is_complex() else values.double()).numpy()
@@ -42,7 +42,7 @@ def floats(values: ArrayLike, what: str) -> Floats:
 
 
 def logits_of(logits: ArrayLike, name: str) -> Floats:
-    """[rows, classes], at least two classes."""
+    """Returns logits as [rows, classes], with at least two classes."""
     array = floats(logits, f"the {name} logits")
     if array.ndim != 2 or array.shape[1] < 2:
         raise DataError(f"the {name} logits have shape {list(array.shape)}; give [rows, classes], two classes or more.")
@@ -50,7 +50,7 @@ def logits_of(logits: ArrayLike, name: str) -> Floats:
 
 
 def labels_of(labels: ArrayLike, rows: int, classes: int | None, name: str) -> Whole:
-    """[rows] whole numbers from 0, below `classes` where that is known."""
+    """Returns labels as [rows] whole numbers from 0, below `classes` where that is known."""
     array = floats(labels, f"the {name} labels")
     if array.shape != (rows,):
         raise DataError(f"the {name} set has {rows} rows and labels of shape {list(array.shape)}; give [{rows}].")
@@ -65,7 +65,7 @@ def labels_of(labels: ArrayLike, rows: int, classes: int | None, name: str) -> W
 
 
 def labelled(rows: Labelled, name: str) -> tuple[Floats, Whole]:
-    """Both parts of a set, checked against each other."""
+    """Returns logits and labels of a set, checked against each other."""
     try:
         given, own = rows
     except (TypeError, ValueError):
@@ -83,7 +83,7 @@ def same_classes(**sets: Floats) -> None:
 
 
 def features_of(features: ArrayLike, name: str) -> Floats:
-    """[rows, dim]"""
+    """Returns features as [rows, dim]."""
     array = floats(features, f"the {name} features")
     if array.ndim != 2:
         raise DataError(f"the {name} features have shape {list(array.shape)}; pool or flatten them to [rows, dim].")
@@ -91,7 +91,7 @@ def features_of(features: ArrayLike, name: str) -> Floats:
 
 
 def column(values: ArrayLike, name: str) -> Floats:
-    """One number a row: [rows] from [rows] or [rows, 1], so that nothing broadcasts to [rows, rows]."""
+    """Returns one number a row: [rows] from [rows] or [rows, 1], so that nothing broadcasts to [rows, rows]."""
     array = floats(values, f"the {name}")
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
@@ -109,14 +109,14 @@ def same_rows(**columns: NDArray[Any]) -> None:
 
 
 def log_softmax(logits: Floats) -> Floats:
-    """log p, [..., classes]"""
+    """Returns log p of logits, [..., classes]."""
     from scipy.special import log_softmax as of
 
     return of(logits, axis=-1)
 
 
 def log_complement(log_p: Floats) -> Floats:
-    """log(1 - p) for log p [rows, classes], exact where p rounds to 1: there it is the log of the other classes' sum."""
+    """Returns log(1 - p) for log p [rows, classes], exact where p rounds to 1: there it is the log of the other classes' sum."""
     from scipy.special import logsumexp
 
     rows, top = np.arange(len(log_p)), log_p.argmax(1)
@@ -128,7 +128,7 @@ def log_complement(log_p: Floats) -> Floats:
 
 
 def balanced_sample(labels: ArrayLike, count: int, seed: int = 0) -> Whole:
-    """`count` row numbers in random order, as many of each class as there are, none twice.
+    """Draws `count` row numbers in random order, as many of each class as there are, none twice.
 
     Raises:
         DataError: there are fewer rows than that.

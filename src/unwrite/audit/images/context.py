@@ -100,7 +100,7 @@ class ImageContext(Context[ImageSplit]):
 
     @cached_property
     def layout(self) -> VisionLayout:
-        """The model's parts."""
+        """Where the model's head and features are."""
         device = next(self.model.parameters()).device
         return vision_layout(self.model, self.split.forget.pixels[:2].to(device))
 
@@ -121,19 +121,19 @@ class ImageContext(Context[ImageSplit]):
         return rows
 
     def logits(self, name: str) -> Floats:
-        """`[rows, outputs]`, float64."""
+        """What the model says of a set's rows, `[rows, outputs]`, float64."""
         return self._pass(name).logits
 
     def features(self, name: str) -> Floats:
-        """`[rows, dim]`, what goes into the head."""
+        """What goes into the head for a set's rows, `[rows, dim]`, float64."""
         return self._pass(name).features
 
     def labels(self, name: str) -> Whole:
-        """`[rows]`"""
+        """The labels of a set's rows, or their targets, `[rows]`."""
         return self.set(name).target.numpy()
 
     def labelled(self, name: str) -> Labelled:
-        """(logits, labels), or (predictions, targets) of a regressor."""
+        """A set as (logits, labels), or of a regressor as (predictions, targets)."""
         logits = self.logits(name)
         return (logits[:, 0] if self.set(name).labels is None else logits), self.labels(name)
 

@@ -20,7 +20,7 @@ Distance = Literal["euclidean", "cosine"]
 
 
 def linear_cka(before: ArrayLike, after: ArrayLike) -> Score:
-    """Linear CKA in [0, 1] of features [rows, dim] of two models on the same rows; the dims may differ.
+    """Returns linear CKA in [0, 1] of features [rows, dim] of two models on the same rows; the dims may differ.
 
     It belongs to the set as a whole, so there are no per-example values. With fewer rows than dims it is near 1 for
     unrelated features too; the note warns.
@@ -57,7 +57,7 @@ class Neighbours:
 def neighbours(
     query: ArrayLike, reference: ArrayLike | None = None, k: int = 5, distance: Distance = "euclidean"
 ) -> Neighbours:
-    """The nearest rows by features [rows, dim], for instance of forgotten rows among retained ones.
+    """Finds the nearest rows by features [rows, dim], for instance of forgotten rows among retained ones.
 
     Args:
         reference: None looks among the query rows themselves, each row's own left out.
@@ -89,7 +89,7 @@ def knn_accuracy(
     distance: Distance = "euclidean",
     on: str = "forget",
 ) -> Score:
-    """Percentage of query rows whose class wins among their k nearest reference rows; the nearer class at a tie.
+    """Returns the percentage of query rows whose class wins among their k nearest reference rows; the nearer class at a tie.
 
     A class that has no reference row can't win: after forgetting a class, give reference rows of it that are not
     queried, or no reference at all.

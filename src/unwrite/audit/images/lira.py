@@ -33,7 +33,7 @@ FLOOR = 1e-12  # of a variance
 
 
 def logit_confidence(logits: ArrayLike, labels: ArrayLike) -> Floats:
-    """phi = log p_y - log(1 - p_y), [rows]: the label's logit less the log-sum-exp of all others, exact at any size."""
+    """Returns phi = log p_y - log(1 - p_y), [rows]: the label's logit less the log-sum-exp of all others, exact at any size."""
     from scipy.special import logsumexp
 
     scores, own = labelled((logits, labels), "attacked")
@@ -52,7 +52,7 @@ def lira_scores(
     variance: Variance = "auto",
     centre: Centre = "mean",
 ) -> Floats:
-    """One score a row, high = looks like a member: the log-likelihood ratio, or offline the deviation from "out".
+    """Returns one score a row, high = looks like a member: the log-likelihood ratio, or offline the deviation from "out".
 
     Args:
         phi: [rows] of the audited model.
@@ -88,7 +88,7 @@ def lira(
     least: int = LEAST,
     fpr: Sequence[float] = (0.01, 0.001),
 ) -> dict[str, Score]:
-    """AUC of telling forget from holdout rows, and the share of forget rows found at each false-positive rate.
+    """Measures the AUC of telling forget from holdout rows, and the share of forget rows found at each false-positive rate.
 
     Args:
         phi, shadow_phi, inside, online, variance, centre: as `lira_scores` takes them, over forget and holdout rows.
@@ -131,7 +131,7 @@ def lira(
 
 
 def tpr_threshold(negatives: ArrayLike, rate: float) -> float:
-    """The lowest threshold that at most a share `rate` of the negatives exceeds."""
+    """Finds the lowest threshold that at most a share `rate` of the negatives exceeds."""
     if not 0 <= rate <= 1:
         raise MethodError(f"a false-positive rate lies in [0, 1], not {rate}.")
     falling = np.sort(floats(negatives, "the negatives' scores"))[::-1]
@@ -160,7 +160,7 @@ def _truths(marks: ArrayLike, what: str) -> NDArray[np.bool_]:
 def _gaussians(
     shadows: Floats, side: NDArray[np.bool_], variance: Variance, centre: Centre, name: str
 ) -> tuple[Floats, Floats]:
-    """Centre and variance [rows] of the shadow models on one side of each row."""
+    """Estimates centre and variance [rows] of the shadow models on one side of each row."""
     counts = side.sum(0)
     if (counts < 2).any():
         row = int(np.argmax(counts < 2))

@@ -7,7 +7,7 @@ judges the forget rows. What it looks at and how it learns is the papers':
     entropy_attack        balanced logistic regression on entropy; share called members             (arXiv 2205.08096)
     attack_success_rate   boosted trees on sorted softmax vectors; accuracy of the attack           (arXiv 2404.00506)
 
-All are percentages, and for all the oracle's value is the target. `vision_lira` has the stronger attack.
+All are percentages, and for all the oracle's value is the target. `lira` has the stronger attack.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ FEATURES: tuple[Feature, ...] = (
 
 
 def entropy(logits: ArrayLike) -> Floats:
-    """-sum_i p_i log p_i in nats, [rows]. Needs no correction: the published one is right."""
+    """Returns -sum_i p_i log p_i in nats, [rows]; the published code is right here."""
     log_p = log_softmax(logits_of(logits, "entropy"))
     return -(np.exp(log_p) * log_p).sum(1)
 
 
 def modified_entropy(logits: ArrayLike, labels: ArrayLike) -> Floats:
-    """-(1 - p_y) log p_y - sum_{i != y} p_i log(1 - p_i) in nats, [rows] (Song & Mittal, arXiv 2003.10595)."""
+    """Returns -(1 - p_y) log p_y - sum_{i != y} p_i log(1 - p_i) in nats, [rows] (Song & Mittal, arXiv 2003.10595)."""
     scores, own = labelled((logits, labels), "entropy")
     log_p = log_softmax(scores)
     log_not = log_complement(log_p)
@@ -100,7 +100,7 @@ def attack_features(logits: ArrayLike, labels: ArrayLike, feature: Feature = "co
 def membership_attack(
     forget: Labelled, retain: Labelled, test: Labelled, feature: Feature = "confidence", seed: int = 0
 ) -> Score:
-    """Percentage of forget rows that an SVC calls non-members ("MIA-efficacy"; the papers report `confidence`).
+    """Returns the percentage of forget rows that an SVC calls non-members ("MIA-efficacy"; the papers report `confidence`).
 
     The members it learns from are a shuffled sample of retain rows, as many as there are test rows and as many of each
     class as there are (the official code takes the first ones, which in sorted data are one class). The note says what
@@ -128,7 +128,7 @@ def membership_attack(
 
 
 def svc_calls(members: Floats, others: Floats, *judged: Floats) -> list[Whole]:
-    """1 for member, 0 for not, for each judged array [rows, features]."""
+    """Trains an SVC and returns 1 for member, 0 for not, for each judged array [rows, features]."""
     from sklearn.svm import SVC
 
     attack = SVC(C=3, gamma="auto", kernel="rbf")
@@ -147,7 +147,7 @@ def entropy_attack(
     *,
     classifier: Literal["logistic", "svc"] = "logistic",
 ) -> Score:
-    """Percentage of forget rows called members, by entropy alone; every argument is logits [rows, classes].
+    """Returns the percentage of forget rows called members, by entropy alone; every argument is logits [rows, classes].
 
     Args:
         classifier: "logistic" weighs both sides alike; "svc" is what the Bad Teacher code runs, unweighted, so that a
@@ -177,11 +177,11 @@ def entropy_attack(
 def attack_success_rate(
     forget: ArrayLike, retain: ArrayLike, test: ArrayLike, *, seed: int = 0, most: int = 5000
 ) -> Score:
-    """ASR: accuracy in percent of boosted trees at calling forget rows members and unseen test rows non-members.
+    """Returns ASR, the accuracy in percent of boosted trees at calling forget rows members and unseen test rows non-members.
 
     The trees (scikit-learn's HistGradientBoosting with XGBoost's defaults: 100 trees, rate 0.3, depth 6, L2 1) learn
-    from one half of the test rows and as many retain rows, drawn at random, at most `most` of each; the forget rows and the
-    other half judge. Forget and test rows count alike however many there are of each. 50 is chance;
+    from one half of the test rows and as many retain rows, drawn at random, at most `most` of each; the forget rows
+    and the other half judge. Forget and test rows count alike however many there are of each. 50 is chance;
     `per_example` holds the forget rows (100 for "member"), so `value` is not its mean.
 
     Args:

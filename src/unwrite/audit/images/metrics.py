@@ -53,7 +53,7 @@ class ImageMetric(Metric[ImageContext]):
 
 
 class _OfTraining(ImageMetric):
-    """A statistic of forget rows beside retain and unseen ones."""
+    """Base of attacks that tell forget rows from retain and unseen ones."""
 
     needs: ClassVar[tuple[str, ...]] = ATTACKED
     panel: ClassVar[Panel] = "privacy"
@@ -95,7 +95,7 @@ ERRORS: Mapping[Measured, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class _OnSet(ImageMetric):
-    """A figure of one set.
+    """Base of figures of one set.
 
     Args:
         on: the set; retain rows are to be kept.

@@ -92,7 +92,7 @@ def changed_weights(before: nn.Module, after: nn.Module) -> dict[str, Tensor]:
 
 
 def layers_picture(title: str, about: str, shares: Mapping[str, float], filters: Filters | None = None) -> Picture:
-    """A bar a parameter: what a method selected there.
+    """Draws a bar a parameter: what a method selected there.
 
     Args:
         shares: by parameter name, 0 to 1.
@@ -108,7 +108,7 @@ def layers_picture(title: str, about: str, shares: Mapping[str, float], filters:
 
 
 def _first_filters(model: nn.Module, marks: Mapping[str, Tensor]) -> Filters | None:
-    """Those of the first two-dimensional convolution, as many as can be read; None without one, or without its marks."""
+    """Picks filters of the first two-dimensional convolution, as many as can be read; None without one, or without its marks."""
     name, conv = next((pair for pair in model.named_modules() if isinstance(pair[1], nn.Conv2d)), ("", None))
     name = f"{name}.weight".removeprefix(".")
     if conv is None or name not in marks:
@@ -161,7 +161,7 @@ def _tile(rows: Images, at: int) -> Tile:
 
 
 def data_uri(pixels: ArrayLike) -> str:
-    """A PNG of pixels `[channels, height, width]` in 0..1."""
+    """Writes pixels `[channels, height, width]` in 0..1 as a PNG, in a data URI."""
     from PIL import Image
 
     whole = (255 * np.asarray(pixels)).round().astype(np.uint8)

@@ -1,8 +1,8 @@
 """How far an unlearned regressor is from the one retrained without the forget rows (arXiv 2210.08196, section 5).
 
 Error on forget rows should be the oracle's, which is high; higher still shows that something was done to them. The
-predictions are compared as distributions (Wasserstein-1) and row by row (|f - f_oracle| / |y|), and an SVC on the absolute
-error tells members from non-members. `vision_relearning` has the time to learn the rows again.
+predictions are compared as distributions (Wasserstein-1) and row by row (|f - f_oracle| / |y|), and an SVC on the
+absolute error tells members from non-members. `attacks.relearning_time` has the time to learn the rows again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Pair = tuple[ArrayLike, ArrayLike]  # predictions and targets, each [rows] or [r
 
 
 def regression_error(predictions: ArrayLike, targets: ArrayLike, on: str = "forget", error: Error = "mae") -> Score:
-    """Mean absolute or squared error, in the targets' unit or its square. Predictions, targets: [rows] or [rows, 1]."""
+    """Returns the mean absolute or squared error, in the targets' unit or its square. Predictions, targets: [rows] or [rows, 1]."""
     if error not in ("mae", "mse"):
         raise MethodError(unknown("regression error", error, ("mae", "mse")))
     off = _errors((predictions, targets), on)
@@ -32,7 +32,7 @@ def regression_error(predictions: ArrayLike, targets: ArrayLike, on: str = "forg
 
 
 def wasserstein(predictions: ArrayLike, oracle: ArrayLike) -> Score:
-    """Wasserstein-1 distance between two models' predictions: |c| when one is the other shifted by c.
+    """Returns the Wasserstein-1 distance between two models' predictions: |c| when one is the other shifted by c.
 
     It compares distributions, so rows need not correspond, and there are no per-example values.
     """
@@ -43,7 +43,7 @@ def wasserstein(predictions: ArrayLike, oracle: ArrayLike) -> Score:
 
 
 def relative_difference(predictions: ArrayLike, oracle: ArrayLike, targets: ArrayLike) -> Score:
-    """Mean of |f - f_oracle| / |y| on the same rows; rows whose target is 0 have no value."""
+    """Returns the mean of |f - f_oracle| / |y| on the same rows; rows whose target is 0 have no value."""
     ours, theirs = column(predictions, "predictions"), column(oracle, "oracle's predictions")
     own = column(targets, "targets")
     same_rows(predictions=ours, oracle=theirs, targets=own)
@@ -65,7 +65,7 @@ class Histogram:
 
 
 def histogram(values: Sequence[float | None], bins: int = 20, limit: float = 2.0) -> Histogram:
-    """Of a score's `per_example`, from 0 to `limit`; None is left out."""
+    """Counts the values of a score's `per_example` from 0 to `limit`; None is left out."""
     if bins < 1 or not limit > 0:
         raise MethodError(f"a histogram needs at least 1 bin and a limit above 0, not {bins} and {limit}.")
     known = np.array([v for v in values if v is not None], dtype=np.float64)
@@ -82,7 +82,7 @@ def regression_membership_attack(
     rows: int = 2000,
     seed: int = 0,
 ) -> Score:
-    """Percentage of forget rows that an SVC (C = 3, RBF) on the absolute error calls members; the oracle's is the target.
+    """Returns the percentage of forget rows that an SVC (C = 3, RBF) on the absolute error calls members; the oracle's is the target.
 
     Args:
         forget, retain, test: (predictions, targets) of the audited model.
@@ -106,7 +106,7 @@ def regression_membership_attack(
 
 
 def _errors(rows: Pair, name: str) -> Floats:
-    """|prediction - target|, [rows]"""
+    """Returns |prediction - target|, [rows]."""
     predictions, targets = column(rows[0], f"{name} predictions"), column(rows[1], f"{name} targets")
     if len(predictions) != len(targets):
         raise DataError(f"the {name} set has {len(predictions)} predictions for {len(targets)} targets.")

@@ -1,12 +1,13 @@
 """The shadow models of LiRA: what a row's confidence looks like with the row in training, and without it.
 
 Every shadow model is trained on a random half of all rows there are, forget, retain and holdout (arXiv 2112.03570);
-here in pairs that share the rows between them. It isn't told what is forgotten, so one set of shadow models, found again
-in the cache, serves every forget set of a training set. The price: the audited model saw more rows than any of them.
+here in pairs that share the rows between them. It isn't told what is forgotten, so one set of shadow models, found
+again in the cache, serves every forget set of a training set. The price: the audited model saw more rows than any of
+them.
 
-Or the halves are of the attacked rows alone, forget and holdout, and every model has all retain rows: then it is like the
-audited one, a row counts only against itself, and more is found. On digits, with 32 models and a fifth of the rows to
-forget, the AUC is 0.66 instead of 0.61 (means of three models), that of retrained models 0.52 either way.
+Or the halves are of the attacked rows alone, forget and holdout, and every model has all retain rows: then it is like
+the audited one, a row counts only against itself, and more is found. On digits, with 32 models and a fifth of the
+rows to forget, the AUC is 0.66 instead of 0.61 (means of three models), that of retrained models 0.52 either way.
 
     phi = log(p_y / (1 - p_y)) of every row under every shadow model; each row inside for exactly half of them
 """
@@ -92,7 +93,7 @@ class Shadows(Exhibit):
         return lira(np.concatenate(seen), self.phi, self.inside, asked, least=self.least)
 
     def metrics(self) -> Sequence[ImageMetric]:
-        """Rows of a report."""
+        """Every figure of the attack, as a metric."""
         return [ShadowAttack(self, name) for name in NAMES]
 
     def provenance(self) -> Mapping[str, str | float]:
@@ -188,7 +189,7 @@ def shadow_models(
 
 
 def _halves(rows: int, count: int, seed: int) -> NDArray[np.bool_]:
-    """`[count, rows]`: models 2i and 2i + 1 share the rows between them."""
+    """Draws who has which row, `[count, rows]`: models 2i and 2i + 1 share the rows between them."""
     inside = np.zeros((count, rows), dtype=bool)
     for pair in range(count // 2):
         order = np.random.default_rng([seed, pair]).permutation(rows)
@@ -199,7 +200,7 @@ def _halves(rows: int, count: int, seed: int) -> NDArray[np.bool_]:
 
 @torch.no_grad()
 def _confidences(model: nn.Module, sets: tuple[Images, ...], batch_size: int = 256) -> Floats:
-    """phi of the sets' rows, one after the other."""
+    """Returns phi of the sets' rows, one after the other."""
     found, model = [], model.eval()
     for rows in sets:
         parts = [logits_of(model, rows.pixels[at : at + batch_size]) for at in range(0, len(rows), batch_size)]

@@ -40,7 +40,7 @@ def _environment() -> jinja2.Environment:
 
 
 def render(report: Report) -> str:
-    """The page as text."""
+    """Returns the page as text."""
     from markupsafe import Markup
 
     names = dict(zip(report.axes or (), ("#b4532a", "#2f7566"), strict=False))

@@ -63,7 +63,7 @@ class Report:
 
     @property
     def roles(self) -> list[str]:
-        """Columns in reading order."""
+        """The names of the columns in reading order."""
         return list(self.columns)
 
     def value(self, metric: str, role: str | None = None) -> float | None:
@@ -113,7 +113,7 @@ class Report:
         return f"{short(score.value)}{spread}"
 
     def json(self) -> dict[str, Any]:
-        """Everything, as plain JSON values; no NaN."""
+        """Returns everything as plain JSON values, without NaN."""
         return {"format": FORMAT, **asdict(self), "roles": self.roles}
 
     def csv(self) -> str:

@@ -1,8 +1,9 @@
 """Three sentences a non-specialist understands: what was removed, what was kept, how sure we are.
 
-A suite declares its headline metrics and which way is good (`Headline`); the sentences here name no metric. Where rows are
-counted, they say how many of those that the model knew are gone or still there; where the retrained model is the target, how
-far the figure is from it. How sure one may be is said by attacks, exhibits and the suite's own functions, a clause each.
+A suite declares its headline metrics and which way is good (`Headline`); the sentences here name no metric. Where
+rows are counted, they say how many of those that the model knew are gone or still there; where the retrained model is
+the target, how far the figure is from it. How sure one may be is said by attacks, exhibits and the suite's own
+functions, a clause each.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def _known(score: Score | None, headline: Headline, usual: str) -> list[bool] | 
 
 
 def _pair(report: Report, headline: Headline, usual: str) -> tuple[list[bool] | None, list[bool] | None]:
-    """What was known before, and now."""
+    """Per row whether it was known before, and is now."""
     before, after = (
         report.columns.get("before", {}).get(headline.metric),
         report.columns[report.main].get(headline.metric),

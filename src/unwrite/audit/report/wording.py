@@ -6,7 +6,7 @@ GOOD = {"higher": "↑", "lower": "↓", "toward_reference": "→ oracle"}
 
 
 def words(name: str) -> str:
-    """A metric's name for people."""
+    """Writes a metric's name for people."""
     return (
         name.replace("min_kpp", "min-k++")
         .replace("min_k", "min-k")
@@ -17,7 +17,7 @@ def words(name: str) -> str:
 
 
 def short(value: float | None) -> str:
-    """Three significant digits, for people."""
+    """Writes a number with three significant digits, for people."""
     if value is None:
         return "–"
     if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e5):

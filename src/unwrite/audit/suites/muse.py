@@ -30,7 +30,7 @@ VERBATIM_TOKENS, ANSWER_TOKENS = 128, 32
 
 
 def privleak(auc_unlearned: float, auc_retrain: float) -> float:
-    """The relative distance to the retrained model's AUC, in percent.
+    """Returns the relative distance to the retrained model's AUC, in percent.
 
     Raises:
         DataError: AUC_retrain is below 0.05, where the ratio explodes.
@@ -44,7 +44,7 @@ def privleak(auc_unlearned: float, auc_retrain: float) -> float:
 
 
 def cut_answer(text: str) -> str:
-    """The answer up to where a model goes on to invent the next question."""
+    """Cuts an answer where a model goes on to invent the next question."""
     for stop in ("\n\n", "\nQuestion", "Question:"):
         text = text.split(stop)[0]
     return text
@@ -54,8 +54,8 @@ def few_shot_prompt(question: str, shots: Sequence[Example], *, blank: bool = Fa
     """Question-answer pairs as plain text, then the question; it ends in 'Answer:'.
 
     Args:
-        blank: end in 'Answer: ', as the official code does. Most tokenizers make the blank a token of its own there, behind which
-            a model that learnt ' Paris' as one token seldom writes 'Paris'.
+        blank: end in 'Answer: ', as the official code does. Most tokenizers make the blank a token of its own there,
+            behind which a model that learnt ' Paris' as one token seldom writes 'Paris'.
     """
     pairs = "".join(f"Question: {shot.question}\nAnswer: {shot.answer}\n\n" for shot in shots)
     return f"{pairs}Question: {question}\nAnswer:{' ' if blank else ''}"
@@ -200,7 +200,7 @@ class PrivLeak(TextMetric):
 def muse_suite(
     auc_retrain: float | None = None, stemmer: bool = False, *, blank: bool = False, words: Words = "unicode"
 ) -> Suite:
-    """The MUSE suite.
+    """Makes the MUSE suite with its choices.
 
     Args:
         auc_retrain: the retrained model's AUC where it is known but not at hand.

@@ -38,7 +38,7 @@ TINY = 1e-10
 
 
 def truth_ratio(wrong: Sequence[Sequence[float]], correct: Sequence[float], mean: Mean = "geometric") -> np.ndarray:
-    """Per row, how likely wrong answers are beside the right one; 1 means the model can't tell.
+    """Returns per row how likely wrong answers are beside the right one; 1 means the model can't tell.
 
     Args:
         wrong: mean token losses in nats, per row any number of wrong answers.
@@ -65,7 +65,7 @@ def truth_ratio(wrong: Sequence[Sequence[float]], correct: Sequence[float], mean
 
 
 def aggregate(ratios: Sequence[float] | np.ndarray, how: Aggregator) -> float:
-    """Mean over rows: min(TR, 1/TR) for forget rows, max(0, 1 - TR) for kept ones, or 1 / (1 + TR)."""
+    """Averages over rows: min(TR, 1/TR) for forget rows, max(0, 1 - TR) for kept ones, or 1 / (1 + TR)."""
     tr = np.asarray(ratios, dtype=np.float64)
     if how == "closer_to_1_better":
         return float(np.minimum(tr, 1 / (tr + TINY)).mean())
@@ -77,7 +77,7 @@ def aggregate(ratios: Sequence[float] | np.ndarray, how: Aggregator) -> float:
 
 
 def model_utility(parts: Sequence[float]) -> float:
-    """Harmonic mean of the nine numbers (or of those a split has); 0 as soon as one is 0."""
+    """Returns the harmonic mean of the nine numbers (or of those a split has); 0 as soon as one is 0."""
     if len(parts) == 0:
         raise DataError("model utility needs at least one number.")
     return harmonic_mean(parts)
@@ -93,7 +93,7 @@ class ForgetQuality(NamedTuple):
 
 
 def forget_quality(unlearned: Mapping[str, float], oracle: Mapping[str, float]) -> ForgetQuality:
-    """The KS test between the truth ratios of two models on the same rows.
+    """Runs the KS test between the truth ratios of two models on the same rows.
 
     Args:
         unlearned, oracle: truth ratio by row id.
@@ -129,12 +129,12 @@ def _log10(p: float, distance: float, n: int) -> float:
 
 
 def row_ids(rows: Sequence[Example]) -> list[str]:
-    """An id a row from its question and answer, so that scores of other rows are noticed."""
+    """Makes an id a row from its question and answer, so that scores of other rows are noticed."""
     return [f"{row.index}:{hash_json([row.question, row.answer])}" for row in rows]
 
 
 def truth_ratios(context: TextContext, rows: Examples, mean: Mean = "geometric", paraphrase: bool = True) -> np.ndarray:
-    """The truth ratio of every row. With `paraphrase`, the right answer is the row's paraphrase where it has one."""
+    """Returns the truth ratio of every row. With `paraphrase`, the right answer is the row's paraphrase where it has one."""
     right = [row.ask(answer=row.paraphrased_answer if paraphrase else None) for row in rows]
     wrong = [row.ask(answer=answer) for row in rows for answer in row.perturbed_answers]
     losses = iter([score.mean_nll for score in context.scores(wrong)])
@@ -151,7 +151,7 @@ def save_retain_scores(path: str | Path, context: TextContext, rows: Examples, m
 
 
 def read_retain_scores(path: str | Path, rows: Examples, mean: Mean = "geometric") -> dict[str, float]:
-    """Truth ratios by row id, from `save_retain_scores` or from an open-unlearning TOFU_EVAL.json.
+    """Reads truth ratios by row id, from `save_retain_scores` or from an open-unlearning TOFU_EVAL.json.
 
     Raises:
         DataError: the file is neither, or was made with the other mean.
@@ -343,7 +343,7 @@ def tofu_metrics(
 
 
 def tofu_suite(mean: Mean = "geometric", retain_scores: str | Path | None = None, words: Words = "unicode") -> Suite:
-    """The TOFU suite with its choices and, optionally, stored scores of the retrained model.
+    """Makes the TOFU suite with its choices and, optionally, stored scores of the retrained model.
 
     Args:
         mean: of the wrong answers' probabilities in the truth ratio, see above.

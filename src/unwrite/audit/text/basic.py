@@ -136,7 +136,7 @@ class Utility(TextMetric):
 
 
 def repetition(tokens: Sequence[int]) -> float:
-    """1 - distinct / all 3-grams, in [0, 1); 0 for fewer than three tokens."""
+    """Returns 1 - distinct / all 3-grams, in [0, 1); 0 for fewer than three tokens."""
     grams = [tuple(tokens[i : i + 3]) for i in range(len(tokens) - 2)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 

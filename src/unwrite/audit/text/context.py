@@ -147,7 +147,7 @@ class TextContext(Context[ForgetSplit]):
         return [AnswerScore(**{**score, "index": row.index}) for score, row in zip(kept, rows, strict=True)]
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
-        """Greedy continuations of token-id prompts."""
+        """Continues token-id prompts greedily."""
         tok = self.tokenizer
         prompts = [list(prompt) for prompt in prompts]
         names = [(max_new_tokens, *prompt) for prompt in prompts]
@@ -161,7 +161,7 @@ class TextContext(Context[ForgetSplit]):
         return [self._said[name] for name in names]
 
     def answers(self, rows: Sequence[Example]) -> list[tuple[str, str]]:
-        """(reference, what the model says) for every row.
+        """Returns (reference, what the model says) for every row.
 
         A question is asked through the chat template; a plain text is cut in half, and the model continues it. Of a
         text longer than `max_length` that is its first window.

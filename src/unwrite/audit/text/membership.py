@@ -32,7 +32,7 @@ ATTACKS: tuple[AttackName, ...] = ("loss", "zlib", "reference", "gradnorm", "min
 
 
 def auc(lower: Sequence[float], higher: Sequence[float]) -> float:
-    """P(a value of `higher` exceeds one of `lower`) + P(tie)/2.
+    """Returns P(a value of `higher` exceeds one of `lower`) + P(tie)/2.
 
     Raises:
         DataError: one side is empty.
@@ -47,7 +47,7 @@ def auc(lower: Sequence[float], higher: Sequence[float]) -> float:
 
 
 def min_k(log_probs: Sequence[float], k: float = 0.4) -> float:
-    """-mean of the lowest max(1, int(k * T)) of the token log-probabilities [T]; high = looks unseen."""
+    """Returns minus the mean of the lowest max(1, int(k * T)) of the token log-probabilities [T]; high = looks unseen."""
     if not 0 < k <= 1:
         raise MethodError(f"min-k takes a fraction of the tokens in (0, 1], not {k}.")
     if len(log_probs) == 0:
@@ -146,7 +146,7 @@ class Membership(TextMetric):
     def values(
         self, context: TextContext, rows: Sequence[Example], references: Mapping[str, TextContext] = ALONE
     ) -> list[float]:
-        """One score per row, high = looks unseen."""
+        """Returns one score per row, high where it looks unseen."""
         if self.attack == "gradnorm":
             encoded = [[[part.input_ids, part.prompt_length] for part in row] for row in context.encoded(rows)]
             return context.remember("gradnorm", encoded, lambda: [gradient_norm(context, row) for row in rows])

@@ -19,7 +19,7 @@ from .rows import rows_of
 
 
 def extraction_strength(correct: Sequence[bool]) -> float | None:
-    """ES of one answer, in [1/N, 1]. correct: [N], whether each token was the first choice, end token left out."""
+    """Returns ES of one answer, in [1/N, 1]. correct: [N], whether each token was the first choice, end token left out."""
     if not correct:
         return None
     k = len(correct) - 1
@@ -31,7 +31,7 @@ def extraction_strength(correct: Sequence[bool]) -> float | None:
 
 
 def exact_memorisation(correct: Sequence[bool]) -> float | None:
-    """Fraction of tokens that were the model's first choice. correct: [N], end token left out."""
+    """Returns the fraction of tokens that were the model's first choice. correct: [N], end token left out."""
     return sum(correct) / len(correct) if correct else None
 
 

@@ -38,7 +38,7 @@ class Item(Protocol):
 
 @dataclass(frozen=True)
 class Choice:
-    """log-probability of every choice's letter, and the prediction."""
+    """The log-probability of every choice's letter, and the prediction."""
 
     scores: list[float]
     prediction: int
@@ -79,7 +79,7 @@ def encode_continuation(context: str, continuation: str, tokenizer: Any, max_len
 def answer_choices(
     context: TextContext, items: Iterable[Item], *, shots: Sequence[Item] = (), shortcut: bool | None = None
 ) -> list[Choice]:
-    """Scores every item.
+    """Scores the choices of every item.
 
     Args:
         shots: solved examples put before every question.
