@@ -119,6 +119,19 @@ def test_a_hooked_model_without_fingerprint_is_never_cached(tokenizer: Any, spli
     assert TextContext(model, split, tokenizer).fingerprint is None
 
 
+def test_what_a_hooked_model_says_is_never_read_back(
+    tokenizer: Any, split: Any, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = model.model.layers[0].register_forward_hook(lambda m, i, o: None)
+    TextContext(model, split, tokenizer).scores(split.forget)
+    monkeypatch.setattr(context_module, "score_answers", lambda *a, **k: pytest.fail("a pass ran"))
+    with pytest.raises(pytest.fail.Exception):
+        TextContext(model, split, tokenizer).scores(split.forget)
+    hook.remove()
+    with pytest.raises(pytest.fail.Exception):
+        TextContext(model, split, tokenizer, cached=False).scores(split.forget)
+
+
 def test_a_damaged_cache_file_is_only_a_lost_pass(tokenizer: Any, split: Any, model: Any, tmp_path: Any) -> None:
     whole = Probability("forget")(TextContext(model, split, tokenizer))
     for path in (tmp_path / "cache").rglob("score-*.json"):
