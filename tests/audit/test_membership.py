@@ -71,6 +71,17 @@ def test_the_reference_attack_without_reference_says_what_to_pass(tokenizer: Any
         Membership("reference")(TextContext(model, split, tokenizer))
 
 
+def test_the_reference_attack_takes_the_oracle_and_else_the_model_before(
+    tokenizer: Any, split: Any, model: Any, target: Any, oracle: Any
+) -> None:
+    context, before, retrained = (TextContext(one, split, tokenizer) for one in (model, target, oracle))
+    attack = Membership("reference")
+    assert attack(context, {"before": before, "oracle": retrained}) == attack(context, {"oracle": retrained})
+    assert attack(context, {"before": before}) == attack(context, {"before": before, "random": retrained})
+    assert attack(context, {"before": before}) != attack(context, {"oracle": retrained})
+    assert Membership("reference", reference=target)(context) == attack(context, {"before": before})
+
+
 def test_refuses_an_unknown_attack() -> None:
     with pytest.raises(MethodError, match="unknown membership attack 'min_k\\+'"):
         Membership("min_k+")  # type: ignore[arg-type]

@@ -111,6 +111,10 @@ def test_columns_stand_in_the_same_order_whatever_was_given_first() -> None:
         ({"attacks": [Relearn()]}, "the attack relearning is for text; this split is of images"),
         ({"suite": "tofu"}, "suite 'tofu' is for text; this split is of images"),
         ({"suite": Suite("none", [], of="images")}, "no metric of suite 'none' applies"),
+        (
+            {"suite": Suite("odd", [Probability()], of="images")},
+            "forget_probability measures text, and class 1 is other",
+        ),
     ],
     ids=lambda given: given if isinstance(given, str) else "",
 )

@@ -192,9 +192,14 @@ def test_errors_of_regressors_are_judged_alike(after, state, mark):
     )
 
 
-@pytest.mark.parametrize(("after", "state"), [(0.104, "nothing"), (0.2, "something")])
+@pytest.mark.parametrize(("after", "state"), [(0.104, "nothing"), (0.12, "something"), (0.2, "something")])
 def test_errors_without_a_retrained_model_must_move_by_a_twentieth(after, state):
     assert forgotten(report(asked="values", before=errors(0.1), after=errors(after)), ERROR) == state
+
+
+@pytest.mark.parametrize(("after", "state"), [(88, "nothing"), (82, "something")])
+def test_accuracies_without_a_retrained_model_must_move_by_five_points(after, state):
+    assert forgotten(report(before=90, after=after, rows=2000), RIGHT) == state
 
 
 @pytest.mark.parametrize(

@@ -311,8 +311,17 @@ class Suite:
     words: Words = "unicode"
 
     def for_split(self, split: Any) -> list[Metric]:
-        """The metrics that apply to this split, in report order."""
+        """The metrics that apply to this split, in report order.
+
+        Raises:
+            MethodError: a metric for other data.
+        """
         listed = self.metrics(split) if callable(self.metrics) else self.metrics
+        odd = next((metric for metric in listed if not metric.reads.holds(split)), None)
+        if odd is not None:
+            raise MethodError(
+                f"{odd.name} measures {odd.reads.kind}, and {split.name} is other data. Leave it out of suite {self.name!r}."
+            )
         return [metric for metric in listed if metric.applies(split)]
 
     def on_axes(self) -> tuple[str, str] | None:
