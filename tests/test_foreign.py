@@ -6,12 +6,15 @@ import sys
 
 import pytest
 
-from conftest import make_llama, make_tokenizer
+from conftest import make_examples, make_llama, make_tokenizer
 from helpers.installed import METHOD, install, whispering
 from unwrite import catalog
+from unwrite.audit import evaluate
 from unwrite.catalog.foreign import foreign
 from unwrite.cli import main
+from unwrite.cli.inputs import AuditRequest
 from unwrite.cli.samplers import sampler_of
+from unwrite.data import ForgetSplit
 from unwrite.errors import MethodError, Notice, UnwriteError, noticing
 from unwrite.models import save
 
@@ -94,6 +97,20 @@ def test_a_part_fills_its_field_of_a_sampler(site):
     sampler = sampler_of("pairs(count=3)+fixed-blocks(size=4)", 8)
     assert type(sampler.commit).__name__ == "Pairs"
     assert sampler.commit.count == 3
+
+
+def test_a_suite_is_measured_by_its_name(site):
+    code = """
+        from unwrite.audit import Repetition, Suite
+        OWN = Suite("own", [Repetition()], "Repetition alone.")
+    """
+    install(site, "measuring", {"suites.py": code}, {"unwrite.suites": {"own": "measuring.suites:OWN"}})
+    AuditRequest(suite="own").check()
+    split = ForgetSplit(make_examples("forget", 2), make_examples("retain", 2), name="tiny")
+    report = evaluate(make_llama(layers=1), split, suite="own", tokenizer=make_tokenizer())
+    assert list(report.columns["after"]) == ["forget_repetition"]
+    with pytest.raises(MethodError, match=r"unknown suite 'owm'. Did you mean 'own'"):
+        AuditRequest(suite="owm").check()
 
 
 def test_methods_lists_the_package(site, capsys):

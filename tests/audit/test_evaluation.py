@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from unwrite.audit import SUITES, Quantise, Relearn, Report, Score, Suite, TextContext, evaluate
+from unwrite import catalog
+from unwrite.audit import Quantise, Relearn, Report, Score, Suite, TextContext, evaluate
 from unwrite.audit.text import context as context_module
 from unwrite.audit.text.basic import Perplexity, Probability, Repetition, RougeRecall, repetition
 from unwrite.data.text.examples import Example, Examples, ForgetSplit
@@ -226,7 +227,7 @@ def test_a_score_that_is_not_a_mean_has_no_interval() -> None:
 
 
 def test_the_named_suites_are_there() -> None:
-    assert {"basic", "tofu", "muse", "membership"} <= set(SUITES)
+    assert {"basic", "tofu", "muse", "membership"} <= set(catalog.suites())
 
 
 def test_importing_the_audit_does_not_import_torch() -> None:

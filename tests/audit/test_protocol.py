@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from unwrite import catalog
 from unwrite.audit import (
-    SUITES,
     Attack,
     Exhibit,
     Headline,
@@ -339,11 +339,11 @@ def test_what_no_kind_holds_is_refused() -> None:
 # -- suites -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name, suite in SUITES.items() if suite.gone is not None])
+@pytest.mark.parametrize("name", [name for name in catalog.suites() if catalog.suite(name).load().gone is not None])
 def test_a_suites_headline_is_one_of_its_metrics_with_its_direction(name: str, split: Any) -> None:
     from .test_muse import corpus
 
-    suite = SUITES[name]
+    suite = catalog.suite(name).load()
     rows = corpus() if name == "muse" else split if suite.of == "text" else image_split()
     if name == "vision-regression":
         data = images(values=True)

@@ -143,9 +143,11 @@ def test_a_row_that_only_the_audit_reads_is_checked_too(capsys, files, tmp_path)
 def test_a_row_that_the_suite_has_room_for_and_training_has_not_is_refused(capsys, files, tmp_path, monkeypatch):
     from dataclasses import replace
 
-    from unwrite.audit import SUITES
+    from unwrite import catalog
+    from unwrite.audit.suites import known
 
-    monkeypatch.setitem(SUITES, "long", replace(SUITES["basic"], name="long", max_length=2048))
+    long_suite = replace(catalog.suite("basic").load(), name="long", max_length=2048)
+    monkeypatch.setattr(known, "suite_named", lambda suite: long_suite)
     model = make_llama()
     model.config.max_position_embeddings = 1024
     save(model, tmp_path / "model", tokenizer=make_tokenizer())

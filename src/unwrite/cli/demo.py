@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .. import catalog
 from ..errors import noticing
 from ..runs import Run
 from .inputs import AuditRequest, need_number
@@ -136,7 +137,7 @@ def _load(name: str, base: str | None) -> Any:
 
 
 def _unlearn_and_audit(run: Run, loaded: Any, seed: int) -> tuple[Any, Moved | None, str, dict[str, float]]:
-    from ..audit import SUITES, Relearn, evaluate
+    from ..audit import Relearn, evaluate
     from ..data import landmarks
     from ..forget import NPO, StopWhenForgotten
     from ..models import save
@@ -184,7 +185,7 @@ def _unlearn_and_audit(run: Run, loaded: Any, seed: int) -> tuple[Any, Moved | N
     console().print("auditing before and after, and trying to bring it back ...")
     start = time.monotonic()
     attack = Relearn(rows=len(split.forget) // 2, steps=6, every=2)
-    suite = replace(SUITES["basic"], max_new_tokens=ANSWER_TOKENS)
+    suite = replace(catalog.suite("basic").load(), max_new_tokens=ANSWER_TOKENS)
     report = evaluate(
         unlearned,
         asked(split),

@@ -1,24 +1,18 @@
-"""The suites by name. A user's own is a `Suite` handed to `evaluate`."""
+"""The suites by name, from the catalogue. A user's own is a `Suite` handed to `evaluate`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from typing import Any
 
+from ... import catalog
 from ...data.images.splits import ImageSplit
 from ...data.text.examples import ForgetSplit
-from ...errors import MethodError, notice, unknown
+from ...errors import MethodError, notice
 from ..base import Suite, need_roles
-from .basic import BASIC
-from .membership import MEMBERSHIP
-from .muse import MUSE
-from .tofu import TOFU
 from .vision import VISION, VISION_REGRESSION
 
 DEFAULT = "basic"
-
-SUITES: dict[str, Suite] = {suite.name: suite for suite in (BASIC, TOFU, MUSE, MEMBERSHIP, VISION, VISION_REGRESSION)}
-SUITES["landmarks"] = BASIC  # the shipped set has what the default suite reads
 
 
 def _basic_of_images(split: ImageSplit) -> Suite:
@@ -33,9 +27,8 @@ def suite_named(suite: str | Suite) -> Suite:
     """A suite by name, or the suite itself; an unknown name is refused with the nearest known one."""
     if isinstance(suite, Suite):
         return suite
-    if suite not in SUITES:
-        raise MethodError(unknown("suite", suite, SUITES))
-    return SUITES[suite]
+    found: Suite = catalog.suite(suite).load()
+    return found
 
 
 def suite_for(suite: str | Suite, kind: str, split: Any) -> Suite:
