@@ -3,7 +3,7 @@
 from functools import cache
 
 from conftest import make_examples, make_llama, make_tokenizer
-from helpers.tiny import make_image_recipe, make_image_split
+from helpers.tiny import make_image_recipe, make_image_split, make_images
 from unwrite import catalog
 from unwrite.audit import evaluate
 from unwrite.data import Examples, ForgetSplit
@@ -28,16 +28,25 @@ def text_split():
     return ForgetSplit(forget, retain, Examples(others[:8], "holdout"), evaluation, name="tiny")
 
 
+def split_for(slug):
+    """The rows a suite is measured on."""
+    if catalog.suite(slug).load().of == "text":
+        return text_split()
+    regression = slug in FOR_REGRESSORS
+    unseen = make_images(regression=regression, seed=1)
+    return make_image_split(regression=regression, test=unseen)
+
+
 def audit(slug):
     """A report of one suite. Models of other seeds stand for those before and retrained."""
     suite = catalog.suite(slug).load()
     if suite.of == "text":
         models = {role: make_llama(seed, layers=2) for role, seed in (("model", 0), ("before", 1), ("oracle", 2))}
-        return evaluate(split=text_split(), suite=slug, tokenizer=make_tokenizer(), **models)
-    regression = slug in FOR_REGRESSORS
-    build = make_image_recipe(regression=regression).build
-    models = {name: build(seed).eval() for seed, name in enumerate(("model", "before", "oracle", "control", "random"))}
-    return evaluate(split=make_image_split(regression=regression), suite=slug, **models)
+        return evaluate(split=split_for(slug), suite=slug, tokenizer=make_tokenizer(), **models)
+    build = make_image_recipe(regression=slug in FOR_REGRESSORS).build
+    model, *others = (build(seed).eval() for seed in range(5))
+    references = dict(zip(("before", "oracle", "control", "random"), others, strict=True))
+    return evaluate(model, split_for(slug), suite=slug, references=references)
 
 
 @cache

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 import pytest
-from audits import audited, text_split
+from audits import audited, split_for, text_split
 
 from conftest import make_llama, make_tokenizer
 from unwrite import catalog
@@ -14,6 +14,8 @@ from unwrite.data.text.benchmarks import MultipleChoice as Item
 METRICS = catalog.metrics()
 ITEMS = (Item("where is ann ?", ("in town", "near the river", "in the garden", "by the harbour"), 1),)
 GIVEN = {"multiple-choice": {"items": ITEMS}}  # what some can't measure without
+# Made of other scores, of two models' rows together, or of all rows at once.
+WITHOUT_ROWS = {"utility", "model-utility", "forget-quality", "feature-likeness", "average-gap", "prediction-distance"}
 every_metric = pytest.mark.parametrize("slug", METRICS)
 
 
@@ -21,9 +23,8 @@ def measured(slug):
     """(metric, its score on the model after) in every suite that has it, or in one of its own."""
     cls, found = METRICS[slug].load(), []
     for name, record in catalog.suites().items():
-        if record.load().of == "text":
-            metrics = record.load().for_split(text_split())
-            found += [(m, audited(name).columns["after"][m.name]) for m in metrics if type(m) is cls]
+        metrics = record.load().for_split(split_for(name))
+        found += [(m, audited(name).columns["after"][m.name]) for m in metrics if type(m) is cls]
     if not found:
         metric = cls(**GIVEN.get(slug, {}))
         suite = Suite("own", [metric], "A suite of one.")
@@ -56,7 +57,6 @@ def test_its_score_has_its_name_its_direction_and_finite_values(slug):
 
 @every_metric
 def test_its_score_says_what_every_row_gave_unless_no_row_gave_any(slug):
-    """A mean of other scores and a test between two models have no values of rows."""
     for _, score in measured(slug):
         rows = [value for value in score.per_example if value is not None]
-        assert bool(rows) != (slug in ("model-utility", "utility", "forget-quality"))
+        assert bool(rows) != (slug in WITHOUT_ROWS)

@@ -3,9 +3,8 @@
 import math
 
 import pytest
-from audits import audit, audited, text_split
+from audits import audit, audited, split_for
 
-from helpers.tiny import make_image_split
 from unwrite import catalog
 from unwrite.audit import Report, Suite
 
@@ -25,8 +24,7 @@ def test_is_a_suite_of_metrics_with_names_of_their_own(slug):
     suite = SUITES[slug].load()
     assert isinstance(suite, Suite)
     assert slug in (suite.name, "landmarks")
-    split = text_split() if suite.of == "text" else make_image_split(regression=slug == "vision-regression")
-    metrics = suite.for_split(split)
+    metrics = suite.for_split(split_for(slug))
     names = [metric.name for metric in metrics]
     assert names
     assert len(set(names)) == len(names)

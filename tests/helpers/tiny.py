@@ -117,20 +117,21 @@ def make_mask_predictor(seed: int = 0, vocab: int = VOCAB) -> LlamaForCausalLM:
     return model
 
 
-def make_images(*, regression: bool = False) -> Images:
+def make_images(*, regression: bool = False, seed: int = 0) -> Images:
     """48 grey pictures of 8x8 pixels: three classes in turn, or the pictures' brightness."""
-    pixels = torch.rand(48, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    pixels = torch.rand(48, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    index = torch.arange(48) + 48 * seed  # of other seeds are other pictures
     if regression:
-        return Images(pixels, targets=pixels.mean((1, 2, 3)))
-    return Images(pixels, labels=torch.arange(48) % 3)
+        return Images(pixels, targets=pixels.mean((1, 2, 3)), index=index)
+    return Images(pixels, labels=torch.arange(48) % 3, index=index)
 
 
-def make_image_split(*, regression: bool = False) -> ImageSplit:
+def make_image_split(*, regression: bool = False, test: Images | None = None) -> ImageSplit:
     """A class to forget, or the rows of low brightness."""
     rows = make_images(regression=regression)
     if regression:
-        return split_by_target(rows, high=float(rows.targets.quantile(0.3)), holdout=0.2)
-    return split_by_class(rows, 1, holdout=0.2)
+        return split_by_target(rows, high=float(rows.targets.quantile(0.3)), holdout=0.2, test=test)
+    return split_by_class(rows, 1, holdout=0.2, test=test)
 
 
 def make_image_recipe(*, regression: bool = False) -> TrainRecipe:
