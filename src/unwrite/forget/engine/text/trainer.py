@@ -194,10 +194,10 @@ class _TellEpoch(TrainerCallback):
 def train(objective: Objective, work: TextWork) -> nn.Module:
     """Encodes the rows, computes references from the model as it is, and runs the phases one after the other."""
     objective = objective.fitted(work.model)
-    args = copy.copy(work.args)
+    args = work.args
     with seeded(args.seed):
         try:
-            return _train(objective, replace(work, args=args))
+            return _train(objective, work)
         finally:
             if args.temporary and args.output_dir is not None:
                 shutil.rmtree(args.output_dir, ignore_errors=True)
