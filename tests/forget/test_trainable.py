@@ -11,6 +11,7 @@ from forgetting import weights
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from toy_works import Plain, apply, both_kinds, made, untouched
+from transformers import TrainerCallback
 
 from unwrite.errors import MethodError
 from unwrite.forget import NPO, RMU
@@ -47,6 +48,23 @@ def test_what_is_frozen_stays_so_whoever_chooses_it(kind):
     apply(kind, Plain(choose=lambda work: [first, *last_weight(work)]), model)
     assert torch.equal(first, before)
     assert not first.requires_grad
+
+
+@both_kinds
+def test_a_gradient_from_before_moves_nothing_and_none_is_left_behind(kind):
+    class Break(TrainerCallback):
+        def on_pre_optimizer_step(self, *_, **__):
+            raise KeyboardInterrupt
+
+    fresh, stale = made(kind), made(kind)
+    for parameter in stale.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    apply(kind, Plain(), fresh)
+    apply(kind, Plain(), stale)
+    assert all(torch.equal(tensor, fresh.state_dict()[name]) for name, tensor in stale.state_dict().items())
+    with pytest.raises(KeyboardInterrupt):
+        apply(kind, Plain(), stale, callbacks=[Break()])
+    assert all(parameter.grad is None for parameter in stale.parameters())
 
 
 @both_kinds

@@ -33,6 +33,7 @@ def only(
     try:
         for parameter, flag in before:
             parameter.requires_grad_((flag or thaw) and (wanted is None or id(parameter) in wanted))
+            parameter.grad = None  # one from before would be added to the first step's
         trained: list[Tensor] = [parameter for parameter, _ in before if parameter.requires_grad]
         if not trained:
             raise MethodError(
