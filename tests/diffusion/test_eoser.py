@@ -157,7 +157,7 @@ def test_it_wraps_other_scores_and_is_wrapped():
     model = ending(0, 13)
     inside = replace(PLAIN, score=EndLast(EOSReject()))(model, None, prompts)
     assert same_run(inside, replace(PLAIN, score=EndLast())(model, None, prompts))  # last is last
-    assert EOSReject().probability
+    assert EOSReject().ranks_by == "probability"
 
 
 # Ascending steps

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MethodError
+from .memory import Desk, PartMemory
 
 
 @dataclass(frozen=True)
@@ -42,35 +43,6 @@ class Wide:
     known: Tensor
     masked: Tensor
     proposed: Tensor | None = None
-
-
-class Memory:
-    """What one part remembers of the rows of one call, kept by the loop."""
-
-    def __init__(self, batch: int) -> None:
-        self.batch = batch
-        self.kept: dict[str, Tensor] = {}
-
-    def get(self, name: str, rows: Tensor, shape: tuple[int, ...], fill: float, dtype: torch.dtype) -> Tensor:
-        """[rows, *shape], filled where nothing was kept yet; a longer shape than before grows it."""
-        kept = self.kept.get(name)
-        if kept is None:
-            kept = torch.full((self.batch, *shape), fill, dtype=dtype, device=rows.device)
-        elif any(new > old for new, old in zip(shape, kept.shape[1:], strict=True)):
-            grown = [max(new, old) for new, old in zip(shape, kept.shape[1:], strict=True)]
-            larger = torch.full((self.batch, *grown), fill, dtype=dtype, device=rows.device)
-            larger[tuple(slice(size) for size in kept.shape)] = kept
-            kept = larger
-        self.kept[name] = kept
-        return kept[rows][(slice(None), *(slice(size) for size in shape))]
-
-    def put(self, name: str, rows: Tensor, value: Tensor) -> None:
-        """Keeps [rows, *shape] for the next step."""
-        kept = self.kept[name]
-        if len(rows) == self.batch and value.shape == kept.shape:
-            self.kept[name] = value.clone()  # a later put of some rows writes into it
-        else:
-            kept[(rows, *(slice(size) for size in value.shape[1:]))] = value
 
 
 @dataclass(frozen=True)
@@ -168,53 +140,6 @@ class Step:
         self.desk.add(name, self.rows, value)
 
 
-class PartMemory:
-    """`Memory` as one step sees it."""
-
-    def __init__(self, step: Step, memory: Memory) -> None:
-        self.step, self.inner = step, memory
-
-    def get(
-        self, name: str, *shape: int, fill: float = 0.0, dtype: torch.dtype = torch.float32, per_block: bool = False
-    ) -> Tensor:
-        """[rows, *shape]. per_block: begins again from `fill` when a block is opened."""
-        value = self.inner.get(name, self.step.rows, shape, fill, dtype)
-        if per_block:
-            opening = self.step.opening.view(-1, *[1] * len(shape))
-            value = torch.where(opening, torch.full((), fill, dtype=dtype, device=value.device), value)
-        return value
-
-    def put(self, name: str, value: Tensor) -> None:
-        """Keeps [rows, *shape]; `get` it first."""
-        self.inner.put(name, self.step.rows, value)
-
-
-class Desk:
-    """What the loop holds for the parts of one call: their memories, the random generators, the counts."""
-
-    def __init__(self, batch: int, seed: int = 0, device: Any = "cpu") -> None:
-        self.batch, self.device = batch, device
-        self._memories: dict[int, Memory] = {}
-        self._generators = [torch.Generator(device=device).manual_seed(seed * 1_000_003 + row) for row in range(batch)]
-        self.counts: dict[str, Tensor] = {}
-
-    def memory(self, part: Any) -> Memory:
-        return self._memories.setdefault(id(part), Memory(self.batch))
-
-    def random(self, rows: Tensor, shape: tuple[int, ...], own: Tensor | None = None) -> Tensor:
-        """[rows, *shape]. own: [rows] how many of the first dimension each row draws, the rest is .5; None for all."""
-        drawn = torch.full((len(rows), *shape), 0.5, dtype=torch.float64, device=self.device)
-        counts = [None] * len(rows) if own is None else own.tolist()
-        for at, (row, count) in enumerate(zip(rows.tolist(), counts, strict=True)):
-            mine = drawn[at] if count is None else drawn[at, :count]
-            mine.uniform_(generator=self._generators[row])
-        return drawn
-
-    def add(self, name: str, rows: Tensor, value: Tensor) -> None:
-        total = self.counts.setdefault(name, torch.zeros(self.batch, dtype=torch.long, device=rows.device))
-        total[rows] += value.to(total.dtype)
-
-
 @dataclass(frozen=True)
 class Commit:
     """Args:
@@ -231,6 +156,9 @@ class Commit:
 class Part(ABC):
     """Any part of the loop.
 
+    What other parts and the loop must know of a part, the part declares: what it reads here, and on each kind what stands
+    there (`Blocks.block_size`, `Score.ranks_by`, `Quota.spreads_evenly`, `CommitRule.counts`, ...). Nobody asks for its class.
+
     fills: the field of `Sampler` that it fills.
     reads: "block", or "canvas" for parts that need `step.wide`.
     """
@@ -243,7 +171,12 @@ class Part(ABC):
 
 
 class Blocks(Part):
-    """Where the next block ends. Blocks go from left to right; one is finished before the next begins."""
+    """Where the next block ends. Blocks go from left to right; one is finished before the next begins.
+
+    grows_with_quota: whether blocks end where a quota that counts over the whole answer (`Ascending`) ends a step.
+    """
+
+    grows_with_quota: ClassVar[bool] = False
 
     fills = "blocks"
 
@@ -251,6 +184,10 @@ class Blocks(Part):
     @abstractmethod
     def default(self) -> int:
         """Positions of a block where nothing speaks for another size; stretches this long without masks are skipped."""
+
+    def block_size(self, generated: int) -> int | None:
+        """Positions of every block but the last, which may have fewer; None where sizes vary. generated: of the answer."""
+        return None
 
     def reach(self, size: int) -> int:
         """How many positions from a block's start `lengths` reads. size: generated positions."""
@@ -287,11 +224,19 @@ class Proposal(Part):
         return fused
 
 
+Ranking = Literal["probability", "spread", "chance", "place"]
+
+
 class Score(Part):
-    """How sure a proposed token is; larger is surer."""
+    """How sure a proposed token is; larger is surer.
+
+    ranks_by: "probability" where the score is the proposed token's; "spread" for another measure of the distribution;
+        "chance" where it is drawn, "place" where only the position counts. A score around another one says what that one says.
+    """
+
+    ranks_by: ClassVar[Ranking] = "spread"
 
     fills = "score"
-    probability: ClassVar[bool] = False
 
     @abstractmethod
     def score(self, step: Step) -> Tensor:
@@ -299,7 +244,12 @@ class Score(Part):
 
 
 class Quota(Part):
-    """How many positions a step reveals, for rules that count."""
+    """How many positions a step reveals, for rules that count.
+
+    spreads_evenly: whether a block's masks are spread evenly over its share of the steps, as `Uniform` does.
+    """
+
+    spreads_evenly: ClassVar[bool] = False
 
     fills = "quota"
 
@@ -309,10 +259,17 @@ class Quota(Part):
 
 
 class CommitRule(Part):
-    """Which positions are revealed, and which hidden again."""
+    """Which positions are revealed, and which hidden again.
 
+    counts: whether it reads `step.quota`.
+    draws_places: whether chance alone decides, so that no confidence changes anything.
+    accepts: whether it has `accepted(step)`, the positions it holds for final whatever the quota says.
+    """
+
+    counts: ClassVar[bool] = False
+    draws_places: ClassVar[bool] = False
+    accepts: ClassVar[bool] = False
     fills = "commit"
-    counts: ClassVar[bool] = False  # reads step.quota
 
     @abstractmethod
     def commit(self, step: Step) -> Commit: ...
@@ -338,10 +295,10 @@ class Edit(Part):
 
 
 class Stop(Part):
-    """Whether all remaining masks are filled at once and the row is done."""
+    """Whether all remaining masks are filled at once and the row is done. The whole row is filled, so every stop reads the canvas."""
 
+    reads: ClassVar[Literal["canvas"]] = "canvas"
     fills = "stop"
-    reads = "canvas"
 
     @abstractmethod
     def stop(self, step: Step) -> Tensor:
@@ -349,6 +306,13 @@ class Stop(Part):
 
 
 Watch = Callable[[Step], None]
+
+
+def parts_of(value: Any) -> tuple[Any, ...]:
+    """One part, several, or none, as a tuple."""
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
 def best(step: Step) -> Tensor:

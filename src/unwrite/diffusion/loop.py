@@ -19,9 +19,9 @@ from torch import Tensor
 
 from ..errors import MethodError
 from .adapter import MaskPredictor
-from .base import Commit, Desk, Part, Step, Stop, Wide
+from .base import Commit, Part, Step, Wide, parts_of
 from .block_cache import BlockCache
-from .parts.proposing import parts_of
+from .memory import Desk
 from .trace import Trace
 
 if TYPE_CHECKING:
@@ -70,8 +70,7 @@ class Denoising:
         self._caches = [
             BlockCache(predictor, kind, batch, columns) for _ in range(1 + (sampler.guidance > 0)) if kind != "none"
         ]
-        # A stop fills the whole row.
-        self.reads_canvas = any(part.reads == "canvas" or isinstance(part, Stop) for part in sampler.parts())
+        self.reads_canvas = any(part.reads == "canvas" for part in sampler.parts())
         self.reach = sampler.blocks.reach(size)
         none = torch.full((batch,), -1)
         self.trace = Trace(

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from ...errors import MethodError, unknown
 from ..base import Commit, CommitRule, Logits, Step, at_least_one, best, finite, not_negative
-from .proposing import EndLast, RandomOrder, logsumexp, probability_of
-from .rules import Origin
+from .proposing import logsumexp, probability_of
 
 __all__ = ["CreditDecoding", "CreditThreshold"]
 
@@ -83,9 +82,9 @@ class CreditDecoding(Logits):
 
     def check(self, sampler: Any) -> None:
         """Refuses an order that takes no notice of the confidence."""
-        score = sampler.score.inner if isinstance(sampler.score, EndLast) else sampler.score
-        if isinstance(score, RandomOrder) or isinstance(sampler.commit, Origin):
-            which = type(score if isinstance(score, RandomOrder) else sampler.commit).__name__
+        drawn = sampler.score.ranks_by == "chance"
+        if drawn or sampler.commit.draws_places:
+            which = repr(sampler.score) if drawn else type(sampler.commit).__name__
             raise MethodError(
                 f"CreditDecoding makes positions surer, and {which} reveals at random. Use a score of the probabilities."
             )

@@ -12,15 +12,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ...errors import MethodError, unknown
-from ..base import Blocks, Quota, Score, Step
+from ..base import Blocks, Quota, Ranking, Score, Step
 from .proposing import Confidence, is_end
-from .rules import FixedBlocks
 
 __all__ = ["Ascending", "AscendingBlocks", "EOSReject", "ascending_sizes", "ascending_steps"]
 
@@ -62,12 +61,12 @@ class EOSReject(Score):
         return SCHEDULES[self.schedule] if self.low is None else self.low
 
     @property
-    def probability(self) -> bool:  # type: ignore[override]
-        return self.inner.probability
+    def ranks_by(self) -> Ranking:  # type: ignore[override]
+        return self.inner.ranks_by
 
     def check(self, sampler: Any) -> None:
         """Refuses a score that a factor below 1 does not lower."""
-        if not self.inner.probability:
+        if self.inner.ranks_by != "probability":
             raise MethodError(
                 f"EOSReject scales probabilities, and {type(self.inner).__name__} gives none. Use EOSReject(Confidence())."
             )
@@ -110,8 +109,7 @@ class Ascending(Quota):
             raise MethodError(
                 f"Ascending says how many to reveal, and {type(sampler.commit).__name__} does not ask. Use TopK()."
             )
-        single = isinstance(blocks, FixedBlocks) and blocks.default >= size
-        if not single and not isinstance(blocks, AscendingBlocks):
+        if blocks.block_size(size) != size and not blocks.grows_with_quota:
             raise MethodError(
                 f"Ascending counts over the whole answer, and {blocks} cuts it. Use FixedBlocks(None) or AscendingBlocks."
             )
@@ -131,6 +129,7 @@ class AscendingBlocks(Blocks):
     """
 
     number: int = 1
+    grows_with_quota: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.number < 1:

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ...errors import MethodError
 from ..base import Commit, CommitRule, Step, best, not_negative, ranked
-from .proposing import RandomOrder
 
 __all__ = ["LocalLeap", "RandomNeighbours", "Settled", "delays", "settled"]
 
@@ -55,12 +54,9 @@ class LocalLeap(CommitRule):
 
     def check(self, sampler: Any) -> None:
         """Refuses an order without confidence: drawn scores make anchors of anything."""
-        score = sampler.score
-        while hasattr(score, "inner"):
-            score = score.inner
-        if isinstance(score, RandomOrder):
+        if sampler.score.ranks_by == "chance":
             raise MethodError(
-                f"{type(self).__name__} looks for sure tokens, and RandomOrder draws its scores. Use Confidence()."
+                f"{type(self).__name__} looks for sure tokens, and {sampler.score} draws its scores. Use Confidence()."
             )
 
     def commit(self, step: Step) -> Commit:

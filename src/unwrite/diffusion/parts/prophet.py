@@ -21,7 +21,6 @@ from torch import Tensor
 from ...errors import DataError, MethodError, unknown
 from ..base import Step, Stop, Wide
 from .proposing import is_end
-from .rules import FixedBlocks
 
 __all__ = [
     "Convergence",
@@ -85,10 +84,10 @@ class Prophet(Stop):
 
     def check(self, sampler: Any) -> None:
         """Refuses fewer steps than blocks, each of which takes one."""
-        blocks = sampler.blocks
-        if sampler.steps is None or not isinstance(blocks, FixedBlocks) or blocks.size is None:
+        block = sampler.blocks.block_size(sampler.gen_length)
+        if sampler.steps is None or block is None:
             return
-        count = -(-sampler.gen_length // blocks.size)
+        count = -(-sampler.gen_length // block)
         if sampler.steps < count:
             raise MethodError(f"Prophet: {sampler.steps} steps for {count} blocks. Use at least one step a block.")
 

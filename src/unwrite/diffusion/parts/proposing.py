@@ -11,13 +11,13 @@ is in float64: in lower precision ties and saturated probabilities change the or
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ...errors import MethodError
-from ..base import Proposal, Score, Step, finite
+from ..base import Proposal, Ranking, Score, Step, finite
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def logsumexp(logits: Tensor) -> Tensor:
 class Confidence(Score):
     """The probability of the proposed token: LLaDA's low_confidence, Dream's maskgit_plus."""
 
-    probability: ClassVar[bool] = True
+    ranks_by: ClassVar[Ranking] = "probability"
 
     def score(self, step: Step) -> Tensor:
         """[rows, width] in [0, 1]."""
@@ -139,6 +139,8 @@ class NegativeEntropy(Score):
 class RandomOrder(Score):
     """A uniform draw: LLaDA's random remasking."""
 
+    ranks_by: ClassVar[Ranking] = "chance"
+
     def score(self, step: Step) -> Tensor:
         """[rows, width] in [0, 1)."""
         return step.random_places()
@@ -147,6 +149,8 @@ class RandomOrder(Score):
 @dataclass(frozen=True)
 class LeftToRight(Score):
     """The earlier, the surer."""
+
+    ranks_by: ClassVar[Ranking] = "place"
 
     def score(self, step: Step) -> Tensor:
         """[rows, width] at most 0."""
@@ -164,8 +168,8 @@ class EndLast(Score):
     inner: Score = Confidence()
 
     @property
-    def probability(self) -> bool:  # type: ignore[override]
-        return self.inner.probability
+    def ranks_by(self) -> Ranking:  # type: ignore[override]
+        return self.inner.ranks_by
 
     def score(self, step: Step) -> Tensor:
         """[rows, width]; end tokens are far below any other, in their own order."""
@@ -176,10 +180,3 @@ class EndLast(Score):
 def is_end(tokens: Tensor, end_ids: tuple[int, ...]) -> Tensor:
     """Whether tokens are end tokens; any shape."""
     return torch.isin(tokens, torch.tensor(end_ids, dtype=tokens.dtype, device=tokens.device))
-
-
-def parts_of(value: Any) -> tuple[Any, ...]:
-    """One part, several, or none, as a tuple."""
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, tuple | list) else (value,)

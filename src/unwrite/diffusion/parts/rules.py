@@ -38,6 +38,9 @@ class FixedBlocks(Blocks):
     def default(self) -> int:
         return self.size or 1 << 30
 
+    def block_size(self, generated: int) -> int:
+        return min(self.default, generated)
+
     def lengths(self, step: Step) -> Tensor:
         """[rows]"""
         return torch.full_like(step.start, self.default)
@@ -47,21 +50,22 @@ class FixedBlocks(Blocks):
 class Uniform(Quota):
     """The block's masks spread evenly over its share of the steps, the first steps one more where it doesn't divide."""
 
+    spreads_evenly: ClassVar[bool] = True
+
     def check(self, sampler: Any) -> None:
         """Refuses steps that do not divide into the blocks."""
-        blocks, size, steps = sampler.blocks, sampler.gen_length, sampler.steps or sampler.gen_length
-        if not sampler.commit.counts or not isinstance(blocks, FixedBlocks):
+        size, steps = sampler.gen_length, sampler.steps or sampler.gen_length
+        block = sampler.blocks.block_size(size)
+        if not sampler.commit.counts or block is None or block >= size:
             return
-        if blocks.size is None or blocks.size >= size:
-            return
-        if size % blocks.size:
+        if size % block:
             raise MethodError(
-                f"gen_length {size} is no multiple of the block size {blocks.size}, and Uniform spreads steps over equal "
+                f"gen_length {size} is no multiple of the block size {block}, and Uniform spreads steps over equal "
                 "blocks. Change one, or use Threshold."
             )
-        if steps % (size // blocks.size):
+        if steps % (size // block):
             raise MethodError(
-                f"steps {steps} is no multiple of the number of blocks, {size // blocks.size}. Change steps or the block size."
+                f"steps {steps} is no multiple of the number of blocks, {size // block}. Change steps or the block size."
             )
 
     def count(self, step: Step) -> Tensor:
@@ -131,6 +135,7 @@ class Origin(CommitRule):
     """
 
     schedule: Fading = Fading()
+    draws_places: ClassVar[bool] = True
 
     def commit(self, step: Step) -> Commit:
         return Commit(step.masked & (step.random_places() < self.schedule.share(step)[:, None]))
@@ -223,7 +228,7 @@ class ReMDM(CommitRule):
 
     def check(self, sampler: Any) -> None:
         """Refuses other quotas: the steps put in need to know where the regular ones stand."""
-        if not isinstance(sampler.quota, Uniform):
+        if not sampler.quota.spreads_evenly:
             raise MethodError(
                 f"ReMDM counts as Uniform does, and the quota is {type(sampler.quota).__name__}. Use quota=Uniform()."
             )

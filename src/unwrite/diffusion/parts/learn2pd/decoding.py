@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from ....errors import MethodError, unknown
 from ...base import Commit, CommitRule, Edit, Step, not_negative, ranked
 from ..proposing import is_end, probability_of
-from ..rules import FixedBlocks
 from .filter import Filter
 
 __all__ = ["EoTP", "LearnedSelect"]
@@ -32,24 +31,25 @@ class LearnedSelect(CommitRule):
     filter: Filter | Callable[[Tensor], Tensor]
     accept: float = 0.96
     counts: ClassVar[bool] = True
+    accepts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         not_negative(self, accept=self.accept)
 
     def check(self, sampler: Any) -> None:
         """Refuses blocks of another size than the filter's, and scores it was not trained on."""
-        if not sampler.score.probability:
+        if sampler.score.ranks_by != "probability":
             raise MethodError(
                 f"LearnedSelect: the filter reads probabilities, and {type(sampler.score).__name__} is none. Use Confidence."
             )
-        size, blocks = getattr(self.filter, "size", None), sampler.blocks
+        size, block = getattr(self.filter, "size", None), sampler.blocks.block_size(sampler.gen_length)
         if size is None:
             return
-        if not isinstance(blocks, FixedBlocks):
+        if block is None:
             raise MethodError(f"LearnedSelect: the filter is for blocks of {size}. Use FixedBlocks({size}).")
-        if min(blocks.default, sampler.gen_length) != size:
+        if block != size:
             raise MethodError(
-                f"LearnedSelect: the filter is for blocks of {size}, the sampler's have {min(blocks.default, sampler.gen_length)}. "
+                f"LearnedSelect: the filter is for blocks of {size}, the sampler's have {block}. "
                 f"Use FixedBlocks({size}), or a filter for that size."
             )
 
@@ -98,7 +98,7 @@ class EoTP(Edit):
 
     def check(self, sampler: Any) -> None:
         """Refuses aggressive cuts that don't know their rule."""
-        if self.mode == "aggressive" and isinstance(sampler.commit, LearnedSelect) and self.select != sampler.commit:
+        if self.mode == "aggressive" and sampler.commit.accepts and self.select != sampler.commit:
             raise MethodError("EoTP: aggressive cuts depend on what LearnedSelect accepts. Pass it as select too.")
 
     def edit(self, step: Step, revealed: Tensor) -> Tensor:
