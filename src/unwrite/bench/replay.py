@@ -24,16 +24,16 @@ from ..errors import DataError
 CANVAS = 256
 
 
-class Recorder:
+class LogitsRecorder:
     """A model that keeps the logits it gave, one tensor [rows, n, vocab] a forward."""
 
     def __init__(self, model: Any) -> None:
         self.model, self.config = model, model.config
-        self.kept: list[Tensor] = []
+        self.recording: list[Tensor] = []
 
     def __call__(self, **inputs: Any) -> Any:
         out = self.model(**inputs)
-        self.kept.append(out.logits[0].clone())
+        self.recording.append(out.logits[0].clone())
         return out
 
     def __getattr__(self, name: str) -> Any:
@@ -41,21 +41,31 @@ class Recorder:
 
 
 class Replayed:
-    """Runs every forward on the timing model and answers from the recording."""
+    """Runs every forward on the timing model and answers from the recording.
+
+    Attributes:
+        forward: seconds of the timing model's forwards.
+        elsewhere: seconds that laying the recorded logits into their place took, which are nobody's.
+    """
 
     def __init__(self, timing: Any, recording: Sequence[Tensor]) -> None:
         self.model, self.config = timing, timing.config
         self.recording, self.place = recording, 0
+        self.forward = self.elsewhere = 0.0
 
     def __call__(self, **inputs: Any) -> Any:
+        start = time.perf_counter()
         real = self.model(**inputs).logits
-        kept = self.recording[self.place]
+        ran = time.perf_counter()
+        logits = self.recording[self.place]
         self.place += 1
-        if real.shape[1] != len(kept):
-            raise DataError(f"forward {self.place} asks for {real.shape[1]} columns, the recording has {len(kept)}.")
+        if real.shape[1] != len(logits):
+            raise DataError(f"forward {self.place} asks for {real.shape[1]} columns, the recording has {len(logits)}.")
         # In the timing model's own memory: what it computed is overwritten.
         real.fill_(-1e4)
-        real[0, :, : kept.shape[1]] = kept
+        real[0, :, : logits.shape[1]] = logits
+        self.forward += ran - start
+        self.elsewhere += time.perf_counter() - ran
         return SimpleNamespace(logits=real)
 
     def __getattr__(self, name: str) -> Any:
@@ -64,11 +74,15 @@ class Replayed:
 
 @dataclass(frozen=True)
 class Timed:
-    """Args:
-    seconds, own: of the whole, and of the sampler's work beside the forwards.
-    forwards: of all prompts.
-    tokens, positions: written before the end token; all of them.
-    same: whether the replay decided as the recording did.
+    """What replays took.
+
+    Args:
+        seconds: of the whole: forwards and the sampler's work.
+        own: seconds of all that is not the timing model's forward.
+        forwards: number of forwards, of all prompts.
+        tokens: tokens written before the end token.
+        positions: positions written.
+        same: whether the replay decided as the recording did.
     """
 
     seconds: float
@@ -84,13 +98,16 @@ class Timed:
 
     @property
     def own_share(self) -> float:
-        """Of the forwards' time."""
+        """The sampler's own work as a share of the forwards' time."""
         return self.own / max(1e-12, self.seconds - self.own)
 
 
 def timing_model(seed: int = 0, layers: int = 30, vocabulary: int = 49152, width: int = 576) -> Any:
-    """SmolLM2-135M's shape, bidirectional, with random weights: only its cost matters."""
+    """SmolLM2-135M's shape, bidirectional, with random weights: only its cost matters. Its linear layers run on packed weights where
+    this processor has them, as decoding's do: a sampler is measured against the fastest forward we have."""
     from transformers import LlamaConfig, LlamaForCausalLM
+
+    from ..decode.engine.transformers.packed import packed_copy
 
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -104,26 +121,26 @@ def timing_model(seed: int = 0, layers: int = 30, vocabulary: int = 49152, width
         tie_word_embeddings=True,
         is_causal=False,
     )
-    return LlamaForCausalLM(config).eval()
+    return packed_copy(LlamaForCausalLM(config).eval())[0]
 
 
-def timed(bed: testbed.TestBed, timing: Any, sampler: Sampler, asked: Sequence[testbed.Item]) -> Timed:
+def timed(bed: testbed.TestBed, timing: Any, sampler: Sampler, items: Sequence[testbed.Item]) -> Timed:
     """One prompt after the other, each recorded on the test bed and replayed."""
     ids, seconds, own, forwards, tokens, same = bed.tokenizer, 0.0, 0.0, 0, 0, True
-    for item in asked:
+    for item in items:
         prompt = ids(item.prompt)["input_ids"]
-        recorder = Recorder(bed.model)
+        recorder = LogitsRecorder(bed.model)
         small = replace(bed.predictor, model=recorder, probe=False)
         before = sampler(small, None, [prompt])
         longer = [bed.predictor.pad_id] * (CANVAS - testbed.PROMPT - testbed.ANSWER) + prompt
-        large = MaskPredictor(
-            Replayed(timing, recorder.kept), bed.predictor.mask_id, bed.predictor.end_ids, probe=False
-        )
+        replayed = Replayed(timing, recorder.recording)
+        large = MaskPredictor(replayed, bed.predictor.mask_id, bed.predictor.end_ids, probe=False)
         start = time.perf_counter()
         after = sampler(large, None, [longer])
-        seconds += time.perf_counter() - start
-        own += after.trace.seconds["parts"]
+        whole = time.perf_counter() - start - replayed.elsewhere
+        seconds += whole
+        own += whole - replayed.forward
         forwards += int(after.nfe[0])
         tokens += len(after.answers[0])
         same &= before.answers == after.answers and bool((before.nfe == after.nfe).all())
-    return Timed(seconds, own, forwards, tokens, len(asked) * testbed.ANSWER, same)
+    return Timed(seconds, own, forwards, tokens, len(items) * testbed.ANSWER, same)

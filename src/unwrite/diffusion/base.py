@@ -63,12 +63,15 @@ class Step:
         mask_id, eos_ids: of the model.
         ahead: [rows, n, vocab] clean logits from `start` on, at least to the block's end; the mask token is -inf.
         wide: the generated part where a part reads the canvas.
-        ahead_proposed: [rows, n] the token each of them would get, where the blocks part looks ahead; else None.
+        ahead_proposed: [rows, n] the token each of them would get, where the blocks part looks ahead and a block is opened, or the
+            step is watched; else None.
         noise, wide_noise: [rows, n, vocab], [rows, generated, vocab] uniform draws in float64 that tokens are chosen with.
         clean, fused: [rows, width, vocab] the block's logits, before and after the logits part.
         judged: [rows, width, vocab] logits whose softmax is the probability of a choice.
         proposed: [rows, width] the token that each position would get.
-        confidence: [rows, width] how sure; at revealed positions too.
+        confidence: [rows, width] how sure.
+        scored: [rows, width] where `confidence` is needed, elsewhere it is 0; None for everywhere: where a part reads what is written
+            (`Part.reads_revealed`), and where the step is watched.
         masked: [rows, width] still to be written, within the row's block.
         quota: [rows] how many positions to reveal where a rule counts.
     """
@@ -98,6 +101,7 @@ class Step:
     judged: Tensor = field(default_factory=lambda: torch.empty(0))
     proposed: Tensor = field(default_factory=lambda: torch.empty(0))
     confidence: Tensor = field(default_factory=lambda: torch.empty(0))
+    scored: Tensor | None = None
     masked: Tensor = field(default_factory=lambda: torch.empty(0))
     quota: Tensor = field(default_factory=lambda: torch.empty(0))
     desk: Desk = field(default_factory=lambda: Desk(0))
@@ -161,10 +165,12 @@ class Part(ABC):
 
     fills: the field of `Sampler` that it fills.
     reads: "block", or "canvas" for parts that need `step.wide`.
+    reads_revealed: whether it reads `step.confidence` at positions already written too; where nobody does, it is 0 there.
     """
 
     fills: ClassVar[str]
     reads: ClassVar[Literal["block", "canvas"]] = "block"
+    reads_revealed: ClassVar[bool] = False
 
     def check(self, sampler: Any) -> None:  # noqa: B027
         """Refuses what this part cannot work with. sampler: the `Sampler`; a MethodError names both parts."""
@@ -297,8 +303,8 @@ class Edit(Part):
 class Stop(Part):
     """Whether all remaining masks are filled at once and the row is done. The whole row is filled, so every stop reads the canvas."""
 
-    reads: ClassVar[Literal["canvas"]] = "canvas"
     fills = "stop"
+    reads: ClassVar[Literal["block", "canvas"]] = "canvas"
 
     @abstractmethod
     def stop(self, step: Step) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from .base import Commit, Part, Step, Wide, parts_of
 from .block_cache import BlockCache
 from .memory import Desk
 from .trace import Trace
+from .vocabulary import top_token
 
 if TYPE_CHECKING:
     from .sampler import Sampler
@@ -70,7 +71,9 @@ class Denoising:
         self._caches = [
             BlockCache(predictor, kind, batch, columns) for _ in range(1 + (sampler.guidance > 0)) if kind != "none"
         ]
-        self.reads_canvas = any(part.reads == "canvas" for part in sampler.parts())
+        # A stop fills the whole row, whatever it reads itself.
+        self.reads_canvas = bool(parts_of(sampler.stop)) or any(part.reads == "canvas" for part in sampler.parts())
+        self.scores_all = sampler.watch is not None or any(part.reads_revealed for part in sampler.parts())
         self.reach = sampler.blocks.reach(size)
         none = torch.full((batch,), -1)
         self.trace = Trace(
@@ -134,14 +137,17 @@ class Denoising:
             )  # [rows, generated]
             exists = torch.arange(sampler.gen_length) < (length - prompt)[:, None]
             known = exists & self._known(rows, places, wanted)
+            everywhere = bool(known.all())  # on the host
             masked = (canvas.gather(1, places.to(device)) == self.predictor.mask_id) & exists.to(device)
             known = known.to(device)
-            wide = Wide(places.to(device), logits.masked_fill(~known[..., None], 0.0), known, masked)
-            ahead = logits.gather(1, at.to(device)[..., None].expand(-1, -1, logits.shape[-1]))
+            clean = logits if everywhere else logits.masked_fill(~known[..., None], 0.0)
+            wide = Wide(places.to(device), clean, known, masked)
+            ahead = logits[torch.arange(len(rows), device=device)[:, None], at.to(device)]
         else:
             ahead = logits
         shape = (sampler.gen_length if self.reads_canvas else ahead.shape[1], logits.shape[-1])
         noise = self.desk.random(rows, shape, None if wide is not None else wanted) if sampler.propose.random else None
+        looks_ahead = self.reach > 0 and (bool(opening.any()) or sampler.watch is not None)
         ahead_noise = noise
         if noise is not None and wide is not None:
             ahead_noise = noise.gather(1, at.to(device)[..., None].expand(-1, -1, noise.shape[-1]))
@@ -163,7 +169,7 @@ class Denoising:
             eos_ids=self.predictor.end_ids,
             ahead=ahead,
             wide=wide,
-            ahead_proposed=sampler.propose.propose(ahead, ahead_noise) if self.reach else None,
+            ahead_proposed=sampler.propose.propose(ahead, ahead_noise) if looks_ahead else None,
             noise=ahead_noise,
             wide_noise=noise if wide is not None else None,
             desk=self.desk,
@@ -198,7 +204,8 @@ class Denoising:
             logits = unconditional + (self.sampler.guidance + 1) * (logits - unconditional)
         mask_id = self.predictor.mask_id
         if mask_id < logits.shape[-1]:
-            logits = logits.index_fill(-1, torch.tensor(mask_id, device=logits.device), -torch.inf)
+            logits = logits.clone() if logits.is_inference() else logits  # else it is this forward's own memory
+            logits[..., mask_id] = -torch.inf
         return logits
 
     def _predict(self, which: int, rows: Tensor, canvas: Tensor, where: Tensor, wanted: Tensor) -> Tensor:
@@ -299,6 +306,7 @@ class Denoising:
             wide=wide,
             proposed=sampler.propose.propose(step.fused, noise),
             judged=sampler.propose.judged(step.clean, step.fused),
+            scored=None if self.scores_all else step.masked,
         )
         return replace(step, confidence=sampler.score.score(step))
 
@@ -316,7 +324,8 @@ class Denoising:
         if step.wide is not None and self.sampler.stop is not None:
             assert step.wide.proposed is not None
             fill = step.wide.masked & stopped[:, None]
-            canvas = _written(canvas, step.wide.columns, fill, step.wide.clean.argmax(-1))
+            if canvas.device.type != "cpu" or bool(stopped.any()):  # a device would have to be waited for
+                canvas = _written(canvas, step.wide.columns, fill, top_token(step.wide.clean))
         changed = (canvas != step.canvas).any(1)
         after, length = replace(step, canvas=canvas), step.length
         for part in parts_of(self.sampler.edit):
@@ -362,36 +371,3 @@ def all_parts(sampler: Sampler) -> list[Part]:
         sampler.commit, *parts_of(sampler.constraint), *parts_of(sampler.edit),
     )  # fmt: skip
     return list(found)
-
-
-def checked_prompts(prompts: Any, predictor: MaskPredictor, size: int, tokenizer: Any) -> list[list[int]]:
-    """Ids of every prompt.
-
-    Raises:
-        MethodError: no prompt, the mask token in one, a canvas longer than the model's context, an empty prompt of a
-            shifted model.
-    """
-    if isinstance(prompts, str):
-        prompts = [prompts]
-    if isinstance(prompts, Tensor):
-        prompts = prompts.tolist() if prompts.dim() == 2 else [prompts.tolist()]
-    if prompts and isinstance(prompts[0], int):
-        prompts = [prompts]
-    if not prompts:
-        raise MethodError("there is no prompt. Give at least one.")
-    if any(isinstance(prompt, str) for prompt in prompts) and tokenizer is None:
-        raise MethodError("prompts are text, and there is no tokenizer. Pass one, or pass ids.")
-    rows = [list(tokenizer(p)["input_ids"]) if isinstance(p, str) else [int(i) for i in p] for p in prompts]
-    for number, row in enumerate(rows):
-        if predictor.mask_id in row:
-            raise MethodError(f"prompt {number} holds the mask token {predictor.mask_id}. Only the answer is masked.")
-        if predictor.shift and not row:
-            raise MethodError(
-                f"prompt {number} is empty, and this model predicts a token from the one before. Give one."
-            )
-        if predictor.longest is not None and len(row) + size > predictor.longest:
-            raise MethodError(
-                f"prompt {number} has {len(row)} tokens; with {size} generated ones that is more than the model's "
-                f"{predictor.longest} positions. Lower gen_length or cut the prompt."
-            )
-    return rows

@@ -19,9 +19,10 @@ from ..errors import MethodError
 from .adapter import MaskPredictor
 from .base import Blocks, CommitRule, Constraint, Edit, Logits, Part, Proposal, Quota, Score, Stop, Watch, finite
 from .block_cache import CacheKind, check_cacheable
-from .loop import Denoising, Fixed, all_parts, checked_prompts
+from .loop import Denoising, Fixed, all_parts
 from .parts.proposing import Confidence, Gumbel, NegativeEntropy, Nucleus
 from .parts.rules import Fading, FixedBlocks, Threshold, TopK, Uniform
+from .prompts import checked_prompts
 from .trace import Trace
 
 __all__ = ["DiffusionOutput", "Sampler"]

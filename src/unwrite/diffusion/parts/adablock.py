@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...errors import MethodError, ModelError, unknown
 from ..base import Blocks, Edit, Step, Wide, not_negative
-from .proposing import probability_of
+from ..vocabulary import probability_of
 
 __all__ = [
     "AdaBlock",
@@ -122,8 +122,8 @@ class AdaBlock(Blocks):
         looked = torch.arange(width, device=tokens.device) < window
         masked = step.canvas.gather(1, step.columns_ahead(width)) == step.mask_id
         ids = torch.tensor(self.delimiters, dtype=tokens.dtype, device=tokens.device)
-        sure = probability_of(step.ahead[:, :width], tokens)
-        return sure.masked_fill(~(looked & masked & torch.isin(tokens, ids)), -torch.inf)
+        asked = looked & masked & torch.isin(tokens, ids)
+        return probability_of(step.ahead[:, :width], tokens, asked).masked_fill(~asked, -torch.inf)
 
     def _window(self, step: Step) -> Tensor:
         """[rows] positions looked at, none past the row's end."""

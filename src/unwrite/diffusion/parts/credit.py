@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...errors import MethodError, unknown
 from ..base import Commit, CommitRule, Logits, Step, at_least_one, best, finite, not_negative
-from .proposing import logsumexp, probability_of
+from ..vocabulary import logsumexp, probability_of, top_token
 
 __all__ = ["CreditDecoding", "CreditThreshold"]
 
@@ -93,14 +93,14 @@ class CreditDecoding(Logits):
         """[rows, width, vocab] in float32, or float64 where that is what arrives."""
         logits = step.fused if step.fused.dtype == torch.float64 else step.fused.float()
         alpha, beta, gamma = self._rates(step)
-        top = logits.argmax(-1)
+        top = top_token(logits)
         if self.storage == "dense" or self.update == "all":
             fused = logits + alpha * self._dense(step, logits, top, beta, gamma).log1p()
         else:
             tokens, credit = self._sparse(step, logits, top, beta, gamma)
             # Free places add nothing, to token 0.
             fused = logits.scatter_add(-1, tokens.clamp(min=0), (alpha * credit.log1p()).to(logits.dtype))
-        step.count("changed_argmax", ((fused.argmax(-1) != top) & step.masked).sum(1))
+        step.count("changed_argmax", ((top_token(fused) != top) & step.masked).sum(1))
         return fused
 
     def _rates(self, step: Step) -> tuple[Rate, Rate, float]:
@@ -176,7 +176,7 @@ class CreditThreshold(CommitRule):
 
     def commit(self, step: Step) -> Commit:
         sure = step.masked & (step.confidence >= self.threshold)
-        boosted = sure & (probability_of(step.clean, step.proposed) < self.threshold)
+        boosted = sure & (probability_of(step.clean, step.proposed, sure) < self.threshold)
         step.count("credit_boosted", boosted.sum(1))
         if self.fallback == "top1":
             return Commit(at_least_one(step, sure))
@@ -189,7 +189,7 @@ class CreditThreshold(CommitRule):
 
 def _earned(step: Step, logits: Tensor, top: Tensor, gamma: float) -> Tensor:
     """[rows, width] credit of the top token, float32; none where the position is written."""
-    return probability_of(logits, top).float().pow(gamma) * step.masked
+    return probability_of(logits, top, step.masked).float().pow(gamma) * step.masked
 
 
 def _one_of(name: str, value: str, *known: str) -> None:

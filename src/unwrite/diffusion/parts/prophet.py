@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ...errors import DataError, MethodError, unknown
 from ..base import Step, Stop, Wide
+from ..vocabulary import top_token
 from .proposing import is_end
 
 __all__ = [
@@ -115,8 +116,13 @@ class Prophet(Stop):
         if places is not None:
             logits = logits.gather(1, places[..., None].expand(-1, -1, logits.shape[-1]))
             known = known.gather(1, places)
-        two = logits.topk(2, dim=-1).values.double()  # [rows, n, 2]
-        gaps = (two[..., 0] - two[..., 1]).masked_fill(~chosen, 0.0)
+        gaps = torch.zeros(chosen.shape, dtype=torch.float64, device=logits.device)
+        if logits.device.type == "cpu":  # positions that don't count need no sorting
+            two = logits[chosen].topk(2, dim=-1).values.double()  # [positions, 2]
+            gaps[chosen] = two[:, 0] - two[:, 1]
+        else:
+            two = logits.topk(2, dim=-1).values.double()  # [rows, n, 2]
+            gaps = (two[..., 0] - two[..., 1]).masked_fill(~chosen, 0.0)
         usable = chosen.any(1) & (known | ~chosen).all(1)
         return (gaps.sum(1) / chosen.sum(1)).masked_fill(~usable, torch.nan)
 
@@ -162,8 +168,8 @@ class Prophet(Stop):
 def guesses(step: Step) -> Tensor:
     """[rows, generated] what would be written if this forward were the last; the mask token where it has no logits."""
     wide = _canvas(step)
-    found = wide.clean.argmax(-1).masked_fill(~wide.known, step.mask_id)
-    return torch.where(wide.masked, found, step.canvas.gather(1, wide.columns))
+    likeliest = top_token(wide.clean).masked_fill(~wide.known, step.mask_id)
+    return torch.where(wide.masked, likeliest, step.canvas.gather(1, wide.columns))
 
 
 def _canvas(step: Step) -> Wide:

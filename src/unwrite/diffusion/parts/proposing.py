@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...errors import MethodError
 from ..base import Proposal, Ranking, Score, Step, finite
+from ..vocabulary import entropy_of, margin_of, probability_of, top_token
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Gumbel(Proposal):
     def propose(self, logits: Tensor, noise: Tensor | None) -> Tensor:
         """Tokens [..., n]."""
         if noise is None or self.temperature == 0:
-            return logits.argmax(-1)
+            return top_token(logits)
         u = noise.clamp(min=torch.finfo(torch.float64).tiny)
         return (logits.double() - self.temperature * torch.log(-torch.log(u))).argmax(-1)
 
@@ -72,7 +73,7 @@ class Nucleus(Proposal):
         """Tokens [..., n]."""
         warped = self.judged(logits, logits)
         if noise is None or self.temperature == 0:
-            return warped.argmax(-1)
+            return top_token(warped)
         u = noise.clamp(min=torch.finfo(torch.float64).tiny)
         return (warped.double() - torch.log(-torch.log(u))).argmax(-1)
 
@@ -93,17 +94,6 @@ class Nucleus(Proposal):
         return logits
 
 
-def probability_of(logits: Tensor, tokens: Tensor) -> Tensor:
-    """softmax(logits)[tokens] in float64. logits: [..., vocab]; tokens, result: [...]."""
-    chosen = logits.gather(-1, tokens[..., None])[..., 0].double()
-    return (chosen - logsumexp(logits)).exp()
-
-
-def logsumexp(logits: Tensor) -> Tensor:
-    """[...] in float64."""
-    return logits.double().logsumexp(-1)
-
-
 @dataclass(frozen=True)
 class Confidence(Score):
     """The probability of the proposed token: LLaDA's low_confidence, Dream's maskgit_plus."""
@@ -112,7 +102,7 @@ class Confidence(Score):
 
     def score(self, step: Step) -> Tensor:
         """[rows, width] in [0, 1]."""
-        return probability_of(step.judged, step.proposed)
+        return probability_of(step.judged, step.proposed, step.scored)
 
 
 @dataclass(frozen=True)
@@ -121,8 +111,7 @@ class Margin(Score):
 
     def score(self, step: Step) -> Tensor:
         """[rows, width] in [0, 1]."""
-        two = step.judged.topk(2, dim=-1).values.double() - logsumexp(step.judged)[..., None]
-        return two[..., 0].exp() - two[..., 1].exp()
+        return margin_of(step.judged, step.scored)
 
 
 @dataclass(frozen=True)
@@ -131,8 +120,7 @@ class NegativeEntropy(Score):
 
     def score(self, step: Step) -> Tensor:
         """[rows, width] at most 0, in nats."""
-        p = (step.judged.double() - logsumexp(step.judged)[..., None]).exp()
-        return (p * (p + 1e-10).log()).sum(-1)
+        return -entropy_of(step.judged, step.scored)
 
 
 @dataclass(frozen=True)

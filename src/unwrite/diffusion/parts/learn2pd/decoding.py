@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from ....errors import MethodError, unknown
 from ...base import Commit, CommitRule, Edit, Step, not_negative, ranked
-from ..proposing import is_end, probability_of
+from ...vocabulary import probability_of, top_token
+from ..proposing import is_end
 from .filter import Filter
 
 __all__ = ["EoTP", "LearnedSelect"]
@@ -32,6 +33,7 @@ class LearnedSelect(CommitRule):
     accept: float = 0.96
     counts: ClassVar[bool] = True
     accepts: ClassVar[bool] = True
+    reads_revealed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         not_negative(self, accept=self.accept)
@@ -93,6 +95,10 @@ class EoTP(Edit):
         not_negative(self, min_new_tokens=self.min_new_tokens)
 
     @property
+    def reads_revealed(self) -> bool:  # type: ignore[override]
+        return self.mode == "aggressive" and self.select is not None
+
+    @property
     def reads(self) -> Literal["block", "canvas"]:  # type: ignore[override]
         return "canvas" if self.mode == "aggressive" else "block"
 
@@ -118,8 +124,9 @@ class EoTP(Edit):
         """[rows] columns to keep."""
         wide = step.wide
         assert wide is not None  # it reads the canvas
-        ends = is_end(wide.clean.argmax(-1), step.eos_ids) & wide.masked & wide.known
-        sure = probability_of(wide.clean, wide.clean.argmax(-1)).masked_fill(~ends, -1.0)
+        top = top_token(wide.clean)
+        ends = is_end(top, step.eos_ids) & wide.masked & wide.known
+        sure = probability_of(wide.clean, top, ends).masked_fill(~ends, -1.0)
         surest = wide.columns.gather(1, sure.argmax(1, keepdim=True))[:, 0]
         keep = torch.where(ends.any(1), surest + 1, step.length)
         if self.select is None:

@@ -19,7 +19,7 @@ from ....errors import DataError, MethodError
 from ....runs import progress, read_tensors
 from ...adapter import MaskPredictor
 from ...base import Commit, CommitRule, Step
-from ...loop import checked_prompts
+from ...prompts import checked_prompts
 from ...sampler import Sampler
 from ..proposing import Gumbel
 from ..rules import FixedBlocks, TopK
