@@ -39,6 +39,14 @@ def test_normalisers_are_those_of_a_whole_float64_copy(vocabulary, dtype, thread
 
 
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
+def test_logits_far_below_the_largest_change_nothing(vocabulary):
+    logits = drawn(vocabulary)
+    logits[..., 4:] = -1e4
+    logits[0, :, 5] = -690.0
+    assert torch.equal(logsumexp(logits), reference(logits))
+
+
+@pytest.mark.parametrize("vocabulary", VOCABULARIES)
 def test_a_position_has_the_same_number_alone_and_among_others(vocabulary, threads):
     logits = drawn(vocabulary)
     tokens, whole = top_token(logits), reference(logits)

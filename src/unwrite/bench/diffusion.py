@@ -36,11 +36,13 @@ PLAIN = "threshold 0.9"
 
 
 @dataclass(frozen=True)
-class Contender:
-    """Args:
-    sampler: of it.
-    kind: "curve" for the plain threshold's points, "method", "pair", "baseline" or "control".
-    timed: whether it is replayed.
+class DenoisingContender:
+    """One sampler of the comparison.
+
+    Args:
+        sampler: what writes the answers.
+        kind: "curve" for the plain threshold's points, "method", "pair", "baseline" or "control".
+        timed: whether it is replayed for the clock.
     """
 
     sampler: Sampler
@@ -48,57 +50,68 @@ class Contender:
     timed: bool = True
 
 
-def contenders(bed: testbed.TestBed, seed: int = 0) -> dict[str, Contender]:
+def contenders(bed: testbed.TestBed, seed: int = 0) -> dict[str, DenoisingContender]:
     """All of them by name. What is calibrated or trained, is so on prompts of the next seed."""
     base = Sampler(gen_length=testbed.ANSWER, blocks=FixedBlocks(32))
     lines = delimiters_of(bed.tokenizer)
     ada, credit, leap = AdaBlock(size=32, delimiters=lines), CreditDecoding.paper(), LocalLeap()
     whole, steps = FixedBlocks(None), ascending_steps(testbed.ANSWER)
     prophet, learnt = _prophet(bed, base, seed + 1), _learned(bed, seed + 1)
-    found = {f"threshold {t:g}": Contender(replace(base, commit=Threshold(t)), "curve", t == 0.9) for t in THRESHOLDS}
-    found["one by one"] = Contender(replace(base, commit=Threshold(2.0)), "curve")
+    named = {
+        f"threshold {t:g}": DenoisingContender(replace(base, commit=Threshold(t)), "curve", t == 0.9)
+        for t in THRESHOLDS
+    }
+    named["one by one"] = DenoisingContender(replace(base, commit=Threshold(2.0)), "curve")
     for k in (4, 8):  # two a forward is 32 forwards, where the plain threshold's curve is flat
-        found[f"{k} a forward"] = Contender(replace(base, commit=TopK(), steps=testbed.ANSWER // k), "baseline", k == 4)
-    found["factor 1"] = Contender(replace(base, commit=Factor(1.0)), "baseline")
-    found |= {
-        "AdaBlock": Contender(replace(base, blocks=ada), "method"),
-        "Credit": Contender(replace(base, logits=credit), "method"),
-        "Credit, adaptive": Contender(replace(base, logits=CreditDecoding.adaptive()), "method"),
-        "LocalLeap": Contender(replace(base, commit=leap), "method"),
-        "Prophet": Contender(replace(base, commit=TopK(), steps=testbed.ANSWER, stop=prophet), "method"),
-        "Learn2PD": Contender(replace(base, commit=learnt), "method"),
-        "EOSER, one block": Contender(
+        named[f"{k} a forward"] = DenoisingContender(
+            replace(base, commit=TopK(), steps=testbed.ANSWER // k), "baseline", k == 4
+        )
+    named["factor 1"] = DenoisingContender(replace(base, commit=Factor(1.0)), "baseline")
+    named |= {
+        "AdaBlock": DenoisingContender(replace(base, blocks=ada), "method"),
+        "Credit": DenoisingContender(replace(base, logits=credit), "method"),
+        "Credit, adaptive": DenoisingContender(replace(base, logits=CreditDecoding.adaptive()), "method"),
+        "LocalLeap": DenoisingContender(replace(base, commit=leap), "method"),
+        "Prophet": DenoisingContender(replace(base, commit=TopK(), steps=testbed.ANSWER, stop=prophet), "method"),
+        "Learn2PD": DenoisingContender(replace(base, commit=learnt), "method"),
+        "EOSER, one block": DenoisingContender(
             replace(base, blocks=whole, commit=TopK(), steps=16, score=EOSReject()), "method"
         ),
-        "one block, 16 forwards": Contender(replace(base, blocks=whole, commit=TopK(), steps=16), "baseline", False),
-        "ASS": Contender(
+        "one block, 16 forwards": DenoisingContender(
+            replace(base, blocks=whole, commit=TopK(), steps=16), "baseline", False
+        ),
+        "ASS": DenoisingContender(
             replace(
                 base, blocks=whole, commit=TopK(), quota=Ascending(), steps=steps, score=EOSReject(schedule="ascending")
             ),
             "method",
         ),
-        f"one block, {steps} forwards": Contender(
+        f"one block, {steps} forwards": DenoisingContender(
             replace(base, blocks=whole, commit=TopK(), steps=steps), "baseline", False
         ),
-        "AdaBlock + Credit": Contender(replace(base, blocks=ada, logits=credit), "pair"),
-        "AdaBlock + LocalLeap": Contender(replace(base, blocks=ada, commit=leap), "pair"),
-        "Credit + LocalLeap": Contender(replace(base, logits=credit, commit=leap), "pair"),
-        "AdaBlock + Credit + LocalLeap": Contender(replace(base, blocks=ada, logits=credit, commit=leap), "pair"),
-        "threshold 0.9 + Prophet": Contender(replace(base, commit=Threshold(0.9), stop=prophet), "pair"),
-        "AdaBlock + Prophet": Contender(replace(base, blocks=ada, stop=prophet), "pair"),
-        "threshold 0.9 + EoTP": Contender(replace(base, commit=Threshold(0.9), edit=EoTP()), "pair"),
-        "Learn2PD + EoTP": Contender(replace(base, commit=learnt, edit=EoTP()), "pair"),
-        "threshold 0.9, prefix cache": Contender(replace(base, commit=Threshold(0.9), cache="prefix"), "baseline"),
-        "threshold 0.9, dual cache": Contender(replace(base, commit=Threshold(0.9), cache="dual"), "baseline"),
-        "AdaBlock + Credit + LocalLeap, dual cache": Contender(
+        "AdaBlock + Credit": DenoisingContender(replace(base, blocks=ada, logits=credit), "pair"),
+        "AdaBlock + LocalLeap": DenoisingContender(replace(base, blocks=ada, commit=leap), "pair"),
+        "Credit + LocalLeap": DenoisingContender(replace(base, logits=credit, commit=leap), "pair"),
+        "AdaBlock + Credit + LocalLeap": DenoisingContender(
+            replace(base, blocks=ada, logits=credit, commit=leap), "pair"
+        ),
+        "threshold 0.9 + Prophet": DenoisingContender(replace(base, commit=Threshold(0.9), stop=prophet), "pair"),
+        "AdaBlock + Prophet": DenoisingContender(replace(base, blocks=ada, stop=prophet), "pair"),
+        "threshold 0.9 + EoTP": DenoisingContender(replace(base, commit=Threshold(0.9), edit=EoTP()), "pair"),
+        "Learn2PD + EoTP": DenoisingContender(replace(base, commit=learnt, edit=EoTP()), "pair"),
+        "threshold 0.9, prefix cache": DenoisingContender(
+            replace(base, commit=Threshold(0.9), cache="prefix"), "baseline"
+        ),
+        "threshold 0.9, dual cache": DenoisingContender(replace(base, commit=Threshold(0.9), cache="dual"), "baseline"),
+        "AdaBlock + Credit + LocalLeap, dual cache": DenoisingContender(
             replace(base, blocks=ada, logits=credit, commit=leap, cache="dual"), "pair"
         ),
-        "random neighbours": Contender(replace(base, commit=RandomNeighbours()), "control", False),
-        "random places, 4 a forward": Contender(
+        "random neighbours": DenoisingContender(replace(base, commit=RandomNeighbours()), "control", False),
+        "random places, 4 a forward": DenoisingContender(
             replace(base, commit=TopK(), score=RandomOrder(), steps=testbed.ANSWER // 4), "control", False
         ),
     }
-    return found
+    return named
 
 
 def _prophet(bed: testbed.TestBed, base: Sampler, seed: int) -> Prophet:
@@ -176,7 +189,7 @@ def _one_thread() -> Iterator[None]:
 
 def _counted(
     bed: testbed.TestBed,
-    everyone: Mapping[str, Contender],
+    everyone: Mapping[str, DenoisingContender],
     count: int,
     seed: int,
     workers: int,
@@ -210,16 +223,19 @@ def _count(job: tuple[str, str, Sampler, int, int, slice]) -> Arm:
 
 
 def _controls(
-    bed: testbed.TestBed, everyone: Mapping[str, Contender], arms: Mapping[str, Arm], asked: Sequence[testbed.Item]
-) -> dict[str, Contender]:
+    bed: testbed.TestBed,
+    everyone: Mapping[str, DenoisingContender],
+    arms: Mapping[str, Arm],
+    asked: Sequence[testbed.Item],
+) -> dict[str, DenoisingContender]:
     """AdaBlock's block sizes at boundaries that are drawn; Prophet's numbers of forwards, given to rows by chance."""
     ada, prophet = everyone["AdaBlock"].sampler, everyone["Prophet"].sampler
     few = [bed.tokenizer(item.prompt)["input_ids"] for item in asked[:100]]
     sizes = tuple(size for row in ada(bed.predictor, None, few).trace.blocks for size in row)
     after = After(tuple(int(forwards) for forwards in arms["Prophet"].nfe))
     return {
-        "drawn blocks": Contender(replace(ada, blocks=DrawnBlocks(sizes)), "control", False),
-        "stop at random": Contender(replace(prophet, stop=after), "control", False),
+        "drawn blocks": DenoisingContender(replace(ada, blocks=DrawnBlocks(sizes)), "control", False),
+        "stop at random": DenoisingContender(replace(prophet, stop=after), "control", False),
     }
 
 
@@ -230,15 +246,15 @@ def _clocks(
     from .replay import Timed, timed, timing_model
 
     timing = timing_model()
-    found: dict[str, list[Timed]] = {name: [] for name in samplers}
+    replays: dict[str, list[Timed]] = {name: [] for name in samplers}
     timed(bed, timing, samplers[PLAIN], asked[:1])  # what only a first call pays is nobody's
     for number, item in enumerate(asked):
         for name, sampler in samplers.items():
             tell(f"replaying prompt {number + 1} of {len(asked)}: {name}")
-            found[name].append(timed(bed, timing, sampler, [item]))
-    peer = sum(one.seconds for one in found[PLAIN])
+            replays[name].append(timed(bed, timing, sampler, [item]))
+    peer = sum(one.seconds for one in replays[PLAIN])
     rows = {}
-    for name, times in found.items():
+    for name, times in replays.items():
         seconds = sum(one.seconds for one in times)
         rows[name] = {
             "positions_per_second": sum(one.positions for one in times) / seconds,

@@ -15,6 +15,9 @@ from torch import Tensor
 __all__ = ["entropy_of", "logsumexp", "margin_of", "probability_of", "top_token"]
 
 NARROW, WIDE = 1 << 17, 1 << 24  # logits widened at once: what a processor's cache holds, and enough to fill a device
+ABSORBED = (
+    -700.0
+)  # below the largest logit: far too small to change a sum of at least 1, and exp is slow where it underflows
 
 
 def top_token(logits: Tensor) -> Tensor:
@@ -66,10 +69,10 @@ def entropy_of(logits: Tensor, where: Tensor | None = None) -> Tensor:
 
 def _logsumexp(rows: Tensor) -> Tensor:
     """What `torch.logsumexp` computes in float64, in the same order, within one copy of the rows."""
-    largest = rows.amax(-1, keepdim=True).double()
-    largest = largest.masked_fill(largest.isinf(), 0.0)
-    powers = rows.to(torch.float64, copy=True).sub_(largest).exp_()
-    return powers.sum(-1).log_().add_(largest[:, 0])
+    top = rows.amax(-1, keepdim=True).double()
+    largest = top.masked_fill(top.isinf(), 0.0)
+    powers = rows.to(torch.float64, copy=True).sub_(largest).clamp_(min=ABSORBED).exp_()
+    return powers.sum(-1).log_().add_(largest[:, 0]).masked_fill(top[:, 0] == -torch.inf, -torch.inf)
 
 
 def _by_position(measure: Callable[[Tensor], Tensor], logits: Tensor, where: Tensor | None) -> Tensor:

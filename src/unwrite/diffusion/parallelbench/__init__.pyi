@@ -16,8 +16,8 @@ from .sweeping import TextTokens as TextTokens
 from .sweeping import paper_samplers as paper_samplers
 from .sweeping import sweep as sweep
 from .tasks import TASKS as TASKS
-from .tasks import Sample as Sample
-from .tasks import Task as Task
+from .tasks import TaskSample as TaskSample
+from .tasks import WritingTask as WritingTask
 from .tasks import load as load
 from .tasks import seed_of as seed_of
 from .theory import Joint as Joint

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...errors import MethodError, ModelError, unknown
 from .generators import check_words, list_text
-from .tasks import TASKS, Sample
+from .tasks import TASKS, TaskSample
 from .words import LETTERS
 
 NEVER = -1e4  # exp of it is 0, and unlike -inf it may be subtracted
@@ -91,7 +91,7 @@ class ListTokens:
         """Ids in all."""
         return self.first_item + len(self.items)
 
-    def frame(self, sample: Sample) -> Frame:
+    def frame(self, sample: TaskSample) -> Frame:
         """The sample's prompt; all cells of its answer are masks.
 
         Raises:

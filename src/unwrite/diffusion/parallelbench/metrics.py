@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from ...errors import MethodError, unknown
-from .tasks import TASKS, Sample
+from .tasks import TASKS, TaskSample
 
 Answer = str | Mapping[str, Any]
 Grammar = Callable[[str], bool]
@@ -123,7 +123,7 @@ METRICS: Mapping[str, Callable[[str, Answer, bool], bool]] = {
 }  # fmt: skip
 
 
-def score(task: str | Sample, prediction: str, answer: Answer | None = None, strict: bool = False) -> float:
+def score(task: str | TaskSample, prediction: str, answer: Answer | None = None, strict: bool = False) -> float:
     """1.0 for a right answer, else 0.0.
 
     Args:
@@ -135,11 +135,11 @@ def score(task: str | Sample, prediction: str, answer: Answer | None = None, str
     Raises:
         MethodError: an unknown task, a name without an answer.
     """
-    name = task.task if isinstance(task, Sample) else task
+    name = task.task if isinstance(task, TaskSample) else task
     if name not in TASKS:
         raise MethodError(unknown("task", name, TASKS))
     if answer is None:
-        if not isinstance(task, Sample):
+        if not isinstance(task, TaskSample):
             raise MethodError(f"{name} was given without an answer. Pass the sample, or its answer.")
         answer = task.answer
     return float(METRICS[TASKS[name].metric](prediction, answer, strict))
@@ -177,7 +177,7 @@ def language_tool() -> Grammar:
     return lambda text: not tool.check(text)
 
 
-def grade(samples: Sequence[Sample], predictions: Sequence[str], strict: bool = False) -> float:
+def grade(samples: Sequence[TaskSample], predictions: Sequence[str], strict: bool = False) -> float:
     """Percent of the answers that are right.
 
     Raises:

@@ -28,7 +28,7 @@ from .generators import MASK_WORD
 from .ideal import Frame
 from .metrics import score
 from .summary import decode_order, oracle
-from .tasks import TASKS, Sample, load
+from .tasks import TASKS, TaskSample, load
 
 RULES = {
     "random": RandomOrder(), "left to right": LeftToRight(), "confidence": Confidence(), "margin": Margin(),
@@ -41,7 +41,7 @@ FACTORS = (0.7, 1.0, 1.3, 1.6, 1.9)
 class Tokens(Protocol):
     """How samples become ids and back: `ListTokens`, `TextTokens`."""
 
-    def frame(self, sample: Sample) -> Frame: ...
+    def frame(self, sample: TaskSample) -> Frame: ...
 
     def text(self, ids: Sequence[int]) -> str: ...
 
@@ -60,7 +60,7 @@ class TextTokens:
     infill: bool = False
     mask_id: int | None = None
 
-    def frame(self, sample: Sample) -> Frame:
+    def frame(self, sample: TaskSample) -> Frame:
         """Prompt, positions, and what is given of them.
 
         Raises:
@@ -105,7 +105,7 @@ class TextTokens:
 
 
 @dataclass(frozen=True)
-class Row:
+class SweepRow:
     """One sampler on one task.
 
     Args:
@@ -132,7 +132,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Point:
+class SweepPoint:
     """One sampler on the curve: means over tasks."""
 
     sampler: str
@@ -149,21 +149,21 @@ class Sweep:
         right, steps: {(task, sampler): [samples]} loosely right or not; forwards.
     """
 
-    rows: list[Row] = field(default_factory=list)
+    rows: list[SweepRow] = field(default_factory=list)
     right: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     steps: dict[tuple[str, str], Tensor] = field(default_factory=dict)
 
     def curve(
         self, samplers: Iterable[str] | None = None, task: str | None = None, strict: bool = False
-    ) -> list[Point]:
+    ) -> list[SweepPoint]:
         """From few to many tokens a step. samplers, task: None for all."""
         chosen = None if samplers is None else set(samplers)
-        found: dict[str, list[Row]] = defaultdict(list)
+        found: dict[str, list[SweepRow]] = defaultdict(list)
         for row in self.rows:
             if (chosen is None or row.sampler in chosen) and task in (None, row.task):
                 found[row.sampler].append(row)
         points = [
-            Point(
+            SweepPoint(
                 name,
                 sum(row.tokens_per_step for row in rows) / len(rows),
                 sum(row.strict if strict else row.loose for row in rows) / len(rows),
@@ -204,7 +204,7 @@ class Sweep:
 def sweep(
     model: Any,
     samplers: Mapping[str, Sampler],
-    tasks: Sequence[str] | Mapping[str, Sequence[Sample]],
+    tasks: Sequence[str] | Mapping[str, Sequence[TaskSample]],
     tokens: Tokens,
     *,
     samples: int | None = None,
@@ -254,10 +254,10 @@ def _measured(
     task: str,
     name: str,
     sampler: Sampler,
-    framed: Sequence[tuple[Sample, Frame]],
+    framed: Sequence[tuple[TaskSample, Frame]],
     tokens: Tokens,
     batch_size: int,
-) -> tuple[Row, Tensor, Tensor]:
+) -> tuple[SweepRow, Tensor, Tensor]:
     """One sampler on one task: its row, and for each sample whether it is right and its forwards."""
     alike: dict[tuple[int, int], list[int]] = defaultdict(list)  # rows of one batch have the same length and masks
     for at, (_, frame) in enumerate(framed):
@@ -285,7 +285,7 @@ def _measured(
     means = {kind: _mean(values) for kind, values in orders.items()}
     speed = float(written.sum() / steps.sum())
     percent = 100 * float(loose.mean()), 100 * float(strict.mean())
-    return Row(task, name, len(framed), *percent, speed, float(steps.mean()), **means), loose, steps
+    return SweepRow(task, name, len(framed), *percent, speed, float(steps.mean()), **means), loose, steps
 
 
 def _size(frame: Frame) -> tuple[int, int]:

@@ -32,7 +32,7 @@ SAMPLES: Mapping[str, int] = {"test": 100, "train": 30_000}
 
 
 @dataclass(frozen=True)
-class Task:
+class WritingTask:
     """A kind of samples.
 
     Args:
@@ -61,7 +61,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Sample:
+class TaskSample:
     """One prompt and what judges its answer.
 
     Args:
@@ -106,7 +106,7 @@ def load(
     offset: int | None = None,
     file: str | Path | None = None,
     prompt: str | None = None,
-) -> list[Sample]:
+) -> list[TaskSample]:
     """The samples of a task, in order of size.
 
     Args:
@@ -149,7 +149,7 @@ def load(
     return [_sample(task, template, draft, _other(task, random, draft)) for draft in drafts]
 
 
-def _other(task: Task, random: Random, draft: Draft) -> Draft:
+def _other(task: WritingTask, random: Random, draft: Draft) -> Draft:
     """An example that is not the draft itself."""
     while True:
         shown = task.maker(random)
@@ -157,7 +157,7 @@ def _other(task: Task, random: Random, draft: Draft) -> Draft:
             return shown
 
 
-def _sample(task: Task, template: str, draft: Draft, shown: Draft | None) -> Sample:
+def _sample(task: WritingTask, template: str, draft: Draft, shown: Draft | None) -> TaskSample:
     messages = []
     try:
         if shown is not None:
@@ -166,10 +166,10 @@ def _sample(task: Task, template: str, draft: Draft, shown: Draft | None) -> Sam
         messages.append({"role": "user", "content": template.format(**draft.inputs)})
     except (KeyError, IndexError) as error:
         raise MethodError(f"the prompt asks for {error}; {task.name} has {sorted(draft.inputs)}. Use these.") from None
-    return Sample(task.name, tuple(messages), draft.answer, draft.inputs, draft.bucket, draft.items, draft.cells)
+    return TaskSample(task.name, tuple(messages), draft.answer, draft.inputs, draft.bucket, draft.items, draft.cells)
 
 
-def _read(task: Task, file: Path) -> list[tuple[Draft, Draft | None]]:
+def _read(task: WritingTask, file: Path) -> list[tuple[Draft, Draft | None]]:
     """Drafts of a stored file, each with its example."""
     found = []
     try:
@@ -190,7 +190,7 @@ def _read(task: Task, file: Path) -> list[tuple[Draft, Draft | None]]:
     return found
 
 
-def _stored(task: Task, row: Mapping[str, Any], inputs: Mapping[str, Any]) -> Draft:
+def _stored(task: WritingTask, row: Mapping[str, Any], inputs: Mapping[str, Any]) -> Draft:
     if not isinstance(row["answer"], str | dict):
         raise TypeError("the answer is neither text nor an object")
     items = make.parsed(str(inputs.get("context", ""))) if task.operation else ()
@@ -233,9 +233,11 @@ _METRICS = {
 }  # fmt: skip
 
 
-def _lists(family: str, operation: str, words: Sequence[str], low: int, high: int, prompt: str, tokens: int) -> Task:
+def _lists(
+    family: str, operation: str, words: Sequence[str], low: int, high: int, prompt: str, tokens: int
+) -> WritingTask:
     own = f"{operation}_list" if operation.startswith(("insert", "remove", "replace")) else operation
-    return Task(
+    return WritingTask(
         name=f"{family}/{operation}",
         metric=_METRICS.get(operation, "match"),
         prompt=prompt + _END,
@@ -248,8 +250,8 @@ def _lists(family: str, operation: str, words: Sequence[str], low: int, high: in
     )
 
 
-def _registry() -> dict[str, Task]:
-    found: list[Task] = []
+def _registry() -> dict[str, WritingTask]:
+    found: list[WritingTask] = []
     for operation, story in _QUEUES.items():
         found.append(_lists("waiting_line", operation, names(), 3, 6, _QUEUE + story, 32))
         found.append(_lists("waiting_line_n15", operation, names(), 15, 15, _QUEUE + story, 128))
@@ -262,29 +264,35 @@ def _registry() -> dict[str, Task]:
     )
     for size in (3, 4, 5):
         own = f"latin_square_n{size}"
-        found.append(Task(f"puzzle/{own}", "latin_square", latin, make.latin_square(size), (size,), own, one_shot=True))
+        found.append(
+            WritingTask(f"puzzle/{own}", "latin_square", latin, make.latin_square(size), (size,), own, one_shot=True)
+        )
     grid = (
         "Replace every 0 in this 4x4 grid by a digit from 1 to 4, so that no row, no column and none of the four 2x2 corners "
         "holds a digit twice. Answer with the grid's four lines and nothing else.\n{sudoku}"
     )
-    found.append(Task("puzzle/sudoku_n4_12", "sudoku", grid, make.sudoku(12), (12,), "sudoku_n4_12", True, samples=108))
+    found.append(
+        WritingTask("puzzle/sudoku_n4_12", "sudoku", grid, make.sudoku(12), (12,), "sudoku_n4_12", True, samples=108)
+    )
     words_text = "Write one sentence that makes sense and uses the words {words}."
     for level, topics in (("easy", 1), ("medium", 2), ("hard", 4)):
-        found.append(Task(f"words_to_sentence/{level}", "inclusion", words_text, make.sentence(topics), (4,), level))
+        found.append(
+            WritingTask(f"words_to_sentence/{level}", "inclusion", words_text, make.sentence(topics), (4,), level)
+        )
     domino = (
         "Write a list of {length} numbers of two digits that begins with {start}. Every number begins with the digit that the "
         "one before it ends with." + _END
     )
-    found.append(Task("extras/domino", "domino", domino, make.domino(3, 12), tuple(range(3, 13)), "domino"))
+    found.append(WritingTask("extras/domino", "domino", domino, make.domino(3, 12), tuple(range(3, 13)), "domino"))
     digits = tuple(range(5, 51, 5))
     kinds = {"l2_plus": ("+", 2), "l2_minus": ("-", 2), "l2_multiply": ("*", 2), "l3": ("+-*", 3), "l4": ("+-*", 4)}
     for kind, (operators, numbers) in kinds.items():
         maker = make.arithmetic(tuple(operators), numbers, digits)
         text = "{equation} Provide only the resulting number."
-        found.append(Task(f"extras/math_op_{kind}", "math_op", text, maker, digits, f"math_op_{kind}"))
+        found.append(WritingTask(f"extras/math_op_{kind}", "math_op", text, maker, digits, f"math_op_{kind}"))
     sums = "Replace every number of the list {list} by the sum of it and all numbers before it." + _END
-    found.append(Task("extras/cumsum", "match_numbers", sums, make.cumulative(), tuple(range(3, 13)), "cumsum"))
+    found.append(WritingTask("extras/cumsum", "match_numbers", sums, make.cumulative(), tuple(range(3, 13)), "cumsum"))
     return {task.name: task for task in found}
 
 
-TASKS: Mapping[str, Task] = _registry()
+TASKS: Mapping[str, WritingTask] = _registry()
