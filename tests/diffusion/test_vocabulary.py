@@ -110,3 +110,11 @@ def test_equal_and_saturated_positions_are_revealed_in_the_order_of_the_float64_
     for count in range(8):
         many = torch.tensor([count])
         assert torch.equal(ranked(step, many, after), ranked(step, many, before))
+
+
+def test_the_number_of_threads_changes_no_position_alone(threads):
+    logits = drawn(70_000, rows=(1, 40))
+    whole = reference(logits)
+    for place in range(40):
+        alone = torch.arange(40)[None] == place
+        assert torch.equal(logsumexp(logits, alone)[alone], whole[alone])

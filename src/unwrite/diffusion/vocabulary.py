@@ -15,9 +15,8 @@ from torch import Tensor
 __all__ = ["entropy_of", "logsumexp", "margin_of", "probability_of", "top_token"]
 
 NARROW, WIDE = 1 << 17, 1 << 24  # logits widened at once: what a processor's cache holds, and enough to fill a device
-ABSORBED = (
-    -700.0
-)  # below the largest logit: far too small to change a sum of at least 1, and exp is slow where it underflows
+# So far below the largest logit, a power is too small to change a sum of at least 1, and exp is slow where it underflows.
+ABSORBED = -700.0
 
 
 def top_token(logits: Tensor) -> Tensor:
@@ -84,9 +83,9 @@ def _by_position(measure: Callable[[Tensor], Tensor], logits: Tensor, where: Ten
     else:
         places = torch.arange(len(rows), device=rows.device)
     result = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-    # At least two: the sum over a single row would be split between threads, and rounded in another order.
-    size = max(2, (NARROW if on_host else WIDE) // max(1, rows.shape[-1]))
+    size = max(1, (NARROW if on_host else WIDE) // max(1, rows.shape[-1]))
     for some in places.split(size):
+        # Two at least: the sum over a single row would be split between threads, and rounded in another order.
         several = some if len(some) > 1 else some.repeat(2)
         result[some] = measure(rows[several])[: len(some)]
     result = result.view(logits.shape[:-1])
