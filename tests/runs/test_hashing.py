@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conftest import make_llama
-from unwrite.runs import canonical_json, hash_file, hash_json, hash_model, hash_tensors
+from unwrite.runs import canonical_json, hash_file, hash_json, hash_model, hash_tensors, model_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,37 @@ def test_equal_weights_hash_equal_and_one_bit_changes_the_key():
     assert hash_model(one) == hash_model(other)
     other.lm_head.weight.data[0, 0] += 1e-6
     assert hash_model(one) != hash_model(other)
+
+
+def test_a_model_key_is_equal_for_equal_weights_and_another_for_one_bit_in_any_tensor():
+    one, other = make_llama(0), make_llama(0)
+    assert len(model_key(one)) == 32
+    assert model_key(one) == model_key(other)
+    for weight in other.state_dict().values():
+        bits = weight.view(torch.int32).flatten()
+        bits[-1] ^= 1
+        assert model_key(other) != model_key(one)
+        bits[-1] ^= 1
+    assert model_key(other) == model_key(one)
+
+
+def test_a_model_key_knows_names_dtypes_and_shapes():
+    def module(name: str, tensor: torch.Tensor) -> torch.nn.Module:
+        owner = torch.nn.Module()
+        owner.register_buffer(name, tensor)
+        return owner
+
+    tensor = torch.arange(4.0)
+    alike = [("a", tensor), ("b", tensor), ("a", tensor.view(2, 2)), ("a", tensor.view(torch.int32))]
+    assert len({model_key(module(*one)) for one in alike}) == 4
+
+
+def test_what_is_shown_of_a_model_is_sha256():
+    model = torch.nn.Linear(2, 1)
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}|torch.float32|{tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
+    assert hash_model(model) == digest.hexdigest()[:16]
 
 
 def test_name_dtype_and_shape_are_part_of_the_key():

@@ -20,7 +20,7 @@ import numpy as np
 from ..diffusion import Sampler
 from ..diffusion.parts.rules import FixedBlocks, Threshold
 from ..errors import DataError
-from ..runs import cached_json, hash_file, hash_json, hash_model, versions
+from ..runs import cached_json, hash_file, hash_json, model_key, versions
 from ..scoring.intervals import Interval, draws, ends, mean_interval
 from . import denoiser as testbed
 from .budget import Budget
@@ -111,7 +111,7 @@ class Trial:
             right, forwards, work = judged()
         else:
             what = [
-                hash_model(self.bed.model),
+                model_key(self.bed.model),
                 [vars(item) for item in self.asked],
                 repr(sampler),
                 sorted((fixed or {}).items()),

@@ -17,7 +17,7 @@ from .cache import (
     unwritable,
 )
 from .folder import Run, versions
-from .hashing import canonical_json, hash_file, hash_json, hash_model, hash_tensors
+from .hashing import canonical_json, hash_file, hash_json, hash_model, hash_tensors, model_key
 from .holding import claimed
 from .progress import Progress, hush, progress, silent, training_progress
 from .seeding import seeded
@@ -44,6 +44,7 @@ __all__ = [
     "hash_tensors",
     "hush",
     "lock",
+    "model_key",
     "need_free",
     "new_folder",
     "parse_json",

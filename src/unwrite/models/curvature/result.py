@@ -19,7 +19,7 @@ from ...runs import (
     conforms,
     hash_file,
     hash_json,
-    hash_model,
+    model_key,
     new_folder,
     read_tensors,
     write_json,
@@ -176,7 +176,7 @@ def stored(
     except TypeError as error:
         raise ModelError(f"the settings of the importances are not plain JSON ({error}).") from error
     key = hash_json(
-        {"model": hash_model(model), "parameters": list(parameters), "data": _data_hash(data), "settings": plain}
+        {"model": model_key(model), "parameters": list(parameters), "data": _data_hash(data), "settings": plain}
     )
     found = cached_files(
         "curvature",

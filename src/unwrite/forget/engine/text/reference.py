@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ....data.text.encoding import IGNORE, Encoded, pad
 from ....errors import MethodError, setting
-from ....runs import cached_files, hash_json, hash_model, progress
+from ....runs import cached_files, hash_json, model_key, progress
 from ....scoring.batches import by_length
 from ..batch import KLMask, PairedBatch, Part, make_parts, run
 
@@ -114,7 +114,7 @@ def compute(
         rows: {part: encoded rows}; only parts named in `wanted` are run.
     """
     key = hash_json(
-        [hash_model(model), wanted, {n: [(r.input_ids, r.labels, r.index) for r in v] for n, v in rows.items()}]
+        [model_key(model), wanted, {n: [(r.input_ids, r.labels, r.index) for r in v] for n, v in rows.items()}]
     )
     if disk:
         reference = cached_files(
