@@ -6,7 +6,7 @@ from conftest import make_llama, make_tokenizer
 from unwrite.beds.draft_files import Files
 from unwrite.bench import contenders, decode, decode_report
 from unwrite.bench.contenders import FirstTokens
-from unwrite.decode.engine.planning.planner import forget_knowledge
+from unwrite.decode.engine.planning.knowledge import forget_knowledge
 from unwrite.models import save
 
 KINDS = decode.KINDS[:2]

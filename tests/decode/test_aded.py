@@ -13,7 +13,7 @@ from test_aded_search import TOY, proposed, random_table, table_of
 from conftest import make_llama, make_tokenizer
 from unwrite.decode.aded import ADED, ADEDDrafter
 from unwrite.decode.engine.bridge import generate
-from unwrite.decode.engine.planning.planner import forget_knowledge
+from unwrite.decode.engine.planning.knowledge import forget_knowledge
 from unwrite.decode.engine.sampling import Sampling
 from unwrite.decode.engine.stopping import Stopping
 from unwrite.decode.engine.tree import DraftTree

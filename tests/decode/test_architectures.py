@@ -15,8 +15,8 @@ from tabular import Scripted, junk
 from transformers import GenerationConfig
 
 from unwrite.decode import ADED, DraftTree, Plain, PromptLookup, TransformersRuntime, generate, why_plain
-from unwrite.decode.engine.planning.planner import forget_knowledge
-from unwrite.decode.engine.transformers.support import Support
+from unwrite.decode.engine.planning.knowledge import forget_knowledge
+from unwrite.decode.engine.transformers.limits import Support
 from unwrite.errors import ModelError
 
 # Dynamic rope begins where the positions end, so that nothing is drafted there anyway.

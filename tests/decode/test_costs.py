@@ -5,12 +5,14 @@ import pytest
 from tabular import Clock, Scripted, Tabular, greedy, hashed, junk, oracle
 
 from unwrite.decode.engine.loop import Decoding
-from unwrite.decode.engine.planning.costs import SIZES, Acceptance, ForwardCosts
-from unwrite.decode.engine.planning.curves import calibrate, read_shape, write_shape
-from unwrite.decode.engine.planning.planner import DraftCosts, Planner, forget_knowledge
+from unwrite.decode.engine.planning.calibration import calibrate
+from unwrite.decode.engine.planning.costs import SIZES, Acceptance, DraftCosts, ForwardCosts
+from unwrite.decode.engine.planning.curves import read_shape, write_shape
+from unwrite.decode.engine.planning.knowledge import forget_knowledge
+from unwrite.decode.engine.planning.planner import Planner
+from unwrite.decode.engine.planning.routes import ForwardPaths
 from unwrite.decode.engine.sampling import Sampling
 from unwrite.decode.engine.stopping import Stopping
-from unwrite.decode.engine.transformers.paths import ForwardPaths
 from unwrite.decode.engine.tree import DraftTree
 from unwrite.decode.plain import Plain
 from unwrite.errors import Notice

@@ -7,7 +7,7 @@ from transformers import DynamicCache, LogitsProcessorList, StaticCache, TextStr
 
 from conftest import make_llama
 from unwrite.decode import DecodeOutput, PromptLookup, last_stats
-from unwrite.decode.engine.planning.planner import forget_knowledge
+from unwrite.decode.engine.planning.knowledge import forget_knowledge
 from unwrite.errors import MethodError, ModelError
 
 VOCAB = 64

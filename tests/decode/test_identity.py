@@ -22,7 +22,7 @@ from tabular import Scripted
 
 from unwrite.beds.texts import encoded, prompts
 from unwrite.decode import ADED, RSD, DraftModel, DraftTree, PromptLookup, RecyclingTable, TokenRecycling
-from unwrite.decode.engine.planning.planner import forget_knowledge
+from unwrite.decode.engine.planning.knowledge import forget_knowledge
 from unwrite.decode.engine.tree import depths_of
 from unwrite.errors import ModelError
 from unwrite.models import anatomy, load

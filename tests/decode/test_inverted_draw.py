@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 from conftest import make_llama
 from unwrite.decode import Plain, TokenRecycling, TransformersRuntime
 from unwrite.decode.engine.bridge import generate
-from unwrite.decode.engine.planning.planner import forget_knowledge
+from unwrite.decode.engine.planning.knowledge import forget_knowledge
 from unwrite.decode.engine.sampling import Sampling, inverted
 from unwrite.errors import NotFinite
 

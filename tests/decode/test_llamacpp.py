@@ -22,7 +22,7 @@ from unwrite.decode.engine.llamacpp import runtime as llamacpp
 from unwrite.decode.engine.llamacpp.runtime import MOST_ROWS, LlamaCppRuntime, below
 from unwrite.decode.engine.planning.costs import SIZES
 from unwrite.decode.engine.planning.curves import read_shape, write_shape
-from unwrite.decode.engine.planning.planner import forget_knowledge
+from unwrite.decode.engine.planning.knowledge import forget_knowledge
 from unwrite.decode.engine.stopping import Stopping
 from unwrite.decode.engine.tree import DraftTree
 from unwrite.decode.joined import Joined
@@ -238,14 +238,14 @@ def test_the_check_takes_the_largest_size_up_to_which_all_agree(monkeypatch):
 
 @pytest.mark.parametrize("twin_from", [None, 0])
 def test_a_twin_changes_no_more_than_last_bits_and_leaves_nothing_behind(runtime, twin_from):
-    runtime._twin_from = None
+    runtime.twin_from = None
     expected = plain_logits(runtime, ids(9, 20), ids(10, 30))
-    runtime._twin_from = twin_from
+    runtime.twin_from = twin_from
     assert torch.allclose(plain_logits(runtime, ids(9, 20), ids(10, 30)), expected, atol=0.05)
 
 
 def test_a_full_cache_still_has_room_for_a_twin(runtime):
-    assert runtime._twin_from == 0  # float32: one row and several go through other kernels
+    assert runtime.twin_from == 0  # float32: one row and several go through other kernels
     runtime.prefill([ids(0, 200)], 55)  # a context of just 256 cells, which the next text must not fill
     runtime.prefill([ids(0, 250)], 6)
     for token in range(6):
@@ -264,7 +264,7 @@ def alone(runtime, prompt, count):
 
 @pytest.mark.parametrize("twin_from", [None, 0, 30])
 def test_a_plain_step_keeps_its_token_and_says_what_a_forward_says(runtime, twin_from):
-    runtime._twin_from = twin_from
+    runtime.twin_from = twin_from
     prompt, tokens = ids(9, 20), ids(10, 30)
     expected = plain_logits(runtime, prompt, tokens)
     runtime.prefill([prompt], 30)
@@ -282,7 +282,7 @@ def test_where_a_twin_would_cost_too_much_nothing_is_drafted(file, monkeypatch, 
     monkeypatch.setattr(llamacpp_check, "_twin_costs", lambda runtime, length: 2.0)
     with LlamaCppRuntime(file, threads=1) as runtime, LlamaCppRuntime(file, threads=1, max_nodes=1) as lone:
         assert runtime._plain_from == 0
-        assert runtime._twin_from is None
+        assert runtime.twin_from is None
         runtime._plain_from = plain_from
         prompt = np.tile(ids(1, 12), 2)
         found = generate(runtime, prompt, PromptLookup(cost_model=False), stopping=Stopping(len(prompt) + 60))

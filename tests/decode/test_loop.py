@@ -7,7 +7,7 @@ from scipy.stats import chisquare
 from tabular import Scripted, Tabular, greedy, hashed, junk, oracle
 
 from unwrite.decode.engine.bridge import generate
-from unwrite.decode.engine.planning.planner import forget_knowledge
+from unwrite.decode.engine.planning.knowledge import forget_knowledge
 from unwrite.decode.engine.sampling import Sampling
 from unwrite.decode.engine.stopping import Stopping
 from unwrite.decode.engine.tree import DraftTree

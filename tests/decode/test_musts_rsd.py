@@ -13,7 +13,7 @@ from conftest import make_llama
 from unwrite.decode import RSD, DraftModel
 from unwrite.decode.drafting import Drawn, gumbel_top_k, recursive_rejection
 from unwrite.decode.engine.bridge import generate
-from unwrite.decode.engine.planning.planner import forget_knowledge
+from unwrite.decode.engine.planning.knowledge import forget_knowledge
 from unwrite.decode.engine.sampling import Sampling
 from unwrite.decode.engine.stopping import Stopping
 from unwrite.decode.engine.tree import DraftTree

@@ -10,7 +10,7 @@ from conftest import make_llama
 from unwrite.decode import DraftModel, PromptLookup, TokenRecycling
 from unwrite.decode.drafting import gumbel_top_k, recursive_rejection
 from unwrite.decode.engine.bridge import generate
-from unwrite.decode.engine.planning.planner import forget_knowledge
+from unwrite.decode.engine.planning.knowledge import forget_knowledge
 from unwrite.decode.engine.sampling import Sampling
 from unwrite.decode.engine.stopping import Stopping
 from unwrite.forget.engine.text.logit_difference import LogitDifferenceModel

@@ -5,10 +5,11 @@ import pytest
 from tabular import Clock, Scripted, Tabular, hashed, junk
 
 from unwrite.decode.engine.loop import Decoding
-from unwrite.decode.engine.planning.planner import Planner, forget_knowledge, knowledge_of
+from unwrite.decode.engine.planning.knowledge import forget_knowledge, knowledge_of
+from unwrite.decode.engine.planning.planner import Planner
+from unwrite.decode.engine.planning.routes import ForwardPaths
 from unwrite.decode.engine.sampling import Sampling
 from unwrite.decode.engine.stopping import Stopping
-from unwrite.decode.engine.transformers.paths import ForwardPaths
 from unwrite.decode.plain import Plain
 
 VOCAB = 11

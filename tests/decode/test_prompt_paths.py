@@ -6,7 +6,7 @@ import torch
 from targets import CLOSE, FAMILIES, fresh_logits, make_target, prompt
 from transformers import DynamicCache
 
-from unwrite.decode.engine.planning.planner import forget_knowledge, knowledge_of
+from unwrite.decode.engine.planning.knowledge import forget_knowledge, knowledge_of
 from unwrite.decode.engine.transformers.runtime import TransformersRuntime
 from unwrite.decode.engine.tree import DraftTree
 

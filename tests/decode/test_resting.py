@@ -8,16 +8,11 @@ from conftest import make_llama
 from unwrite.decode import Joined, PromptLookup, TokenRecycling
 from unwrite.decode.base import Drafter, Strategy
 from unwrite.decode.engine.loop import Decoding
-from unwrite.decode.engine.planning.planner import (
-    IDLE_AFTER,
-    LONGEST_REST,
-    PROBE_SHARE,
-    Planner,
-    forget_knowledge,
-)
+from unwrite.decode.engine.planning.knowledge import forget_knowledge
+from unwrite.decode.engine.planning.planner import IDLE_AFTER, LONGEST_REST, PROBE_SHARE, Planner
+from unwrite.decode.engine.planning.routes import ForwardPaths
 from unwrite.decode.engine.sampling import Sampling
 from unwrite.decode.engine.stopping import Stopping
-from unwrite.decode.engine.transformers.paths import ForwardPaths
 from unwrite.decode.engine.transformers.runtime import TransformersRuntime
 from unwrite.decode.engine.tree import DraftTree
 from unwrite.decode.plain import NoDrafter, Plain

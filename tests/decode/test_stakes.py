@@ -6,19 +6,13 @@ from tabular import Clock, Tabular, greedy, hashed, junk, oracle
 from test_resting import Asked
 
 from unwrite.decode.engine.loop import Decoding
-from unwrite.decode.engine.planning import planner as planning
+from unwrite.decode.engine.planning import knowledge as planning
 from unwrite.decode.engine.planning.costs import SIZES
-from unwrite.decode.engine.planning.planner import (
-    PROBE_SHARE,
-    STAKE,
-    WORTH,
-    Knowledge,
-    Planner,
-    forget_knowledge,
-)
+from unwrite.decode.engine.planning.knowledge import Knowledge, forget_knowledge
+from unwrite.decode.engine.planning.planner import PROBE_SHARE, STAKE, WORTH, Planner
+from unwrite.decode.engine.planning.routes import ForwardPaths
 from unwrite.decode.engine.sampling import Sampling
 from unwrite.decode.engine.stopping import Stopping
-from unwrite.decode.engine.transformers.paths import ForwardPaths
 from unwrite.decode.engine.tree import DraftTree, Path
 
 VOCAB = 11

@@ -36,7 +36,7 @@ from ..decode import (
     generate,
 )
 from ..decode.engine.sampling import Sampling, from_processors
-from ..decode.joined import DEFAULT
+from ..decode.joined import default_parts
 from .decode import TOKENS, Contender, Measuring, Sample
 
 ASSISTED, HIGH_LEVEL = "transformers, assisted", "Llama.generate"
@@ -202,7 +202,7 @@ class Warm:
             "prompt-lookup": PromptLookup,
             "token-recycling": recycling,
             "aded": lambda: ADED(table=copy.deepcopy(self.trigrams)),
-            "joined": lambda: Joined((DEFAULT[0], recycling())),
+            "joined": lambda: Joined((default_parts()[0], recycling())),
             "draft-model": lambda: DraftModel(draft_model=draft),
             "rsd": lambda: RSD(draft_model=draft),
         }

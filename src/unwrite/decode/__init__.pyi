@@ -9,7 +9,7 @@ from .engine.bridge import DecodeOutput as DecodeOutput
 from .engine.bridge import generate as generate
 from .engine.llamacpp.runtime import LlamaCppRuntime as LlamaCppRuntime
 from .engine.loop import Decoded as Decoded
-from .engine.planning.curves import calibrate as calibrate
+from .engine.planning.calibration import calibrate as calibrate
 from .engine.runtime import Output as Output
 from .engine.runtime import Runtime as Runtime
 from .engine.stats import Stats as Stats

@@ -21,13 +21,11 @@ from torch import Tensor
 from ..errors import MethodError, setting
 from .base import Drafter
 from .engine.runtime import Runtime
-from .engine.sampling import Sampling
+from .engine.sampling import STATEFUL, Sampling
 from .engine.tree import DraftTree, Ints, Path
 
 ROOM, LARGEST = 1 << 10, 1 << 7  # columns a draft's cache has for new tokens at first, and for a tree at most
 WIDE = 32  # siblings beyond this order share their statistics
-# Keep a state from call to call, so that the draft's calls would disturb the target's.
-STATEFUL = ("SynthIDTextWatermarkLogitsProcessor", "UnbatchedClassifierFreeGuidanceLogitsProcessor")
 
 
 def kind_of(depth: int, order: int) -> int:

@@ -9,22 +9,24 @@ by how often each part's have been accepted. What each part learns from every ve
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .. import catalog
 from ..errors import MethodError
 from .base import Drafter, Strategy
 from .engine.tree import ROOT, DraftTree, Ints
-from .prompt_lookup import PromptLookup
-from .token_recycling import TokenRecycling
 
 if TYPE_CHECKING:
     from .engine.runtime import Output, Runtime
     from .engine.sampling import Sampling
     from .engine.tree import Path
 
-# Long copies pay once they hold, and longer matches hold more often.
-DEFAULT = (PromptLookup(ngram=6, count=32), TokenRecycling())
+
+def default_parts() -> tuple[Strategy, ...]:
+    """A copy from the text, and remembered successors; long copies pay once they hold, and longer matches hold more often."""
+    lookup, recycling = (catalog.strategy(slug).load() for slug in ("prompt-lookup", "token-recycling"))
+    return lookup(ngram=6, count=32), recycling()
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Joined(Strategy):
         MethodError: fewer than two parts, or one that draws its drafts or asks a model for them.
     """
 
-    parts: tuple[Strategy, ...] = DEFAULT
+    parts: tuple[Strategy, ...] = field(default_factory=default_parts)
 
     def __post_init__(self) -> None:
         if len(self.parts) < 2:

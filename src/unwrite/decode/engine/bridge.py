@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,15 +13,16 @@ from transformers import StaticCache
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from ...errors import MethodError
-from ..base import Strategy
-from ..drafting import STATEFUL
 from .loop import Decoded, Decoding, check
 from .runtime import Runtime
-from .sampling import Sampling, from_processors
+from .sampling import STATEFUL, Sampling, from_processors
 from .stats import Stats
 from .stopping import Stopping, from_criteria
 from .transformers.arena import filled_length
 from .tree import Ints
+
+if TYPE_CHECKING:
+    from ..base import Strategy
 
 # what `generate` hands on beside the named arguments, without a say in the text
 NEUTRAL = {"logits_to_keep", "cache_position", "synced_gpus", "return_dict"}

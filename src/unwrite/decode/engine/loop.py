@@ -11,22 +11,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...errors import MethodError, ModelError, setting
-from ..base import Drafter, Strategy
-from .planning.costs import Acceptance
-from .planning.planner import DraftCosts, Knowledge, Planner, knowledge_of
+from .planning.costs import Acceptance, DraftCosts
+from .planning.knowledge import Knowledge, knowledge_of
+from .planning.planner import Planner
 from .rows import Row, Text, padded, root, shallower
 from .runtime import LOGITS, Output, Runtime
 from .sampling import Sampling
 from .stats import Stats, remember
 from .stopping import Stopping
 from .tree import DraftTree, Ints, Path
+
+if TYPE_CHECKING:
+    from ..base import Drafter, Strategy
 
 Clock = Callable[[], float]
 RUN = 8  # plain steps between two looks at what they cost

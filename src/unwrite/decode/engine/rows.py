@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..base import Drafter
 from .planning.planner import Planner
 from .sampling import Sampling
 from .tree import DraftTree, Ints
+
+if TYPE_CHECKING:
+    from ..base import Drafter
 
 __all__ = ["Row", "Text", "padded", "root", "shallower"]
 

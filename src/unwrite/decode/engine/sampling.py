@@ -20,6 +20,9 @@ from torch import Tensor
 
 from ...errors import NotFinite
 
+# Keep a state from call to call: calls for drafts, or for another row, would disturb the next of the target's.
+STATEFUL = ("SynthIDTextWatermarkLogitsProcessor", "UnbatchedClassifierFreeGuidanceLogitsProcessor")
+
 
 @dataclass
 class Sampling:

@@ -7,23 +7,48 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..planning.costs import SHAPE, SIZES
+from ..runtime import Output
 from ..tree import ROOT, DraftTree, Ints
-
-if TYPE_CHECKING:
-    from .runtime import LlamaCppRuntime
 
 MOST_ROWS = 63  # from 64 on, llama.cpp's attention runs in tiles and its last bits differ
 _TIMED = 9  # pairs of a lone row and one with a twin
 _REPEATS = 3  # of a forward of several rows, so that one hiccup makes none dear
 _SIZES = (2, 3, 5, 8, 13, 21, 34, MOST_ROWS)
 _CELLS = 256  # behind so many, llama.cpp splits a lone row's attention between threads
+
+
+class CheckedRuntime(Protocol):
+    """What the check runs its forwards on.
+
+    Attributes:
+        vocab: width of the logits.
+        twin_from: cached tokens from which a lone row runs beside a twin; None for never.
+    """
+
+    vocab: int
+    twin_from: int | None
+
+    def prefill(self, rows: Sequence[Ints], room: int) -> Tensor:
+        """See `Runtime.prefill`."""
+
+    def forward(self, trees: DraftTree) -> Output:
+        """See `Runtime.forward`."""
+
+    def commit(self, paths: Sequence[Sequence[int]]) -> None:
+        """See `Runtime.commit`."""
+
+    def rewind(self, length: int) -> None:
+        """Forgets all but the first `length` cached tokens."""
+
+    def try_lone(self, token: int, length: int, twin: bool) -> None:
+        """Runs one token behind `length` cached ones, with a twin or without, and keeps nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +84,7 @@ class Checked:
         return cls(rows, twin_from, twin_costs, shape)
 
 
-def check(runtime: LlamaCppRuntime, seed: int = 0) -> Checked:
+def check(runtime: CheckedRuntime, seed: int = 0) -> Checked:
     """Compares forwards of a random tree, cut to several sizes, with its paths decoded one token at a time.
 
     Twice: within the first 256 cells of the cache, and behind them. What the forwards take is the planner's first belief: where
@@ -93,18 +118,17 @@ def _shape(seconds: Mapping[int, Sequence[float]]) -> tuple[float, ...]:
     return tuple((found / known[0]).tolist())
 
 
-def _twin_costs(runtime: LlamaCppRuntime, length: int) -> float:
+def _twin_costs(runtime: CheckedRuntime, length: int) -> float:
     """Seconds of a row with a twin over seconds of a lone one, behind so many cached tokens; medians, in turns."""
     prompt = np.arange(max(2, length)) % runtime.vocab
     runtime.prefill([prompt], 4)
-    context = runtime._running()
     seconds: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(_TIMED):
-        for rows, run in ((1, context.one), (2, lambda token, place: runtime._with_twin(context, token, place))):
+        for rows in seconds:
             start = time.perf_counter()
-            run(1, len(prompt))
+            runtime.try_lone(1, len(prompt), twin=rows == 2)
             seconds[rows].append(time.perf_counter() - start)
-            context.drop(-1, len(prompt))
+            runtime.rewind(len(prompt))
     return median(seconds[2]) / median(seconds[1])
 
 
@@ -113,7 +137,7 @@ def _random_tree(draw: np.random.Generator, vocab: int) -> DraftTree:
     return DraftTree.of(draw.integers(vocab, size=MOST_ROWS), parents)
 
 
-def _together(runtime: LlamaCppRuntime, prompt: Ints, tree: DraftTree, seconds: dict[int, list[float]]) -> list[Tensor]:
+def _together(runtime: CheckedRuntime, prompt: Ints, tree: DraftTree, seconds: dict[int, list[float]]) -> list[Tensor]:
     """[rows, vocab] of the tree's first nodes, for every size tried; `seconds` gets what each took."""
     runtime.prefill([prompt], MOST_ROWS)
     found = []
@@ -128,11 +152,11 @@ def _together(runtime: LlamaCppRuntime, prompt: Ints, tree: DraftTree, seconds: 
 
 
 def _one_by_one(
-    runtime: LlamaCppRuntime, prompt: Ints, tree: DraftTree, twin_from: int | None, seconds: dict[int, list[float]]
+    runtime: CheckedRuntime, prompt: Ints, tree: DraftTree, twin_from: int | None, seconds: dict[int, list[float]]
 ) -> Tensor:
     """[nodes, vocab]: every node's logits, decoded alone behind its own path, depth first; `seconds` gets what each took."""
     runtime.prefill([prompt], MOST_ROWS)
-    runtime._twin_from = twin_from
+    runtime.twin_from = twin_from
     children: list[list[int]] = [[] for _ in range(tree.nodes)]
     for node in range(tree.nodes - 1, 0, -1):
         children[tree.parents[0, node]].append(node)
@@ -147,7 +171,7 @@ def _one_by_one(
             seconds.setdefault(1, []).append(time.perf_counter() - start)
         runtime.commit([[0]])
         waiting += children[node]
-    runtime._twin_from = None
+    runtime.twin_from = None
     return logits
 
 

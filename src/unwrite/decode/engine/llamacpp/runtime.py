@@ -70,13 +70,13 @@ class LlamaCppRuntime(Runtime):
         self.max_positions = self.model.trained
         self.lengths = np.zeros(1, dtype=np.int64)
         self.max_nodes: int = max_nodes
-        self._twin_from: int | None = None  # cached tokens from which a lone row has a twin
+        self.twin_from: int | None = None  # cached tokens from which a lone row has a twin
         self._plain_from: int | None = None  # or from which nothing is drafted
         if max_nodes > 1:
             checked = self._checked()
             self.max_nodes = min(max_nodes, checked.rows)
             if checked.twin_costs <= _CHEAP_TWIN:
-                self._twin_from = checked.twin_from
+                self.twin_from = checked.twin_from
             else:
                 self._plain_from = checked.twin_from
 
@@ -120,7 +120,7 @@ class LlamaCppRuntime(Runtime):
             asked = ", ".join(sorted(want - self.provides)) or "a graft"
             raise MethodError(f"LlamaCppRuntime gives logits only, not {asked}. Use TransformersRuntime.")
         self._tree = trees
-        if trees.nodes == 1 and self._twin_from is not None and length >= self._twin_from:
+        if trees.nodes == 1 and self.twin_from is not None and length >= self.twin_from:
             return Output(torch.from_numpy(self._with_twin(context, int(trees.tokens[0, 0]), length))[None])
         members = below(trees)
         for leaf in np.flatnonzero(self._held[1 : members.shape[1]] < length) + 1:
@@ -134,7 +134,7 @@ class LlamaCppRuntime(Runtime):
     def step(self, token: int) -> Tensor:
         """As `Runtime.step`."""
         context, length = self._running(), int(self.lengths[0])
-        if self._twin_from is not None and length >= self._twin_from:
+        if self.twin_from is not None and length >= self.twin_from:
             logits = self._with_twin(context, token, length)[0]
         else:
             logits = context.one(token, length)
@@ -170,6 +170,14 @@ class LlamaCppRuntime(Runtime):
         self._held = np.minimum(self._held, length)
         self.lengths = np.array([length])
         self._tree = None
+
+    def try_lone(self, token: int, length: int, twin: bool) -> None:
+        """Runs one token behind `length` cached ones, with a twin or without; `rewind` forgets it."""
+        context = self._running()
+        if twin:
+            self._with_twin(context, token, length)
+        else:
+            context.one(token, length)
 
     def nbytes(self) -> int:
         """Bytes of the cache's cells, used or not; 0 before two tokens are cached."""

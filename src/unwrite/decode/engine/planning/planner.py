@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from ..transformers.paths import ForwardPaths
 from ..tree import ROOT, DraftTree, Ints, Path
-from .costs import SHAPE, SIZES, Acceptance, DraftCosts, OwnSeconds
+from .costs import SIZES, Acceptance, DraftCosts, OwnSeconds
+from .routes import ForwardPaths
 
 MARGIN = 1.03  # a draft must promise this much over plain decoding
 IDLE_AFTER = 8
@@ -293,40 +293,3 @@ class Planner:
 def _risk(seconds: float, plain: float) -> float:
     """Plain steps that a step loses which commits one token."""
     return max(0.0, seconds / plain - 1)
-
-
-@dataclass
-class Knowledge:
-    """What calls on one runtime leave for the next.
-
-    Args:
-        paths: the ways of a step's forward and their costs.
-        reading: the ways of a prompt's, timed by the token.
-        acceptance, drafting: by strategy.
-    """
-
-    paths: ForwardPaths
-    reading: ForwardPaths
-    acceptance: dict[str, Acceptance] = field(default_factory=dict)
-    drafting: dict[str, DraftCosts] = field(default_factory=dict)
-
-
-_known: dict[str, Knowledge] = {}
-
-
-def knowledge_of(fingerprint: str, names: Sequence[str]) -> Knowledge:
-    """This process's knowledge of a runtime; the first time with the cost shape kept on disk."""
-    key = f"{fingerprint}|{'|'.join(names)}"
-    if key not in _known:
-        from .curves import read_shape
-
-        by_token = tuple(seconds / rows for seconds, rows in zip(SHAPE, SIZES, strict=True))
-        # Prompts of all lengths come in turn: one that takes longer than the last ones is no sign of anything.
-        reading = ForwardPaths(names, by_token, rarest=64, dear=math.inf)
-        _known[key] = Knowledge(ForwardPaths(names, read_shape(fingerprint)), reading)
-    return _known[key]
-
-
-def forget_knowledge() -> None:
-    """Starts anew, as a fresh process does."""
-    _known.clear()

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from ..tree import DraftTree
+from .limits import Support
 from .own_steps import OwnSteps
+from .tree_runtime import TreeRuntime
 
 __all__ = ["disagreement", "own_fault"]
 
@@ -64,14 +66,11 @@ def disagreement(model: Any) -> str:
 def _compare(model: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Differences of logits, in their spreads, for each of `WHYS`: [1]; [2], one
     step behind it as well; [nodes + 1], one step behind a kept branch as well."""
-    from .runtime import TransformersRuntime
-    from .support import Support
-
     ids = _ids(model, len(BRANCHES))
     own = OwnSteps(model, ids[:, :PROMPT], [0] * len(ids))
     first = own.prefill()
     steps = torch.stack([own.step(column) for column in ids[:, PROMPT:].T], 1)  # [branches, depth + 1, vocab]
-    runtime = TransformersRuntime(model, pack="never", support=Support())
+    runtime = TreeRuntime(model, Support(), pack="never")
     runtime.prefill([ids[0, :PROMPT].numpy()], 2 * len(PARENTS))
     runtime.use("stock")
     tokens = {

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from statistics import median
 
-from ..planning.costs import ForwardCosts
+from .costs import ForwardCosts
 
 __all__ = ["ForwardPaths"]
 
