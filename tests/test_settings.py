@@ -186,7 +186,7 @@ FIELD = re.compile(r"\b[a-z]+(?:_[a-z]+)+\b|\b[a-z]\w*=(?!\w*\b,)|(?:^|[.;:(] ?)
 PYTHON_ALONE = (
     "bench/", "beds/", "catalog/", "nets/", "reproduce/", "diffusion/", "forget/vision/", "forget/engine/images/", "audit/images/",
     "audit/attacks/relearning_time.py", "data/images/", "models/image", "models/curvature/", "models/pruning.py",
-    "decode/engine/bridge.py", "decode/engine/transformers/runtime.py",
+    "decode/engine/bridge.py", "decode/engine/transformers/tree_runtime.py",
     "decode/engine/llamacpp",
 )  # fmt: skip
 # Names of a file's or a tokenizer's own, and what only Python can bring about.
