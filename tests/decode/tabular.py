@@ -21,13 +21,13 @@ class Clock:
 
 
 class Tabular(Runtime):
-    """logits_of(tuple of ids) -> [vocab]; cost(rows, path) -> seconds."""
+    """logits_of(tuple of ids) -> [vocab]; cost(rows, route) -> seconds."""
 
     def __init__(
-        self, logits_of, vocab, cost=lambda rows, path: 1.0 + 0.05 * rows, clock=None, paths=("stock",), name="t"
+        self, logits_of, vocab, cost=lambda rows, route: 1.0 + 0.05 * rows, clock=None, routes=("stock",), name="t"
     ):
         self.logits_of, self.vocab, self.cost, self.clock = logits_of, vocab, cost, clock or Clock()
-        self.paths, self.way, self.name = paths, paths[0], name
+        self.routes, self.route, self.name = routes, routes[0], name
         self.forwards = 0
 
     @property
@@ -44,7 +44,7 @@ class Tabular(Runtime):
         return torch.stack([self.logits_of(tuple(text)) for text in self.cached])
 
     def forward(self, trees, want=frozenset({"logits"}), graft=None):
-        self.clock.now += self.cost(trees.nodes, self.way)
+        self.clock.now += self.cost(trees.nodes, self.route)
         self.forwards += 1
         self.trees = trees
         logits = torch.zeros(*trees.tokens.shape, self.vocab)
@@ -61,8 +61,8 @@ class Tabular(Runtime):
     def nbytes(self):
         return 0
 
-    def use(self, path):
-        self.way = path
+    def use(self, route):
+        self.route = route
 
 
 def hashed(vocab, sharpness=3.0, order=2):

@@ -222,6 +222,6 @@ def test_another_precision_makes_new_storage():
     runtime, _ = start(model, [np.arange(3, 12)])
     model.to(torch.bfloat16)
     runtime.prefill([np.arange(3, 12)], 20)
-    assert runtime.paths == ("stock",)
+    assert runtime.routes == ("stock",)
     assert runtime.forward(DraftTree.chain(5, [6])).logits.dtype is torch.bfloat16
     assert runtime._arena.layers[0].keys.dtype is torch.bfloat16

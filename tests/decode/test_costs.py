@@ -10,7 +10,7 @@ from unwrite.decode.engine.planning.costs import SIZES, Acceptance, DraftCosts, 
 from unwrite.decode.engine.planning.curves import read_shape, write_shape
 from unwrite.decode.engine.planning.knowledge import forget_knowledge
 from unwrite.decode.engine.planning.planner import Planner
-from unwrite.decode.engine.planning.routes import ForwardPaths
+from unwrite.decode.engine.planning.routes import ForwardRoutes
 from unwrite.decode.engine.sampling import Sampling
 from unwrite.decode.engine.stopping import Stopping
 from unwrite.decode.engine.tree import DraftTree
@@ -27,9 +27,9 @@ def _fresh():
     forget_knowledge()
 
 
-def run(strategy, cost, count=200, paths=("stock",)):
+def run(strategy, cost, count=200, routes=("stock",)):
     clock = Clock()
-    runtime = Tabular(LOGITS, VOCAB, cost, clock, paths)
+    runtime = Tabular(LOGITS, VOCAB, cost, clock, routes)
     found = Decoding(runtime, strategy, Sampling(), Stopping(2 + count), clock=clock).run([np.array([1, 2])])
     assert found.sequences == [greedy(LOGITS, (1, 2), count)]
     return found.stats, clock
@@ -93,7 +93,7 @@ def test_acceptance_starts_at_the_belief_and_follows_what_is_seen():
 
 
 def test_the_most_likely_nodes_are_kept():
-    paths = ForwardPaths(["stock"])
+    paths = ForwardRoutes(["stock"])
     paths.observe("stock", 1, 10, 1.0)
     for rows in SIZES[1:]:
         paths.observe("stock", rows, 10, 1.0 + 0.3 * rows)
@@ -101,7 +101,7 @@ def test_the_most_likely_nodes_are_kept():
     tree = DraftTree.of([0, 1, 2, 3, 4], [-1, 0, 0, 1, 1], [0, 2, 1, 1, 2])
     kept = planner.prune(tree, 10)
     assert kept.tokens.tolist() == [[0, 2]]  # 1.9 tokens in 1.6 s beat 1.03 in 1 s; a third row gives 1.91 in 1.9 s
-    known = ForwardPaths(["stock"])
+    known = ForwardRoutes(["stock"])
     known.observe("stock", 1, 10, 1.0)
     generous = Planner(known, {1: 0.9, 2: 0.8}.__getitem__)
     assert generous.prune(tree, 10).nodes > 2
@@ -117,7 +117,7 @@ def test_right_drafts_are_drafted_whole_and_wrong_ones_not_at_all():
 
 
 def test_nothing_is_drafted_before_a_plain_step_was_timed():
-    planner = Planner(ForwardPaths(["stock"]), lambda kind: 0.99)
+    planner = Planner(ForwardRoutes(["stock"]), lambda kind: 0.99)
     assert planner.prune(DraftTree.chain(0, [1, 2]), 10).nodes == 1
 
 
@@ -148,12 +148,12 @@ def test_a_packed_path_that_runs_slower_than_the_stock_one_is_left():
     stats, _ = run(
         Scripted(oracle(LOGITS, 3)), lambda rows, path: 2.0 if path == "packed" else 1.0, 200, ("packed", "stock")
     )
-    assert stats.paths["packed"] < 15
+    assert stats.routes["packed"] < 15
 
 
 def test_a_slower_alternative_is_tried_ever_more_rarely():
     stats, _ = run(Scripted(junk(VOCAB)), lambda rows, path: 1.0 if path == "packed" else 1.7, 400, ("packed", "stock"))
-    assert 2 <= stats.paths["stock"] <= 8
+    assert 2 <= stats.routes["stock"] <= 8
 
 
 def test_calibration_keeps_the_shape_for_the_next_process():
@@ -167,11 +167,11 @@ def test_calibration_keeps_the_shape_for_the_next_process():
 def test_another_way_can_be_timed_without_becoming_the_shape_on_disk():
     clock = Clock()
     runtime = Tabular(
-        LOGITS, VOCAB, lambda rows, way: rows * {"packed": 1.0, "stock": 2.0}[way], clock, ("packed", "stock")
+        LOGITS, VOCAB, lambda rows, route: rows * {"packed": 1.0, "stock": 2.0}[route], clock, ("packed", "stock")
     )
     runtime.name = "timed"
-    calibrate(runtime, length=8, repeats=1, path="stock")
-    assert runtime.way == "stock"
+    calibrate(runtime, length=8, repeats=1, route="stock")
+    assert runtime.route == "stock"
     assert read_shape("timed") is None
 
 
@@ -241,7 +241,7 @@ def test_a_plan_never_drafted_is_expected_to_cost_its_levels():
 
 def test_a_step_that_chose_no_plan_says_nothing_of_what_drafting_costs():
     """The last step of a text has no room for a draft; what it spent on drafting, nothing, is not the last plan's."""
-    paths = ForwardPaths(["stock"])
+    paths = ForwardRoutes(["stock"])
     paths.observe("stock", 1, 10, 1.0)
     planner = Planner(paths, lambda kind: 0.9)
     plan = DraftTree.of([0, 0], [-1, 0], [0, 1])

@@ -85,7 +85,7 @@ def test_statistics_count_the_models_own_steps(model):
     ids, limit = prompts(1, 9), able(model).limit
     stats = written(model, ids, Plain(), return_dict_in_generate=True).stats
     assert stats.forwards == stats.tokens == 24
-    assert stats.paths["own"] == (23 if limit == 0 else 9 + 24 - 1 - limit)
+    assert stats.routes["own"] == (23 if limit == 0 else 9 + 24 - 1 - limit)
 
 
 def test_a_filled_cache_that_trees_could_not_check_goes_on():

@@ -148,7 +148,7 @@ def test_nothing_is_packed_above_the_share_of_free_memory(monkeypatch):
         monkeypatch.setattr(packed.psutil, "virtual_memory", lambda: type("Memory", (), {"available": amount}))
 
     def paths(pack):
-        return TransformersRuntime(model, pack=pack).paths
+        return TransformersRuntime(model, pack=pack).routes
 
     free(weights / packed.MEMORY_SHARE * 1.01)
     assert paths("auto") == ("packed", "stock")

@@ -10,7 +10,7 @@ from unwrite.decode.base import Drafter, Strategy
 from unwrite.decode.engine.loop import Decoding
 from unwrite.decode.engine.planning.knowledge import forget_knowledge
 from unwrite.decode.engine.planning.planner import IDLE_AFTER, LONGEST_REST, PROBE_SHARE, Planner
-from unwrite.decode.engine.planning.routes import ForwardPaths
+from unwrite.decode.engine.planning.routes import ForwardRoutes
 from unwrite.decode.engine.sampling import Sampling
 from unwrite.decode.engine.stopping import Stopping
 from unwrite.decode.engine.transformers.runtime import TransformersRuntime
@@ -108,8 +108,8 @@ def test_drafters_that_must_see_every_step_do(options):
 
 
 def test_a_chosen_plan_that_drafts_nothing_takes_its_seconds_off_once():
-    planner = Planner(ForwardPaths(["stock"]), lambda kind: 0.9)
-    planner.paths.observe("stock", 1, 10, 1.0)
+    planner = Planner(ForwardRoutes(["stock"]), lambda kind: 0.9)
+    planner.routes.observe("stock", 1, 10, 1.0)
     assert planner.choose_plan([DraftTree.chain(0, [1])], 10, 8, 8) == 1
     planner.spent(own=0.5, drafting=0.4, drafted=False)
     assert planner.own.of(False) == pytest.approx(0.1)

@@ -10,7 +10,7 @@ from unwrite.decode.engine.planning import knowledge as planning
 from unwrite.decode.engine.planning.costs import SIZES
 from unwrite.decode.engine.planning.knowledge import Knowledge, forget_knowledge
 from unwrite.decode.engine.planning.planner import PROBE_SHARE, STAKE, WORTH, Planner
-from unwrite.decode.engine.planning.routes import ForwardPaths
+from unwrite.decode.engine.planning.routes import ForwardRoutes
 from unwrite.decode.engine.sampling import Sampling
 from unwrite.decode.engine.stopping import Stopping
 from unwrite.decode.engine.tree import DraftTree, Path
@@ -22,12 +22,12 @@ COUNT = 32
 right, wrong = oracle(LOGITS, 7), junk(VOCAB * 1000)
 
 
-def dear(rows, path):
+def dear(rows, route):
     """As on llama.cpp: two rows cost more than two."""
     return float(np.interp(rows, [1, 2, 4, 8, 16, 32], [1, 2.23, 3.33, 3.86, 5.05, 9.05]))
 
 
-def cheap(rows, path):
+def cheap(rows, route):
     return 1.0 + 0.05 * (rows - 1)
 
 
@@ -42,8 +42,8 @@ def seconds(fn, cost=dear, count=COUNT):
     runtime = Tabular(LOGITS, VOCAB, cost, clock)
     shape = tuple(cost(rows, None) for rows in SIZES)
     planning._known.setdefault(
-        f"{runtime.fingerprint}|{'|'.join(runtime.paths)}",
-        Knowledge(ForwardPaths(runtime.paths, shape), ForwardPaths(runtime.paths)),
+        f"{runtime.fingerprint}|{'|'.join(runtime.routes)}",
+        Knowledge(ForwardRoutes(runtime.routes, shape), ForwardRoutes(runtime.routes)),
     )
     found = Decoding(runtime, Asked(fn, clock, 0.0), Sampling(), Stopping(2 + count), clock=clock).run(
         [np.array(PROMPT)]
@@ -76,7 +76,7 @@ def test_where_rows_are_cheap_nothing_waits():
 
 
 def planner(cost, believed=0.99, batch=1):
-    paths = ForwardPaths(["stock"])
+    paths = ForwardRoutes(["stock"])
     for rows in (1, 2, 4, 8):
         paths.observe("stock", rows * batch, 10, cost(rows * batch, None))
     return Planner(paths, lambda kind: believed, batch=batch)
@@ -122,7 +122,7 @@ def test_one_proposal_at_a_time_is_watched():
 
 def test_the_texts_of_a_batch_have_none_to_keep_to():
     assert offer(planner(dear, batch=1), [5, 6, 7, 8, 9, 10, 11]).nodes == 1
-    assert offer(planner(lambda rows, path: dear(rows / 8, path), batch=8), [5, 6, 7, 8, 9, 10, 11]).nodes > 1
+    assert offer(planner(lambda rows, route: dear(rows / 8, route), batch=8), [5, 6, 7, 8, 9, 10, 11]).nodes > 1
 
 
 def test_a_draft_model_risks_the_reading_of_the_prompt_too():

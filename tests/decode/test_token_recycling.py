@@ -44,14 +44,14 @@ class LastWriterTable(RecyclingTable):
 
 
 def test_template_has_80_paths_in_levels_of_8_21_25_15_8_3():
-    assert len(TEMPLATE.paths) == 80
+    assert len(TEMPLATE.branches) == 80
     assert [level.stop - level.start for level in TEMPLATE.levels] == [8, 21, 25, 15, 8, 3]
     assert [level.start for level in TEMPLATE.levels] == [1, 9, 30, 55, 70, 78]
 
 
 def test_template_has_40_leaves_and_is_closed_under_prefixes():
     assert len(set(range(81)) - set(TEMPLATE.fathers.tolist())) == 40
-    assert all(not path[:-1] or path[:-1] in TEMPLATE.paths for path in TEMPLATE.paths)
+    assert all(not path[:-1] or path[:-1] in TEMPLATE.branches for path in TEMPLATE.branches)
 
 
 def test_template_mask_has_324_ones():
@@ -62,15 +62,15 @@ def test_template_mask_has_324_ones():
 
 
 def test_template_is_the_published_one():
-    assert ["".join(map(str, path)) for path in TEMPLATE.paths] == OFFICIAL["paths"]
+    assert ["".join(map(str, path)) for path in TEMPLATE.branches] == OFFICIAL["paths"]
 
 
 @pytest.mark.parametrize("nodes", [1, 7, 16, 40])
 def test_smaller_templates_keep_the_likeliest_nodes_with_their_parents(nodes):
     small = TEMPLATE.best(nodes)
-    assert len(small.paths) == nodes
-    assert set(small.paths) <= set(TEMPLATE.best(nodes + 1).paths) <= set(TEMPLATE.paths)
-    assert all(not path[:-1] or path[:-1] in small.paths for path in small.paths)
+    assert len(small.branches) == nodes
+    assert set(small.branches) <= set(TEMPLATE.best(nodes + 1).branches) <= set(TEMPLATE.branches)
+    assert all(not path[:-1] or path[:-1] in small.branches for path in small.branches)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_first_tree_is_the_official_one():
 
 def test_kinds_tell_depth_and_rank_apart():
     tree = RecyclingDrafter(official_table(), TEMPLATE).propose(np.array([5]), 80)
-    assert tree.kinds[0, 1:].tolist() == [8 * len(path) + path[-1] for path in TEMPLATE.paths]
+    assert tree.kinds[0, 1:].tolist() == [8 * len(path) + path[-1] for path in TEMPLATE.branches]
 
 
 @pytest.mark.parametrize("budget", [1, 5, 33, 80])

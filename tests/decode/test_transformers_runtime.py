@@ -15,7 +15,7 @@ TARGETS = [(family, attention) for family in FAMILIES for attention in ("eager",
 
 
 def paths_of(model):
-    return TransformersRuntime(model, pack="always").paths
+    return TransformersRuntime(model, pack="always").routes
 
 
 def lora(model, seed=0):

@@ -317,7 +317,7 @@ def _costs(part: Part, model: Any) -> dict[str, dict[int, float]]:
         return {part.runtime: calibrate(part.native)}
     return {
         part.runtime: calibrate(TransformersRuntime(model)),
-        STOCK: calibrate(TransformersRuntime(model), path="stock"),
+        STOCK: calibrate(TransformersRuntime(model), route="stock"),
     }
 
 

@@ -50,7 +50,7 @@ class ADED(Strategy):
         table: shared between calls, fitted on a corpus or not; empty and fresh in every call if None.
         depth: pairs a draft of the search may hold, the root's included, at least 2; the tail adds a token to depth - 1.
         iterations: of the search, at least 1; its share of them where only a share of the budget pays.
-        n_drafts: most visited nodes whose paths are kept, the root's included, at least 2.
+        n_drafts: most visited nodes whose branches are kept, the root's included, at least 2.
         c1, c2: weights of the exploration term, c1 >= 0, c2 > 0.
         seed: of the rollouts; a draft is a function of seed, table and the last two tokens.
         update: "window" adds all trigrams of the last 16 tokens before every draft, as published; "new_only" each
@@ -167,17 +167,17 @@ class ADEDDrafter(Drafter):
         random = Random(own.seed << 64 | self.table.key(first, second)).random
         found = Search(self.table, (first, second), own.depth, own.c1, own.c2, own.reward, random)
         found.run(math.ceil(own.iterations * budget / own.budget))
-        paths = trie(cut(found.drafts(own.n_drafts), own.budget, own.cut), own.budget)
-        place = {(): 0} | {path: node for node, path in enumerate(paths, 1)}
+        branches = trie(cut(found.drafts(own.n_drafts), own.budget, own.cut), own.budget)
+        place = {(): 0} | {branch: node for node, branch in enumerate(branches, 1)}
         parents, kinds, chances = [-1], [0], [1.0]
-        for path in paths:
-            before = (first, second, *path)[-3:-1]
-            share = found.successors(self.table.key(*before)).share(path[-1])
-            parents.append(place[path[:-1]])
-            kinds.append(len(path) * SHARES + min(int(share * SHARES), SHARES - 1))
+        for branch in branches:
+            before = (first, second, *branch)[-3:-1]
+            share = found.successors(self.table.key(*before)).share(branch[-1])
+            parents.append(place[branch[:-1]])
+            kinds.append(len(branch) * SHARES + min(int(share * SHARES), SHARES - 1))
             chances.append(chances[parents[-1]] * share)
-        tree = DraftTree.of([second, *(path[-1] for path in paths)], parents, kinds)
-        if len(paths) > budget:
+        tree = DraftTree.of([second, *(branch[-1] for branch in branches)], parents, kinds)
+        if len(branches) > budget:
             # Parents are never less likely than their children, and come first where they are equally likely.
             tree = tree.keep(np.sort(np.argsort(-np.array(chances), kind="stable")[: budget + 1]))
         return tree, found.read
@@ -189,7 +189,7 @@ class Search:
     Args:
         table: its weights, as they are, are the prior.
         root: the last two tokens.
-        depth: pairs a path may hold, the root's included.
+        depth: pairs a branch may hold, the root's included.
         c1, c2: see `exploration`; an infinite c2 makes the logarithm 0.
         reward: "weights" or "official", see `ADED`.
         uniform: gives the rollouts' numbers in [0, 1).
@@ -306,14 +306,14 @@ class Search:
         ranked = sorted(pool, key=lambda node: (-self.visits[node], self._branches(node)))[:count]
         found: dict[tuple[int, ...], None] = {}
         for node in ranked:
-            path: list[int] = []
+            branch: list[int] = []
             last = self.successors(self.before[node] * self.table.vocab + self.words[node]).tokens[:1]
             at = node
             while at > 0:
-                path.append(self.words[at])
+                branch.append(self.words[at])
                 at = self.parents[at]
-            if path:
-                found[(*reversed(path), *last)] = None
+            if branch:
+                found[(*reversed(branch), *last)] = None
         return list(found)
 
     def _branches(self, node: int) -> list[int]:
@@ -358,12 +358,12 @@ def trie(drafts: list[tuple[int, ...]], budget: int) -> list[tuple[int, ...]]:
     """All prefixes of the drafts, at most `budget`, by depth and then by branches, which count in order of appearance."""
     branch: dict[tuple[int, int], int] = {}  # (depth, token) -> how many other tokens were met at that depth before
     counts: dict[int, int] = {}
-    paths: dict[tuple[int, ...], tuple[int, ...]] = {}
+    branches: dict[tuple[int, ...], tuple[int, ...]] = {}
     for draft in drafts:
         marks: tuple[int, ...] = ()
         for depth, token in enumerate(draft):
             if (depth, token) not in branch:
                 branch[depth, token] = counts[depth] = counts.get(depth, -1) + 1
             marks = (*marks, branch[depth, token])
-            paths[marks] = draft[: depth + 1]
-    return [paths[marks] for marks in sorted(paths, key=lambda marks: (len(marks), marks))[:budget]]
+            branches[marks] = draft[: depth + 1]
+    return [branches[marks] for marks in sorted(branches, key=lambda marks: (len(marks), marks))[:budget]]

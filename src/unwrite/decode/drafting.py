@@ -67,7 +67,7 @@ def stochastic_beam_step(
     """One level of stochastic beam search (Kool et al., arXiv 1903.06059).
 
     Args:
-        phi: [beam] log-probability of every beam node's path.
+        phi: [beam] log-probability of every beam node's branch.
         u: [beam] its perturbed value, the maximum its children must have.
         log_p: [beam, vocab] of the next token.
         width: children kept over all nodes.
@@ -246,11 +246,11 @@ class Growing:
         """[1, length] ids up to a node, for processors that read them."""
         if not self.drafter.sampling.processors:
             return torch.empty(1, 0, dtype=torch.long)
-        path: list[int] = []
+        branch: list[int] = []
         while node > 0:
-            path.append(self.tokens[node])
+            branch.append(self.tokens[node])
             node = self.parents[node]
-        return torch.from_numpy(np.concatenate([self.committed, np.array(path[::-1], dtype=np.int64)]))[None]
+        return torch.from_numpy(np.concatenate([self.committed, np.array(branch[::-1], dtype=np.int64)]))[None]
 
 
 def name_of(draft_model: Any) -> str:

@@ -1,9 +1,9 @@
 """Several drafters' trees as one: a copy from the text where there is one, remembered successors where there is none.
 
-The trees of all parts share a root, so paths they agree on are merged, and the cost model picks among all their nodes
+The trees of all parts share a root, so branches they agree on are merged, and the cost model picks among all their nodes
 by how often each part's have been accepted. What each part learns from every verified node it keeps learning.
 
-    tree = union of the parts' paths;   kind(node) = (the first part that drafted it, its kind there, whether others did)
+    tree = union of the parts' branches;   kind(node) = (the first part that drafted it, its kind there, whether others did)
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Joined(Strategy):
 
     Args:
         parts: strategies whose trees are functions of the past, at least two. The first has the whole budget, the next what
-            it left; of equal paths the first part's counts.
+            it left; of equal branches the first part's counts.
 
     Raises:
         MethodError: fewer than two parts, or one that draws its drafts or asks a model for them.

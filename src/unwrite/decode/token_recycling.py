@@ -52,60 +52,60 @@ RANK_PRIOR = (0.45, 0.12, 0.06, 0.04, 0.03, 0.02, 0.016, 0.013)
 
 @dataclass(frozen=True)
 class TreeTemplate:
-    """A fixed shape of tree: one path of candidate ranks per node, in level order.
+    """A fixed shape of tree: one branch of candidate ranks per node, in level order.
 
     Args:
-        paths: the rank chosen at every level from the root down; closed under prefixes, none twice.
+        branches: the rank chosen at every level from the root down; closed under prefixes, none twice.
         name: of a published template, empty for one's own.
     """
 
-    paths: tuple[tuple[int, ...], ...] = field(repr=False)
+    branches: tuple[tuple[int, ...], ...] = field(repr=False)
     name: str = ""
 
     def __post_init__(self) -> None:
-        known = set(self.paths)
-        if not known or len(known) != len(self.paths):
-            raise MethodError("a tree template needs at least one path, and none twice")
-        for path in self.paths:
-            if not path or min(path) < 0:
-                raise MethodError(f"template path {list(path)} must name at least one rank, from 0 up")
-            if len(path) > 1 and path[:-1] not in known:
-                raise MethodError(f"template path {list(path)} has no parent: add {list(path[:-1])}")
-        object.__setattr__(self, "paths", tuple(sorted(self.paths, key=lambda path: (len(path), path))))
+        known = set(self.branches)
+        if not known or len(known) != len(self.branches):
+            raise MethodError("a tree template needs at least one branch, and none twice")
+        for branch in self.branches:
+            if not branch or min(branch) < 0:
+                raise MethodError(f"template branch {list(branch)} must name at least one rank, from 0 up")
+            if len(branch) > 1 and branch[:-1] not in known:
+                raise MethodError(f"template branch {list(branch)} has no parent: add {list(branch[:-1])}")
+        object.__setattr__(self, "branches", tuple(sorted(self.branches, key=lambda branch: (len(branch), branch))))
 
     @staticmethod
     def of(shape: str | Sequence[Sequence[int]]) -> TreeTemplate:
-        """A published template by name ("2.2.2", 80 nodes), or one's own from its paths.
+        """A published template by name ("2.2.2", 80 nodes), or one's own from its branches.
 
         Raises:
-            MethodError: an unknown name, a path without its parent, a path twice, a negative rank.
+            MethodError: an unknown name, a branch without its parent, a branch twice, a negative rank.
         """
         if not isinstance(shape, str):
-            return TreeTemplate(tuple(tuple(int(rank) for rank in path) for path in shape))
+            return TreeTemplate(tuple(tuple(int(rank) for rank in branch) for branch in shape))
         if shape not in TEMPLATES:
             raise MethodError(unknown("template", shape, TEMPLATES))
-        paths = ((*map(int, above), rank) for above, count in TEMPLATES[shape].items() for rank in range(count))
-        return TreeTemplate(tuple(paths), shape)
+        branches = ((*map(int, above), rank) for above, count in TEMPLATES[shape].items() for rank in range(count))
+        return TreeTemplate(tuple(branches), shape)
 
     def best(self, nodes: int) -> TreeTemplate:
         """The smaller template of the `nodes` likeliest nodes by rank alone."""
-        return TreeTemplate(tuple(self.paths[node - 1] for node in self.order[1 : nodes + 1].tolist()))
+        return TreeTemplate(tuple(self.branches[node - 1] for node in self.order[1 : nodes + 1].tolist()))
 
     @cached_property
     def fathers(self) -> Ints:
         """[nodes + 1] index of each node's parent; -1 for the root, which is node 0."""
-        place = {(): 0} | {path: i + 1 for i, path in enumerate(self.paths)}
-        return np.array([ROOT] + [place[path[:-1]] for path in self.paths])
+        place = {(): 0} | {branch: i + 1 for i, branch in enumerate(self.branches)}
+        return np.array([ROOT] + [place[branch[:-1]] for branch in self.branches])
 
     @cached_property
     def ranks(self) -> Ints:
         """[nodes + 1] which successor of its parent each node is; 0 for the root."""
-        return np.array([0] + [path[-1] for path in self.paths])
+        return np.array([0] + [branch[-1] for branch in self.branches])
 
     @cached_property
     def depths(self) -> Ints:
         """[nodes + 1], 0 at the root."""
-        return np.array([0] + [len(path) for path in self.paths])
+        return np.array([0] + [len(branch) for branch in self.branches])
 
     @cached_property
     def levels(self) -> list[slice]:
@@ -117,7 +117,7 @@ class TreeTemplate:
     def order(self) -> Ints:
         """[nodes + 1] node indices, likeliest first; a parent always comes before its children."""
         prior = np.array(RANK_PRIOR)
-        chance = [1.0] + [float(np.prod(prior[np.minimum(path, len(prior) - 1)])) for path in self.paths]
+        chance = [1.0] + [float(np.prod(prior[np.minimum(branch, len(prior) - 1)])) for branch in self.branches]
         return np.lexsort((np.arange(len(chance)), self.depths, -np.array(chance)))
 
 

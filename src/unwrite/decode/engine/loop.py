@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Clock = Callable[[], float]
 RUN = 8  # plain steps between two looks at what they cost
-OWN = "own"  # the way of the model's own steps, in the statistics
+OWN = "own"  # the route of the model's own steps, in the statistics
 
 
 @dataclass
@@ -116,11 +116,11 @@ class Decoding:
             logits = self.runtime.own_prefill(padded(texts, width), [text.padding for text in texts], new)
         else:
             logits = self.runtime.prefill([text.ids for text in texts], new + self.budget + 1)
-        # Which ways a forward can run is known once the prompt is cached.
-        self.knowledge = knowledge_of(self.runtime.fingerprint, self.runtime.paths)
-        paths = self.knowledge.paths
+        # Which routes a forward can run is known once the prompt is cached.
+        self.knowledge = knowledge_of(self.runtime.fingerprint, self.runtime.routes)
+        routes = self.knowledge.routes
         if not self._own:
-            self._use(paths.begin(new, int(self.runtime.lengths.max()), sunk=self.runtime.entered))
+            self._use(routes.begin(new, int(self.runtime.lengths.max()), sunk=self.runtime.entered))
         return logits
 
     def _beyond(self, length: int) -> bool:
@@ -144,7 +144,9 @@ class Decoding:
     def _row(self, index: int, text: Text, drafter: Drafter) -> Row:
         known = self.knowledge.acceptance.setdefault(self.strategy.key, Acceptance())
         spent = self.knowledge.drafting.setdefault(self.strategy.key, DraftCosts())
-        planner = Planner(self.knowledge.paths, drafter.prior, known, self.strategy.cost_model, spent, self.stats.batch)
+        planner = Planner(
+            self.knowledge.routes, drafter.prior, known, self.strategy.cost_model, spent, self.stats.batch
+        )
         sampling = self.sampling.of_row(index) if self.stats.batch > 1 else self.sampling
         return Row(text, drafter, planner, sampling)
 
@@ -161,7 +163,7 @@ class Decoding:
             self._plain(alone, steps)
             return
         began = self.clock()
-        way, entering = self._way()
+        route, entering = self._route()
         trees, drafting = [], []
         for row in rows:
             before = self.clock()
@@ -179,7 +181,7 @@ class Decoding:
         if output.logits.is_cuda:  # the walk waits for it anyway; here it counts as the forward's
             torch.cuda.synchronize(output.logits.device)
         forwarded = self.clock()
-        self.knowledge.paths.observe(way, stacked.nodes * len(rows), length, forwarded - ready)
+        self.knowledge.routes.observe(route, stacked.nodes * len(rows), length, forwarded - ready)
         paths = [
             self._walk(row, tree, output.row(index, tree.nodes)) if not self._waits(row) else Path(nodes=[])
             for index, (row, tree) in enumerate(zip(rows, trees, strict=True))
@@ -197,7 +199,7 @@ class Decoding:
         own = (ended - began) - (forwarded - ready) - entering
         for row, tree, seconds in zip(rows, trees, drafting, strict=True):
             row.planner.spent(own / len(rows), seconds, tree.nodes > 1)
-        self._count(way, stacked.nodes, sum(drafting), ready - began, forwarded - ready, ended - forwarded)
+        self._count(route, stacked.nodes, sum(drafting), ready - began, forwarded - ready, ended - forwarded)
 
     def _own_step(self, rows: list[Row]) -> None:
         """Beyond the limit: one token of every row, as `generate` computes it."""
@@ -230,8 +232,8 @@ class Decoding:
         Small forwards empty the processor's caches of this code, so what can wait is done once for all of them.
         """
         began, length = self.clock(), int(self.runtime.lengths[0])
-        way, entering = self._way()
-        if way != self.knowledge.paths.current:
+        route, entering = self._route()
+        if route != self.knowledge.routes.current:
             steps = 1  # a try
         spent = self.clock() - began
         forwards: list[float] = []
@@ -245,31 +247,31 @@ class Decoding:
             token = row.sampling.pick(scores)
             self._commit_token(row, token, scores)
             row.planner.follow(token)
-        self.knowledge.paths.passed(len(forwards) - 1)
+        self.knowledge.routes.passed(len(forwards) - 1)
         for seconds in forwards:
-            self.knowledge.paths.observe(way, 1, length, seconds)
+            self.knowledge.routes.observe(route, 1, length, seconds)
         verifying = self.clock() - began - spent - sum(forwards)
         row.planner.rested((spent + verifying - entering) / len(forwards), len(forwards))
-        self._count(way, 1, 0.0, spent, sum(forwards), verifying, len(forwards))
+        self._count(route, 1, 0.0, spent, sum(forwards), verifying, len(forwards))
 
-    def _way(self) -> tuple[str, float]:
-        """The way this step's forward runs, and seconds that entering it took."""
-        way = self.knowledge.paths.next()
-        return way, self._use(way)
+    def _route(self) -> tuple[str, float]:
+        """The route this step's forward runs, and seconds that entering it took."""
+        route = self.knowledge.routes.next()
+        return route, self._use(route)
 
-    def _use(self, way: str) -> float:
+    def _use(self, route: str) -> float:
         before = self.clock()
-        ready = self.runtime.use(way)
+        ready = self.runtime.use(route)
         spent = self.clock() - before
-        self.knowledge.paths.entered(way, spent if ready is None else ready)
+        self.knowledge.routes.entered(route, spent if ready is None else ready)
         return spent
 
     def _count(
-        self, way: str, nodes: int, drafting: float, before: float, forward: float, after: float, steps: int = 1
+        self, route: str, nodes: int, drafting: float, before: float, forward: float, after: float, steps: int = 1
     ) -> None:
         self.stats.forwards += steps
         self.stats.rows[nodes] += steps
-        self.stats.paths[way] += steps
+        self.stats.routes[route] += steps
         seconds = self.stats.seconds
         seconds["draft"] += drafting
         seconds["other"] += before - drafting

@@ -49,7 +49,7 @@ class Runtime(ABC):
         max_nodes: rows one forward may have; None for no limit.
         max_positions: positions the model can encode; None for no limit.
         inverts: no `generate` decodes this target, so a draw need not be the one it would make (`Sampling.inverts`).
-        paths: names of the ways a forward can run, the default first; the loop times them and picks (see `use`).
+        routes: names of the routes that a forward can take, the default first; the loop times them and picks (see `use`).
         entered: of these, the ones this call is ready for.
         limit: tokens of a text, padding included, up to which `forward` says what plain decoding says; beyond it `own_prefill`,
             `hand_over` and `own_step` go on. None for any number, 0 for plain decoding only.
@@ -63,7 +63,7 @@ class Runtime(ABC):
     max_nodes: int | None = None
     max_positions: int | None = None
     inverts: ClassVar[bool] = False
-    paths: tuple[str, ...] = ("stock",)
+    routes: tuple[str, ...] = ("stock",)
     entered: Collection[str] = ()
     limit: int | None = None
     limited_by: str = ""
@@ -117,8 +117,8 @@ class Runtime(ABC):
     def nbytes(self) -> int:
         """Bytes the cache's storage takes."""
 
-    def use(self, path: str) -> float | None:
-        """Runs the next forwards the named way.
+    def use(self, route: str) -> float | None:
+        """Runs the next forwards by the named route.
 
         Returns:
             Seconds that getting ready for it took in this call, now or earlier; None to have this call timed.

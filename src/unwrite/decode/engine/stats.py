@@ -16,7 +16,7 @@ class Stats:
     tokens: new ones, over all rows.
     drafted, accepted: nodes beside the root that ran, and those that were kept.
     rows: {nodes a forward had: how often}: what the cost model chose.
-    paths: {the way a forward ran: how often}.
+    routes: {the route a forward took: how often}.
     seconds: by phase: prefill, draft, forward, verify (walk, rollback, learning), other.
     batch: rows of the batch.
     """
@@ -26,7 +26,7 @@ class Stats:
     drafted: int = 0
     accepted: int = 0
     rows: Counter[int] = field(default_factory=Counter)
-    paths: Counter[str] = field(default_factory=Counter)
+    routes: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     batch: int = 1
 
@@ -53,7 +53,7 @@ class Stats:
             "drafted": self.drafted,
             "accepted": self.accepted,
             "rows": {str(rows): count for rows, count in sorted(self.rows.items())},
-            "paths": dict(self.paths),
+            "routes": dict(self.routes),
             "seconds": dict(self.seconds),
         }
 

@@ -14,18 +14,18 @@ from .curves import write_shape
 from .knowledge import knowledge_of
 
 
-def calibrate(runtime: Runtime, length: int = 128, repeats: int = 5, path: str | None = None) -> dict[int, float]:
+def calibrate(runtime: Runtime, length: int = 128, repeats: int = 5, route: str | None = None) -> dict[int, float]:
     """Times forwards of every size on purpose and keeps the shape. Returns {rows: median seconds}.
 
     Args:
         length: cached tokens behind which they run.
-        path: the way they run, one of the runtime's; None for the fastest known, whose shape alone is kept on disk.
+        route: the route they take, one of the runtime's; None for the fastest known, whose shape alone is kept on disk.
     """
-    paths = knowledge_of(runtime.fingerprint, runtime.paths).paths
+    routes = knowledge_of(runtime.fingerprint, runtime.routes).routes
     limit = runtime.max_nodes or SIZES[-1]
     runtime.prefill([np.arange(length) % min(runtime.vocab, 1000)], SIZES[-1])
-    way = paths.current if path is None else path
-    runtime.use(way)
+    chosen = routes.current if route is None else route
+    runtime.use(chosen)
     found = {}
     for rows in (size for size in SIZES if size <= limit):
         tree = DraftTree.of(np.arange(rows) % runtime.vocab, (np.arange(rows) - 1) // 2)
@@ -35,9 +35,9 @@ def calibrate(runtime: Runtime, length: int = 128, repeats: int = 5, path: str |
             runtime.forward(tree)
             times.append(time.perf_counter() - start)
             runtime.commit([[]])
-            paths.costs[way].observe(rows, length, times[-1])
+            routes.costs[chosen].observe(rows, length, times[-1])
         found[rows] = median(times)
-    shape = paths.costs[way].measured()
-    if shape is not None and path is None:
+    shape = routes.costs[chosen].measured()
+    if shape is not None and route is None:
         write_shape(runtime.fingerprint, shape)
     return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from .costs import SHAPE, SIZES, Acceptance, DraftCosts
 from .curves import read_shape
-from .routes import ForwardPaths
+from .routes import ForwardRoutes
 
 
 @dataclass
@@ -16,13 +16,13 @@ class Knowledge:
     """What calls on one runtime leave for the next.
 
     Args:
-        paths: the ways of a step's forward and their costs.
-        reading: the ways of a prompt's, timed by the token.
+        routes: the routes of a step's forward and their costs.
+        reading: the routes of a prompt's, timed by the token.
         acceptance, drafting: by strategy.
     """
 
-    paths: ForwardPaths
-    reading: ForwardPaths
+    routes: ForwardRoutes
+    reading: ForwardRoutes
     acceptance: dict[str, Acceptance] = field(default_factory=dict)
     drafting: dict[str, DraftCosts] = field(default_factory=dict)
 
@@ -36,8 +36,8 @@ def knowledge_of(fingerprint: str, names: Sequence[str]) -> Knowledge:
     if key not in _known:
         by_token = tuple(seconds / rows for seconds, rows in zip(SHAPE, SIZES, strict=True))
         # Prompts of all lengths come in turn: one that takes longer than the last ones is no sign of anything.
-        reading = ForwardPaths(names, by_token, rarest=64, dear=math.inf)
-        _known[key] = Knowledge(ForwardPaths(names, read_shape(fingerprint)), reading)
+        reading = ForwardRoutes(names, by_token, rarest=64, dear=math.inf)
+        _known[key] = Knowledge(ForwardRoutes(names, read_shape(fingerprint)), reading)
     return _known[key]
 
 

@@ -1,7 +1,7 @@
 """How much to draft: as many nodes as pay, down to none.
 
 A node pays if what it adds to the expected number of committed tokens is worth the rows it adds to the forward. With the
-chance of every node (the product of its path's acceptance estimates) the best tree of n nodes is the n most likely
+chance of every node (the product of its branch's acceptance estimates) the best tree of n nodes is the n most likely
 ones, and the best n maximises expected tokens over expected seconds. Acceptance is learnt from every proposal, whether its
 nodes ran or not: what was committed afterwards shows what would have been accepted.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 from ..tree import ROOT, DraftTree, Ints, Path
 from .costs import SIZES, Acceptance, DraftCosts, OwnSeconds
-from .routes import ForwardPaths
+from .routes import ForwardRoutes
 
 MARGIN = 1.03  # a draft must promise this much over plain decoding
 IDLE_AFTER = 8
@@ -57,7 +57,7 @@ class Planner:
     a batch share their forwards, so one that waits for the others would pay for their rows: there, none has a credit to keep to.
 
     Args:
-        paths: forward costs.
+        routes: forward costs.
         prior: the drafter's belief by kind.
         acceptance: what earlier calls learnt, if they are to be gone on from.
         active: off, every proposal runs whole.
@@ -67,14 +67,14 @@ class Planner:
 
     def __init__(
         self,
-        paths: ForwardPaths,
+        routes: ForwardRoutes,
         prior: Callable[[int], float],
         acceptance: Acceptance | None = None,
         active: bool = True,
         drafting: DraftCosts | None = None,
         batch: int = 1,
     ) -> None:
-        self.paths, self.prior, self.active, self.batch = paths, prior, active, batch
+        self.routes, self.prior, self.active, self.batch = routes, prior, active, batch
         self.acceptance = acceptance or Acceptance()
         self.drafting = drafting or DraftCosts()
         self.own = OwnSeconds()
@@ -151,7 +151,7 @@ class Planner:
         self, gains: np.ndarray[tuple[int], np.dtype[np.float64]], length: int, credit: float = math.inf
     ) -> int:
         """How many of the sorted nodes to run. gains: [nodes - 1] cumulative expected acceptances; credit: most at risk."""
-        if not self.paths.knows_plain:
+        if not self.routes.knows_plain:
             return 0
         plain = self._forward(1, length) + self.own.of(False)
         best, best_rate = 0, 0.0
@@ -164,7 +164,7 @@ class Planner:
 
     def _forward(self, rows: int, length: int) -> float:
         """Seconds of a forward in which every text of the batch has so many rows."""
-        return self.paths.estimate(rows * self.batch, length)
+        return self.routes.estimate(rows * self.batch, length)
 
     def choose_plan(self, plans: Sequence[DraftTree], length: int, limit: int, deepest: int) -> int:
         """Node count of the plan that pays most, 0 for none; for drafters that are asked before they draft.
@@ -178,7 +178,7 @@ class Planner:
         fits = [plan.nodes - 1 <= limit and int(plan.depths.max()) <= deepest for plan in plans]
         fitting = [(i, plan) for i, plan in enumerate(plans) if fits[i]]
         self._plan = None
-        if not fitting or (self.active and not self.paths.knows_plain):
+        if not fitting or (self.active and not self.routes.knows_plain):
             return 0
         plain = self._forward(1, length) + self.own.of(False)
         reading = 0.0 if self._began else self._reading(length)
@@ -239,7 +239,7 @@ class Planner:
         for _ in range(steps):
             self._regain()
             self.own.rested(own)
-        if self.paths.knows_plain:
+        if self.routes.knows_plain:
             self.drafting.spare += steps * PROBE_SHARE * self._forward(1, 1)
 
     def _credit(self, gain: float) -> None:
@@ -280,7 +280,7 @@ class Planner:
             self._began = True
             own = beside
             self._plan = None  # a step that chooses none must not count as this one's
-        if self._looked and not drafted and self.idle >= IDLE_AFTER and self.paths.knows_plain:
+        if self._looked and not drafted and self.idle >= IDLE_AFTER and self.routes.knows_plain:
             # Looking may take so much of the time while it finds nothing.
             share = PROBE_SHARE * max(self._forward(1, 1), 1e-9)
             cost = max(drafting, own - self.own.of_rest if self.own.of_rest else 0.0)

@@ -1,8 +1,8 @@
-"""Which of the ways a runtime can run a forward is fastest, for this text.
+"""Which of the routes a runtime can run a forward is fastest, for this text.
 
-One runs; now and then a step runs another way, ever more rarely, and the faster of the two stays. A way may have to be
+One runs; now and then a step runs another route, ever more rarely, and the faster of the two stays. A route may have to be
 entered, once a text: packs are compared with the weights they were made from. A short text does not enter one whose
-steps would not make up for it. Prompts have ways of their own, timed by the token.
+steps would not make up for it. Prompts have routes of their own, timed by the token.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from statistics import median
 
 from .costs import ForwardCosts
 
-__all__ = ["ForwardPaths"]
+__all__ = ["ForwardRoutes"]
 
-FASTER = 0.95  # of the other way's seconds, twice in a row: then a way takes its place
-KEPT = 3  # of a way's last tries and entries
+FASTER = 0.95  # of the other route's seconds, twice in a row: then a route takes its place
+KEPT = 3  # of a route's last tries and entries
 
 
-class ForwardPaths:
-    """The ways of one runtime.
+class ForwardRoutes:
+    """The routes of one runtime.
 
     Args:
-        names: of the ways, the default first.
+        names: of the routes, the default first.
         shape: of the forward costs, as kept on disk.
-        rarest: forwards between two tries of the other ways, at most.
-        dear: a forward that takes so many times its estimate, twice in a row, and the other ways are tried again.
+        rarest: forwards between two tries of the other routes, at most.
+        dear: a forward that takes so many times its estimate, twice in a row, and the other routes are tried again.
     """
 
     FIRST = 4  # forwards until the first try
@@ -42,7 +42,7 @@ class ForwardPaths:
         self._rival = 0
         self._surprises = 0
         self._wins: dict[str, int] = {}
-        self._ratios: dict[str, deque[float]] = {}  # seconds of a rival's tries over those of the current way
+        self._ratios: dict[str, deque[float]] = {}  # seconds of a rival's tries over those of the current route
         self._entries: dict[str, deque[float]] = {}
         self._entered: set[str] = set()
         self._sunk: frozenset[str] = frozenset()
@@ -50,11 +50,11 @@ class ForwardPaths:
         self._left, self._rows, self._length = 0.0, 1, 1
 
     def begin(self, tokens: int, length: int, rows: int = 1, sunk: Collection[str] = ()) -> str:
-        """At most so many tokens are to be forwarded behind `length` cached ones. Returns the way that pays for them.
+        """At most so many tokens are to be forwarded behind `length` cached ones. Returns the route that pays for them.
 
         Args:
             rows: of the forwards, where their seconds are given by the token.
-            sunk: ways that this text enters, or has entered, whatever is decided here.
+            sunk: routes that this text enters, or has entered, whatever is decided here.
         """
         self._sunk = frozenset(sunk)
         self._entered, self._left, self._rows, self._length = set(), float(tokens), rows, length
@@ -64,18 +64,18 @@ class ForwardPaths:
             self._replace(best)
         return self.current
 
-    def entered(self, path: str, seconds: float) -> None:
-        """A way is taken, and getting ready for it took so many seconds in this text; only the first time counts."""
-        if path in self._entered:
+    def entered(self, route: str, seconds: float) -> None:
+        """A route is taken, and getting ready for it took so many seconds in this text; only the first time counts."""
+        if route in self._entered:
             return
-        self._entered.add(path)
-        if path in self._entries:
-            self._entries[path].append(seconds)
+        self._entered.add(route)
+        if route in self._entries:
+            self._entries[route].append(seconds)
         else:
-            self._entries[path] = deque(maxlen=KEPT)  # the first is no measure: packs are made then
+            self._entries[route] = deque(maxlen=KEPT)  # the first is no measure: packs are made then
 
     def next(self) -> str:
-        """The path for the next forward."""
+        """The route for the next forward."""
         self._step += 1
         self._left -= 1
         if len(self.names) == 1 or self._step < self._due:
@@ -90,28 +90,28 @@ class ForwardPaths:
         return rival
 
     def passed(self, steps: int) -> None:
-        """So many more forwards ran the way that `next` named last."""
+        """So many more forwards ran the route that `next` named last."""
         self._step += steps
         self._left -= steps
 
-    def observe(self, path: str, rows: int, length: int, seconds: float) -> None:
+    def observe(self, route: str, rows: int, length: int, seconds: float) -> None:
         """Learns; after a rival's forward, decides."""
         dear = self.knows_plain and seconds > self.dear * self.estimate(rows, length)
-        self.costs[path].observe(rows, length, seconds)
-        if path == self.current:
+        self.costs[route].observe(rows, length, seconds)
+        if route == self.current:
             self._surprises = self._surprises + 1 if dear else 0
             if self._surprises == 2:  # once is noise
                 self._gap = self.FIRST
                 self._due = min(self._due, self._step + 1)
             return
         ratio = seconds / max(1e-9, self.costs[self.current].estimate(rows, length))
-        tries = self._ratios.setdefault(path, deque(maxlen=KEPT))
+        tries = self._ratios.setdefault(route, deque(maxlen=KEPT))
         if ratio < FASTER and tries and median(tries) >= FASTER:
             tries.clear()  # something has changed, or this is noise: the next try tells
         tries.append(ratio)
-        self._wins[path] = self._wins.get(path, 0) + 1 if ratio < FASTER else 0
-        if self._wins[path] >= 2:
-            self._replace(path)
+        self._wins[route] = self._wins.get(route, 0) + 1 if ratio < FASTER else 0
+        if self._wins[route] >= 2:
+            self._replace(route)
             self._gap = self.FIRST
         elif ratio < FASTER:
             self._gap = self.FIRST
@@ -120,7 +120,7 @@ class ForwardPaths:
         self._due = self._step + self._gap
 
     def estimate(self, rows: int, length: int) -> float:
-        """Seconds of a forward on the current path."""
+        """Seconds of a forward on the current route."""
         return self.costs[self.current].estimate(rows, length)
 
     @property
@@ -129,23 +129,23 @@ class ForwardPaths:
         return self.costs[self.current].steps > 0
 
     def _gain(self, rival: str) -> float:
-        """Seconds that the rest of the text would save on another way; 0 where it was not tried often enough to tell."""
+        """Seconds that the rest of the text would save on another route; 0 where it was not tried often enough to tell."""
         ratios = self._ratios.get(rival, ())
         if len(ratios) < 2 or not self.knows_plain:
             return 0.0
         steps = self._left * self.estimate(self._rows, self._length) * (1 - median(ratios))
         return steps - self._entry(rival) + self._entry(self.current)
 
-    def _entry(self, path: str) -> float:
-        """Seconds that using a way would yet take."""
-        known = self._entries.get(path, ())
-        return median(known) if known and path not in self._entered | self._sunk else 0.0
+    def _entry(self, route: str) -> float:
+        """Seconds that using a route would yet take."""
+        known = self._entries.get(route, ())
+        return median(known) if known and route not in self._entered | self._sunk else 0.0
 
-    def _replace(self, path: str) -> None:
-        """Another way is the current one; what was known of it is known of the old one, turned round."""
-        ratios = [1 / ratio for ratio in self._ratios.get(path, ()) if ratio > 0]
+    def _replace(self, route: str) -> None:
+        """Another route is the current one; what was known of it is known of the old one, turned round."""
+        ratios = [1 / ratio for ratio in self._ratios.get(route, ()) if ratio > 0]
         self._ratios = {self.current: deque(ratios, maxlen=KEPT)}
-        self.current, self._wins = path, {}
+        self.current, self._wins = route, {}
 
     def _put_off(self) -> None:
         self._gap = min(2 * self._gap, self.rarest)

@@ -100,8 +100,8 @@ class TreeRuntime(Runtime):
         self._readying: dict[str, float] = {}  # seconds that making each took
         self._twin: Twin | None = None
         self._placed: tuple[Any, ...] = ()
-        self._path = ""
-        self._paths: tuple[str, ...] | None = None
+        self._route = ""
+        self._routes: tuple[str, ...] | None = None
 
     @property
     def lengths(self) -> Ints:  # type: ignore[override]
@@ -109,11 +109,11 @@ class TreeRuntime(Runtime):
         return self._arena.lengths
 
     @property
-    def paths(self) -> tuple[str, ...]:  # type: ignore[override]
+    def routes(self) -> tuple[str, ...]:  # type: ignore[override]
         """How this model can run in this call: adapters and hooks may have come or gone since the last."""
-        if self._paths is None:
-            self._paths = self._find_paths()
-        return self._paths
+        if self._routes is None:
+            self._routes = self._find_routes()
+        return self._routes
 
     def hand_back(self) -> Cache | None:
         """The cache given, filled: now holding all committed tokens but the last, as `generate` leaves it.
@@ -162,7 +162,7 @@ class TreeRuntime(Runtime):
             ids[row, : len(text) - skip] = text[skip:]
         tokens = torch.from_numpy(ids).to(self.device)
         self._extras = _extra_inputs(self.model, tokens, self._cache)
-        self._bodies, self._readying, self._twin, self._paths = {}, {}, None, None
+        self._bodies, self._readying, self._twin, self._routes = {}, {}, None, None
         logits = self._read(tokens, sizes - skip, skip, columns)
         self._arena.settle(columns)
         self._arena.kept(sizes)
@@ -180,8 +180,8 @@ class TreeRuntime(Runtime):
         unknown = [name for name in want if name != "logits" and name not in self._observed]
         if unknown:
             raise MethodError(f"{type(self.model).__name__} gives no {unknown[0]!r}; it gives {sorted(self.provides)}.")
-        path = self._path if self._path in self.paths else self.paths[0]
-        body = self._body_of(path)
+        route = self._route if self._route in self.routes else self.routes[0]
+        body = self._body_of(route)
         self._arena.expect(trees.nodes)
         tokens = torch.from_numpy(trees.tokens).to(self.device)
         places = torch.from_numpy(positions(trees, self.lengths)).to(self.device)
@@ -220,20 +220,20 @@ class TreeRuntime(Runtime):
 
     @property
     def entered(self) -> Collection[str]:  # type: ignore[override]
-        """The ways whose packs have been compared with the weights in this call."""
+        """The routes whose packs have been compared with the weights in this call."""
         return self._bodies.keys()
 
-    def use(self, path: str) -> float:
-        """Runs the next forwards as one of `paths`: "fused", "packed" or "stock". See `Runtime.use`.
+    def use(self, route: str) -> float:
+        """Runs the next forwards as one of `routes`: "fused", "packed" or "stock". See `Runtime.use`.
 
         Raises:
-            MethodError: this model has no such path.
+            MethodError: this model has no such route.
         """
-        if path not in self.paths:
-            raise MethodError(f"{type(self.model).__name__} runs as {', '.join(self.paths)}, not as {path!r}.")
-        self._path = path
-        self._body_of(path)  # here, so that no forward's time holds the packing
-        return self._readying[path]
+        if route not in self.routes:
+            raise MethodError(f"{type(self.model).__name__} runs as {', '.join(self.routes)}, not as {route!r}.")
+        self._route = route
+        self._body_of(route)  # here, so that no forward's time holds the packing
+        return self._readying[route]
 
     @property
     def fingerprint(self) -> str:
@@ -243,7 +243,7 @@ class TreeRuntime(Runtime):
         parts = [type(self.model).__name__, *shape, self.vocab, self.model.dtype, config._attn_implementation]
         return "/".join(str(part) for part in [*parts, self.device, torch.get_num_threads(), _processor()])
 
-    def _find_paths(self) -> tuple[str, ...]:
+    def _find_routes(self) -> tuple[str, ...]:
         if torch.is_autocast_enabled(self.device.type):
             return ("stock",)
         some = any(packable(module) for module in self.model.modules())
@@ -252,16 +252,16 @@ class TreeRuntime(Runtime):
             return ("fused", "stock")
         return ("packed", "stock") if self._packs else ("stock",)
 
-    def _body_of(self, path: str) -> FusedLoop | Twin | None:
+    def _body_of(self, route: str) -> FusedLoop | Twin | None:
         """What runs a forward; None for the model itself. Packs are compared with the weights once a call, here."""
-        if path not in self._bodies:
+        if route not in self._bodies:
             start = time.perf_counter()
-            if path == "fused":
-                self._bodies[path] = FusedLoop(self.model, self._packs)
+            if route == "fused":
+                self._bodies[route] = FusedLoop(self.model, self._packs)
             else:
-                self._bodies[path] = packed_copy(self.model) if path == "packed" else None
-            self._readying[path] = time.perf_counter() - start
-        return self._bodies[path]
+                self._bodies[route] = packed_copy(self.model) if route == "packed" else None
+            self._readying[route] = time.perf_counter() - start
+        return self._bodies[route]
 
     def _run(
         self, twin: Twin | None, tokens: Tensor, places: Tensor, mask: Tensor | None, want: frozenset[str]
@@ -285,19 +285,19 @@ class TreeRuntime(Runtime):
         return Output(result.logits, found.get("final_hidden"), layers or None)
 
     def _read(self, tokens: Tensor, sizes: Ints, skip: int, columns: int) -> Tensor:
-        """The prompts' forward, the way that has been fastest for prompts. Returns [batch, vocab]."""
-        known, count = knowledge_of(self.fingerprint, self.paths), tokens.numel()
+        """The prompts' forward, the route that has been fastest for prompts. Returns [batch, vocab]."""
+        known, count = knowledge_of(self.fingerprint, self.routes), tokens.numel()
         reading = known.reading
-        reading.begin(count, 1, count, sunk=(known.paths.current,))
-        way = reading.next()
-        body = self._body_of(way)
-        reading.entered(way, self._readying[way])
+        reading.begin(count, 1, count, sunk=(known.routes.current,))
+        route = reading.next()
+        body = self._body_of(route)
+        reading.entered(route, self._readying[route])
         start = time.perf_counter()
         if isinstance(body, FusedLoop):
             logits = self._fused_prompt(body, tokens, sizes, skip, columns)
         else:
             logits = self._prompt_logits(self.model if body is None else body[0], tokens, sizes, skip)
-        reading.observe(way, count, 1, (time.perf_counter() - start) / count)
+        reading.observe(route, count, 1, (time.perf_counter() - start) / count)
         return logits
 
     def _fused_prompt(self, loop: FusedLoop, tokens: Tensor, sizes: Ints, skip: int, columns: int) -> Tensor:

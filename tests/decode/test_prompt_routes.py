@@ -1,4 +1,4 @@
-"""Prompts are read the way that has been fastest for prompts, and every way caches the same."""
+"""Prompts are read the route that has been fastest for prompts, and every route caches the same."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,8 @@ from unwrite.decode.engine.planning.knowledge import forget_knowledge, knowledge
 from unwrite.decode.engine.transformers.runtime import TransformersRuntime
 from unwrite.decode.engine.tree import DraftTree
 
-WAYS = dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), ("fused", "stock"))
-CASES = [(family, way) for family in FAMILIES for way in WAYS.get(family, ("packed", "stock"))]
+ROUTES = dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), ("fused", "stock"))
+CASES = [(family, route) for family in FAMILIES for route in ROUTES.get(family, ("packed", "stock"))]
 
 
 @pytest.fixture(autouse=True)
@@ -21,10 +21,10 @@ def fresh():
     forget_knowledge()
 
 
-def reading(model, way, **options):
-    """A runtime that reads its next prompt one way."""
+def reading(model, route, **options):
+    """A runtime that reads its next prompt one route."""
     runtime = TransformersRuntime(model, pack="always", **options)
-    knowledge_of(runtime.fingerprint, runtime.paths).reading.current = way
+    knowledge_of(runtime.fingerprint, runtime.routes).reading.current = route
     return runtime
 
 
@@ -37,24 +37,24 @@ def check_next(runtime, model, texts, logits):
         torch.testing.assert_close(output.logits[row, 0], fresh_logits(model, [*text, 7]), atol=CLOSE, rtol=CLOSE)
 
 
-@pytest.mark.parametrize(("family", "way"), CASES)
-def test_prompts_of_uneven_lengths_are_cached_as_every_text_alone_would_be(family, way):
+@pytest.mark.parametrize(("family", "route"), CASES)
+def test_prompts_of_uneven_lengths_are_cached_as_every_text_alone_would_be(family, route):
     model, rng = make_target(family), np.random.default_rng(2)
-    runtime = reading(model, way)
-    assert way in runtime.paths
+    runtime = reading(model, route)
+    assert route in runtime.routes
     for sizes in ((9, 4, 12), (3, 15, 1), (1, 1, 1)):  # the second time in storage that is there already
         texts = [prompt(rng, size) for size in sizes]
         check_next(runtime, model, texts, runtime.prefill(texts, 4))
 
 
-@pytest.mark.parametrize(("family", "way"), CASES)
-def test_a_prompt_behind_a_filled_cache_sees_what_the_cache_holds(family, way):
+@pytest.mark.parametrize(("family", "route"), CASES)
+def test_a_prompt_behind_a_filled_cache_sees_what_the_cache_holds(family, route):
     model, rng = make_target(family), np.random.default_rng(3)
     text = prompt(rng, 11)
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
         model(input_ids=torch.from_numpy(text[None, :6]), past_key_values=cache, use_cache=True)
-    runtime = reading(model, way, cache=cache)
+    runtime = reading(model, route, cache=cache)
     check_next(runtime, model, [text], runtime.prefill([text], 4))
 
 
@@ -66,11 +66,11 @@ class Holding(DynamicCache):
         self.other = DynamicCache(config=config)
 
 
-@pytest.mark.parametrize("way", ["fused", "stock"])
-def test_a_cache_that_holds_another_one_is_filled_alone(way):
+@pytest.mark.parametrize("route", ["fused", "stock"])
+def test_a_cache_that_holds_another_one_is_filled_alone(route):
     model, text = make_target("llama"), prompt(np.random.default_rng(8), 8)
     cache = Holding(model.config)
-    runtime = reading(model, way, cache=cache)
+    runtime = reading(model, route, cache=cache)
     check_next(runtime, model, [text], runtime.prefill([text], 4))
     runtime.commit([[0]])
     assert runtime.hand_back() is cache
@@ -78,11 +78,11 @@ def test_a_cache_that_holds_another_one_is_filled_alone(way):
     assert cache.other.get_seq_length() == 0
 
 
-@pytest.mark.parametrize("way", ["fused", "stock"])
-def test_the_cache_handed_back_is_the_prompts(way):
+@pytest.mark.parametrize("route", ["fused", "stock"])
+def test_the_cache_handed_back_is_the_prompts(route):
     model, text = make_target("llama"), prompt(np.random.default_rng(4), 8)
     given, wanted = DynamicCache(config=model.config), DynamicCache(config=model.config)
-    runtime = reading(model, way, cache=given)
+    runtime = reading(model, route, cache=given)
     runtime.prefill([text], 4)
     assert runtime.hand_back() is given
     with torch.no_grad():
@@ -121,15 +121,15 @@ def test_a_long_prompt_is_not_read_by_a_mask_of_its_square():
 
 
 def read_prompts(sizes, seconds):
-    """Ways that prompts of some sizes are read. seconds(way, tokens) -> of one."""
-    paths, ways = knowledge_of("prompts", ("fused", "stock")).reading, []
+    """Ways that prompts of some sizes are read. seconds(route, tokens) -> of one."""
+    paths, routes = knowledge_of("prompts", ("fused", "stock")).reading, []
     for size in sizes:
         paths.begin(size, 1, size)
-        way = paths.next()
-        paths.entered(way, 0.02 if way == "fused" else 0.0)
-        paths.observe(way, size, 1, seconds(way, size) / size)
-        ways.append(way)
-    return ways
+        route = paths.next()
+        paths.entered(route, 0.02 if route == "fused" else 0.0)
+        paths.observe(route, size, 1, seconds(route, size) / size)
+        routes.append(route)
+    return routes
 
 
 def sizes_of(count):
@@ -137,17 +137,17 @@ def sizes_of(count):
 
 
 def test_a_faster_way_keeps_reading_prompts_of_all_lengths():
-    ways = read_prompts(sizes_of(200), lambda way, size: max(0.02, 0.001 * size) * (1 if way == "fused" else 1.8))
-    assert ways.count("stock") <= 8
+    routes = read_prompts(sizes_of(200), lambda route, size: max(0.02, 0.001 * size) * (1 if route == "fused" else 1.8))
+    assert routes.count("stock") <= 8
 
 
 def test_a_slower_way_is_left_and_comes_back_when_it_is_faster():
-    ways = read_prompts(sizes_of(100), lambda way, size: max(0.02, 0.001 * size) * (2 if way == "fused" else 1))
-    assert ways[20:].count("fused") <= 5
-    ways = read_prompts(sizes_of(400), lambda way, size: max(0.02, 0.001 * size) * (0.5 if way == "fused" else 1))
-    assert ways[-100:].count("fused") > 90
+    routes = read_prompts(sizes_of(100), lambda route, size: max(0.02, 0.001 * size) * (2 if route == "fused" else 1))
+    assert routes[20:].count("fused") <= 5
+    routes = read_prompts(sizes_of(400), lambda route, size: max(0.02, 0.001 * size) * (0.5 if route == "fused" else 1))
+    assert routes[-100:].count("fused") > 90
 
 
 def test_short_prompts_do_not_enter_a_way_that_gains_less_than_it_takes():
-    ways = read_prompts([10] * 200, lambda way, size: 0.1 * (0.97 if way == "fused" else 1))
-    assert ways[12:].count("fused") <= 3
+    routes = read_prompts([10] * 200, lambda route, size: 0.1 * (0.97 if route == "fused" else 1))
+    assert routes[12:].count("fused") <= 3
