@@ -7,6 +7,7 @@ from targets import CLOSE, FAMILIES, fresh_logits, make_target, prompt
 from transformers import DynamicCache
 
 from unwrite.decode.engine.planning.knowledge import forget_knowledge, knowledge_of
+from unwrite.decode.engine.planning.reading import ReadingRoutes
 from unwrite.decode.engine.transformers.runtime import TransformersRuntime
 from unwrite.decode.engine.tree import DraftTree
 
@@ -24,7 +25,7 @@ def fresh():
 def reading(model, route, **options):
     """A runtime that reads its next prompt one route."""
     runtime = TransformersRuntime(model, pack="always", **options)
-    knowledge_of(runtime.fingerprint, runtime.routes).reading.current = route
+    knowledge_of(runtime.fingerprint, runtime.routes).reading.default = route
     return runtime
 
 
@@ -122,8 +123,9 @@ def test_a_long_prompt_is_not_read_by_a_mask_of_its_square():
 
 def read_prompts(sizes, seconds):
     """Ways that prompts of some sizes are read. seconds(route, tokens) -> of one."""
-    paths, routes = knowledge_of("prompts", ("fused", "stock")).reading, []
+    reading_routes, routes = knowledge_of("prompts", ("fused", "stock")).reading, []
     for size in sizes:
+        paths = reading_routes.of(size)
         paths.begin(size, 1, size)
         route = paths.next()
         paths.entered(route, 0.02 if route == "fused" else 0.0)
@@ -151,3 +153,31 @@ def test_a_slower_way_is_left_and_comes_back_when_it_is_faster():
 def test_short_prompts_do_not_enter_a_way_that_gains_less_than_it_takes():
     routes = read_prompts([10] * 200, lambda route, size: 0.1 * (0.97 if route == "fused" else 1))
     assert routes[12:].count("fused") <= 3
+
+
+def test_every_length_is_read_by_the_route_that_is_faster_there():
+    """Fused saves calls in short prompts and loses in long ones: both are read the faster way from the fifth of a length on."""
+    rng = np.random.default_rng(8)
+    sizes = rng.permutation([64] * 40 + [512] * 40 + [2000] * 40 + [8000] * 40).tolist()
+    routes = read_prompts(sizes, lambda route, size: 0.01 * size * (1 if (route == "fused") == (size < 1000) else 1.15))
+    for size in (64, 512, 2000, 8000):
+        late = [route for route, other in zip(routes, sizes, strict=True) if other == size][5:]
+        assert late.count("fused" if size < 1000 else "stock") >= len(late) - 4, size
+
+
+def test_a_length_that_was_never_read_begins_with_the_nearest_ones_route():
+    reading_routes = knowledge_of("prompts", ("fused", "stock")).reading
+    reading_routes.of(2000).current = "stock"
+    assert reading_routes.of(9000).current == "stock"
+    reading_routes.of(20).current = "fused"
+    assert reading_routes.of(64).current == "fused"
+    assert reading_routes.of(10**6).current == "stock"
+
+
+def test_the_route_of_a_batch_is_that_of_its_prompts_and_not_of_their_sum(monkeypatch):
+    model, rng, seen = make_target("llama"), np.random.default_rng(9), []
+    runtime = reading(model, "fused")
+    of = ReadingRoutes.of
+    monkeypatch.setattr(ReadingRoutes, "of", lambda self, tokens: seen.append(tokens) or of(self, tokens))
+    runtime.prefill([prompt(rng, 12) for _ in range(3)], 4)
+    assert seen == [12]

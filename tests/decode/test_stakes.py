@@ -10,6 +10,7 @@ from unwrite.decode.engine.planning import knowledge as planning
 from unwrite.decode.engine.planning.costs import SIZES
 from unwrite.decode.engine.planning.knowledge import Knowledge, forget_knowledge
 from unwrite.decode.engine.planning.planner import PROBE_SHARE, STAKE, WORTH, Planner
+from unwrite.decode.engine.planning.reading import ReadingRoutes
 from unwrite.decode.engine.planning.routes import ForwardRoutes
 from unwrite.decode.engine.sampling import Sampling
 from unwrite.decode.engine.stopping import Stopping
@@ -43,7 +44,7 @@ def seconds(fn, cost=dear, count=COUNT):
     shape = tuple(cost(rows, None) for rows in SIZES)
     planning._known.setdefault(
         f"{runtime.fingerprint}|{'|'.join(runtime.routes)}",
-        Knowledge(ForwardRoutes(runtime.routes, shape), ForwardRoutes(runtime.routes)),
+        Knowledge(ForwardRoutes(runtime.routes, shape), ReadingRoutes(runtime.routes)),
     )
     found = Decoding(runtime, Asked(fn, clock, 0.0), Sampling(), Stopping(2 + count), clock=clock).run(
         [np.array(PROMPT)]
@@ -92,12 +93,12 @@ def test_credit_moves_by_what_a_draft_gained_and_lost():
     one = planner(cheap)
     tree = offer(one, [5, 6, 7])
     assert tree.nodes == 4
-    one.learn(tree, Path(nodes=[0, 1, 2, 3], tokens=[5, 6, 7, 8]))
+    one.judge(tree, Path(nodes=[0, 1, 2, 3], tokens=[5, 6, 7, 8]))
     assert one.credit == pytest.approx(STAKE + 3 - 0.15)
-    one.learn(offer(one, [5, 6, 7]), Path(nodes=[0], tokens=[1]))
+    one.judge(offer(one, [5, 6, 7]), Path(nodes=[0], tokens=[1]))
     assert one.credit == pytest.approx(STAKE + 3 - 2 * 0.15)
     for _ in range(20):
-        one.learn(offer(one, [5, 6, 7]), Path(nodes=[0, 1, 2, 3], tokens=[5, 6, 7, 8]))
+        one.judge(offer(one, [5, 6, 7]), Path(nodes=[0, 1, 2, 3], tokens=[5, 6, 7, 8]))
     assert one.credit == WORTH
 
 

@@ -9,7 +9,7 @@ same seed. Drafters whose trees hold samples bring a rule of their own (`Drafter
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,9 @@ from torch import Tensor
 from ...errors import MethodError, ModelError, setting
 from .planning.costs import Acceptance, DraftCosts
 from .planning.knowledge import Knowledge, knowledge_of
-from .planning.planner import Planner
-from .rows import Row, Text, padded, root, shallower
+from .planning.planner import PlannedDraft, Planner, RowOutcome
+from .recorder import Clock, Recorder
+from .rows import Row, Text, padded
 from .runtime import LOGITS, Output, Runtime
 from .sampling import Sampling
 from .stats import Stats, remember
@@ -31,7 +32,6 @@ from .tree import DraftTree, Ints, Path
 if TYPE_CHECKING:
     from ..base import Drafter, Strategy
 
-Clock = Callable[[], float]
 RUN = 8  # plain steps between two looks at what they cost
 OWN = "own"  # the route of the model's own steps, in the statistics
 
@@ -67,9 +67,10 @@ class Decoding:
         device: Any = "cpu",
     ) -> None:
         self.runtime, self.strategy, self.sampling, self.stopping = runtime, strategy, sampling, stopping
-        self.streamer, self.clock, self.device = streamer, clock, device
+        self.streamer, self.device = streamer, device
         self.scores: list[Tensor] | None = [] if keep_scores else None
         self.stats = Stats()
+        self.recorder = Recorder(clock, self.stats)
         self.knowledge: Knowledge
         self._own = False  # whether the model's own steps have taken over
         self.budget = min(strategy.budget, (runtime.max_nodes or strategy.budget + 1) - 1)
@@ -84,7 +85,7 @@ class Decoding:
         Raises:
             MethodError, DataError: what the drafters refuse, before the first forward.
         """
-        start = self.clock()
+        self.recorder.begin()
         padding = padding or [0] * len(prompts)
         width = max(len(prompt) for prompt in prompts)
         new = self.stopping.max_length - width
@@ -102,7 +103,7 @@ class Decoding:
         for index, row in enumerate(rows):
             row.drafter.reset(row.text.ids, logits[index])
             self._first(row, logits[index])
-        self.stats.seconds["prefill"] += self.clock() - start
+        self.recorder.lap("prefill")
         while not all(row.done for row in rows):
             self._step(rows)
         if self.streamer is not None:
@@ -120,7 +121,7 @@ class Decoding:
         self.knowledge = knowledge_of(self.runtime.fingerprint, self.runtime.routes)
         routes = self.knowledge.routes
         if not self._own:
-            self._use(routes.begin(new, int(self.runtime.lengths.max()), sunk=self.runtime.entered))
+            self._enter(routes.begin(new, int(self.runtime.lengths.max()), sunk=self.runtime.entered), "prefill")
         return logits
 
     def _beyond(self, length: int) -> bool:
@@ -145,7 +146,7 @@ class Decoding:
         known = self.knowledge.acceptance.setdefault(self.strategy.key, Acceptance())
         spent = self.knowledge.drafting.setdefault(self.strategy.key, DraftCosts())
         planner = Planner(
-            self.knowledge.routes, drafter.prior, known, self.strategy.cost_model, spent, self.stats.batch
+            self.knowledge.routes, drafter.prior, known, self.strategy.cost_model, spent, self.stats.batch, self.budget
         )
         sampling = self.sampling.of_row(index) if self.stats.batch > 1 else self.sampling
         return Row(text, drafter, planner, sampling)
@@ -155,148 +156,120 @@ class Decoding:
         self._commit_token(row, self.sampling.pick(scores), scores)
 
     def _step(self, rows: list[Row]) -> None:
+        """Draft, forward, verify, keep, learn."""
         if self.runtime.limit is not None and all(map(self._waits, rows)):
             self._own_step(rows)
             return
-        alone = rows[0] if len(rows) == 1 else None
-        if alone and alone.drafter.rests and (steps := self._resting(alone)):
-            self._plain(alone, steps)
-            return
-        began = self.clock()
-        route, entering = self._route()
-        trees, drafting = [], []
+        self.recorder.begin()
+        drafts, drafting = [], []
         for row in rows:
-            before = self.clock()
-            trees.append(self._draft(row) if not self._waits(row) else root(row))
-            drafting.append(self.clock() - before)
-        stacked = DraftTree.stack(trees)
-        length = int(self.runtime.lengths.max())
-        single = alone is not None and stacked.nodes == 1 and self.strategy.needs <= LOGITS
-        ready = self.clock()
-        output = (
-            Output(self.runtime.step(int(stacked.tokens[0, 0]))[None, None])
-            if single
-            else self.runtime.forward(stacked, self.strategy.needs)
-        )
-        if output.logits.is_cuda:  # the walk waits for it anyway; here it counts as the forward's
-            torch.cuda.synchronize(output.logits.device)
-        forwarded = self.clock()
-        self.knowledge.routes.observe(route, stacked.nodes * len(rows), length, forwarded - ready)
+            drafts.append(self._draft(row))
+            drafting.append(self.recorder.lap("draft"))
+        if drafts[0].rest:
+            self._plain(rows[0], drafts[0].rest)
+            return
+        route, length = self._route(), int(self.runtime.lengths.max())
+        trees = [draft.tree for draft in drafts]
+        output, kept = self._forward(DraftTree.stack(trees), route, length)
         paths = [
-            self._walk(row, tree, output.row(index, tree.nodes)) if not self._waits(row) else Path(nodes=[])
+            self._verify(row, tree, output.row(index, tree.nodes)) if not self._waits(row) else Path(nodes=[])
             for index, (row, tree) in enumerate(zip(rows, trees, strict=True))
         ]
-        if not single:
+        if not kept:
             self.runtime.commit([path.nodes for path in paths])
         for index, (row, tree, path) in enumerate(zip(rows, trees, paths, strict=True)):
             if path.nodes:
-                row.planner.learn(tree, path)
                 row.drafter.observe(tree, output.row(index, tree.nodes), path)
                 row.drafter.commit(path)
                 self.stats.drafted += tree.nodes - 1
                 self.stats.accepted += len(path.nodes) - 1
-        ended = self.clock()
-        own = (ended - began) - (forwarded - ready) - entering
-        for row, tree, seconds in zip(rows, trees, drafting, strict=True):
-            row.planner.spent(own / len(rows), seconds, tree.nodes > 1)
-        self._count(route, stacked.nodes, sum(drafting), ready - began, forwarded - ready, ended - forwarded)
+        for row, tree, path, seconds in zip(rows, trees, paths, drafting, strict=True):
+            row.planner.learn(RowOutcome(tree, path, 1, lambda: self.recorder.own() / len(rows), seconds))
+        self.recorder.lap("verify")
+
+    def _draft(self, row: Row) -> PlannedDraft:
+        if self._waits(row):
+            return PlannedDraft(row.root())
+        row.deepest = self._deepest(row)
+        limit = self.runtime.limit
+        row.run = RUN if limit is None else min(RUN, limit + 1 - row.text.padded_length)
+        return row.planner.draft(row)
+
+    def _forward(self, trees: DraftTree, route: str, length: int) -> tuple[Output, bool]:
+        """What the target says of every node, and whether the lone node of the only row is kept already."""
+        single = trees.tokens.size == 1 and self.strategy.needs <= LOGITS
+        self.recorder.lap("other")
+        if single:
+            output = Output(self.runtime.step(int(trees.tokens[0, 0]))[None, None])
+        else:
+            output = self.runtime.forward(trees, self.strategy.needs)
+        seconds = self._waited(output.logits)
+        self.knowledge.routes.observe(route, trees.tokens.size, length, seconds)
+        self.recorder.count(route, trees.nodes)
+        return output, single
+
+    def _waited(self, logits: Tensor) -> float:
+        """Seconds of the forward that gave these logits, until they are there."""
+        if logits.is_cuda:  # the walk waits for it anyway; here it counts as the forward's
+            torch.cuda.synchronize(logits.device)
+        return self.recorder.lap("forward")
 
     def _own_step(self, rows: list[Row]) -> None:
         """Beyond the limit: one token of every row, as `generate` computes it."""
-        began = self.clock()
+        self.recorder.begin()
         if not self._own:
             length, texts = int(self.runtime.limit or 0), [row.text for row in rows]
             self.runtime.hand_over(padded(texts, length), [text.padding for text in texts])
             self._own = True
-        ready = self.clock()
+        self.recorder.lap("other")
         logits = self.runtime.own_step(np.array([row.text.ids[-1] for row in rows]))
-        if logits.is_cuda:
-            torch.cuda.synchronize(logits.device)
-        forwarded = self.clock()
+        self._waited(logits)
         for index, row in enumerate(rows):
             if not row.done:
                 scores = self._scores(row, logits[index])
                 self._commit_token(row, row.sampling.pick(scores), scores)
-        self._count(OWN, 1, 0.0, ready - began, forwarded - ready, self.clock() - forwarded)
-
-    def _resting(self, row: Row) -> int:
-        """Steps to come, of at most `RUN`, in which the only row's drafter is not asked."""
-        run = RUN if self.runtime.limit is None else min(RUN, self.runtime.limit + 1 - row.text.padded_length)
-        if not row.drafter.drafts or self._deepest(row) < 1:
-            return run
-        return row.planner.resting(run)
+        self.recorder.count(OWN, 1)
+        self.recorder.lap("verify")
 
     def _plain(self, row: Row, steps: int) -> None:
         """Steps of the only row in which nothing is drafted: no tree, no observation, one token each.
 
         Small forwards empty the processor's caches of this code, so what can wait is done once for all of them.
         """
-        began, length = self.clock(), int(self.runtime.lengths[0])
-        route, entering = self._route()
+        length, route = int(self.runtime.lengths[0]), self._route()
         if route != self.knowledge.routes.current:
             steps = 1  # a try
-        spent = self.clock() - began
+        self.recorder.lap("other")
+        path = Path()
         forwards: list[float] = []
         while len(forwards) < steps and not row.done:
-            ready = self.clock()
             logits = self.runtime.step(int(row.text.ids[-1]))
-            if logits.is_cuda:
-                torch.cuda.synchronize(logits.device)
-            forwards.append(self.clock() - ready)
+            forwards.append(self._waited(logits))
             scores = self._scores(row, logits)
             token = row.sampling.pick(scores)
             self._commit_token(row, token, scores)
-            row.planner.follow(token)
+            path.tokens.append(token)
+            self.recorder.lap("verify")
         self.knowledge.routes.passed(len(forwards) - 1)
         for seconds in forwards:
             self.knowledge.routes.observe(route, 1, length, seconds)
-        verifying = self.clock() - began - spent - sum(forwards)
-        row.planner.rested((spent + verifying - entering) / len(forwards), len(forwards))
-        self._count(route, 1, 0.0, spent, sum(forwards), verifying, len(forwards))
+        row.planner.learn(RowOutcome(None, path, len(forwards), self.recorder.own))
+        self.recorder.count(route, 1, len(forwards))
+        self.recorder.lap("verify")
 
-    def _route(self) -> tuple[str, float]:
-        """The route this step's forward runs, and seconds that entering it took."""
+    def _route(self) -> str:
+        """The route of this step's forward, entered."""
         route = self.knowledge.routes.next()
-        return route, self._use(route)
+        self._enter(route, "other")
+        return route
 
-    def _use(self, route: str) -> float:
-        before = self.clock()
+    def _enter(self, route: str, phase: str) -> None:
+        """Makes the runtime ready for a route; what that takes is the phase's."""
+        self.recorder.lap(phase)
         ready = self.runtime.use(route)
-        spent = self.clock() - before
+        spent = self.recorder.lap(phase)
+        self.recorder.entering += spent
         self.knowledge.routes.entered(route, spent if ready is None else ready)
-        return spent
-
-    def _count(
-        self, route: str, nodes: int, drafting: float, before: float, forward: float, after: float, steps: int = 1
-    ) -> None:
-        self.stats.forwards += steps
-        self.stats.rows[nodes] += steps
-        self.stats.routes[route] += steps
-        seconds = self.stats.seconds
-        seconds["draft"] += drafting
-        seconds["other"] += before - drafting
-        seconds["forward"] += forward
-        seconds["verify"] += after
-
-    def _draft(self, row: Row) -> DraftTree:
-        text, planner = row.text, row.planner
-        deepest = self._deepest(row)
-        if deepest < 1:
-            return root(row)
-        plans = row.drafter.plans
-        budget = self.budget
-        if plans:
-            budget = planner.choose_plan(plans, text.length, budget, deepest)
-            if budget == 0:
-                return root(row)
-        elif not planner.should_look():
-            return root(row)
-        tree = row.drafter.propose(text.ids, budget)
-        if tree.draft is not None:
-            return tree
-        tree = shallower(tree, deepest)
-        planner.propose(tree)
-        return tree if plans else planner.prune(tree, text.length)
 
     def _deepest(self, row: Row) -> int:
         """Levels that a draft may have: a node deeper than the text may still grow can't be committed, one beyond the
@@ -317,7 +290,7 @@ class Decoding:
         """Of the cache and the largest tree together."""
         return max(row.text.length - 1, int(self.runtime.lengths.max())) + self.budget + 1
 
-    def _walk(self, row: Row, tree: DraftTree, output: Output) -> Path:
+    def _verify(self, row: Row, tree: DraftTree, output: Output) -> Path:
         """The acceptance rule: from the root down as far as the target agrees."""
         path, children = Path(), tree.children() if tree.draft is None else None
         node = 0

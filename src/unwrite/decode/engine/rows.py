@@ -17,7 +17,7 @@ from .tree import DraftTree, Ints
 if TYPE_CHECKING:
     from ..base import Drafter
 
-__all__ = ["Row", "Text", "padded", "root", "shallower"]
+__all__ = ["Row", "Text", "padded"]
 
 
 class Text:
@@ -81,13 +81,24 @@ class Text:
 
 @dataclass
 class Row:
-    """One text being written."""
+    """One text being written.
+
+    Args:
+        deepest: levels that its next draft may have.
+        run: plain steps that may follow at a stretch before anything is looked at.
+    """
 
     text: Text
     drafter: Drafter
     planner: Planner
     sampling: Sampling
     done: bool = False
+    deepest: int = 0
+    run: int = 1
+
+    def root(self) -> DraftTree:
+        """Nothing but the last token."""
+        return DraftTree.of([int(self.text.ids[-1])], [-1])
 
 
 def padded(texts: Sequence[Text], length: int) -> Ints:
@@ -97,14 +108,3 @@ def padded(texts: Sequence[Text], length: int) -> Ints:
         own = text.padded[:length]
         ids[row, : len(own)] = own
     return ids
-
-
-def root(row: Row) -> DraftTree:
-    """Nothing but the last token."""
-    return DraftTree.of([int(row.text.ids[-1])], [-1])
-
-
-def shallower(tree: DraftTree, deepest: int) -> DraftTree:
-    """Without nodes below a depth."""
-    depths = tree.depths[0]
-    return tree if depths.max() <= deepest else tree.keep(np.flatnonzero(depths <= deepest))

@@ -115,6 +115,11 @@ class DraftTree:
         place[nodes] = np.arange(len(nodes))
         return DraftTree.of(self.tokens[0, nodes], place[self.parents[0, nodes]], self.kinds[0, nodes], self.draft)
 
+    def shallower(self, deepest: int) -> DraftTree:
+        """Row 0 without nodes below a depth."""
+        depths = self.depths[0]
+        return self if depths.max() <= deepest else self.keep(np.flatnonzero(depths <= deepest))
+
     def without_twins(self) -> DraftTree:
         """Row 0 with equal siblings merged, their subtrees too: the same token twice below one node wastes a row."""
         seen: dict[tuple[int, int], int] = {}

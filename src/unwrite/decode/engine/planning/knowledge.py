@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .costs import SHAPE, SIZES, Acceptance, DraftCosts
+from .costs import Acceptance, DraftCosts
 from .curves import read_shape
+from .reading import ReadingRoutes
 from .routes import ForwardRoutes
 
 
@@ -22,7 +22,7 @@ class Knowledge:
     """
 
     routes: ForwardRoutes
-    reading: ForwardRoutes
+    reading: ReadingRoutes
     acceptance: dict[str, Acceptance] = field(default_factory=dict)
     drafting: dict[str, DraftCosts] = field(default_factory=dict)
 
@@ -34,10 +34,7 @@ def knowledge_of(fingerprint: str, names: Sequence[str]) -> Knowledge:
     """This process's knowledge of a runtime; the first time with the cost shape kept on disk."""
     key = f"{fingerprint}|{'|'.join(names)}"
     if key not in _known:
-        by_token = tuple(seconds / rows for seconds, rows in zip(SHAPE, SIZES, strict=True))
-        # Prompts of all lengths come in turn: one that takes longer than the last ones is no sign of anything.
-        reading = ForwardRoutes(names, by_token, rarest=64, dear=math.inf)
-        _known[key] = Knowledge(ForwardRoutes(names, read_shape(fingerprint)), reading)
+        _known[key] = Knowledge(ForwardRoutes(names, read_shape(fingerprint)), ReadingRoutes(names))
     return _known[key]
 
 

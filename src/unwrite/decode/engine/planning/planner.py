@@ -11,12 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..tree import ROOT, DraftTree, Ints, Path
 from .costs import SIZES, Acceptance, DraftCosts, OwnSeconds
 from .routes import ForwardRoutes
+
+if TYPE_CHECKING:
+    from ..rows import Row
 
 MARGIN = 1.03  # a draft must promise this much over plain decoding
 IDLE_AFTER = 8
@@ -48,8 +52,40 @@ class _Pending:
     won: int = 0
 
 
+@dataclass(frozen=True)
+class PlannedDraft:
+    """What a row's next step is to be.
+
+    Args:
+        tree: to run; the root alone where nothing is drafted.
+        rest: plain steps to come, this one the first, in which the drafter is not asked; 0 where it was.
+    """
+
+    tree: DraftTree
+    rest: int = 0
+
+
+@dataclass(frozen=True)
+class RowOutcome:
+    """What a step did to one row.
+
+    Args:
+        tree: as it ran; None for steps in which the drafter was not asked.
+        path: what was committed; without nodes where the row only waited for others.
+        steps: forwards; above 1 only without a tree.
+        own: seconds, asked for once all was learnt, of the row's share of the step beside the forward.
+        drafting: seconds of drafting among them.
+    """
+
+    tree: DraftTree | None
+    path: Path
+    steps: int
+    own: Callable[[], float]
+    drafting: float = 0.0
+
+
 class Planner:
-    """Chooses one row's drafts and learns from what became of them.
+    """Chooses one row's drafts (`draft`) and learns from what became of them (`learn`).
 
     What other texts taught is only a first belief, and where rows are dear one draft that is refused costs several plain steps.
     So a text has a credit, in plain steps: a draft may risk no more. What drafts gain raises it and what they lose lowers it; a
@@ -63,6 +99,7 @@ class Planner:
         active: off, every proposal runs whole.
         drafting: what drafting by a model cost in earlier calls, likewise.
         batch: rows that share a forward; each is taken to draft as much as this one.
+        budget: nodes that a draft may have beside the root.
     """
 
     def __init__(
@@ -73,8 +110,10 @@ class Planner:
         active: bool = True,
         drafting: DraftCosts | None = None,
         batch: int = 1,
+        budget: int = SIZES[-1],
     ) -> None:
         self.routes, self.prior, self.active, self.batch = routes, prior, active, batch
+        self.budget = budget
         self.acceptance = acceptance or Acceptance()
         self.drafting = drafting or DraftCosts()
         self.own = OwnSeconds()
@@ -90,6 +129,29 @@ class Planner:
         self._began = False  # a draft model's first step of a call reads the prompt too
 
     # What to draft.
+
+    def draft(self, row: Row) -> PlannedDraft:
+        """What a row's next step runs."""
+        drafter, deepest = row.drafter, row.deepest
+        if self.batch == 1 and drafter.rests:
+            steps = row.run if deepest < 1 or not drafter.drafts else self.resting(row.run)
+            if steps:
+                return PlannedDraft(row.root(), steps)
+        if deepest < 1:
+            return PlannedDraft(row.root())
+        plans, budget = drafter.plans, self.budget
+        if plans:
+            budget = self.choose_plan(plans, row.text.length, budget, deepest)
+            if budget == 0:
+                return PlannedDraft(row.root())
+        elif not self.should_look():
+            return PlannedDraft(row.root())
+        tree = drafter.propose(row.text.ids, budget)
+        if tree.draft is not None:
+            return PlannedDraft(tree)
+        tree = tree.shallower(deepest)
+        self.propose(tree)
+        return PlannedDraft(tree if plans else self.prune(tree, row.text.length))
 
     def should_look(self) -> bool:
         """Whether to ask a cheap drafter at all; in text it can't predict, only now and then."""
@@ -215,8 +277,19 @@ class Planner:
         if tree.nodes > 1 and tree.draft is None:
             self._pending.append(_Pending(tree, tree.children()))
 
-    def learn(self, tree: DraftTree, path: Path) -> None:
-        """The step's outcome. tree: as it ran; path: what was committed."""
+    def learn(self, step: RowOutcome) -> None:
+        """What became of the row's step, and what it took."""
+        if step.tree is None:
+            for token in step.path.tokens:
+                self.follow(token)
+            self.rested(step.own() / step.steps, step.steps)
+            return
+        if step.path.nodes:
+            self.judge(step.tree, step.path)
+        self.spent(step.own(), step.drafting, step.tree.nodes > 1)
+
+    def judge(self, tree: DraftTree, path: Path) -> None:
+        """Acceptance and credit by a step's outcome. tree: as it ran; path: what was committed."""
         if tree.nodes > 1:
             self._credit(len(path.nodes) - 1 - self._risked)
             self._risked = 0.0

@@ -49,6 +49,10 @@ class ForwardRoutes:
         # Of the text: tokens yet to be forwarded, rows of a forward, cached tokens before it.
         self._left, self._rows, self._length = 0.0, 1, 1
 
+    def follow(self, other: ForwardRoutes) -> None:
+        """Begins where another choice stands, and tries a rival as soon as there is something to compare it with."""
+        self.current, self._gap, self._due = other.current, other._gap, 1
+
     def begin(self, tokens: int, length: int, rows: int = 1, sunk: Collection[str] = ()) -> str:
         """At most so many tokens are to be forwarded behind `length` cached ones. Returns the route that pays for them.
 

@@ -285,9 +285,9 @@ class TreeRuntime(Runtime):
         return Output(result.logits, found.get("final_hidden"), layers or None)
 
     def _read(self, tokens: Tensor, sizes: Ints, skip: int, columns: int) -> Tensor:
-        """The prompts' forward, the route that has been fastest for prompts. Returns [batch, vocab]."""
+        """The prompts' forward, by the route that has been fastest for prompts so long. Returns [batch, vocab]."""
         known, count = knowledge_of(self.fingerprint, self.routes), tokens.numel()
-        reading = known.reading
+        reading = known.reading.of(count // len(tokens))
         reading.begin(count, 1, count, sunk=(known.routes.current,))
         route = reading.next()
         body = self._body_of(route)
