@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from unwrite.beds.prompts import KINDS, prompts, prompts_hash
-from unwrite.bench.decode import Measuring, Sample, copy_rate, ratio_of
+from unwrite.bench.decode import BenchSample, Measuring, copy_rate, ratio_of
 
 
 def test_there_are_five_prompts_of_each_kind_for_tuning_and_five_for_the_figures():
@@ -39,7 +39,7 @@ def test_a_token_is_copied_if_it_ends_an_n_gram_that_stood_before():
 
 def test_every_cell_is_reported_and_the_peer_has_a_ratio_of_one():
     def takes(seconds):
-        return lambda ids, count, temperature, seed: Sample(seconds, tuple(range(count)))
+        return lambda ids, count, temperature, seed: BenchSample(seconds, tuple(range(count)))
 
     run = Measuring({"plain": takes(2.0), "ours": takes(1.0)}, "plain", lambda text: [1, 2], deadline=0.0, tokens=4)
     rows = run.run(temperatures=(0.0,))
@@ -53,7 +53,7 @@ def test_contenders_take_turns_at_going_first():
     def noted(name):
         def write(ids, count, temperature, seed):
             first.append(name)
-            return Sample(1.0, (1,))
+            return BenchSample(1.0, (1,))
 
         return write
 

@@ -37,7 +37,7 @@ from ..decode import (
 )
 from ..decode.engine.sampling import Sampling, from_processors
 from ..decode.joined import default_parts
-from .decode import TOKENS, Contender, Measuring, Sample
+from .decode import TOKENS, BenchSample, DecodeContender, Measuring
 
 ASSISTED, HIGH_LEVEL = "transformers, assisted", "Llama.generate"
 STOCK = "transformers, its own forward"
@@ -75,7 +75,7 @@ class OnTransformers:
     def __init__(self, model: Any, made: Made | None = None, **options: Any) -> None:
         self.model, self.made, self.options = model, made, options
 
-    def __call__(self, ids: Sequence[int], count: int, temperature: float, seed: int) -> Sample:
+    def __call__(self, ids: Sequence[int], count: int, temperature: float, seed: int) -> BenchSample:
         import torch
 
         inputs = torch.tensor([list(ids)])
@@ -96,7 +96,7 @@ class OnTransformers:
         sequences = out if made is None else out.sequences
         account = None if made is None else out.stats.json()
         new = tuple(sequences[0, len(ids) :].tolist())
-        return Sample(seconds, new, watch.seen or (0.0, 0), account)
+        return BenchSample(seconds, new, watch.seen or (0.0, 0), account)
 
 
 class OnLlamaCpp:
@@ -105,7 +105,7 @@ class OnLlamaCpp:
     def __init__(self, runtime: LlamaCppRuntime, made: Made) -> None:
         self.runtime, self.made = runtime, made
 
-    def __call__(self, ids: Sequence[int], count: int, temperature: float, seed: int) -> Sample:
+    def __call__(self, ids: Sequence[int], count: int, temperature: float, seed: int) -> BenchSample:
         import torch
         from transformers import GenerationConfig
 
@@ -118,7 +118,7 @@ class OnLlamaCpp:
         start = time.perf_counter()
         found = generate(self.runtime, list(ids), made, config, streamer=watch)
         seconds = time.perf_counter() - start
-        return Sample(seconds, tuple(found.sequences[0]), watch.seen or (0.0, 0), found.stats.json())
+        return BenchSample(seconds, tuple(found.sequences[0]), watch.seen or (0.0, 0), found.stats.json())
 
 
 class PlainLoop:
@@ -128,7 +128,7 @@ class PlainLoop:
         self.model, self.threads = runtime.model, runtime.threads
         self._context: Any = None
 
-    def __call__(self, ids: Sequence[int], count: int, temperature: float, seed: int) -> Sample:
+    def __call__(self, ids: Sequence[int], count: int, temperature: float, seed: int) -> BenchSample:
         import torch
 
         from ..decode.engine.llamacpp.context import NativeContext
@@ -149,7 +149,7 @@ class PlainLoop:
             place = np.array([len(ids) + len(new) - 1])
             logits = self._context.decode(np.array(new[-1:]), place, one, np.zeros(1, dtype=np.int64), wanted)[0]
             new.append(pick(logits))
-        return Sample(time.perf_counter() - start, tuple(new), (first, 1))
+        return BenchSample(time.perf_counter() - start, tuple(new), (first, 1))
 
 
 def _sampling(temperature: float) -> Sampling:
@@ -169,7 +169,7 @@ class HighLevel:
 
         self.llama = Llama(str(path), n_ctx=2048, n_threads=threads, n_threads_batch=threads, verbose=False)
 
-    def __call__(self, ids: Sequence[int], count: int, temperature: float, seed: int) -> Sample:
+    def __call__(self, ids: Sequence[int], count: int, temperature: float, seed: int) -> BenchSample:
         self.llama.set_seed(seed)
         self.llama.reset()  # else it keeps what the last prompt began with
         top_k = TOP_K if temperature > 0 else 1
@@ -181,7 +181,7 @@ class HighLevel:
             new.append(int(token))
             if len(new) == count:
                 break
-        return Sample(time.perf_counter() - start, tuple(new), (first, 1))
+        return BenchSample(time.perf_counter() - start, tuple(new), (first, 1))
 
 
 @dataclass
@@ -219,9 +219,9 @@ def warmed(model: Any, encode: Callable[[str], list[int]], corpus: Sequence[Sequ
     return warm
 
 
-def on_transformers(model: Any, draft: Any, warm: Warm) -> dict[str, Contender]:
+def on_transformers(model: Any, draft: Any, warm: Warm) -> dict[str, DecodeContender]:
     """transformers' own ways, then every strategy."""
-    found: dict[str, Contender] = {
+    found: dict[str, DecodeContender] = {
         "transformers": OnTransformers(model),
         "transformers, prompt lookup": OnTransformers(model, prompt_lookup_num_tokens=10, max_matching_ngram_size=3),
         ASSISTED: OnTransformers(model, assistant_model=draft),
@@ -229,9 +229,9 @@ def on_transformers(model: Any, draft: Any, warm: Warm) -> dict[str, Contender]:
     return found | {name: OnTransformers(model, made) for name, made in warm.strategies(draft).items()}
 
 
-def on_llamacpp(runtime: LlamaCppRuntime, draft: LlamaCppRuntime, warm: Warm) -> dict[str, Contender]:
+def on_llamacpp(runtime: LlamaCppRuntime, draft: LlamaCppRuntime, warm: Warm) -> dict[str, DecodeContender]:
     """llama.cpp's plain loops, then every strategy."""
-    found: dict[str, Contender] = {
+    found: dict[str, DecodeContender] = {
         "llama.cpp": PlainLoop(runtime),
         HIGH_LEVEL: HighLevel(runtime.path, runtime.threads),
     }
@@ -273,8 +273,8 @@ def run(
         everyone = on_transformers(model, draft, warm)
         sampled = everyone if most > FEW else _without(everyone, ASSISTED)
         parts = [
-            Part("transformers", everyone, 0.0, 6),
-            Part("transformers", sampled, 0.7, 3),
+            BenchPart("transformers", everyone, 0.0, 6),
+            BenchPart("transformers", sampled, 0.7, 3),
             *_native(given, warm, stack),
         ]
         for number, part in enumerate(parts):
@@ -299,17 +299,17 @@ def run(
 
 
 @dataclass(frozen=True)
-class Part:
+class BenchPart:
     """Contenders on one runtime at one temperature; the first is the peer, `weight` its share of the time."""
 
     runtime: str
-    contenders: Mapping[str, Contender]
+    contenders: Mapping[str, DecodeContender]
     temperature: float
     weight: int
     native: LlamaCppRuntime | None = None
 
 
-def _costs(part: Part, model: Any) -> dict[str, dict[int, float]]:
+def _costs(part: BenchPart, model: Any) -> dict[str, dict[int, float]]:
     """{runtime: {rows: seconds of a forward}}; of a transformers model, what its own forward takes, too."""
     from ..decode import TransformersRuntime
 
@@ -321,7 +321,7 @@ def _costs(part: Part, model: Any) -> dict[str, dict[int, float]]:
     }
 
 
-def _without(contenders: Mapping[str, Contender], name: str) -> dict[str, Contender]:
+def _without(contenders: Mapping[str, DecodeContender], name: str) -> dict[str, DecodeContender]:
     """Several times slower than the rest, so that a short run leaves it out where nothing is judged by it."""
     return {other: contender for other, contender in contenders.items() if other != name}
 
@@ -330,13 +330,13 @@ def _one_a_kind() -> list[str]:
     return list({row.kind: row.text for row in prompts("tune")}.values())
 
 
-def _native(given: Files, warm: Warm, stack: ExitStack) -> Iterator[Part]:
+def _native(given: Files, warm: Warm, stack: ExitStack) -> Iterator[BenchPart]:
     for form, (target, draft) in given.gguf.items():
         runtime, small = (stack.enter_context(LlamaCppRuntime(path)) for path in (target, draft))
         everyone, name = on_llamacpp(runtime, small, warm), f"llama.cpp {form}"
         if form == "q8_0":
-            yield Part(name, everyone, 0.0, 2, runtime)
-            yield Part(name, _without(everyone, HIGH_LEVEL), 0.7, 2, runtime)
+            yield BenchPart(name, everyone, 0.0, 2, runtime)
+            yield BenchPart(name, _without(everyone, HIGH_LEVEL), 0.7, 2, runtime)
         else:  # hardly batches: enough to see it
             few = {one: everyone[one] for one in ("llama.cpp", "plain", "joined")}
-            yield Part(name, few, 0.0, 1, runtime)
+            yield BenchPart(name, few, 0.0, 1, runtime)

@@ -23,7 +23,7 @@ RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
-class Sample:
+class BenchSample:
     """One text.
 
     Args:
@@ -50,20 +50,20 @@ class Sample:
         return (self.seconds - seconds) / max(1, len(self.ids) - count)
 
 
-class Contender(Protocol):
+class DecodeContender(Protocol):
     """Writes `count` tokens after a prompt."""
 
-    def __call__(self, ids: Sequence[int], count: int, temperature: float, seed: int) -> Sample: ...
+    def __call__(self, ids: Sequence[int], count: int, temperature: float, seed: int) -> BenchSample: ...
 
 
 @dataclass
 class Cell:
     """What one contender did on one kind at one temperature, beside the peer: samples [prompt][repeat]."""
 
-    ours: list[list[Sample]] = field(default_factory=list)
-    peer: list[list[Sample]] = field(default_factory=list)
+    ours: list[list[BenchSample]] = field(default_factory=list)
+    peer: list[list[BenchSample]] = field(default_factory=list)
 
-    def add(self, prompt: int, ours: Sample, peer: Sample) -> None:
+    def add(self, prompt: int, ours: BenchSample, peer: BenchSample) -> None:
         while len(self.ours) <= prompt:
             self.ours.append([])
             self.peer.append([])
@@ -71,11 +71,11 @@ class Cell:
         self.peer[prompt].append(peer)
 
     @property
-    def samples(self) -> list[Sample]:
+    def samples(self) -> list[BenchSample]:
         return [sample for repeats in self.ours for sample in repeats]
 
     @property
-    def peers(self) -> list[Sample]:
+    def peers(self) -> list[BenchSample]:
         return [sample for repeats in self.peer for sample in repeats]
 
     def ratio(self, what: Literal["whole", "writing"] = "whole", seed: int = 0) -> tuple[float, float, float]:
@@ -113,7 +113,7 @@ class Measuring:
         tell: gets a line of progress.
     """
 
-    contenders: Mapping[str, Contender]
+    contenders: Mapping[str, DecodeContender]
     peer: str
     encode: Callable[[str], list[int]]
     deadline: float

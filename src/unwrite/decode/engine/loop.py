@@ -21,8 +21,8 @@ from ...errors import MethodError, ModelError, setting
 from .planning.costs import Acceptance, DraftCosts
 from .planning.knowledge import Knowledge, knowledge_of
 from .planning.planner import PlannedDraft, Planner, RowOutcome
-from .recorder import Clock, Recorder
-from .rows import Row, Text, padded
+from .recorder import Clock, PhaseRecorder
+from .rows import DecodingRow, Text, padded
 from .runtime import LOGITS, Output, Runtime
 from .sampling import Sampling
 from .stats import Stats, remember
@@ -70,7 +70,7 @@ class Decoding:
         self.streamer, self.device = streamer, device
         self.scores: list[Tensor] | None = [] if keep_scores else None
         self.stats = Stats()
-        self.recorder = Recorder(clock, self.stats)
+        self.recorder = PhaseRecorder(clock, self.stats)
         self.knowledge: Knowledge
         self._own = False  # whether the model's own steps have taken over
         self.budget = min(strategy.budget, (runtime.max_nodes or strategy.budget + 1) - 1)
@@ -128,7 +128,7 @@ class Decoding:
         """Whether a text so long, padding included, can only go on in the model's own steps."""
         return self.runtime.limit is not None and length > self.runtime.limit
 
-    def _waits(self, row: Row) -> bool:
+    def _waits(self, row: DecodingRow) -> bool:
         """Whether a row has ended, or has come to the limit before others."""
         return row.done or self._beyond(row.text.padded_length)
 
@@ -142,20 +142,20 @@ class Decoding:
             )
         return drafter
 
-    def _row(self, index: int, text: Text, drafter: Drafter) -> Row:
+    def _row(self, index: int, text: Text, drafter: Drafter) -> DecodingRow:
         known = self.knowledge.acceptance.setdefault(self.strategy.key, Acceptance())
         spent = self.knowledge.drafting.setdefault(self.strategy.key, DraftCosts())
         planner = Planner(
             self.knowledge.routes, drafter.prior, known, self.strategy.cost_model, spent, self.stats.batch, self.budget
         )
         sampling = self.sampling.of_row(index) if self.stats.batch > 1 else self.sampling
-        return Row(text, drafter, planner, sampling)
+        return DecodingRow(text, drafter, planner, sampling)
 
-    def _first(self, row: Row, logits: Tensor) -> None:
+    def _first(self, row: DecodingRow, logits: Tensor) -> None:
         scores = self._scores(row, logits)
         self._commit_token(row, self.sampling.pick(scores), scores)
 
-    def _step(self, rows: list[Row]) -> None:
+    def _step(self, rows: list[DecodingRow]) -> None:
         """Draft, forward, verify, keep, learn."""
         if self.runtime.limit is not None and all(map(self._waits, rows)):
             self._own_step(rows)
@@ -187,7 +187,7 @@ class Decoding:
             row.planner.learn(RowOutcome(tree, path, 1, lambda: self.recorder.own() / len(rows), seconds))
         self.recorder.lap("verify")
 
-    def _draft(self, row: Row) -> PlannedDraft:
+    def _draft(self, row: DecodingRow) -> PlannedDraft:
         if self._waits(row):
             return PlannedDraft(row.root())
         row.deepest = self._deepest(row)
@@ -214,7 +214,7 @@ class Decoding:
             torch.cuda.synchronize(logits.device)
         return self.recorder.lap("forward")
 
-    def _own_step(self, rows: list[Row]) -> None:
+    def _own_step(self, rows: list[DecodingRow]) -> None:
         """Beyond the limit: one token of every row, as `generate` computes it."""
         self.recorder.begin()
         if not self._own:
@@ -231,7 +231,7 @@ class Decoding:
         self.recorder.count(OWN, 1)
         self.recorder.lap("verify")
 
-    def _plain(self, row: Row, steps: int) -> None:
+    def _plain(self, row: DecodingRow, steps: int) -> None:
         """Steps of the only row in which nothing is drafted: no tree, no observation, one token each.
 
         Small forwards empty the processor's caches of this code, so what can wait is done once for all of them.
@@ -271,7 +271,7 @@ class Decoding:
         self.recorder.entering += spent
         self.knowledge.routes.entered(route, spent if ready is None else ready)
 
-    def _deepest(self, row: Row) -> int:
+    def _deepest(self, row: DecodingRow) -> int:
         """Levels that a draft may have: a node deeper than the text may still grow can't be committed, one beyond the
         positions can't be encoded, one beyond the runtime's reach would not be what plain decoding says."""
         if self.budget < 1:
@@ -286,11 +286,11 @@ class Decoding:
         reach = self.runtime.reach(row.text.length - 1)
         return deepest if reach is None else min(deepest, reach)
 
-    def _columns(self, row: Row) -> int:
+    def _columns(self, row: DecodingRow) -> int:
         """Of the cache and the largest tree together."""
         return max(row.text.length - 1, int(self.runtime.lengths.max())) + self.budget + 1
 
-    def _verify(self, row: Row, tree: DraftTree, output: Output) -> Path:
+    def _verify(self, row: DecodingRow, tree: DraftTree, output: Output) -> Path:
         """The acceptance rule: from the root down as far as the target agrees."""
         path, children = Path(), tree.children() if tree.draft is None else None
         node = 0
@@ -309,12 +309,12 @@ class Decoding:
             path.nodes.append(child)
             node = child
 
-    def _scores(self, row: Row, logits: Tensor) -> Tensor:
+    def _scores(self, row: DecodingRow, logits: Tensor) -> Tensor:
         if self.sampling.plain and self.scores is None:
             return logits
         return row.sampling.scores(logits, row.text.tensor)
 
-    def _commit_token(self, row: Row, token: int, scores: Tensor) -> None:
+    def _commit_token(self, row: DecodingRow, token: int, scores: Tensor) -> None:
         row.text.append(token)
         self.stats.tokens += 1
         if self.scores is not None:

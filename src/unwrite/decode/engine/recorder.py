@@ -12,7 +12,7 @@ from .stats import Stats
 Clock = Callable[[], float]
 
 
-class Recorder:
+class PhaseRecorder:
     """The seconds of a call by phase, and of the step that runs.
 
     Attributes:

@@ -17,7 +17,7 @@ from .tree import DraftTree, Ints
 if TYPE_CHECKING:
     from ..base import Drafter
 
-__all__ = ["Row", "Text", "padded"]
+__all__ = ["DecodingRow", "Text", "padded"]
 
 
 class Text:
@@ -80,7 +80,7 @@ class Text:
 
 
 @dataclass
-class Row:
+class DecodingRow:
     """One text being written.
 
     Args:

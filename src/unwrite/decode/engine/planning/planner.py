@@ -20,7 +20,7 @@ from .costs import SIZES, Acceptance, DraftCosts, OwnSeconds
 from .routes import ForwardRoutes
 
 if TYPE_CHECKING:
-    from ..rows import Row
+    from ..rows import DecodingRow
 
 MARGIN = 1.03  # a draft must promise this much over plain decoding
 IDLE_AFTER = 8
@@ -130,7 +130,7 @@ class Planner:
 
     # What to draft.
 
-    def draft(self, row: Row) -> PlannedDraft:
+    def draft(self, row: DecodingRow) -> PlannedDraft:
         """What a row's next step runs."""
         drafter, deepest = row.drafter, row.deepest
         if self.batch == 1 and drafter.rests:

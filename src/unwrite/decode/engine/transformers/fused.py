@@ -110,7 +110,7 @@ def _regular(model: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Block:
+class FusedBlock:
     """One decoder layer, its products ready.
 
     Args:
@@ -142,7 +142,7 @@ class FusedLoop:
         for layer in model.model.layers[: model.config.num_hidden_layers]:
             own, mlp = layer.self_attn, layer.mlp
             self.blocks.append(
-                Block(
+                FusedBlock(
                     layer,
                     product(own, own.q_proj, own.k_proj, own.v_proj),
                     product(own.o_proj, own.o_proj),
@@ -220,7 +220,13 @@ def _rotation(cos: Tensor, sin: Tensor, attention: Any) -> tuple[Tensor, Tensor]
 
 
 def _attend(
-    block: Block, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor | None, arena: Arena, batch: int, causal: bool
+    block: FusedBlock,
+    x: Tensor,
+    turn: tuple[Tensor, Tensor],
+    mask: Tensor | None,
+    arena: Arena,
+    batch: int,
+    causal: bool,
 ) -> Tensor:
     """x plus attention. x: [rows, width]."""
     own = block.layer.self_attn
@@ -242,7 +248,7 @@ def _attend(
     return block.out.add_to(x, seen.transpose(1, 2).reshape(len(x), -1))
 
 
-def _expand(block: Block, x: Tensor) -> Tensor:
+def _expand(block: FusedBlock, x: Tensor) -> Tensor:
     """x plus the MLP. x: [rows, width]."""
     layer = block.layer
     gate, up = block.gate_up(_norm(layer.post_attention_layernorm, x)).chunk(2, -1)
