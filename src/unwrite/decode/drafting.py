@@ -220,12 +220,12 @@ class Growing:
         """Log-probabilities after every node of the frontier, warped as the target's are."""
         drafter = self.drafter
         if depth == 1:
-            found = {0: drafter.first_logits(self.committed)}
+            frontier_logits = {0: drafter.first_logits(self.committed)}
         else:
             output = drafter.draft.forward(DraftTree.of(self.tokens, self.parents))
             drafter.draft.commit([[]])
-            found = {node: output.logits[0, node] for node in self.frontier}
-        for node, logits in found.items():
+            frontier_logits = {node: output.logits[0, node] for node in self.frontier}
+        for node, logits in frontier_logits.items():
             scores = drafter.sampling.scores(logits, self._text(node))
             self.log_p[node] = scores.log_softmax(-1)
 

@@ -165,19 +165,19 @@ def _rows(input_ids: Any, vocab: int) -> list[Ints]:
     if isinstance(input_ids, Tensor):
         input_ids = input_ids.cpu().numpy()
     if isinstance(input_ids, Sequence) and input_ids and not np.isscalar(input_ids[0]):
-        found = [np.asarray(row, dtype=np.int64) for row in input_ids]
+        prompts = [np.asarray(row, dtype=np.int64) for row in input_ids]
     else:
         array = np.asarray(input_ids, dtype=np.int64)
-        found = [array] if array.ndim == 1 else list(array)
-    if not found or any(len(row) == 0 for row in found):
+        prompts = [array] if array.ndim == 1 else list(array)
+    if not prompts or any(len(row) == 0 for row in prompts):
         raise MethodError("a prompt has no token. Give at least one, such as the tokenizer's bos_token_id.")
-    for row in found:
+    for row in prompts:
         if row.min() < 0 or row.max() >= vocab:
             wrong = int(row.min() if row.min() < 0 else row.max())
             raise MethodError(
                 f"a prompt holds the id {wrong}, outside the model's vocabulary of {vocab}. Use its tokenizer."
             )
-    return found
+    return prompts
 
 
 def _limit(config: Any, longest: int) -> int:
@@ -225,9 +225,9 @@ def _says_nothing(value: Any) -> bool:
 
 
 def _refuse_state(sampling: Sampling, batch: int) -> None:
-    found = [type(one).__name__ for one in sampling.processors if type(one).__name__ in STATEFUL]
-    if found and batch > 1:
-        raise MethodError(f"{found[0]} keeps the state of one text, and the batch has {batch}. Call it row by row.")
+    stateful = [type(one).__name__ for one in sampling.processors if type(one).__name__ in STATEFUL]
+    if stateful and batch > 1:
+        raise MethodError(f"{stateful[0]} keeps the state of one text, and the batch has {batch}. Call it row by row.")
 
 
 def _refuse(strategy: Strategy, input_ids: Tensor, config: Any, use_cache: bool, inputs_embeds: Tensor | None) -> None:
@@ -272,14 +272,14 @@ def _warpers(config: Any) -> list[Any]:
 
     if not config.do_sample:
         return []
-    found: list[Any] = []
+    warpers: list[Any] = []
     if config.temperature not in (None, 1.0):
-        found.append(warp.TemperatureLogitsWarper(config.temperature))
+        warpers.append(warp.TemperatureLogitsWarper(config.temperature))
     if config.top_k:
-        found.append(warp.TopKLogitsWarper(config.top_k))
+        warpers.append(warp.TopKLogitsWarper(config.top_k))
     if config.top_p is not None and config.top_p < 1.0:
-        found.append(warp.TopPLogitsWarper(config.top_p))
-    return found
+        warpers.append(warp.TopPLogitsWarper(config.top_p))
+    return warpers
 
 
 def _result(decoded: Decoded, input_ids: Tensor, config: Any, runtime: Any) -> Any:

@@ -103,11 +103,11 @@ class DraftTree:
 
     def children(self) -> list[dict[int, int]]:
         """Row 0 as {token: node} of every node's children; of equal siblings the first counts."""
-        found: list[dict[int, int]] = [{} for _ in range(self.nodes)]
+        children: list[dict[int, int]] = [{} for _ in range(self.nodes)]
         for node, (token, parent) in enumerate(zip(self.tokens[0].tolist(), self.parents[0].tolist(), strict=True)):
             if parent != ROOT:
-                found[parent].setdefault(token, node)
-        return found
+                children[parent].setdefault(token, node)
+        return children
 
     def keep(self, nodes: Ints) -> DraftTree:
         """Row 0 cut to some of its nodes, ascending; they must hold the root and every kept node's parent."""

@@ -114,8 +114,8 @@ def _shape(seconds: Mapping[int, Sequence[float]]) -> tuple[float, ...]:
     known = np.maximum.accumulate([median(seconds[size]) for size in rows])  # more rows are never cheaper
     slope = (known[-1] - known[-2]) / (rows[-1] - rows[-2])
     wanted = np.array(SIZES, dtype=float)
-    found = np.interp(wanted, rows, known) + slope * np.maximum(0, wanted - rows[-1])
-    return tuple((found / known[0]).tolist())
+    seconds_by_size = np.interp(wanted, rows, known) + slope * np.maximum(0, wanted - rows[-1])
+    return tuple((seconds_by_size / known[0]).tolist())
 
 
 def _twin_costs(runtime: CheckedRuntime, length: int) -> float:
@@ -140,15 +140,15 @@ def _random_tree(draw: np.random.Generator, vocab: int) -> DraftTree:
 def _together(runtime: CheckedRuntime, prompt: Ints, tree: DraftTree, seconds: dict[int, list[float]]) -> list[Tensor]:
     """[rows, vocab] of the tree's first nodes, for every size tried; `seconds` gets what each took."""
     runtime.prefill([prompt], MOST_ROWS)
-    found = []
+    logits_by_size = []
     for rows in _SIZES:
         for _ in range(_REPEATS):
             start = time.perf_counter()
             logits = runtime.forward(tree.keep(np.arange(rows))).logits[0]
             seconds.setdefault(rows, []).append(time.perf_counter() - start)
             runtime.commit([[]])
-        found.append(logits)
-    return found
+        logits_by_size.append(logits)
+    return logits_by_size
 
 
 def _one_by_one(
@@ -178,8 +178,8 @@ def _one_by_one(
 def _agreeing(together: list[Tensor], alone: Tensor) -> int:
     """The largest size up to which all give the lone rows' logits, bit for bit; 1 if not even the smallest does."""
     limit = 1
-    for found in together:
-        if not torch.equal(found, alone[: len(found)]):
+    for logits in together:
+        if not torch.equal(logits, alone[: len(logits)]):
             break
-        limit = len(found)
+        limit = len(logits)
     return limit

@@ -260,7 +260,7 @@ class LlamaCppRuntime(Runtime):
         return self.decode([int(stored)], special=True) if stored else ""
 
     def _checked(self) -> Checked:
-        """What the check found for this file, machine and thread count; run on first use."""
+        """What the check says for this file, machine and thread count; run on first use."""
 
         def compute() -> Checked:
             with progress(None, f"checking once how many rows a step {self.path.name} takes"):
@@ -268,15 +268,15 @@ class LlamaCppRuntime(Runtime):
             self._drop_context()
             return checked
 
-        found = cached_json(("llamacpp",), hash_json([_CHECK, self.fingerprint]), compute, Checked.read)
-        if found.rows > 1 and read_shape(self.fingerprint) is None:
-            write_shape(self.fingerprint, found.shape)
-        if found.rows == 1:
+        verdict = cached_json(("llamacpp",), hash_json([_CHECK, self.fingerprint]), compute, Checked.read)
+        if verdict.rows > 1 and read_shape(self.fingerprint) is None:
+            write_shape(self.fingerprint, verdict.shape)
+        if verdict.rows == 1:
             notice(
                 f"{self.path.name}: trees and one-token decoding disagree on this machine, so it decodes plainly, "
                 "without drafts. Another number format may help: unwrite models requantise.",
             )
-        return found
+        return verdict
 
 
 def below(tree: DraftTree) -> np.ndarray[Any, np.dtype[np.bool_]]:

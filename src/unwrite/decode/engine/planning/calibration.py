@@ -26,7 +26,7 @@ def calibrate(runtime: Runtime, length: int = 128, repeats: int = 5, route: str 
     runtime.prefill([np.arange(length) % min(runtime.vocab, 1000)], SIZES[-1])
     chosen = routes.current if route is None else route
     runtime.use(chosen)
-    found = {}
+    medians = {}
     for rows in (size for size in SIZES if size <= limit):
         tree = DraftTree.of(np.arange(rows) % runtime.vocab, (np.arange(rows) - 1) // 2)
         times = []
@@ -36,8 +36,8 @@ def calibrate(runtime: Runtime, length: int = 128, repeats: int = 5, route: str 
             times.append(time.perf_counter() - start)
             runtime.commit([[]])
             routes.costs[chosen].observe(rows, length, times[-1])
-        found[rows] = median(times)
+        medians[rows] = median(times)
     shape = routes.costs[chosen].measured()
     if shape is not None and route is None:
         write_shape(runtime.fingerprint, shape)
-    return found
+    return medians

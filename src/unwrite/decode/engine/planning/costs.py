@@ -85,9 +85,9 @@ class ForwardCosts:
         base = self._latest(0)
         if base is None:
             return None
-        found = [None if (now := self._latest(i)) is None else now / base for i in range(len(SIZES))]
+        ratios = [None if (now := self._latest(i)) is None else now / base for i in range(len(SIZES))]
         scale, merged = 1.0, []
-        for prior, ratio in zip(self.shape, found, strict=True):
+        for prior, ratio in zip(self.shape, ratios, strict=True):
             scale = scale if ratio is None else ratio / prior
             merged.append(prior * scale if ratio is None else ratio)
         return tuple(merged)

@@ -169,7 +169,7 @@ class Planner:
         if not self.active:
             return tree
         if tree.nodes == 1:
-            self._found(False)
+            self._note_look(False)
             return tree
         chances = self.chances(tree)
         order = np.argsort(-chances[1:], kind="stable") + 1
@@ -178,7 +178,7 @@ class Planner:
         best = wished
         if wished and self._risk_of(wished, length) > self.credit:
             best = self._best_size(gains, length, self.credit)
-        self._found(wished > 0)
+        self._note_look(wished > 0)
         if best:
             self._risked = self._risk_of(best, length)
         elif wished:
@@ -253,12 +253,12 @@ class Planner:
         paying = [i for i, (rate, _) in rates.items() if rate * plain > MARGIN and risks[i] <= self.credit]
         best = max(paying or rates, key=lambda i: rates[i][0])
         if self.active and not paying:
-            self._found(False)
+            self._note_look(False)
             self.drafting.spare += PROBE_SHARE * plain
             if self.drafting.spare < risks[best] * plain:
                 return 0
         else:
-            self._found(True)
+            self._note_look(True)
         self.drafting.spare = 0.0
         self._risked, self._length = risks[best], length
         self._plan = best if self.active else fitting[-1][0]
@@ -323,7 +323,7 @@ class Planner:
         """What was lost is allowed again, little by little."""
         self.credit += PROBE_SHARE if self.credit < STAKE else 0.0
 
-    def _found(self, pays: bool) -> None:
+    def _note_look(self, pays: bool) -> None:
         self.idle = self.drafting.idle = 0 if pays else self.idle + 1
 
     def _follow(self, pending: _Pending, token: int) -> bool:

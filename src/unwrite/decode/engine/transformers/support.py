@@ -75,6 +75,6 @@ def _decide(model: Any) -> Support:
     limit, why = min(limits(model), default=(None, ""))
     if limit is not None and limit < SMALLEST:
         return Support(0, why, fault=tree_check.own_fault(model))
-    if found := tree_check.disagreement(model):
-        return Support(0, found, fault=tree_check.own_fault(model))
+    if why_not := tree_check.disagreement(model):
+        return Support(0, why_not, fault=tree_check.own_fault(model))
     return Support(limit, why, min(columns(model), default=None))

@@ -93,9 +93,9 @@ def _compare(model: Any) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def _distance(found: Tensor, expected: Tensor) -> Tensor:
-    found, expected = found.float(), expected.float()
-    return (found - expected).abs().mean() / expected.std().clamp(min=1e-30)
+def _distance(logits: Tensor, expected: Tensor) -> Tensor:
+    logits, expected = logits.float(), expected.float()
+    return (logits - expected).abs().mean() / expected.std().clamp(min=1e-30)
 
 
 def _ids(model: Any, rows: int) -> Tensor:

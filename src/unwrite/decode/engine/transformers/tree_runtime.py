@@ -272,7 +272,7 @@ class TreeRuntime(Runtime):
             twin = self._twin = self._twin or structural_copy(self.model)  # the user's model never carries our hooks
         body, copies = (self.model, {}) if twin is None else twin
         heard = {name: (copies[id(module)], kind) for name, (module, kind) in wanted.items()}
-        with listening(heard) as found:
+        with listening(heard) as hidden:
             result = body(
                 input_ids=tokens,
                 attention_mask=mask,
@@ -281,8 +281,8 @@ class TreeRuntime(Runtime):
                 use_cache=True,
                 **self._extras,
             )
-        layers = {int(name.split(":")[1]): states for name, states in found.items() if name.startswith("layer:")}
-        return Output(result.logits, found.get("final_hidden"), layers or None)
+        layers = {int(name.split(":")[1]): states for name, states in hidden.items() if name.startswith("layer:")}
+        return Output(result.logits, hidden.get("final_hidden"), layers or None)
 
     def _read(self, tokens: Tensor, sizes: Ints, skip: int, columns: int) -> Tensor:
         """The prompts' forward, by the route that has been fastest for prompts so long. Returns [batch, vocab]."""
