@@ -12,7 +12,7 @@ from helpers.tiny import lively, make_llama
 from unwrite import catalog
 from unwrite.cli.generate import generate as generate_command
 from unwrite.decode import Strategy
-from unwrite.decode.engine.planning.planner import forget_knowledge
+from unwrite.decode.engine.planning.knowledge import forget_knowledge
 from unwrite.errors import MethodError
 
 VOCAB, NEW = 16, 24

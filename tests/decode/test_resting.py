@@ -9,12 +9,12 @@ from unwrite.decode import Joined, PromptLookup, TokenRecycling
 from unwrite.decode.base import Drafter, Strategy
 from unwrite.decode.engine.loop import Decoding
 from unwrite.decode.engine.planning.knowledge import forget_knowledge
-from unwrite.decode.engine.planning.planner import IDLE_AFTER, LONGEST_REST, PROBE_SHARE, Planner
+from unwrite.decode.engine.planning.planner import IDLE_AFTER, LONGEST_REST, PROBE_SHARE, Planner, RowOutcome
 from unwrite.decode.engine.planning.routes import ForwardRoutes
 from unwrite.decode.engine.sampling import Sampling
 from unwrite.decode.engine.stopping import Stopping
 from unwrite.decode.engine.transformers.runtime import TransformersRuntime
-from unwrite.decode.engine.tree import DraftTree
+from unwrite.decode.engine.tree import DraftTree, Path
 from unwrite.decode.plain import NoDrafter, Plain
 
 VOCAB = 11
@@ -196,3 +196,16 @@ def test_shipped_drafters_rest():
     runtime = SimpleNamespace(vocab=VOCAB, fingerprint="t", max_nodes=None)
     for strategy in (PromptLookup(), TokenRecycling(), Joined()):
         assert strategy.drafter(runtime, Sampling()).rests
+
+
+def test_a_run_of_plain_steps_tells_what_each_took_beside_its_forward():
+    planner = Planner(ForwardRoutes(["stock"]), lambda kind: 0.9)
+    planner.learn(RowOutcome(None, Path(tokens=[1, 2, 3, 4]), 4, lambda: 0.8))
+    assert planner.own.of_rest == pytest.approx(0.2)
+
+
+def test_the_tokens_of_plain_steps_judge_the_proposals_before_them():
+    planner = Planner(ForwardRoutes(["stock"]), lambda kind: 0.5)
+    planner.propose(DraftTree.chain(0, [5, 6]))
+    planner.learn(RowOutcome(None, Path(tokens=[5, 7]), 2, lambda: 0.0))
+    assert planner.acceptance.estimate(1, 0.5) > 0.5 > planner.acceptance.estimate(2, 0.5)
