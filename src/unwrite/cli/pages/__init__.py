@@ -1,0 +1,1 @@
+"""What the documentation shows of the catalogue and the results: tables, pictures, and a page a system."""

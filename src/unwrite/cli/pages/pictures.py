@@ -1,0 +1,177 @@
+"""Pictures of the documentation: Vega-Lite drawn to SVG from stored results."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from ... import catalog
+from .stored import stored_result
+
+
+def diffusion_picture() -> str | None:
+    """The same as an SVG; None if it was not stored."""
+    stored = stored_result("diffusion")
+    if stored is None:
+        return None
+    import vl_convert
+
+    from ...bench.diffusion_report import picture
+
+    return str(vl_convert.vegalite_to_svg(picture(stored["rows"])))
+
+
+# One axis a measure: its title, and what is shown on it.
+PICTURED = {
+    "probability of the answer, per token (0 to 1)": {
+        "forget_probability": "forgotten questions",
+        "forget_paraphrase_probability": "the same, in other words",
+    },
+    "ROUGE-L recall of the model's earlier answers (0 to 1)": {
+        "neighbours_rouge": "neighbours, never trained on",
+        "general_rouge": "general knowledge, never trained on",
+    },
+}
+
+
+def demo_picture() -> str | None:
+    """The stored demo as an SVG of bars, before and after; None if it was not stored."""
+    stored = stored_result("demo")
+    if stored is None:
+        return None
+    import vl_convert
+
+    spec = {
+        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+        "title": {
+            "text": "A real model forgets one landmark",
+            "subtitle": "SmolLM2-135M-Instruct before and after, as unwrite demo measured it",
+            "anchor": "start",
+            "fontSize": 15,
+            "subtitleFontSize": 12,
+        },
+        "background": "white",
+        "padding": 14,
+        "spacing": 18,
+        "vconcat": [_bars(stored["figures"], measure, labels) for measure, labels in PICTURED.items()],
+        "config": {"view": {"stroke": None}, "font": "Helvetica, Arial, sans-serif"},
+    }
+    return str(vl_convert.vegalite_to_svg(spec))
+
+
+def _bars(figures: Any, measure: str, labels: dict[str, str]) -> dict[str, Any]:
+    """One measure on its own axis: two bars a row, before and after."""
+    values = [
+        {"what": label, "when": when, "value": figures[name][when]}
+        for name, label in labels.items()
+        if name in figures
+        for when in ("before", "after")
+    ]
+    # Of one width for both, so that the axes stand below each other.
+    axis = {"labelLimit": 400, "labelFontSize": 13, "minExtent": 225, "title": None, "ticks": False, "domain": False}
+    return {
+        "data": {"values": values},
+        "width": 420,
+        "mark": {"type": "bar", "cornerRadiusEnd": 2, "height": 11},
+        "encoding": {
+            "y": {"field": "what", "type": "nominal", "sort": None, "axis": axis},
+            "yOffset": {"field": "when", "sort": ["before", "after"]},
+            "x": {
+                "field": "value",
+                "type": "quantitative",
+                "scale": {"domain": [0, 1]},
+                "axis": {"title": measure, "titleFontSize": 12, "titleFontWeight": "normal", "grid": False},
+            },
+            "color": {
+                "field": "when",
+                "sort": ["before", "after"],
+                "scale": {"domain": ["before", "after"], "range": ["#9aa5b1", "#d1495b"]},
+                "legend": {"title": None, "orient": "top", "labelFontSize": 13},
+            },
+        },
+    }
+
+
+def methods_picture() -> str | None:
+    """Forgetting against utility of every text method that was measured on the invented authors, as an SVG."""
+    result = catalog.system("uld").result
+    if result is None:
+        return None
+    import vl_convert
+
+    at = [result["columns"].index(name) for name in ("forget probability", "model utility")]
+    values = [
+        {
+            "method": name,
+            "forget": _mean(row[at[0]]),
+            "utility": _mean(row[at[1]]),
+            "kind": REFERENCES.get(name, "a method"),
+        }
+        for name, row in result["rows"].items()
+    ]
+    return str(vl_convert.vegalite_to_svg(_scatter(_placed(values))))
+
+
+def _placed(values: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """With "below" where a name would stand on that of a point just above."""
+    ranked = sorted(values, key=lambda value: value["utility"])
+    crowded = [
+        after["utility"] - value["utility"] < 0.03 and abs(after["forget"] - value["forget"]) < 0.25
+        for value, after in itertools.pairwise(ranked)
+    ]
+    return [{**value, "below": below} for value, below in zip(ranked, [*crowded, False], strict=True)]
+
+
+REFERENCES = {"target": "the model before", "oracle": "retrained without the forget set"}
+
+
+def _mean(cell: str) -> float:
+    return float(str(cell).split(" +- ")[0])
+
+
+def _scatter(values: list[dict[str, Any]]) -> dict[str, Any]:
+    """Points with their names beside them; left and high is good."""
+    x = {"field": "forget", "type": "quantitative", "scale": {"domain": [0, 1]}}
+    y = {"field": "utility", "type": "quantitative", "scale": {"domain": [0.4, 0.9], "zero": False}}
+    colours = {"domain": ["a method", *REFERENCES.values()], "range": ["#d1495b", "#9aa5b1", "#2e4057"]}
+    kind = {"field": "kind", "scale": colours, "legend": {"title": None, "orient": "bottom", "labelLimit": 400}}
+    axis = {"grid": False, "titleFontWeight": "normal", "titleFontSize": 12}
+    return {
+        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+        "title": {
+            "text": "Forgetting against utility, by method",
+            "subtitle": "40 invented authors, 4 forgotten, a model of 3.4 million weights, 3 seeds; baselines stopped at one level",
+            "anchor": "start",
+            "fontSize": 15,
+        },
+        "background": "white",
+        "padding": 14,
+        "width": 560,
+        "height": 300,
+        "data": {"values": values},
+        "layer": [
+            {
+                "mark": {"type": "point", "filled": True, "size": 70},
+                "encoding": {
+                    "x": {
+                        **x,
+                        "axis": {**axis, "title": "probability of the forgotten answers (less is more forgotten)"},
+                    },
+                    "y": {**y, "axis": {**axis, "title": "model utility"}},
+                    "color": kind,
+                },
+            },
+            *(
+                {
+                    "transform": [{"filter": f"datum.below == {below}"}],
+                    "mark": {"type": "text", "align": "left", "dx": 8, "dy": down, "fontSize": 11},
+                    "encoding": {"x": x, "y": y, "text": {"field": "method"}},
+                }
+                for below, down in (("false", -5), ("true", 10))
+            ),
+        ],
+        "config": {"view": {"stroke": None}, "font": "Helvetica, Arial, sans-serif"},
+    }
+
+
+PICTURES = {"demo.svg": demo_picture, "diffusion.svg": diffusion_picture, "methods.svg": methods_picture}

@@ -1,0 +1,289 @@
+"""Tables of the documentation, from the catalogue and the stored results."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from typing import Any
+
+from ... import catalog
+from ...reproduce import freshness
+from .stored import stored_result
+
+
+def fill(text: str) -> str:
+    """The text with every `<!-- table: name -->` ... `<!-- end -->` block written anew."""
+    for name, make in TABLES.items():
+        start, end = f"<!-- table: {name} -->", "<!-- end -->"
+        if start in text:
+            before, after = text.split(start, 1)
+            text = f"{before}{start}\n{make()}\n{end}{after.split(end, 1)[1]}"
+    return text
+
+
+def measured() -> str:
+    """Systems that are done, with what was measured."""
+    lines, shown = ["| system | paper's claim | verdict here | measured here |", "|---|---|---|---|"], []
+    for system in catalog.systems().values():
+        if system.status == "done" and (result := system.result):
+            verdict = freshness.marked(system.slug, f"**{result['verdict']}**")
+            cells = (f"`{system.slug}` {system.title}", system.claim, verdict, result["headline"])
+            lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+            shown.append(system.slug)
+    return "\n".join([*lines, *_foot(shown)])
+
+
+def verdicts() -> str:
+    """How many systems were measured again, and what came out, in one line."""
+    counts = Counter(system.verdict for system in catalog.systems().values() if system.verdict)
+    total, done = len(catalog.systems()), sum(counts.values())
+    said = ", ".join(f"{number} {verdict}" for verdict, number in counts.most_common())
+    return "\n".join([f"{done} of {total} measured again: {said}.", *_foot(catalog.systems())])
+
+
+def demo_short() -> str:
+    """The demo's figures that a reader asks for first."""
+    record = stored_result("demo")
+    if record is None:
+        return "not measured yet"
+    lines = ["| | before | after |", "|---|---|---|"]
+    for name, words in DEMO.items():
+        lines.append(f"| {words} | {record['figures'][name]['before']:.3f} | {record['figures'][name]['after']:.3f} |")
+    curve = record["attacks"][0]["curves"]["after"]
+    lines += [
+        "",
+        f"{curve[-1]['step']} steps of relearning on half of the rows bring the other half from "
+        f"{curve[0]['unseen']:.3f} to {curve[-1]['unseen']:.3f}:",
+        "traces remain. All figures: [benchmarks](docs/benchmarks.md#the-demo).",
+    ]
+    return "\n".join(lines)
+
+
+DEMO = {
+    "forget_probability": "probability of the forgotten answers",
+    "forget_paraphrase_probability": "the same, asked in other words",
+    "neighbours_rouge": "neighbouring facts, never trained on (ROUGE-L)",
+    "general_rouge": "general knowledge, never trained on (ROUGE-L)",
+}
+
+
+def _foot(slugs: Iterable[str]) -> list[str]:
+    """What stands below a table that holds stored results."""
+    foot = freshness.footnote(slugs)
+    return ["", foot] if foot else []
+
+
+def planned() -> str:
+    """Systems still to come, by family."""
+    families: dict[str, list[str]] = {}
+    for system in catalog.systems().values():
+        if system.status == "planned":
+            families.setdefault(system.family, []).append(f"`{system.slug}`")
+    return "\n".join(f"- {family}: {', '.join(slugs)}" for family, slugs in families.items())
+
+
+def methods() -> str:
+    """The table that helps choose a method."""
+    lines = ["| method | of | kind | intent | needs | guarantee | cost |", "|---|---|---|---|---|---|---|"]
+    for m in catalog.METHOD.own().values():
+        of = " and ".join(m.forgets)
+        cells = (f"`{m.slug}` {m.title}", of, m.kind, m.intent, ", ".join(m.needs), m.guarantee, m.cost)
+        lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def strategies() -> str:
+    """The ways to decode."""
+    lines = ["| strategy | sampled text | needs | runs on |", "|---|---|---|---|"]
+    exact = {"identical": "identical at the same seed, one text at a time", "distribution": "equal in distribution"}
+    from ...decode import LlamaCppRuntime
+
+    for s in catalog.STRATEGY.own().values():
+        everywhere = s.load().needs <= LlamaCppRuntime.provides
+        runtimes = "transformers, llama.cpp" if everywhere else "transformers"
+        cells = (f"`{s.slug}` {s.title}", exact[s.exact], ", ".join(s.needs) or "nothing", runtimes)
+        lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def parts() -> str:
+    """The parts of the denoising loop, by the field they fill."""
+    lines = ["| part | fills | does | from |", "|---|---|---|---|"]
+    from ...diffusion import Sampler
+
+    order = [field.name for field in dataclasses.fields(Sampler)]
+    for p in sorted(catalog.PART.own().values(), key=lambda part: order.index(part.kind)):
+        lines.append("| " + " | ".join(_cell(cell) for cell in (f"`{p.slug}`", p.kind, p.does, p.paper)) + " |")
+    return "\n".join(lines)
+
+
+def suites() -> str:
+    """The audit's suites, and what each looks at first."""
+    lines = ["| suite | for | what it measures | gone by | kept by |", "|---|---|---|---|---|"]
+    for record in catalog.SUITE.own().values():
+        suite = record.load()
+        if record.slug == suite.name:
+            headlines = [f"`{one.metric}`" if one else "" for one in (suite.gone, suite.kept)]
+            cells = (f"`{record.slug}`", suite.of, suite.about, *headlines)
+            lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def attacks() -> str:
+    """The audit's attacks."""
+    lines = ["| attack | what it does |", "|---|---|"]
+    for record in catalog.ATTACK.own().values():
+        lines.append(f"| `{record.slug}` | {_cell(record.load()().about)} |")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def bench() -> str:
+    """The stored step benchmark."""
+    rows = stored_result("unlearn-step")
+    if rows is None:
+        return "not measured yet"
+    lines = [
+        "| method | rows | ours, s | peer, s | ratio | middle half | peak memory, MiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows["cases"]:
+        low, high = row["middle_half"]
+        figures = f"{row['ours_s']:.2f} | {row['peer_s']:.2f} | **{row['ratio']:.2f}** | {low:.2f} to {high:.2f}"
+        memory = f"{row['ours_mib']:.0f} against {row['peer_mib']:.0f}" if "ours_mib" in row else "not measured"
+        lines.append(f"| {row['method']} | {row['rows']} | {figures} | {memory} |")
+    lines.append("")
+    lines.append(f"Batch {rows['cases'][0]['batch']}, {rows['cases'][0]['pairs']} pairs, {rows['machine']['cpu']}.")
+    return "\n".join(lines)
+
+
+def decode() -> str:
+    """The stored decoding benchmark, greedy: cells, checks and bounds."""
+    stored = stored_result("decode")
+    if stored is None:
+        return "not measured yet"
+    from ...bench import decode_report as report
+
+    rows, lines = stored["rows"], []
+    for runtime in dict.fromkeys(row["runtime"] for row in rows):
+        lines += [f"**{runtime}**, greedy", "", *report.cells(rows, runtime, 0.0), ""]
+    lines += ["| promised | |", "|---|---|"]
+    lines += [f"| {what} | {'yes' if holds else '**no**'} |" for what, holds in report.checks(rows).items()]
+    if slow := report.slow_cells(rows):
+        lines += ["", "Below the floor: " + "; ".join(slow) + "."]
+    lines += ["", "What bounds the best of each:", "", *report.bounds(rows, stored["costs"]), ""]
+    lines.append(f"{stored['tokens']} tokens a text, {_decode_foot(stored)}")
+    return "\n".join(lines)
+
+
+def _decode_foot(stored: Mapping[str, Any]) -> str:
+    machine = stored["machine"]
+    processor = f"{machine['cpu']} ({machine['vectors']})" if "vectors" in machine else machine["cpu"]
+    commit = stored["commit"] or "unknown"
+    return (
+        f"{stored['threads']} threads, {processor}, {stored['seconds'] / 60:.0f} minutes in all, commit {commit[:7]}."
+    )
+
+
+def decode_sampled() -> str:
+    """The stored decoding benchmark at temperatures above 0."""
+    stored = stored_result("decode")
+    if stored is None:
+        return "not measured yet"
+    from ...bench import decode_report as report
+
+    rows, lines = stored["rows"], []
+    for runtime, heat in dict.fromkeys((row["runtime"], row["temperature"]) for row in rows if row["temperature"] > 0):
+        tokens = next(
+            r.get("tokens", stored["tokens"]) for r in rows if (r["runtime"], r["temperature"]) == (runtime, heat)
+        )
+        lines += [f"**{runtime}**, temperature {heat:g}, {tokens} tokens a text", ""]
+        lines += [*report.cells(rows, runtime, heat), ""]
+    lines.append(_decode_foot(stored))
+    return "\n".join(lines)
+
+
+def demo() -> str:
+    """The stored demo."""
+    stored = stored_result("demo")
+    if stored is None:
+        return "not measured yet"
+    lines = ["| | before | after |", "|---|---|---|"]
+    for name, values in stored["figures"].items():
+        lines.append(f"| {name.replace('_', ' ')} | {values['before']:.3f} | {values['after']:.3f} |")
+    times = ", ".join(f"{value:.0f} s of {part}" for part, value in stored["seconds"].items())
+    curve = stored["attacks"][0]["curves"]["after"]
+    recovered = f"{curve[0]['unseen']:.3f} to {curve[-1]['unseen']:.3f}"
+    lines += [
+        "",
+        f"Training ended: {stored['stopped']}; {times}, on {stored['machine']['cores']} cores. ROUGE-L recall is against the "
+        f"model's own answers before. Relearning: {curve[-1]['step']} steps on half of the forgotten rows bring the other half's "
+        f"probability from {recovered}, so traces remain.",
+        *_foot([freshness.DEMO]),
+    ]
+    return "\n".join(lines)
+
+
+def sweep() -> str:
+    """The stored sweep of methods that forget images."""
+    path = files("unwrite").joinpath("bench", "results", "sweep.jsonl")
+    if not path.is_file():
+        return "not measured yet"
+    from ...bench.sweep_table import markdown
+
+    header, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    cpu, commit = header["machine"]["cpu"], header["commit"]
+    return "\n".join([*markdown(rows), "", f"{cpu}, one thread a trial, commit {commit[:7]}."])
+
+
+def constants() -> str:
+    """The page of published constants, each with its source and where it stands."""
+    text = files("unwrite").joinpath("reproduce", "constants.toml").read_text(encoding="utf-8")
+    lines = [
+        "# Published constants",
+        "",
+        "What a paper or its code sets, and where it stands here. Made from `src/unwrite/reproduce/constants.toml`; a test",
+        "reads every one from the code. What we set otherwise, and why, is in [corrections](corrections.md).",
+    ]
+    for group in tomllib.loads(text)["group"]:
+        lines += ["", f"## {group['name']}", "", f"Source: {group['source']}.", ""]
+        lines += ["| constant | value | in our code |", "|---|---|---|"]
+        lines += [f"| {one['name']} | {one['value']} | `{one['where']}` |" for one in group["constants"]]
+    return "\n".join(lines) + "\n"
+
+
+def diffusion() -> str:
+    """The stored comparison of samplers of diffusion language models."""
+    stored = stored_result("diffusion")
+    if stored is None:
+        return "not measured yet"
+    from ...bench.diffusion_report import table
+
+    foot = f"{stored['prompts']} prompts, {stored['machine']['cpu']}, commit {stored['commit'][:7]}."
+    return "\n".join([*table(stored["rows"]), "", foot])
+
+
+TABLES = {
+    "attacks": attacks,
+    "bench": bench,
+    "decode": decode,
+    "decode-sampled": decode_sampled,
+    "demo": demo,
+    "demo-short": demo_short,
+    "diffusion": diffusion,
+    "measured": measured,
+    "planned": planned,
+    "methods": methods,
+    "parts": parts,
+    "strategies": strategies,
+    "suites": suites,
+    "sweep": sweep,
+    "verdicts": verdicts,
+}
