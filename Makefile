@@ -56,8 +56,12 @@ test-robustness: venv
 bench: venv
 	$(PY) -m unwrite.cli bench unlearn-step
 
+# Writes what is generated, and builds the pages as a site in build/site.
 docs: venv
+	@$(PIP) -e ".[docs]"
 	$(PY) -m unwrite.cli docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+	@echo "the site: build/site/index.html"
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
