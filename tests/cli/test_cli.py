@@ -1,14 +1,15 @@
 """The command line: one clear line for every refusal, flags from the dataclass, lists from the catalogue."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from unwrite import catalog
 from unwrite.cli import COMMANDS, main
-from unwrite.cli.docs import fill
 from unwrite.cli.fields import build
 from unwrite.errors import MethodError
 
@@ -93,9 +94,23 @@ def test_help_names_every_command_without_importing_torch():
     assert all(name in result.stdout for name in COMMANDS)
 
 
-def test_readme_tables_are_up_to_date():
-    from pathlib import Path
+ROOT = Path(__file__).parents[2]
 
-    readme = Path(__file__).parents[2] / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    assert fill(text) == text
+
+def test_what_is_generated_is_up_to_date(capsys):
+    main(["docs", "--check", "--root", str(ROOT)])
+    assert "up to date" in capsys.readouterr().out
+
+
+def test_readme_is_a_page():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 120
+    cells = [cell.strip() for line in lines if line.startswith("|") for cell in line.strip("|").split("|")]
+    assert max(map(len, cells)) <= 100
+
+
+def test_every_link_between_pages_leads_somewhere():
+    link = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for target in link.findall(page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -113,6 +113,7 @@ def test_an_end_token_ranks_last_at_first_and_first_at_last(number, order):
         eos_ids=(END,),
         number=torch.tensor([number]),
         total=64,
+        scored=None,
     )
     scores = dict(zip(tokens, EOSReject().score(step)[0].tolist(), strict=True))
     assert sorted(scores, key=scores.get, reverse=True) == order

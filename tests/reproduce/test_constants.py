@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unwrite.cli import docs
+from unwrite.cli.pages import tables
 
 GROUPS = tomllib.loads(files("unwrite").joinpath("reproduce", "constants.toml").read_text("utf-8"))["group"]
 CONSTANTS = [one for group in GROUPS for one in group["constants"]]
@@ -77,5 +77,5 @@ def test_a_constant_stands_once_in_the_table():
 
 def test_the_page_is_what_the_table_says():
     page = (Path(__file__).parents[2] / "docs" / "constants.md").read_text(encoding="utf-8")
-    assert page == docs.constants(), "run: unwrite docs"
+    assert page == tables.constants(), "run: unwrite docs"
     assert page.count("\n| ") == len(CONSTANTS) + len(GROUPS)  # a head each

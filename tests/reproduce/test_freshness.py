@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from unwrite import catalog
-from unwrite.cli import demo, docs, main
+from unwrite.cli import demo, main
+from unwrite.cli.pages import tables
 from unwrite.errors import MethodError
 from unwrite.reproduce import freshness
 from unwrite.reproduce.freshness import DEMO, MARK, code, footnote, hashes, marked, stale, staleness
@@ -121,16 +122,16 @@ def test_tables_mark_what_is_to_be_measured_again(monkeypatch):
     assert marked("npo", "partly") == "partly"
     assert footnote(["npo"]) is None
     assert footnote(["npo", "ssd"]).startswith(MARK)
-    table = docs.measured()
+    table = tables.measured()
     assert table.count(MARK) == 2
     assert table.splitlines()[-1] == footnote(["ssd"])
 
 
 def test_the_demos_table_is_marked_too(monkeypatch):
     monkeypatch.setattr(freshness, "stale", lambda: {"demo": "before hashes were stored"})
-    assert docs.demo().splitlines()[-1] == footnote(["demo"])
+    assert tables.demo().splitlines()[-1] == footnote(["demo"])
     monkeypatch.setattr(freshness, "stale", dict)
-    assert MARK not in docs.demo()
+    assert MARK not in tables.demo()
 
 
 def test_the_lists_of_systems_and_methods_mark_them_too(monkeypatch, capsys):

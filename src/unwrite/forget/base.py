@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy as copying
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from torch import Tensor, nn
@@ -105,7 +105,7 @@ class Method(ABC, Generic[WorkT]):
         method.check_model(model, adapters=peft_config is not None)
         method.check_work(work)
         if copy:
-            work.model = copying.deepcopy(model)
+            work = replace(work, model=copying.deepcopy(model))  # what was found of the model itself is found anew
         work.place()
         return method._apply(work)
 
