@@ -28,7 +28,7 @@ COMMANDS = {
     "models": ("models:app", "Bundled models: list them, add their package."),
     "reproduce": ("reproduce:reproduce", "Measure a paper's claim again."),
     "sweep": ("sweep:sweep", "Methods that forget images, on beds over seeds, in one table."),
-    "bench": ("bench:bench", "Speed, as ratios against a named peer."),
+    "bench": ("bench:app", "Speed, as ratios against a named peer."),
     "doctor": ("doctor:doctor", "What is installed, what is missing, and for what."),
     "docs": ("docs:docs", "Write the generated tables into README and docs."),
 }

@@ -1,4 +1,4 @@
-"""unwrite bench: speed, as ratios against a named peer in one run."""
+"""unwrite bench: speed, as ratios against a named peer in one run; a sub-command a benchmark, each with its own flags."""
 
 from __future__ import annotations
 
@@ -6,73 +6,164 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cyclopts import App
+
 from .. import catalog
-from ..errors import MethodError
 from ..runs import parse_json, progress
 from .inputs import need_number
+from .listing import plain_table
 from .output import console, label, print_json, progress_console, quiet_libraries
 
+app = App(name="bench", help="Speed, as ratios against a named peer in one run.")
 
-def bench(
-    what: str,
+
+@app.default
+def benches(what: str | None = None, *, json: bool = False) -> None:
+    """List the benchmarks.
+
+    Args:
+        what: one of them.
+        json: print JSON.
+    """
+    if what is not None:
+        catalog.bench(what)  # refuses what is none, with the nearest name
+    if json:
+        print_json({bench.slug: bench.does for bench in catalog.benches().values()})
+        return
+    console().print(
+        plain_table(["benchmark", "what it measures"], [[b.slug, b.does] for b in catalog.benches().values()])
+    )
+
+
+@app.command(name="unlearn-step")
+def unlearn_step(
     *,
     model: str = "smollm2-135m",
     base: str | None = None,
     batch: int = 4,
     pairs: int = 9,
-    full: bool = False,
-    prompts: int = 2000,
-    seed: int = 0,
-    bed: Path | None = None,
     out: Path | None = None,
     overwrite: bool = False,
     json: bool = False,
 ) -> None:
-    """Time an optimiser step of forgetting, or decoding, against a named peer; compare samplers of diffusion models.
+    """Time an optimiser step of forgetting against the same method as open-unlearning computes it.
 
     Args:
-        what: unlearn-step, against the same method as open-unlearning computes it; decode, every strategy against
-            transformers and llama.cpp (where it is installed), in about 45 minutes; diffusion, every sampler's accuracy
-            against its forwards on the test bed, and its speed on a model of real size; importance, every weight's importance
-            against SSD's own loop, a loop over single rows, and vmap; vision, twelve methods that forget a class, a random
-            tenth and a font of rendered characters, in about ten minutes.
         model: what to time it on.
-        base: of unlearn-step on an adapter, the model it stands on, where its own file may not choose that.
-        batch: of unlearn-step, forget rows a step.
-        pairs: of unlearn-step and importance, paired repeats.
-        full: of decode, repeat until no interval around 1 is wider than 0.06; hours.
-        prompts: of diffusion, how many.
-        seed: of diffusion and vision, what everything is drawn from.
-        bed: of diffusion, folder of a test bed; the one that ships by default.
-        out: also write the figures there, as JSON, as they come; a stopped unlearn-step or vision (JSON lines) goes on
-            from it. diffusion writes a page (.html) and pictures (.svg, .png) beside it.
+        base: of an adapter, the model it stands on, where its own file may not choose that.
+        batch: forget rows a step.
+        pairs: paired repeats.
+        out: also write the figures there, as JSON, as they come; a stopped run goes on from it.
         overwrite: replace the figures in OUT, where they aren't a stopped run's.
         json: print JSON.
     """
-    catalog.bench(what)
-    from ..runs import need_free, versions
+    need_number("--batch", batch, at_least=1)
+    need_number("--pairs", pairs, at_least=1)
+    setting = _setting()
+    if not _stopped(out, setting, batch, pairs):
+        _need_free(out, overwrite)
+    _unlearn_step(model, base, batch, pairs, out, json, setting)
+
+
+@app.command
+def decode(
+    *,
+    model: str = "smollm2-135m",
+    full: bool = False,
+    out: Path | None = None,
+    overwrite: bool = False,
+    json: bool = False,
+) -> None:
+    """Time every strategy against transformers and llama.cpp (where it is installed), in about 45 minutes.
+
+    Args:
+        model: what to time it on; no adapter.
+        full: repeat until no interval around 1 is wider than 0.06; hours.
+        out: also write the figures there, as JSON, as they come.
+        overwrite: replace the figures in OUT.
+        json: print JSON.
+    """
+    setting = _setting()
+    _need_free(out, overwrite)
+    _decode(model, full, out, json, setting)
+
+
+@app.command
+def diffusion(
+    *,
+    bed: Path | None = None,
+    prompts: int = 2000,
+    seed: int = 0,
+    out: Path | None = None,
+    overwrite: bool = False,
+    json: bool = False,
+) -> None:
+    """Compare samplers: accuracy against forwards on the test bed, and speed on a model of real size.
+
+    Args:
+        bed: folder of a test bed; the one that ships by default.
+        prompts: how many.
+        seed: what everything is drawn from.
+        out: also write the figures there, as JSON, with a page (.html) and pictures (.svg, .png) beside it.
+        overwrite: replace the figures in OUT.
+        json: print JSON.
+    """
+    need_number("--prompts", prompts, at_least=1)
+    _need_seed(seed)
+    setting = _setting()
+    _need_free(out, overwrite, ".html", ".svg", ".png")
+    _diffusion(bed, prompts, seed, out, json, setting)
+
+
+@app.command
+def importance(*, pairs: int = 9, out: Path | None = None, overwrite: bool = False, json: bool = False) -> None:
+    """Time every weight's importance against SSD's own loop, a loop over single rows, and vmap.
+
+    Args:
+        pairs: paired repeats.
+        out: also write the figures there, as JSON, as they come.
+        overwrite: replace the figures in OUT.
+        json: print JSON.
+    """
+    need_number("--pairs", pairs, at_least=1)
+    setting = _setting()
+    _need_free(out, overwrite)
+    _importance(pairs, out, json, setting)
+
+
+@app.command
+def vision(*, seed: int = 0, out: Path | None = None, json: bool = False) -> None:
+    """Compare twelve methods that forget a class, a random tenth and a font of rendered characters, in about ten minutes.
+
+    Args:
+        seed: what everything is drawn from.
+        out: JSON lines, one a trial; a stopped run goes on from it.
+        json: print JSON.
+    """
+    _need_seed(seed)
+    quiet_libraries()
+    _vision(seed, out, json)
+
+
+def _need_seed(seed: int) -> None:
+    need_number("--seed", seed, at_least=0, below=2**32)
+
+
+def _setting() -> dict[str, Any]:
+    """Where and with what the figures are measured."""
+    from ..runs import versions
     from ..runs.provenance import commit, machine
 
-    if base is not None and what != "unlearn-step":
-        raise MethodError(f"--base is for bench unlearn-step, and {what} runs on no adapter. Leave it out.")
-    for flag, value in (("--batch", batch), ("--pairs", pairs), ("--prompts", prompts)):
-        need_number(flag, value, at_least=1)
-    need_number("--seed", seed, at_least=0, below=2**32)
     quiet_libraries()
-    setting = {"versions": versions(), "machine": machine(), "commit": commit()}
-    if out is not None and what != "vision" and not (what == "unlearn-step" and _stopped(out, setting, batch, pairs)):
-        also = [out.with_suffix(ending) for ending in (".html", ".svg", ".png")] if what == "diffusion" else []
-        need_free(out, *also, overwrite=overwrite)
-    if what == "decode":
-        _decode(model, full, out, json, setting)
-    elif what == "diffusion":
-        _diffusion(bed, prompts, seed, out, json, setting)
-    elif what == "importance":
-        _importance(pairs, out, json, setting)
-    elif what == "vision":
-        _vision(seed, out, json)
-    else:
-        _unlearn_step(model, base, batch, pairs, out, json, setting)
+    return {"versions": versions(), "machine": machine(), "commit": commit()}
+
+
+def _need_free(out: Path | None, overwrite: bool, *endings: str) -> None:
+    """Refuses to replace what is there, before anything is measured."""
+    from ..runs import need_free
+
+    if out is not None:
+        need_free(out, *map(out.with_suffix, endings), overwrite=overwrite)
 
 
 def _unlearn_step(

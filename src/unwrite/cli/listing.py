@@ -39,7 +39,7 @@ def systems(*, json: bool = False) -> None:
     cells = [
         [row["slug"], row["family"], _verdict(row["slug"]) or text(row["status"], "dim"), row["title"]] for row in rows
     ]
-    console().print(_table(["system", "family", "here", "title"], cells))
+    console().print(plain_table(["system", "family", "here", "title"], cells))
     _say_what_is_stale(row["slug"] for row in rows)
 
 
@@ -59,7 +59,7 @@ def methods(method: str | None = None, *, json: bool = False) -> None:
         return
     headers = ["method", "of", "kind", "intent", "guarantee", "here"]
     cells = [[m.slug, _of(m), m.kind, m.intent, m.guarantee, _verdict(m.system) or ""] for m in records]
-    console().print(_table(headers, cells))
+    console().print(plain_table(headers, cells))
     _say_what_is_stale(m.system for m in records if m.system)
     for record in records:
         if record.package != OURS:
@@ -117,7 +117,7 @@ def _of(record: MethodRecord) -> str:
     return "both" if len(record.forgets) > 1 else record.forgets[0]
 
 
-def _table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:
+def plain_table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:
     """A table for 80 columns: the first column is never cut, the last takes what is left."""
     from rich.table import Table
 
