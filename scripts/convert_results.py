@@ -49,10 +49,10 @@ def lead(result: Result, text: str) -> Check:
     """RSD's comparisons, whose intervals are stored; the ratio itself is that of the rows."""
     from unwrite.reproduce import rsd
 
-    def mean(one: rsd.Contender) -> float:
+    def mean(one: rsd.DraftContender) -> float:
         return rate(result, f"{one.name}, T 1", "tokens/forward")
 
-    best: dict[int, dict[str, rsd.Contender]] = {nodes: {} for nodes in rsd.NODES}
+    best: dict[int, dict[str, rsd.DraftContender]] = {nodes: {} for nodes in rsd.NODES}
     for one in sorted(rsd.contenders(), key=mean):
         best[one.nodes] |= {one.kind: one, one.kind.split("-")[0]: one}
     ours, theirs = (rate(result, f"{name}, T 1", "tokens/forward") for name in rsd.pairs(best)[text])

@@ -9,7 +9,7 @@ from audits import audited, split_for, text_split
 from conftest import make_llama, make_tokenizer
 from unwrite import catalog
 from unwrite.audit import Metric, Suite, evaluate
-from unwrite.data.text.benchmarks import MultipleChoice as Item
+from unwrite.data.text.benchmarks import ChoiceQuestion as Item
 
 METRICS = catalog.metrics()
 ITEMS = (Item("where is ann ?", ("in town", "near the river", "in the garden", "by the harbour"), 1),)

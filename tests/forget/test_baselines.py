@@ -13,7 +13,7 @@ from unwrite.data import Example, Examples
 from unwrite.data.text.encoding import Encoded, pad
 from unwrite.errors import DataError
 from unwrite.forget import DPO, IDK, NPO, RMU, UNDIAL, GradientAscent, GradientDifference, KLAscent, SimNPO
-from unwrite.forget.engine.batch import PairedBatch, Part
+from unwrite.forget.engine.batch import BatchPart, PairedBatch
 from unwrite.forget.engine.loss import kl_divergence
 from unwrite.forget.refusal import default_refusals, refuse
 
@@ -45,7 +45,7 @@ def stub(nll, tokens, reference=None, index=None):
     labels = torch.full((n, max(tokens) + 1), -100)
     for row, count in enumerate(tokens):
         labels[row, 1 : count + 1] = 1
-    part = Part(torch.arange(n), torch.zeros_like(labels), torch.ones_like(labels), labels, labels != labels)
+    part = BatchPart(torch.arange(n), torch.zeros_like(labels), torch.ones_like(labels), labels, labels != labels)
     part.__dict__["nll"] = torch.tensor(nll, dtype=torch.float64)
     part.reference = None if reference is None else torch.tensor(reference, dtype=torch.float64)
     return part

@@ -13,7 +13,7 @@ from unwrite.data import Images
 from unwrite.errors import DataError, MethodError
 from unwrite.forget import NPO, Loss, Objective, PerRow
 from unwrite.forget.engine.images.work import ImageWork
-from unwrite.forget.engine.kinds import KINDS, Kind, kind_of
+from unwrite.forget.engine.kinds import KINDS, DataKind, kind_of
 from unwrite.forget.engine.text.work import TextWork
 from unwrite.forget.engine.work import Work
 
@@ -74,7 +74,7 @@ class Weight(nn.Module):
 def test_a_third_kind_of_data_is_a_work_and_a_line_of_the_registry(monkeypatch):
     with pytest.raises(DataError, match=r"the rows to forget are Notes\. Give Examples or Images\."):
         Unremember().apply(Weight(), Notes([2.0, 4.0]))
-    monkeypatch.setitem(KINDS, "notes", Kind("notes", Notes, f"{__name__}:NotesWork"))
+    monkeypatch.setitem(KINDS, "notes", DataKind("notes", Notes, f"{__name__}:NotesWork"))
     before = Weight()
     after = Unremember().apply(before, Notes([2.0, 4.0]), copy=True)
     assert after.weight.item() == 1.0 - 0.25 * 4.0  # d/dw of -mean (x - w)^2 is 2 mean (x - w)

@@ -14,7 +14,7 @@ from official_inputs import inputs, whole
 
 from conftest import make_llama
 from unwrite.forget import DPO, NPO, RMU, UNDIAL, GradientAscent, GradientDifference, KLAscent, SimNPO
-from unwrite.forget.engine.batch import PairedBatch, Part, positions
+from unwrite.forget.engine.batch import BatchPart, PairedBatch, positions
 from unwrite.forget.engine.stream import interleave
 from unwrite.forget.engine.text.logit_difference import kept_tokens, subtract
 from unwrite.forget.uld import ULD, _ReversedObjective
@@ -29,7 +29,7 @@ def part(data, mask=None, layer=None):
     where = positions(data["labels"], data["attention_mask"], mask)
     predicts = prediction_mask(data["labels"])
     reference_nll = token_nll(data["reference"][predicts], data["labels"][:, 1:][predicts[:, :-1]])
-    return Part(
+    return BatchPart(
         index=torch.arange(3),
         input_ids=data["input_ids"],
         attention_mask=data["attention_mask"],

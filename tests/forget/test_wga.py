@@ -5,7 +5,7 @@ import torch
 
 from unwrite.errors import MethodError
 from unwrite.forget import WGA, GradientAscent, PairedBatch
-from unwrite.forget.engine.batch import Part
+from unwrite.forget.engine.batch import BatchPart
 
 COUNTS = {"forget.tokens": torch.tensor(3.0)}
 
@@ -14,7 +14,7 @@ def batch(logits: torch.Tensor) -> PairedBatch:
     labels = torch.tensor([[-100, 0, 1, 2]])
     where = torch.tensor([[True, True, True, False]])
     ones = torch.ones(1, 4, dtype=torch.long)
-    return PairedBatch(forget=Part(torch.tensor([0]), ones, ones, labels, where, logits=logits))
+    return PairedBatch(forget=BatchPart(torch.tensor([0]), ones, ones, labels, where, logits=logits))
 
 
 def gradient(method, logits: torch.Tensor) -> torch.Tensor:

@@ -65,7 +65,7 @@ def test_adablock_is_held_against_the_fixed_blocks_with_as_many_forwards(monkeyp
     monkeypatch.setattr(adablock, "SIZES", (4, 8))
     monkeypatch.setattr(adablock, "BARS", (0.5,))
     figures = {"fixed 4": (4, 0.9), "fixed 8": (2, 0.5), "adaptive 4": (4, 0.9), "adaptive 8": (4, 0.9)}
-    trial = denoising.Trial(None, [])
+    trial = denoising.SamplerTrial(None, [])
     for kind, (forwards, right) in figures.items():
         for cache in adablock.CACHES:
             name = f"{kind}, threshold 0.5, cache {cache}"
@@ -74,7 +74,7 @@ def test_adablock_is_held_against_the_fixed_blocks_with_as_many_forwards(monkeyp
 
 
 def test_a_trial_runs_an_arm_once_and_spreads_over_seeds(bed):
-    trial = denoising.Trial(bed, denoising.prompts(3, 0) + denoising.prompts(3, 1), 2)
+    trial = denoising.SamplerTrial(bed, denoising.prompts(3, 0) + denoising.prompts(3, 1), 2)
     first = trial.run("a", testbed.one_by_one())
     assert trial.run("a", testbed.one_by_one(4)) is first
     forwards, accuracy, ahead = trial.row(first, denoising.Curve([first]))
@@ -84,7 +84,7 @@ def test_a_trial_runs_an_arm_once_and_spreads_over_seeds(bed):
 
 
 def test_the_curve_goes_from_few_forwards_to_one_by_one(bed):
-    trial = denoising.Trial(bed, denoising.prompts(3, 0))
+    trial = denoising.SamplerTrial(bed, denoising.prompts(3, 0))
     curve = trial.curve(thresholds=(0.0, 0.5))
     assert [arm.forwards for arm in curve.arms][0::2] == [2.0, 64.0]
 
@@ -92,7 +92,7 @@ def test_the_curve_goes_from_few_forwards_to_one_by_one(bed):
 def test_learn2pds_arms_count_what_they_compute(bed):
     """Where nothing is cut every forward computes the whole canvas; a cut computes no more, and the oracle needs no more
     forwards than one token a step."""
-    trial = denoising.Trial(bed, denoising.prompts(3, 0))
+    trial = denoising.SamplerTrial(bed, denoising.prompts(3, 0))
     base = Sampler(gen_length=testbed.ANSWER, blocks=FixedBlocks(learn2pd.BLOCK))
     _, learnt = learn2pd.taught(bed, denoising.prompts(6, 1), learn2pd.BLOCK, 5)
     arms = learn2pd._arms(trial, base, learnt, 0.5)

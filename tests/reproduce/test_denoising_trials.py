@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unwrite.beds import denoiser as testbed
-from unwrite.beds.denoising import Arm, Curve, Trial, difference, prompts
+from unwrite.beds.denoising import Arm, Curve, SamplerTrial, difference, prompts
 from unwrite.diffusion import AdaBlock, LearnedSelect, MaskPredictor, Sampler, Threshold
 from unwrite.errors import DataError
 
@@ -89,8 +89,8 @@ def judged(monkeypatch):
 
 def test_an_arm_is_computed_once_for_all_trials_of_the_same_prompts(bed, monkeypatch):
     calls, sampler = judged(monkeypatch), Sampler(gen_length=testbed.ANSWER, commit=Threshold(0.5))
-    first = Trial(bed, prompts(4, 0)).run("a", sampler)
-    again = Trial(bed, prompts(4, 0)).run("b", sampler)
+    first = SamplerTrial(bed, prompts(4, 0)).run("a", sampler)
+    again = SamplerTrial(bed, prompts(4, 0)).run("b", sampler)
     assert len(calls) == 1
     assert (first.right == again.right).all()
     assert (first.nfe == again.nfe).all()
@@ -98,14 +98,14 @@ def test_an_arm_is_computed_once_for_all_trials_of_the_same_prompts(bed, monkeyp
 
 def test_another_sampler_prompt_anchor_or_model_is_another_arm(bed, monkeypatch):
     calls, sampler = judged(monkeypatch), Sampler(gen_length=testbed.ANSWER, commit=Threshold(0.5))
-    Trial(bed, prompts(4, 0)).run("a", sampler)
-    Trial(bed, prompts(4, 0)).run("a", replace(sampler, commit=Threshold(0.6)))
-    Trial(bed, prompts(4, 0)).run("a", replace(sampler, blocks=AdaBlock(delimiters=(3,))))
-    Trial(bed, prompts(4, 1)).run("a", sampler)
-    Trial(bed, prompts(4, 0)).run("a", sampler, testbed.anchor())
+    SamplerTrial(bed, prompts(4, 0)).run("a", sampler)
+    SamplerTrial(bed, prompts(4, 0)).run("a", replace(sampler, commit=Threshold(0.6)))
+    SamplerTrial(bed, prompts(4, 0)).run("a", replace(sampler, blocks=AdaBlock(delimiters=(3,))))
+    SamplerTrial(bed, prompts(4, 1)).run("a", sampler)
+    SamplerTrial(bed, prompts(4, 0)).run("a", sampler, testbed.anchor())
     with torch.no_grad():
         bed.model.lm_head.weight += 1e-3
-    Trial(bed, prompts(4, 0)).run("a", sampler)
+    SamplerTrial(bed, prompts(4, 0)).run("a", sampler)
     assert len(calls) == 6
 
 
@@ -113,5 +113,5 @@ def test_what_a_repr_does_not_tell_is_computed_anew(bed, monkeypatch):
     calls = judged(monkeypatch)
     learnt = LearnedSelect(lambda confidence: confidence - 0.5)
     for _ in range(2):
-        Trial(bed, prompts(4, 0)).run("a", Sampler(gen_length=testbed.ANSWER, commit=learnt))
+        SamplerTrial(bed, prompts(4, 0)).run("a", Sampler(gen_length=testbed.ANSWER, commit=learnt))
     assert len(calls) == 2

@@ -23,7 +23,7 @@ from unwrite.decode.engine.sampling import Sampling
 from unwrite.decode.engine.stopping import Stopping
 from unwrite.errors import DataError, MethodError, ModelError
 from unwrite.models import anatomy, load_model, save
-from unwrite.reproduce.rsd import BEAMS, BRANCHING, Independent, Measured, contenders
+from unwrite.reproduce.rsd import BEAMS, BRANCHING, DraftRates, Independent, contenders
 from unwrite.runs import cache_dir, drop
 
 QUESTIONS = [" ".join(WORDS[i : i + 3]) for i in range(6, 56, 2)]
@@ -268,7 +268,7 @@ def test_independent_siblings_and_rsd_have_the_same_shapes():
 
 
 def test_a_lead_is_an_interval_of_the_ratio():
-    slow, fast = Measured(1, [[20, 30, 40]], [[10, 15, 20]]), Measured(1, [[20, 30, 40]], [[8, 12, 16]])
+    slow, fast = DraftRates(1, [[20, 30, 40]], [[10, 15, 20]]), DraftRates(1, [[20, 30, 40]], [[8, 12, 16]])
     assert fast.lead(slow) == (pytest.approx(1.25), pytest.approx((1.25, 1.25)))
     assert slow.lead(slow) == (1, (1, 1))
     assert fast.by_seed == [2.5]

@@ -10,7 +10,7 @@ import pytest
 
 from unwrite.beds.authors import Ends, Point
 from unwrite.beds.synthetic import Track
-from unwrite.beds.texts import Decoded
+from unwrite.beds.texts import TimedDecoding
 from unwrite.reproduce import (
     aded,
     muse,
@@ -64,7 +64,7 @@ def test_a_headline_fits_its_cell_with_the_longest_figures(slug):
 
 def decoded(seconds, rates, texts=None):
     texts = texts or [[1] * 10 for _ in rates]
-    return Decoded(texts, list(rates), forwards=10, each=list(seconds))
+    return TimedDecoding(texts, list(rates), forwards=10, each=list(seconds))
 
 
 def test_speed_is_tokens_a_second_over_plain_decodings():
@@ -238,7 +238,7 @@ def test_rsd_is_compared_with_the_chain_first_and_at_every_shape():
 
 
 def measured(tokens):
-    return rsd.Measured(2, [list(tokens)], [[10] * len(tokens)])
+    return rsd.DraftRates(2, [list(tokens)], [[10] * len(tokens)])
 
 
 def test_rsds_lead_must_lie_above_one_with_its_whole_interval():

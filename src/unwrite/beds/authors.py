@@ -21,7 +21,7 @@ from ..forget.refusal import DPO
 from ..scoring import generate_answers, rouge_l, score_answers
 from ..scoring.intervals import spread
 from .budget import Budget
-from .language import Bed, authors_bed
+from .language import LanguageBed, authors_bed
 
 LEARNING_RATE = 2e-4
 EPOCHS = 10
@@ -37,13 +37,13 @@ BASELINES: dict[str, Method] = {
 }
 
 
-def probability(model: Any, bed: Bed, rows: Examples) -> float:
+def probability(model: Any, bed: LanguageBed, rows: Examples) -> float:
     """Mean answer probability, exp(-mean token nll)."""
     scores = score_answers(model, encode_all(rows, bed.tokenizer), pad_id=bed.tokenizer.pad_token_id)
     return fmean(exp(-score.mean_nll) for score in scores)
 
 
-def forget_truth_ratios(model: Any, bed: Bed) -> list[float]:
+def forget_truth_ratios(model: Any, bed: LanguageBed) -> list[float]:
     """TOFU's truth ratio of every forget row."""
     rows, tokenizer = bed.split.forget, bed.tokenizer
     wanted = [row.ask(answer=row.paraphrased_answer) for row in rows]
@@ -55,7 +55,7 @@ def forget_truth_ratios(model: Any, bed: Bed) -> list[float]:
     return truth_ratio([wrong[i * each : (i + 1) * each] for i in range(len(rows))], right).tolist()
 
 
-def rouge(model: Any, bed: Bed, rows: Examples) -> float:
+def rouge(model: Any, bed: LanguageBed, rows: Examples) -> float:
     """Mean ROUGE-L recall of greedy answers."""
     prompts = [encode_prompt(row, bed.tokenizer) for row in rows]
     said = generate_answers(model, bed.tokenizer, prompts, max_new_tokens=48, batch_size=40)
@@ -98,7 +98,7 @@ class Ends:
 class Follow(TrainerCallback):
     """Measures before the first epoch, and after those of `MEASURED`."""
 
-    bed: Bed
+    bed: LanguageBed
     oracle: list[float]
     points: list[Point] = field(default_factory=list)
 
@@ -122,7 +122,9 @@ class Follow(TrainerCallback):
             self._measure(model)
 
 
-def unlearn(bed: Bed, method: Method, seed: int, callbacks: tuple[Any, ...] = (), **changes: Any) -> tuple[Any, float]:
+def unlearn(
+    bed: LanguageBed, method: Method, seed: int, callbacks: tuple[Any, ...] = (), **changes: Any
+) -> tuple[Any, float]:
     """Applies a method to a fresh target; the second value is seconds of training."""
     args = {
         "learning_rate": LEARNING_RATE,

@@ -121,7 +121,7 @@ def lists(random: Random) -> Item:
 
 
 def list_is_right(item: Item, text: str) -> bool:
-    """mix: the same items in another order; swap: one item, and only one, became the new letter; else the list itself."""
+    """Whether a list task is solved. mix: the same items in another order; swap: one item, and only one, became the new letter; else the list itself."""
     operation, new, items = item.prompt[:5].strip(), item.prompt[5], item.prompt[7:].strip().split(",")
     if not (text.startswith("[") and text.endswith("]")):
         return False

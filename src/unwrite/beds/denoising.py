@@ -75,7 +75,7 @@ class Arm:
 
 
 @dataclass
-class Trial:
+class SamplerTrial:
     """The test bed with one set of prompts; arms are run once each, and kept on disk: an experiment that was stopped goes on,
     and what several compare with is computed for the first of them.
 
@@ -243,7 +243,7 @@ def prompts(count: int, seed: int, tasks: Sequence[str] | None = None) -> list[t
     return testbed.items(count, PROMPTS_SEED + seed, tasks)
 
 
-def trial(budget: Budget, tasks: Sequence[str] | None = None) -> Trial:
+def trial(budget: Budget, tasks: Sequence[str] | None = None) -> SamplerTrial:
     """The test bed, trained if it isn't there, behind its gate, with the budget's prompts.
 
     Raises:
@@ -253,10 +253,10 @@ def trial(budget: Budget, tasks: Sequence[str] | None = None) -> Trial:
     if budget.size != "tiny":
         testbed.gate(bed)
     asked = [item for seed in budget.seeds for item in prompts(SIZES[budget.size], seed, tasks)]
-    return Trial(bed, asked, len(budget.seeds))
+    return SamplerTrial(bed, asked, len(budget.seeds))
 
 
-def setting(found: Trial) -> str:
+def setting(found: SamplerTrial) -> str:
     """What was run, in one line."""
     weights = sum(parameter.numel() for parameter in found.bed.model.parameters())
     return (

@@ -36,7 +36,7 @@ class EncodedRows(list[Encoded]):
 
 
 @dataclass(frozen=True)
-class Bed:
+class LanguageBed:
     """A tokenizer, a split, and the folders of two models.
 
     target: trained on everything; oracle: trained on everything but the forget set.
@@ -104,7 +104,7 @@ def texts_of(rows: Iterable[Example]) -> list[str]:
 
 
 @lru_cache(maxsize=2)
-def authors_bed(seed: int = 0, epochs: int = 40) -> Bed:
+def authors_bed(seed: int = 0, epochs: int = 40) -> LanguageBed:
     """Target and oracle on the shipped authors; the first call trains both (about ten minutes on two cores)."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     split = authors()
@@ -116,4 +116,4 @@ def authors_bed(seed: int = 0, epochs: int = 40) -> Bed:
     recipe = causal_recipe(small_config(tokenizer), epochs=epochs, lr=1e-3, batch_size=16, weight_decay=0.01)
     target = trained(recipe, rows, range(len(rows)), seed)
     oracle = trained(recipe, rows, range(len(split.forget), len(rows)), seed)
-    return Bed(tokenizer, split, target, oracle)
+    return LanguageBed(tokenizer, split, target, oracle)

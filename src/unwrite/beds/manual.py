@@ -14,7 +14,7 @@ from functools import lru_cache
 from ..data import Example, Examples, ForgetSplit
 from ..data.text.encoding import encode_all
 from ..models import causal_recipe, trained
-from .language import Bed, EncodedRows, small_config, small_tokenizer
+from .language import EncodedRows, LanguageBed, small_config, small_tokenizer
 
 PAGES, WORDS, PER_PAGE = 12, 160, 3
 PROMPT_WORDS = 30
@@ -94,7 +94,7 @@ def split_of(corpora: dict[str, list[Page]]) -> ForgetSplit:
 
 
 @lru_cache(maxsize=2)
-def manual_bed(seed: int = 0, epochs: int = 60) -> Bed:
+def manual_bed(seed: int = 0, epochs: int = 60) -> LanguageBed:
     """Target and oracle; the first call trains both."""
     corpora = pages()
     learnt = [corpora["forget"], corpora["retain1"], corpora["retain2"]]
@@ -106,4 +106,4 @@ def manual_bed(seed: int = 0, epochs: int = 60) -> Bed:
     first = len(corpora["forget"]) * (1 + PER_PAGE)
     target = trained(recipe, rows, range(len(rows)), seed)
     oracle = trained(recipe, rows, range(first, len(rows)), seed)
-    return Bed(tokenizer, split_of(corpora), target, oracle)
+    return LanguageBed(tokenizer, split_of(corpora), target, oracle)

@@ -19,7 +19,7 @@ INPUTS, FEATURES, RETAIN, FORGET, FRESH = 16, 128, 1000, 200, 1000
 
 
 @dataclass(frozen=True)
-class Kind:
+class RowKind:
     """Inputs as features [n, 128] and labels [n] of one kind, for fitting and fresh."""
 
     features: Tensor
@@ -33,12 +33,12 @@ def log_probs(features: Tensor, weight: Tensor) -> Tensor:
     return F.log_softmax(torch.stack([logit, torch.zeros_like(logit)], dim=-1), dim=-1)
 
 
-def nll(kind: Kind, weight: Tensor) -> Tensor:
+def nll(kind: RowKind, weight: Tensor) -> Tensor:
     """[n], in nats."""
     return -log_probs(kind.features, weight).gather(1, kind.labels[:, None])[:, 0]
 
 
-def make(seed: int, gap: float) -> dict[str, Kind]:
+def make(seed: int, gap: float) -> dict[str, RowKind]:
     """Retain and forget data of one seed."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -53,7 +53,7 @@ def make(seed: int, gap: float) -> dict[str, Kind]:
         drawn = torch.rand(count, generator=generator, dtype=torch.float64) < chance
         labels = torch.where(drawn, label, 1 - label)
         centre = sign * gap
-        kinds[name] = Kind(
+        kinds[name] = RowKind(
             torch.relu((noise + centre) @ first.T), labels, torch.relu((normal(FRESH, INPUTS) + centre) @ first.T)
         )
     return kinds
@@ -68,10 +68,10 @@ def descend(weight: Tensor, loss: Callable[[Tensor], Tensor], rate: float, steps
     return weight.detach()
 
 
-def fit(kinds: list[Kind], steps: int) -> Tensor:
+def fit(kinds: list[RowKind], steps: int) -> Tensor:
     """The model fitted on the given data: rate 0.05 from zero."""
     features, labels = torch.cat([k.features for k in kinds]), torch.cat([k.labels for k in kinds])
-    both = Kind(features, labels, features)
+    both = RowKind(features, labels, features)
     return descend(torch.zeros(FEATURES, dtype=torch.float64), lambda w: nll(both, w).mean(), 0.05, steps)
 
 
@@ -95,7 +95,7 @@ class Track:
 
 
 def unlearn(
-    kinds: dict[str, Kind],
+    kinds: dict[str, RowKind],
     start: Tensor,
     oracle: Tensor,
     loss: Callable[[Tensor], Tensor],

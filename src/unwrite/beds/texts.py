@@ -108,7 +108,7 @@ def encoded(tokenizer: Any, questions: list[str]) -> list[list[int]]:
 
 
 @dataclass
-class Decoded:
+class TimedDecoding:
     """How one strategy decoded some prompts.
 
     Args:
@@ -137,7 +137,7 @@ class Decoded:
         """Mean over prompts of tokens per forward."""
         return sum(self.per_forward) / len(self.per_forward)
 
-    def speed(self, plain: Decoded) -> tuple[float, Interval]:
+    def speed(self, plain: TimedDecoding) -> tuple[float, Interval]:
         """Tokens a second over those without drafts, with the interval over prompts."""
         ours, theirs = (
             np.array([one.each, [float(len(text)) for text in one.texts]]).T for one in (self, plain)
@@ -148,7 +148,7 @@ class Decoded:
         value = (self.tokens / self.seconds) / (plain.tokens / plain.seconds)
         return value, ends(our_rates / their_rates)
 
-    def figures(self, plain: Decoded) -> tuple[Any, ...]:
+    def figures(self, plain: TimedDecoding) -> tuple[Any, ...]:
         """Figures for the columns in `COLUMNS`; plain: the same prompts without drafts."""
         same = sum(mine == own for mine, own in zip(self.texts, plain.texts, strict=True))
         speed, _ = self.speed(plain)
@@ -164,7 +164,7 @@ class Decoded:
 COLUMNS = ("tokens/forward", "forwards", "draft ms/step", "speed", "texts as greedy's")
 
 
-def decoded(model: Any, rows: Sequence[list[int]], count: int, strategies: Sequence[Strategy | None]) -> Decoded:
+def decoded(model: Any, rows: Sequence[list[int]], count: int, strategies: Sequence[Strategy | None]) -> TimedDecoding:
     """Decodes every prompt greedily with its strategy; None for plain `generate`.
 
     Args:
@@ -173,7 +173,7 @@ def decoded(model: Any, rows: Sequence[list[int]], count: int, strategies: Seque
     """
     import torch
 
-    found = Decoded()
+    found = TimedDecoding()
     for row, strategy in zip(rows, strategies, strict=True):
         ids = torch.tensor([row], device=model.device)
         options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": count}

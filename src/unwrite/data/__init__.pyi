@@ -16,7 +16,7 @@ from .images.splits import split_by_identity as split_by_identity
 from .images.splits import split_by_index as split_by_index
 from .images.splits import split_by_target as split_by_target
 from .text.authors import authors as authors
-from .text.benchmarks import MultipleChoice as MultipleChoice
+from .text.benchmarks import ChoiceQuestion as ChoiceQuestion
 from .text.benchmarks import Muse as Muse
 from .text.benchmarks import knowundo as knowundo
 from .text.benchmarks import muse as muse

@@ -146,10 +146,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Commit:
-    """Args:
-    reveal: [rows, width] positions that get their token now; only masked ones count.
-    hide: [rows, width] positions to mask again after that, or None; given tokens stay.
-    tokens: [rows, width] other tokens than the proposed ones, or None.
+    """What a step reveals and hides.
+
+    Args:
+        reveal: [rows, width] positions that get their token now; only masked ones count.
+        hide: [rows, width] positions to mask again after that, or None; given tokens stay.
+        tokens: [rows, width] other tokens than the proposed ones, or None.
     """
 
     reveal: Tensor

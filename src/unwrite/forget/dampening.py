@@ -29,7 +29,7 @@ from .engine.checks import require
 from .engine.importance import accuracy, logit_norms, squared_logit_norms
 from .engine.importance_ratio import (
     LayerSelection,
-    Selection,
+    WeightSelection,
     dampen,
     factors,
     percentile_of_share,
@@ -48,7 +48,7 @@ __all__ = [
     "LayerSelection",
     "Potion",
     "RandomDampening",
-    "Selection",
+    "WeightSelection",
     "dampen",
     "percentile_of_share",
     "selection",
@@ -110,7 +110,7 @@ class Dampening(Edit):
 
     def select(
         self, model: nn.Module, forget: Any, retain: Any = None, *, processing_class: Any = None, args: Any = None
-    ) -> Selection:
+    ) -> WeightSelection:
         """What `apply` with these arguments selects, for reports; the model stays as it is.
 
         With `cache` the pass over retain rows is not repeated by the `apply` that follows.
@@ -208,7 +208,7 @@ class Dampening(Edit):
             tensors_of(name, theta, found, found)
         return found
 
-    def _warn(self, chosen: Selection) -> None:
+    def _warn(self, chosen: WeightSelection) -> None:
         name = type(self).__name__
         if not chosen.selected:
             notice(

@@ -24,7 +24,7 @@ class GradientAscent(Paired):
     forgets: ClassVar[tuple[str, ...]] = ("text", "images")
 
     def loss(self, batch: PairedBatch) -> Loss:
-        """batch.forget.token_nll: [label tokens], in nats."""
+        """Ascent on the forget answers. batch.forget.token_nll: [label tokens], in nats."""
         return Loss(forget=PerToken(-batch["forget"].token_nll, "forget"))
 
 

@@ -45,7 +45,7 @@ class NPO(Paired):
         require("beta", self.beta, above=0)
 
     def loss(self, batch: PairedBatch) -> Loss:
-        """batch.forget.nll, .reference: [rows], summed over each answer's tokens, in nats."""
+        """The bounded preference loss. batch.forget.nll, .reference: [rows], summed over each answer's tokens, in nats."""
         forget = batch["forget"]
         assert forget.reference is not None
         ratio = (forget.nll - forget.reference).detach()

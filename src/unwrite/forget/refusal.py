@@ -67,7 +67,7 @@ class IDK(_Refusing):
     reads: ClassVar[frozenset[str]] = frozenset({"alternate nll", "retain nll"})
 
     def loss(self, batch: PairedBatch) -> Loss:
-        """batch.alternate, batch.retain: token_nll [label tokens]."""
+        """One mean over refusals and retain answers. batch.alternate, batch.retain: token_nll [label tokens]."""
         values = [batch[part].token_nll for part in ("alternate", "retain")]
         return Loss(refusal=PerToken(torch.cat(values), "alternate", "retain"))
 

@@ -22,7 +22,7 @@ from ..data.text.encoding import IGNORE
 from ..errors import DataError, MethodError, setting
 from ..models import Anatomy, anatomy
 from .base import Paired
-from .engine.batch import PairedBatch, Part
+from .engine.batch import BatchPart, PairedBatch
 from .engine.checks import require
 from .engine.loss import Loss, PerRow, Term
 
@@ -120,8 +120,8 @@ class RMU(Paired["TextWork"]):
         u = torch.rand(size, generator=torch.Generator().manual_seed(self.control_seed))
         return self.steering * u / u.norm()
 
-    def loss(self, batch: PairedBatch[Part]) -> Loss:
-        """part.hidden[layer]: [rows, length, d]."""
+    def loss(self, batch: PairedBatch[BatchPart]) -> Loss:
+        """Distances between hidden states. part.hidden[layer]: [rows, length, d]."""
         forget = batch["forget"]
         hidden = forget.hidden[self.block]
         control = self.control(hidden.shape[-1]).to(hidden)
@@ -131,7 +131,7 @@ class RMU(Paired["TextWork"]):
             terms["hold"] = PerRow(self.hold_weight * held, "retain")
         return Loss({"activation": hidden.detach().norm(dim=-1).mean()}, **terms)
 
-    def _distance(self, part: Part, target: Tensor) -> Tensor:
+    def _distance(self, part: BatchPart, target: Tensor) -> Tensor:
         """Mean squared distance of each row over its masked positions, [rows]."""
         mask = part.attention_mask.bool() if self.mask == "attention" else part.labels != IGNORE
         squared = (part.hidden[self.block].float() - target.float()).square().mean(-1)  # [rows, length]

@@ -42,7 +42,7 @@ class SimNPO(Paired):
         require("margin", self.margin, at_least=0)
 
     def loss(self, batch: PairedBatch) -> Loss:
-        """batch.forget.nll: [rows], summed; .tokens: [rows]."""
+        """A preference loss on mean losses. batch.forget.nll: [rows], summed; .tokens: [rows]."""
         forget = batch["forget"]
         gap = self.beta * (forget.nll / forget.tokens - self.margin)
         weight = (2 * torch.sigmoid(-gap) / forget.tokens).detach()

@@ -17,7 +17,7 @@ from torch import nn
 from ..errors import MethodError, setting
 from ..models.merging import merged
 from .base import Edit, Objective
-from .engine.batch import PairedBatch, Part
+from .engine.batch import BatchPart, PairedBatch
 from .engine.checks import require
 from .engine.loss import Loss, PerToken
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class _Remember(Objective["TextWork"]):
     """Ordinary fine-tuning on the forget set: the task whose vector is negated."""
 
-    def loss(self, batch: PairedBatch[Part]) -> Loss:
-        """batch.forget.token_nll: [label tokens]."""
+    def loss(self, batch: PairedBatch[BatchPart]) -> Loss:
+        """The mean loss on forget answers. batch.forget.token_nll: [label tokens]."""
         return Loss(forget=PerToken(batch["forget"].token_nll, "forget"))
 
 

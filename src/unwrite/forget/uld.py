@@ -21,7 +21,7 @@ from ..errors import DataError, MethodError, setting
 from ..models import anatomy
 from ..models.merging import merged
 from .base import Guard, Objective
-from .engine.batch import KLMask, PairedBatch, Part
+from .engine.batch import BatchPart, KLMask, PairedBatch
 from .engine.checks import require
 from .engine.loss import Loss, PerPosition, PerToken, Term
 from .engine.phase import Phase
@@ -54,7 +54,7 @@ class _ReversedObjective(Objective["TextWork"]):
     def phases(self, work: TextWork) -> list[Phase]:
         return [Phase(stream="mixed", loss=self.loss)]
 
-    def loss(self, batch: PairedBatch[Part]) -> Loss:
+    def loss(self, batch: PairedBatch[BatchPart]) -> Loss:
         """A batch without rows of one kind has no term for it."""
         terms: dict[str, Term] = {}
         if batch.forget is not None:

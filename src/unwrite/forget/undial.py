@@ -45,7 +45,7 @@ class UNDIAL(Paired):
         require("strength", self.strength, at_least=0)
 
     def loss(self, batch: PairedBatch) -> Loss:
-        """batch.forget.logits, .reference_logits: [positions, vocab]."""
+        """Cross-entropy to the lowered targets. batch.forget.logits, .reference_logits: [positions, vocab]."""
         forget = batch["forget"]
         assert forget.logits is not None
         assert forget.reference_logits is not None

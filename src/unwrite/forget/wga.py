@@ -34,7 +34,7 @@ class WGA(Paired):
         require("beta", self.beta, at_least=0)
 
     def loss(self, batch: PairedBatch) -> Loss:
-        """batch.forget.token_nll: [label tokens], in nats."""
+        """Ascent on the forget answers. batch.forget.token_nll: [label tokens], in nats."""
         nll = batch["forget"].token_nll
         weight = (-self.beta * nll).detach().exp()
         return Loss({"token_weight": weight.mean()}, forget=PerToken(-weight * nll, "forget"))

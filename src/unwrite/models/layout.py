@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, unknown
-from .layouts import LAYOUTS, Layout, Part
+from .layouts import LAYOUTS, Layout, LayoutPart
 
 __all__ = ["Anatomy", "Block", "Projection", "anatomy", "unwrap"]
 
@@ -264,7 +264,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def _block(index: int, module: nn.Module, layout: Layout, config: object) -> Block:
-    def projection(part: Part) -> Projection:
+    def projection(part: LayoutPart) -> Projection:
         holder = _at(module, part.path)
         holder = getattr(holder, "base_layer", holder)  # peft keeps the original beneath its own layer
         return Projection(holder, part.rows(config), transposed=type(holder).__name__ == "Conv1D")

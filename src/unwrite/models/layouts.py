@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Part:
+class LayoutPart:
     """A projection's place below its block.
 
     Args:
@@ -61,13 +61,13 @@ class Layout:
         head: what follows `last_hidden_state`, below the whole model.
     """
 
-    q: Part
-    k: Part
-    v: Part
-    o: Part
-    up: Part
-    down: Part
-    gate: Part | None = None
+    q: LayoutPart
+    k: LayoutPart
+    v: LayoutPart
+    o: LayoutPart
+    up: LayoutPart
+    down: LayoutPart
+    gate: LayoutPart | None = None
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
     attention: str = "self_attn"
     mlp: str = "mlp"
@@ -80,13 +80,13 @@ class Layout:
 
 
 LLAMA = Layout(
-    q=Part("self_attn.q_proj"),
-    k=Part("self_attn.k_proj"),
-    v=Part("self_attn.v_proj"),
-    o=Part("self_attn.o_proj"),
-    gate=Part("mlp.gate_proj"),
-    up=Part("mlp.up_proj"),
-    down=Part("mlp.down_proj"),
+    q=LayoutPart("self_attn.q_proj"),
+    k=LayoutPart("self_attn.k_proj"),
+    v=LayoutPart("self_attn.v_proj"),
+    o=LayoutPart("self_attn.o_proj"),
+    gate=LayoutPart("mlp.gate_proj"),
+    up=LayoutPart("mlp.up_proj"),
+    down=LayoutPart("mlp.down_proj"),
 )
 _HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 _GEMMA_NORMS = (*LLAMA.norms, "pre_feedforward_layernorm", "post_feedforward_layernorm")
@@ -95,12 +95,12 @@ GEMMA2 = replace(LLAMA, norms=_GEMMA_NORMS)
 GEMMA3 = replace(LLAMA, norms=(*_GEMMA_NORMS, *_HEAD_NORMS))
 
 GPT2 = Layout(
-    q=Part("attn.c_attn", 0, 3),
-    k=Part("attn.c_attn", 1, 3),
-    v=Part("attn.c_attn", 2, 3),
-    o=Part("attn.c_proj"),
-    up=Part("mlp.c_fc"),
-    down=Part("mlp.c_proj"),
+    q=LayoutPart("attn.c_attn", 0, 3),
+    k=LayoutPart("attn.c_attn", 1, 3),
+    v=LayoutPart("attn.c_attn", 2, 3),
+    o=LayoutPart("attn.c_proj"),
+    up=LayoutPart("mlp.c_fc"),
+    down=LayoutPart("mlp.c_proj"),
     norms=("ln_1", "ln_2"),
     attention="attn",
     blocks="h",
@@ -109,23 +109,23 @@ GPT2 = Layout(
     final=("ln_f",),
 )
 GPT_NEOX = Layout(
-    q=Part("attention.query_key_value", 0, 3, "per-head"),
-    k=Part("attention.query_key_value", 1, 3, "per-head"),
-    v=Part("attention.query_key_value", 2, 3, "per-head"),
-    o=Part("attention.dense"),
-    up=Part("mlp.dense_h_to_4h"),
-    down=Part("mlp.dense_4h_to_h"),
+    q=LayoutPart("attention.query_key_value", 0, 3, "per-head"),
+    k=LayoutPart("attention.query_key_value", 1, 3, "per-head"),
+    v=LayoutPart("attention.query_key_value", 2, 3, "per-head"),
+    o=LayoutPart("attention.dense"),
+    up=LayoutPart("mlp.dense_h_to_4h"),
+    down=LayoutPart("mlp.dense_4h_to_h"),
     attention="attention",
     embeddings="embed_in",
     final=("final_layer_norm",),
 )
 OPT = Layout(
-    q=Part("self_attn.q_proj"),
-    k=Part("self_attn.k_proj"),
-    v=Part("self_attn.v_proj"),
-    o=Part("self_attn.out_proj"),
-    up=Part("fc1"),
-    down=Part("fc2"),
+    q=LayoutPart("self_attn.q_proj"),
+    k=LayoutPart("self_attn.k_proj"),
+    v=LayoutPart("self_attn.v_proj"),
+    o=LayoutPart("self_attn.out_proj"),
+    up=LayoutPart("fc1"),
+    down=LayoutPart("fc2"),
     norms=("self_attn_layer_norm", "final_layer_norm"),
     mlp="",
     backbone="decoder",
@@ -133,31 +133,31 @@ OPT = Layout(
     final=("final_layer_norm", "project_out"),
 )
 PHI = Layout(
-    q=Part("self_attn.q_proj"),
-    k=Part("self_attn.k_proj"),
-    v=Part("self_attn.v_proj"),
-    o=Part("self_attn.dense"),
-    up=Part("mlp.fc1"),
-    down=Part("mlp.fc2"),
+    q=LayoutPart("self_attn.q_proj"),
+    k=LayoutPart("self_attn.k_proj"),
+    v=LayoutPart("self_attn.v_proj"),
+    o=LayoutPart("self_attn.dense"),
+    up=LayoutPart("mlp.fc1"),
+    down=LayoutPart("mlp.fc2"),
     norms=("input_layernorm", "self_attn.q_layernorm", "self_attn.k_layernorm"),
     final=("final_layernorm",),
 )
 PHI3 = replace(
     LLAMA,
-    q=Part("self_attn.qkv_proj", 0, 3, "grouped"),
-    k=Part("self_attn.qkv_proj", 1, 3, "grouped"),
-    v=Part("self_attn.qkv_proj", 2, 3, "grouped"),
-    gate=Part("mlp.gate_up_proj", 0, 2),
-    up=Part("mlp.gate_up_proj", 1, 2),
+    q=LayoutPart("self_attn.qkv_proj", 0, 3, "grouped"),
+    k=LayoutPart("self_attn.qkv_proj", 1, 3, "grouped"),
+    v=LayoutPart("self_attn.qkv_proj", 2, 3, "grouped"),
+    gate=LayoutPart("mlp.gate_up_proj", 0, 2),
+    up=LayoutPart("mlp.gate_up_proj", 1, 2),
 )
 MODERNBERT = Layout(
-    q=Part("attn.Wqkv", 0, 3),
-    k=Part("attn.Wqkv", 1, 3),
-    v=Part("attn.Wqkv", 2, 3),
-    o=Part("attn.Wo"),
-    gate=Part("mlp.Wi", 0, 2),
-    up=Part("mlp.Wi", 1, 2),
-    down=Part("mlp.Wo"),
+    q=LayoutPart("attn.Wqkv", 0, 3),
+    k=LayoutPart("attn.Wqkv", 1, 3),
+    v=LayoutPart("attn.Wqkv", 2, 3),
+    o=LayoutPart("attn.Wo"),
+    gate=LayoutPart("mlp.Wi", 0, 2),
+    up=LayoutPart("mlp.Wi", 1, 2),
+    down=LayoutPart("mlp.Wo"),
     norms=("attn_norm", "mlp_norm"),
     attention="attn",
     embeddings="embeddings.tok_embeddings",

@@ -47,9 +47,11 @@ _KINDS: dict[str, tuple[type[nn.Module], ...]] = {
 
 @dataclass(frozen=True, eq=False)
 class SparseModel:
-    """Args:
-    model: trained, in evaluation mode; its weights outside the masks are 0.
-    masks: booleans by parameter name, true where a weight survived.
+    """A pruned model with the masks of what survived.
+
+    Args:
+        model: trained, in evaluation mode; its weights outside the masks are 0.
+        masks: booleans by parameter name, true where a weight survived.
     """
 
     model: nn.Module

@@ -34,17 +34,19 @@ BatchLoss = Callable[[nn.Module, list[Any], str], Tensor]  # model, rows, device
 
 @dataclass(frozen=True)
 class CausalTraining:
-    """Args:
-    epochs: passes over the rows, > 0.
-    lr: peak learning rate, > 0.
-    batch_size: rows a step, > 0.
-    warmup: share of the steps over which the rate rises to its peak, 0 to 1; then it falls linearly to 0.
-    weight_decay: AdamW's, on every parameter, >= 0.
-    clip: largest gradient norm, > 0.
-    device: where to train.
-    muon: Muon (`torch.optim.Muon`, updates as large as AdamW's) for the matrices between embedding and head, AdamW for the rest.
-        Where much of a small model's training is spent on learning to copy and to look up, it needs about half the steps.
-    momentum: SGD with this momentum instead of AdamW, 0 to 1; None for AdamW.
+    """How a causal language model is trained.
+
+    Args:
+        epochs: passes over the rows, > 0.
+        lr: peak learning rate, > 0.
+        batch_size: rows a step, > 0.
+        warmup: share of the steps over which the rate rises to its peak, 0 to 1; then it falls linearly to 0.
+        weight_decay: AdamW's, on every parameter, >= 0.
+        clip: largest gradient norm, > 0.
+        device: where to train.
+        muon: Muon (`torch.optim.Muon`, updates as large as AdamW's) for the matrices between embedding and head, AdamW for the rest.
+            Where much of a small model's training is spent on learning to copy and to look up, it needs about half the steps.
+        momentum: SGD with this momentum instead of AdamW, 0 to 1; None for AdamW.
     """
 
     epochs: int

@@ -196,11 +196,13 @@ def vision_layout(model: nn.Module, pixels: Tensor | None = None) -> VisionLayou
 
 @dataclass
 class _Trace:
-    """Args:
-    order: {module that ran: how many had begun before it}.
-    inputs, outputs: {module: its tensors}, as they were last.
-    ends: {module: the graph nodes of its outputs}; all of them, where it ran more than once.
-    start: the node of the pixels.
+    """What one watched forward showed.
+
+    Args:
+        order: {module that ran: how many had begun before it}.
+        inputs, outputs: {module: its tensors}, as they were last.
+        ends: {module: the graph nodes of its outputs}; all of them, where it ran more than once.
+        start: the node of the pixels.
     """
 
     order: dict[str, int] = field(default_factory=dict)

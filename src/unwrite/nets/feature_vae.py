@@ -37,10 +37,12 @@ class Reconstruction(NamedTuple):
 
 
 class FeatureVAE(nn.Module):
-    """Args:
-    dim: of the features.
-    latent: of the code.
-    decoder_out: "sigmoid" (published), or "linear" on standardised features.
+    """A variational autoencoder of feature vectors.
+
+    Args:
+        dim: of the features.
+        latent: of the code.
+        decoder_out: "sigmoid" (published), or "linear" on standardised features.
     """
 
     mean: Tensor

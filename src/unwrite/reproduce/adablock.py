@@ -16,7 +16,7 @@ import numpy as np
 from ..beds import denoiser as testbed
 from ..beds import denoising
 from ..beds.budget import Budget
-from ..beds.denoising import Arm, Curve, Difference, Trial, difference, gains, share
+from ..beds.denoising import Arm, Curve, Difference, SamplerTrial, difference, gains, share
 from ..diffusion import Sampler
 from ..diffusion.base import Step
 from ..diffusion.parts.adablock import AdaBlock, DrawnBlocks, WholeCanvas, delimiters_of, late, premature
@@ -111,7 +111,7 @@ def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str
     return f"{dual} points at equal forwards with a dual cache, {none} without; drawn boundaries {drawn}"
 
 
-def _against_any_size(trial: Trial) -> float:
+def _against_any_size(trial: SamplerTrial) -> float:
     """Points, on average. Where AdaBlock takes more forwards than fixed blocks of its own size ever do, no threshold of theirs is a
     match, but smaller blocks are."""
 
@@ -126,13 +126,13 @@ def _against_any_size(trial: Trial) -> float:
     return float(np.mean(points))
 
 
-def _thinned(trial: Trial) -> list[testbed.Item]:
+def _thinned(trial: SamplerTrial) -> list[testbed.Item]:
     """Every third prompt of each seed."""
     each = len(trial.asked) // trial.seeds
     return [item for seed in range(trial.seeds) for item in trial.asked[seed * each : (seed + 1) * each][::SHARE]]
 
 
-def _blocks(trial: Trial, size: int) -> AdaBlock:
+def _blocks(trial: SamplerTrial, size: int) -> AdaBlock:
     return AdaBlock(size=size, delimiters=delimiters_of(trial.bed.tokenizer))
 
 
@@ -140,11 +140,11 @@ def _sampler(blocks: Any, bar: float, cache: Literal["none", "dual"]) -> Sampler
     return Sampler(gen_length=testbed.ANSWER, blocks=blocks, commit=Threshold(bar), cache=cache)
 
 
-def _arm(trial: Trial, kind: str, blocks: Any, bar: float, cache: Literal["none", "dual"]) -> Arm:
+def _arm(trial: SamplerTrial, kind: str, blocks: Any, bar: float, cache: Literal["none", "dual"]) -> Arm:
     return trial.run(f"{kind}, threshold {bar:g}, cache {cache}", _sampler(blocks, bar, cache))
 
 
-def _ada(trial: Trial, size: int, bar: float, cache: Literal["none", "dual"]) -> tuple[Arm, tuple[int, ...]]:
+def _ada(trial: SamplerTrial, size: int, bar: float, cache: Literal["none", "dual"]) -> tuple[Arm, tuple[int, ...]]:
     """The arm, and the sizes of its blocks on the first prompts."""
     blocks = _blocks(trial, size)
     arm = _arm(trial, f"adaptive {size}", blocks, bar, cache)
@@ -154,7 +154,7 @@ def _ada(trial: Trial, size: int, bar: float, cache: Literal["none", "dual"]) ->
     return arm, tuple(size for row in out.trace.blocks for size in row)
 
 
-def _rates(trial: Trial, blocks: Any) -> dict[str, float]:
+def _rates(trial: SamplerTrial, blocks: Any) -> dict[str, float]:
     """Shares of steps that were late, and of tokens that were premature, at threshold .9."""
     asked = [trial.bed.tokenizer(item.prompt)["input_ids"] for item in trial.asked[:WATCHED]]
     reference = testbed.one_by_one()(trial.bed.predictor, None, asked).sequences

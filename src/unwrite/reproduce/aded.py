@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..beds.budget import Budget
-from ..beds.texts import COLUMNS, Decoded, corpus, decoded, encoded, prompts, target
+from ..beds.texts import COLUMNS, TimedDecoding, corpus, decoded, encoded, prompts, target
 from ..decode.aded import ADED, SHARES, ADEDDrafter
 from ..decode.base import Strategy
 from ..decode.engine.tree import DraftTree
@@ -89,7 +89,7 @@ def run(budget: Budget) -> Claim:
     seed = budget.seeds[0]
     rows = encoded(tokenizer, prompts(1, "free", many, seed))
     fitted = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in corpus(0, characters)]
-    found: dict[str, Decoded] = {}
+    found: dict[str, TimedDecoding] = {}
     for name, strategy_of in contenders(fitted, model.config.vocab_size).items():
         found[name] = decoded(model, rows, count, [strategy_of() for _ in rows])
     rates = {name: one.rate for name, one in found.items()}
@@ -117,7 +117,7 @@ def run(budget: Budget) -> Claim:
     )
 
 
-def _checks(found: Mapping[str, Decoded]) -> tuple[Check, ...]:
+def _checks(found: Mapping[str, TimedDecoding]) -> tuple[Check, ...]:
     """The paper's speed-up first; drafts are compared by tokens a forward, prompt by prompt."""
     greedy, ours = found["greedy"], found["ADED, corpus"]
 

@@ -16,7 +16,7 @@ import numpy as np
 from ..beds import denoiser as testbed
 from ..beds import denoising
 from ..beds.budget import Budget
-from ..beds.denoising import Arm, Difference, Trial, difference, gains, share
+from ..beds.denoising import Arm, Difference, SamplerTrial, difference, gains, share
 from ..diffusion import Sampler
 from ..diffusion.base import Step
 from ..diffusion.parts.credit import CreditDecoding
@@ -117,7 +117,7 @@ def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str
     return f"{ours[2]} points over a lower threshold with as many forwards, {ours[0]}"
 
 
-def _delays(trial: Trial, sampler: Sampler) -> np.ndarray:
+def _delays(trial: SamplerTrial, sampler: Sampler) -> np.ndarray:
     """Forwards every position waited, one number a position of the first prompts."""
     ids, found = trial.bed.tokenizer, []
     for item in trial.asked[:DELAYED]:

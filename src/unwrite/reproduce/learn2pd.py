@@ -17,7 +17,7 @@ import torch
 from ..beds import denoiser as testbed
 from ..beds import denoising
 from ..beds.budget import Budget
-from ..beds.denoising import Arm, Difference, Trial, difference, share
+from ..beds.denoising import Arm, Difference, SamplerTrial, difference, share
 from ..beds.denoising_ready import taught
 from ..diffusion import EarlyStop, Sampler
 from ..diffusion.base import CommitRule, Edit
@@ -116,7 +116,7 @@ def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str
     return f"{ours[0]} forwards (one by one {one[0]}, oracle {oracle[0]}); {ours[3]} points over a threshold"
 
 
-def _arms(trial: Trial, base: Sampler, learnt: Filter, calibrated: float) -> dict[str, Arm]:
+def _arms(trial: SamplerTrial, base: Sampler, learnt: Filter, calibrated: float) -> dict[str, Arm]:
     """Every rule plain, with early stop and with EoTP; the oracle last."""
     rules: dict[str, CommitRule] = {"one token a step": Threshold(2.0)}  # the surest alone, as the curve's
     rules |= {f"threshold {bar:g}": Threshold(bar) for bar in THRESHOLDS}
@@ -143,7 +143,7 @@ def _figures(learnt: Filter, records: Records) -> dict[str, Any]:
     }
 
 
-def _oracles(trial: Trial, base: Sampler, one: Arm) -> dict[str, Arm]:
+def _oracles(trial: SamplerTrial, base: Sampler, one: Arm) -> dict[str, Arm]:
     """The ceiling: texts are those of one token a step by construction, up to the end token."""
     arms = {"oracle": base} | {f"oracle, {ending}": replace(base, edit=edit) for ending, edit in CUTS.items()}
     nfe: dict[str, list[int]] = {name: [] for name in arms}
@@ -167,12 +167,12 @@ def _columns(arm: Arm) -> float:
     return float(arm.work.mean())
 
 
-def _row(trial: Trial, arm: Arm, curve: denoising.Curve) -> tuple[Any, ...]:
+def _row(trial: SamplerTrial, arm: Arm, curve: denoising.Curve) -> tuple[Any, ...]:
     forwards, right, ahead = trial.row(arm, None if arm.name.startswith("oracle") else curve)
     return forwards, right, f"{_columns(arm):.0f}", ahead
 
 
-def _shorter(trial: Trial) -> np.ndarray:
+def _shorter(trial: SamplerTrial) -> np.ndarray:
     """Which prompts are in the half with the shorter answers. [prompts]"""
     lengths = np.array([len(item.answer) for item in trial.asked])
     shorter: np.ndarray = lengths <= np.median(lengths)

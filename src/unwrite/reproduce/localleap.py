@@ -16,7 +16,7 @@ import numpy as np
 from ..beds import denoiser as testbed
 from ..beds import denoising
 from ..beds.budget import Budget
-from ..beds.denoising import Arm, Curve, Difference, Trial, difference, share
+from ..beds.denoising import Arm, Curve, Difference, SamplerTrial, difference, share
 from ..diffusion import Sampler
 from ..diffusion.base import Step
 from ..diffusion.parts.localleap import LocalLeap, RandomNeighbours, Settled, settled
@@ -106,13 +106,13 @@ def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str
     return f"{ours[0]} forwards, {right} % right (threshold {plain[0]}, {was}); {ours[2]} over lower bars"
 
 
-def _drawn(trial: Trial, base: Sampler, radius: int, bar: float) -> Arm:
+def _drawn(trial: SamplerTrial, base: Sampler, radius: int, bar: float) -> Arm:
     """The control: as many neighbours, at random places."""
     name = f"random neighbours as of radius {radius}, bar {bar:g}"
     return trial.run(name, replace(base, commit=RandomNeighbours(0.9, bar, radius)))
 
 
-def _settled(trial: Trial, base: Sampler) -> Settled:
+def _settled(trial: SamplerTrial, base: Sampler) -> Settled:
     """Followed one token a step: what a step reveals would be final by being revealed."""
     ids = trial.bed.tokenizer
     total: Settled | None = None

@@ -12,7 +12,7 @@ from typing import Any
 from ..audit import evaluate, sustainability
 from ..beds.authors import unlearn
 from ..beds.budget import Budget
-from ..beds.language import Bed
+from ..beds.language import LanguageBed
 from ..beds.manual import manual_bed
 from ..data import ForgetSplit
 from ..forget import NPO, TaskVector
@@ -44,7 +44,7 @@ def folds(split: ForgetSplit) -> list[ForgetSplit]:
     return [ForgetSplit(split.forget[i * size : (i + 1) * size], split.retain) for i in range(FOLDS)]
 
 
-def series(bed: Bed, method: Method, seed: int, epochs: int) -> list[float]:
+def series(bed: LanguageBed, method: Method, seed: int, epochs: int) -> list[float]:
     """Utility after each of the four requests, one after another."""
 
     def unlearn_fn(model: Any, forget: Any, retain: Any) -> Any:

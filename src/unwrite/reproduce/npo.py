@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..beds.budget import Budget
-from ..beds.synthetic import Kind, Track, fit, make, nll, unlearn
+from ..beds.synthetic import RowKind, Track, fit, make, nll, unlearn
 from ..forget.npo import npo_loss
 from ..scoring.intervals import spread
 from .base import Claim, figure
@@ -29,7 +29,7 @@ SETTINGS: dict[float, dict[str, float]] = {
 }
 
 
-def losses(kinds: dict[str, Kind], start: Tensor, beta: float) -> dict[str, Callable[[Tensor], Tensor]]:
+def losses(kinds: dict[str, RowKind], start: Tensor, beta: float) -> dict[str, Callable[[Tensor], Tensor]]:
     """The objectives compared, as functions of the second layer."""
     forget, retain = kinds["forget"], kinds["retain"]
     reference = nll(forget, start)

@@ -50,7 +50,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Writer:
+class ListWriter:
     """A model with what it reads and says.
 
     Args:
@@ -82,7 +82,7 @@ Both = tuple[Figure, Figure]  # of the test bed, of the perfect model
 
 
 @dataclass(frozen=True)
-class Pair:
+class WriterPair:
     """The test bed and the perfect model before the same prompts of one operation.
 
     Args:
@@ -94,8 +94,8 @@ class Pair:
 
     operation: str
     asked: Sequence[testbed.Item]
-    learnt: Writer
-    perfect: Writer
+    learnt: ListWriter
+    perfect: ListWriter
     seeds: int
 
     def written(self, **parts: Any) -> Both:
@@ -190,13 +190,13 @@ def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str
     return f"six at once: copy {copied} %, swap {swapped} (theory {expected}), mix {mixed} (theory {shuffled})"
 
 
-def _pair(bed: testbed.TestBed, operation: str, budget: Budget) -> Pair:
+def _pair(bed: testbed.TestBed, operation: str, budget: Budget) -> WriterPair:
     each = denoising.SIZES[budget.size]
     asked = lists(operation, each if operation in DEPENDENT else max(1, each // FEWER), budget.seeds)
-    return Pair(operation, asked, _test_bed(bed, asked), _perfect(asked * PASSES), len(budget.seeds))
+    return WriterPair(operation, asked, _test_bed(bed, asked), _perfect(asked * PASSES), len(budget.seeds))
 
 
-def _counted(pair: Pair, k: int) -> dict[str, Both]:
+def _counted(pair: WriterPair, k: int) -> dict[str, Both]:
     """{order: both} with k items a step."""
     return {order: pair.written(steps=N // k, commit=TopK(), score=score) for order, score in ORDERS.items()}
 
@@ -223,13 +223,13 @@ def _shown(both: Both) -> str:
     return f"{both[0].right:.1f} +- {both[0].spread:.1f} ({both[1].right:.1f})"
 
 
-def _as_predicted(pair: Pair, chance: float, perfect: Figure) -> bool:
+def _as_predicted(pair: WriterPair, chance: float, perfect: Figure) -> bool:
     """Within four sigma; exactly where the theory is certain."""
     sigma = np.sqrt(chance * max(0.0, 1 - chance) / len(pair.perfect.frames))
     return bool(abs(perfect.right / 100 - chance) <= 4 * sigma + 1e-9)
 
 
-def _setting(bed: testbed.TestBed, pairs: Mapping[str, Pair]) -> str:
+def _setting(bed: testbed.TestBed, pairs: Mapping[str, WriterPair]) -> str:
     weights = sum(parameter.numel() for parameter in bed.model.parameters())
     asked = {operation: len(pair.asked) for operation, pair in pairs.items()}
     return (
@@ -270,16 +270,16 @@ def theory(operation: str, k: int) -> tuple[float, float]:
     return lower_bound(joint, steps), written_right(joint, steps)
 
 
-def _perfect(asked: Sequence[testbed.Item]) -> Writer:
+def _perfect(asked: Sequence[testbed.Item]) -> ListWriter:
     tokens = ListTokens(tuple(testbed_items.LETTERS))
     frames = []
     for operation, new, items in map(_parts, asked):
         frames.append(tokens.prompt(OPERATIONS[operation], items, new if operation == "swap" else None))
     model = MaskPredictor(IdealListModel(tokens, changed=True), tokens.mask_id, (), probe=False)
-    return Writer(model, frames, lambda ids: tokens.text(ids).replace('"', "").replace(" ", ""))
+    return ListWriter(model, frames, lambda ids: tokens.text(ids).replace('"', "").replace(" ", ""))
 
 
-def _test_bed(bed: testbed.TestBed, asked: Sequence[testbed.Item]) -> Writer:
+def _test_bed(bed: testbed.TestBed, asked: Sequence[testbed.Item]) -> ListWriter:
     """All of each answer but its items is given."""
     ids = bed.tokenizer
     frames = []
@@ -287,10 +287,10 @@ def _test_bed(bed: testbed.TestBed, asked: Sequence[testbed.Item]) -> Writer:
         tokens = [*ids(item.answer)["input_ids"], *[ids.eos_token_id] * testbed.ANSWER]
         fixed = {place: tokens[place] for place in range(testbed.ANSWER) if place >= 2 * N or place % 2 == 0}
         frames.append(Frame(ids(item.prompt)["input_ids"], testbed.ANSWER, fixed))
-    return Writer(bed.predictor, frames, ids.decode)
+    return ListWriter(bed.predictor, frames, ids.decode)
 
 
-def measured(writer: Writer, asked: Sequence[testbed.Item], sampler: Sampler, seeds: int = 1) -> Figure:
+def measured(writer: ListWriter, asked: Sequence[testbed.Item], sampler: Sampler, seeds: int = 1) -> Figure:
     """What a sampler does with a model. seeds: how many the prompts are from, those of one after those of another."""
     right, forwards = [], 0
     for start in range(0, len(asked), BATCH):

@@ -18,7 +18,7 @@ import numpy as np
 from ..beds import denoiser as testbed
 from ..beds import denoising
 from ..beds.budget import Budget
-from ..beds.denoising import Arm, Curve, Difference, Trial, difference, share
+from ..beds.denoising import Arm, Curve, Difference, SamplerTrial, difference, share
 from ..beds.denoising_ready import After, calibrated, watched, written
 from ..diffusion import Sampler
 from ..diffusion.parts.prophet import Convergence, Prophet, answer_convergence
@@ -115,7 +115,7 @@ def result(text: str) -> str:
     return text[testbed.ANCHOR_AT + len(testbed.ANCHOR) :].strip()
 
 
-def _run(trial: Trial, name: str, sampler: Sampler) -> Arm:
+def _run(trial: SamplerTrial, name: str, sampler: Sampler) -> Arm:
     """An arm that is right where its result is."""
     found = testbed.judge(trial.bed, sampler, trial.asked, fixed=testbed.anchor())
     right = [result(text) == result(item.answer) for text, item in zip(found.texts, trial.asked, strict=True)]
@@ -128,7 +128,7 @@ def _extract(bed: testbed.TestBed) -> Callable[[Sequence[int]], str]:
     return lambda ids: result(written(bed, ids))
 
 
-def _convergence(trial: Trial, sampler: Sampler, fixed: Mapping[int, int]) -> list[Convergence]:
+def _convergence(trial: SamplerTrial, sampler: Sampler, fixed: Mapping[int, int]) -> list[Convergence]:
     """When each of the first prompts' results was known."""
     asked = list(trial.asked[:LOOKED])
     there = Prophet(start=testbed.ANCHOR_AT + len(testbed.ANCHOR) + 1)

@@ -91,7 +91,7 @@ class IndependentDrafter(ConstantDrafter):
 
 
 @dataclass
-class Measured:
+class DraftRates:
     """One contender at one temperature.
 
     Args:
@@ -115,11 +115,11 @@ class Measured:
     def mean(self) -> float:
         return fmean(self.by_seed)
 
-    def lead(self, other: Measured, resamples: int = 2000) -> tuple[float, Interval]:
+    def lead(self, other: DraftRates, resamples: int = 2000) -> tuple[float, Interval]:
         """This one's tokens per forward over the other's, with the 95 % interval of a paired bootstrap over prompts."""
         chosen = draws(len(self.tokens[0]), resamples)
 
-        def rates(of: Measured, which: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        def rates(of: DraftRates, which: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
             tokens, forwards = np.array(of.tokens).sum(0), np.array(of.forwards).sum(0)  # [prompts]
             found: np.ndarray[Any, Any] = tokens[which].sum(1) / forwards[which].sum(1)
             return found
@@ -130,7 +130,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Contender:
+class DraftContender:
     """A strategy by kind ("chain", "independent", "RSD-C", "RSD-S"), nodes and levels."""
 
     kind: str
@@ -144,19 +144,19 @@ class Contender:
         return f"{self.kind} {self.shape}"
 
 
-def contenders() -> list[Contender]:
+def contenders() -> list[DraftContender]:
     """Every way to spend N nodes; `make(draft)` gives the strategy."""
     found = []
     for nodes in NODES:
-        found.append(Contender("chain", nodes, f"1x{nodes}", nodes, _chain(nodes)))
+        found.append(DraftContender("chain", nodes, f"1x{nodes}", nodes, _chain(nodes)))
         for branching in BRANCHING[nodes]:
             assert sum(prod(branching[: i + 1]) for i in range(len(branching))) == nodes
             shape = "-".join(map(str, branching))
-            found.append(Contender("independent", nodes, shape, len(branching), _independent(branching)))
-            found.append(Contender("RSD-C", nodes, shape, len(branching), _constant(branching)))
+            found.append(DraftContender("independent", nodes, shape, len(branching), _independent(branching)))
+            found.append(DraftContender("RSD-C", nodes, shape, len(branching), _constant(branching)))
         for width, depth in BEAMS[nodes]:
             assert width * depth == nodes
-            found.append(Contender("RSD-S", nodes, f"{width}x{depth}", depth, _beam(width, depth)))
+            found.append(DraftContender("RSD-S", nodes, f"{width}x{depth}", depth, _beam(width, depth)))
     return found
 
 
@@ -177,7 +177,7 @@ def _beam(width: int, depth: int) -> Callable[[Any], Strategy]:
 
 
 @dataclass
-class Pair:
+class DraftPair:
     """Target and draft with the prompts both are asked.
 
     Args:
@@ -196,7 +196,7 @@ class Pair:
         return sum(p.numel() for p in self.draft.parameters()) / sum(p.numel() for p in self.target.parameters())
 
 
-def pair(size: str) -> Pair:
+def pair(size: str) -> DraftPair:
     """What a budget runs on; models that have to be trained are."""
     if size == "small":
         return _manual_pair(SIZES[size][0])
@@ -215,7 +215,7 @@ def pair(size: str) -> Pair:
             _cut(model, size),
             f"{'a random Llama' if size == 'tiny' else 'SmolLM2-135M'} and its first layers",
         )
-    return Pair(model, draft, encoded(tokenizer, prompts(1, "free", SIZES[size][0])), name)
+    return DraftPair(model, draft, encoded(tokenizer, prompts(1, "free", SIZES[size][0])), name)
 
 
 def _cut(model: Any, size: str) -> Any:
@@ -229,7 +229,7 @@ def _cut(model: Any, size: str) -> Any:
     return load_model(truncated_draft()).eval()
 
 
-def _manual_pair(count: int) -> Pair:
+def _manual_pair(count: int) -> DraftPair:
     """The model that learnt the manual's pages, and one of an eighth of its weights that read the same rows."""
     from ..beds.language import EncodedRows, small_config
     from ..beds.manual import PROMPT_WORDS, as_text, asked, manual_bed, pages, texts
@@ -246,19 +246,21 @@ def _manual_pair(count: int) -> Pair:
     draft = load_model(trained(recipe, rows, range(len(rows)), 0)).eval()
     asked_pages = [page for of in corpora.values() for page in of][:count]
     prompts = [bed.tokenizer(" ".join(page.words[:PROMPT_WORDS]))["input_ids"] for page in asked_pages]
-    return Pair(bed.load(), draft, prompts, "3.4M Llama that learnt 35 manual pages, draft of 0.4M that read the same")
+    return DraftPair(
+        bed.load(), draft, prompts, "3.4M Llama that learnt 35 manual pages, draft of 0.4M that read the same"
+    )
 
 
 def measure(
-    pair: Pair,
+    pair: DraftPair,
     made: Callable[[Any], Strategy] | None,
     levels: int,
     temperature: float,
     seeds: Sequence[int],
     count: int,
-) -> Measured:
+) -> DraftRates:
     """Samples `count` tokens after every prompt with every seed; without a strategy, plain `generate`."""
-    found = Measured(levels)
+    found = DraftRates(levels)
     for seed in seeds:
         found.tokens.append([])
         found.forwards.append([])
@@ -294,7 +296,7 @@ def run(budget: Budget) -> Claim:
     """Every way to spend 6 and 14 nodes, at two temperatures."""
     at_one, at_low, count = SIZES[budget.size]
     pair_ = pair(budget.size)
-    found: dict[tuple[float, str], Measured] = {}
+    found: dict[tuple[float, str], DraftRates] = {}
     for temperature, prompts in ((1.0, at_one), (0.3, at_low)):
         if not prompts:
             continue
@@ -321,9 +323,9 @@ def run(budget: Budget) -> Claim:
     )
 
 
-def _best(found: dict[tuple[float, str], Measured], temperature: float, nodes: int) -> dict[str, Contender]:
+def _best(found: dict[tuple[float, str], DraftRates], temperature: float, nodes: int) -> dict[str, DraftContender]:
     """The better shape of every kind; "RSD" is the better of both modes."""
-    best: dict[str, Contender] = {}
+    best: dict[str, DraftContender] = {}
     for one in contenders():
         for kind in (one.kind, one.kind.split("-")[0]):
             rival = best.get(kind)
@@ -335,7 +337,9 @@ def _best(found: dict[tuple[float, str], Measured], temperature: float, nodes: i
 
 
 def _compared(
-    found: dict[tuple[float, str], Measured], best: dict[tuple[float, int], dict[str, Contender]], temperature: float
+    found: dict[tuple[float, str], DraftRates],
+    best: dict[tuple[float, int], dict[str, DraftContender]],
+    temperature: float,
 ) -> tuple[Check, ...]:
     """The claim's comparisons, each a ratio of tokens per forward; RSD over the usual chain is the headline."""
     checks = []
@@ -345,7 +349,7 @@ def _compared(
     return tuple(checks)
 
 
-def pairs(best: Mapping[int, Mapping[str, Contender]]) -> dict[str, tuple[str, str]]:
+def pairs(best: Mapping[int, Mapping[str, DraftContender]]) -> dict[str, tuple[str, str]]:
     """{statement: the two contenders compared}."""
     compared: dict[str, tuple[str, str]] = {}
     for first, second in (("RSD", "chain"), ("RSD", "independent"), ("independent", "chain")):
@@ -376,7 +380,7 @@ def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str
     return f"tokens a forward with {NODES[-1]} nodes: {', '.join(shown)}"
 
 
-def _rows(found: dict[tuple[float, str], Measured], ratio: float) -> dict[str, tuple[Any, ...]]:
+def _rows(found: dict[tuple[float, str], DraftRates], ratio: float) -> dict[str, tuple[Any, ...]]:
     rows: dict[str, tuple[Any, ...]] = {}
     nodes = {one.name: one.nodes for one in contenders()}
     for (temperature, name), one in found.items():
@@ -388,7 +392,9 @@ def _rows(found: dict[tuple[float, str], Measured], ratio: float) -> dict[str, t
     return rows
 
 
-def _reason(found: dict[tuple[float, str], Measured], best: dict[tuple[float, int], dict[str, Contender]]) -> str:
+def _reason(
+    found: dict[tuple[float, str], DraftRates], best: dict[tuple[float, int], dict[str, DraftContender]]
+) -> str:
     parts = []
     for nodes in NODES:
         at = best[1.0, nodes]

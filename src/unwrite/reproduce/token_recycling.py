@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..beds.budget import Budget
-from ..beds.texts import COLUMNS, Decoded, Kind, decoded, encoded, prompts, target
+from ..beds.texts import COLUMNS, Kind, TimedDecoding, decoded, encoded, prompts, target
 from ..decode.base import Strategy
 from ..decode.prompt_lookup import PromptLookup
 from ..decode.token_recycling import RecyclingTable, TokenRecycling, TreeTemplate
@@ -32,7 +32,7 @@ def run(budget: Budget) -> Claim:
     rows = {kind: encoded(tokenizer, prompts(1, kind, many, seed)) for kind, many in asked}
     width = model.config.vocab_size
     rows_of: dict[str, tuple[Any, ...]] = {}
-    found: dict[str, dict[str, Decoded]] = {}
+    found: dict[str, dict[str, TimedDecoding]] = {}
     for name, strategy_of in contenders(width).items():
         found[name] = {kind: decoded(model, rows[kind], count, [strategy_of() for _ in rows[kind]]) for kind in rows}
         for kind, one in found[name].items():
@@ -62,7 +62,7 @@ def run(budget: Budget) -> Claim:
     )
 
 
-def _checks(found: Mapping[str, Mapping[str, Decoded]]) -> tuple[Check, ...]:
+def _checks(found: Mapping[str, Mapping[str, TimedDecoding]]) -> tuple[Check, ...]:
     """The paper's speed-up first; what is accepted is compared prompt by prompt."""
     greedy = found["greedy"]
     paying, hot, cold, lookup = (
@@ -70,7 +70,7 @@ def _checks(found: Mapping[str, Mapping[str, Decoded]]) -> tuple[Check, ...]:
         for name in ("recycling, hot, nodes that pay", "recycling, hot", "recycling, cold", "prompt lookup")
     )
 
-    def faster(text: str, one: Decoded) -> Check:
+    def faster(text: str, one: TimedDecoding) -> Check:
         speed, interval = one.speed(greedy["free"])
         return Check("claim", text, speed, ">", 1.0, interval)
 

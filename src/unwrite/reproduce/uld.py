@@ -14,7 +14,7 @@ from typing import Any
 from ..audit import evaluate
 from ..beds.authors import EPOCHS, probability, rouge, unlearn
 from ..beds.budget import Budget
-from ..beds.language import Bed, authors_bed
+from ..beds.language import LanguageBed, authors_bed
 from ..forget import NPO, ULD, StopWhenForgotten
 from ..forget.base import Method
 from ..forget.gradient_ascent import GradientAscent, GradientDifference
@@ -33,7 +33,7 @@ BASELINES: dict[str, Method] = {
 }
 
 
-def utility(model: Any, bed: Bed) -> float:
+def utility(model: Any, bed: LanguageBed) -> float:
     """TOFU's model utility: probability, ROUGE and truth ratio on retain, real authors and world facts."""
     report = evaluate(model, bed.split, tokenizer=bed.tokenizer, suite="tofu", batch_size=64)
     value = report.value("model_utility")
@@ -41,7 +41,7 @@ def utility(model: Any, bed: Bed) -> float:
     return value
 
 
-def figures(model: Any, bed: Bed) -> dict[str, float]:
+def figures(model: Any, bed: LanguageBed) -> dict[str, float]:
     """Forget probability and ROUGE, and utility."""
     return {
         "forget": probability(model, bed, bed.split.forget),
@@ -77,7 +77,7 @@ def run(budget: Budget) -> Claim:
 
 
 def _claim(
-    bed: Bed,
+    bed: LanguageBed,
     found: dict[str, list[dict[str, float]]],
     target: dict[str, float],
     oracle: dict[str, float],
@@ -151,7 +151,7 @@ def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str
     return f"forget probability {probability} (retrained {wanted}) at utility {utility} (before {whole})"
 
 
-def _strength_needed(mean: dict[str, dict[str, float]], oracle: dict[str, float], bed: Bed) -> str:
+def _strength_needed(mean: dict[str, dict[str, float]], oracle: dict[str, float], bed: LanguageBed) -> str:
     """Why alpha 0.8 may fall short on a target this sure, and what the sweep shows."""
     width = log(len(bed.tokenizer))
     bound = f"A token the assistant is sure of loses alpha times log V, here 0.8 x {width:.1f} nats"

@@ -23,7 +23,7 @@ from .context import TextContext
 from .metric import TextMetric
 
 
-class Item(Protocol):
+class ChoiceItem(Protocol):
     """A question with its choices; `answer` is the right one's number, from 0."""
 
     @property
@@ -46,7 +46,7 @@ class Choice:
     subject: str = ""
 
 
-def prompt_of(item: Item, shots: Sequence[Item] = ()) -> str:
+def prompt_of(item: ChoiceItem, shots: Sequence[ChoiceItem] = ()) -> str:
     """The harness' prompt: a description line, solved examples, the question, 'Answer:' without a space."""
     subject = (item.subject or "general knowledge").replace("_", " ")
     head = f"The following are multiple choice questions (with answers) about {subject}.\n\n"
@@ -54,7 +54,7 @@ def prompt_of(item: Item, shots: Sequence[Item] = ()) -> str:
     return f"{head}{solved}{_asked(item)}"
 
 
-def _asked(item: Item) -> str:
+def _asked(item: ChoiceItem) -> str:
     lines = [f"{letter}. {choice}" for letter, choice in zip(string.ascii_uppercase, item.choices, strict=False)]
     return "\n".join([item.question.strip(), *lines, "Answer:"])
 
@@ -77,7 +77,7 @@ def encode_continuation(context: str, continuation: str, tokenizer: Any, max_len
 
 
 def answer_choices(
-    context: TextContext, items: Iterable[Item], *, shots: Sequence[Item] = (), shortcut: bool | None = None
+    context: TextContext, items: Iterable[ChoiceItem], *, shots: Sequence[ChoiceItem] = (), shortcut: bool | None = None
 ) -> list[Choice]:
     """Scores the choices of every item.
 
@@ -154,10 +154,10 @@ class MultipleChoice(TextMetric):
         shots: solved examples put before every question.
     """
 
-    items: Sequence[Item] = ()
+    items: Sequence[ChoiceItem] = ()
     label: str = "multiple_choice"
     forget: bool = False
-    shots: Sequence[Item] = ()
+    shots: Sequence[ChoiceItem] = ()
     about: ClassVar[str] = "Share of multiple-choice questions answered right."
 
     @property

@@ -26,7 +26,7 @@ from ...runs import progress
 from ..stored import stored_rows
 from .images import SHOWN
 
-__all__ = ["Picture", "decoded", "scaled"]
+__all__ = ["StoredPicture", "decoded", "scaled"]
 
 Stored = Literal["bytes", "16-bit", "whole", "float"]
 _BYTES = ("1", "L", "P", "PA", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
@@ -39,7 +39,7 @@ class _Unusable(Exception):
 
 
 @dataclass(frozen=True)
-class Picture:
+class StoredPicture:
     """The middle square of a picture, not yet scaled.
 
     Args:
@@ -56,14 +56,14 @@ class Picture:
     place: str
 
 
-def decoded(table: Any, column: str, place: str, size: int) -> list[Picture]:
+def decoded(table: Any, column: str, place: str, size: int) -> list[StoredPicture]:
     """Every picture of a `datasets` table's column, as its middle square of that size.
 
     Raises:
         DataError: the column holds no pictures; or pictures that can't be decoded, of which the first few rows are
             named with their files and faults.
     """
-    made: list[Picture] = []
+    made: list[StoredPicture] = []
     faults: list[str] = []
     for row, value in enumerate(progress(_encoded(table, column), f"reading {place}", total=len(table))):
         where = f"row {row}" + (f" ({Path(path).name})" if (path := _path(value)) else "")
@@ -80,7 +80,7 @@ def decoded(table: Any, column: str, place: str, size: int) -> list[Picture]:
     return made
 
 
-def scaled(pictures: Sequence[Picture]) -> np.ndarray:
+def scaled(pictures: Sequence[StoredPicture]) -> np.ndarray:
     """`[rows, 3, size, size]` in 0..1, each kind of storage by its range over all these pictures.
 
     Raises:
@@ -93,7 +93,7 @@ def scaled(pictures: Sequence[Picture]) -> np.ndarray:
     return np.stack([np.broadcast_to(pixels, (3, *pixels.shape[1:])) for pixels in made])
 
 
-def _divisor(stored: Stored, pictures: Sequence[Picture]) -> float:
+def _divisor(stored: Stored, pictures: Sequence[StoredPicture]) -> float:
     lowest, highest = min(pictures, key=lambda one: one.low), max(pictures, key=lambda one: one.high)
     high = highest.high
     if lowest.low < 0:
@@ -124,7 +124,7 @@ def _divisor(stored: Stored, pictures: Sequence[Picture]) -> float:
     return 65535
 
 
-def _refusal(picture: Picture, value: float, why: str) -> str:
+def _refusal(picture: StoredPicture, value: float, why: str) -> str:
     kinds = {"16-bit": "16-bit picture", "whole": "picture of whole numbers", "float": "picture of floats"}
     return f"{picture.place}, a {kinds[picture.stored]}, has a pixel of {value:g}: {why}."
 
@@ -174,7 +174,7 @@ def _short(error: Exception) -> str:
     return lines[0][:120] if lines else type(error).__name__
 
 
-def _square(picture: Any, size: int, place: str) -> Picture:
+def _square(picture: Any, size: int, place: str) -> StoredPicture:
     from PIL import Image
 
     side = min(picture.size)
@@ -185,7 +185,7 @@ def _square(picture: Any, size: int, place: str) -> Picture:
         squared = (picture.convert(plain) if plain else picture).convert("RGB").crop(box)
         if side != size:
             squared = squared.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=None)
-        return Picture(np.asarray(squared, dtype=np.float32).transpose(2, 0, 1), "bytes", 0, 255, place)
+        return StoredPicture(np.asarray(squared, dtype=np.float32).transpose(2, 0, 1), "bytes", 0, 255, place)
     if picture.mode != "I" and picture.mode != "F" and not picture.mode.startswith("I;16"):
         raise _Unusable(f"has the mode {picture.mode}, which has no range that is known: save it as RGB")
     numbers = np.asarray(picture)
@@ -196,4 +196,4 @@ def _square(picture: Any, size: int, place: str) -> Picture:
     if side != size:
         squared = squared.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=None)
     stored: Stored = "float" if picture.mode == "F" else "whole" if picture.mode == "I" else "16-bit"
-    return Picture(np.asarray(squared, dtype=np.float32)[None], stored, low, high, place)
+    return StoredPicture(np.asarray(squared, dtype=np.float32)[None], stored, low, high, place)

@@ -27,7 +27,7 @@ from ..stored import stored_rows
 from ..text.reading import load
 from .images import Images, first_few
 from .picture_metadata import check_metadata, missing
-from .picture_rows import Picture, decoded, scaled
+from .picture_rows import StoredPicture, decoded, scaled
 
 # Open licences (OFL, Apache 2.0); `unwrite[vision]` brings them too.
 FONT_PACKAGES = (
@@ -56,10 +56,12 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class TrainTest:
-    """Args:
-    train: rows to train on; a split takes forget, retain and holdout from them.
-    test: rows to measure on.
-    evaluation: further named sets to measure on ("new fonts").
+    """A training set and a test set of one kind.
+
+    Args:
+        train: rows to train on; a split takes forget, retain and holdout from them.
+        test: rows to measure on.
+        evaluation: further named sets to measure on ("new fonts").
     """
 
     train: Images
@@ -335,7 +337,7 @@ def hub_images(
         check_metadata(Path(root), [column for column in columns.values() if column is not None], target)
     tables = [_table(str(root), config, split, limit) for split in splits]
     name = name or Path(str(root)).name
-    pictures: list[list[Picture]] = []
+    pictures: list[list[StoredPicture]] = []
     parts: list[dict[str, Any]] = []
     for table, split in zip(tables, splits, strict=True):
         for column in (image, *columns.values()):

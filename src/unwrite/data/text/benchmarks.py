@@ -184,7 +184,7 @@ def muse(corpus: str = "news", root: str | Path | None = None) -> Muse:
 
 
 @dataclass(frozen=True)
-class MultipleChoice:
+class ChoiceQuestion:
     """A question with its choices; `answer` is the right one's number, from 0."""
 
     question: str
@@ -193,7 +193,7 @@ class MultipleChoice:
     subject: str = ""
 
 
-def wmdp(subset: str = "bio", root: str | Path = "cais/wmdp") -> list[MultipleChoice]:
+def wmdp(subset: str = "bio", root: str | Path = "cais/wmdp") -> list[ChoiceQuestion]:
     """WMDP's questions on hazardous knowledge (arXiv 2403.03218): what an unlearned model should no longer know.
 
     Args:
@@ -217,7 +217,7 @@ def wmdp(subset: str = "bio", root: str | Path = "cais/wmdp") -> list[MultipleCh
         elif not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
             bad.append(f"row {number}: answer {answer!r} is not the number of a choice (0 to {len(choices) - 1})")
         else:
-            items.append(MultipleChoice(question, tuple(choices), answer, subject))
+            items.append(ChoiceQuestion(question, tuple(choices), answer, subject))
     if bad:
         more = f"; and {len(bad) - 10} more" if len(bad) > 10 else ""
         raise DataError(f"{len(bad)} rows of {root}:{config} can't be used: {'; '.join(bad[:10])}{more}.")

@@ -60,7 +60,7 @@ class NoColumn(DataError):
 
 
 @dataclass(frozen=True)
-class Layout:
+class ColumnLayout:
     """The columns of one row by their roles; "" for a role that none has.
 
     further: TOFU's further columns, role to column.
@@ -143,15 +143,15 @@ def is_blank(value: Any) -> bool:
     return not value.strip() if isinstance(value, str) else isinstance(value, list | tuple | dict) and not value
 
 
-def named_layout(given: Mapping[str, Any], columns: Mapping[str, str]) -> Layout:
+def named_layout(given: Mapping[str, Any], columns: Mapping[str, str]) -> ColumnLayout:
     """The layout the user named; TOFU's further columns are read under their own names too."""
     further = {} if "text" in columns else {name: name for name in FURTHER if name in given}
     further |= {role: column for role, column in columns.items() if role in FURTHER}
     roles: dict[str, Any] = {role: name for role, name in columns.items() if role not in FURTHER}
-    return Layout(**roles, further=further)
+    return ColumnLayout(**roles, further=further)
 
 
-def layout_of(given: Mapping[str, Any]) -> Layout:
+def layout_of(given: Mapping[str, Any]) -> ColumnLayout:
     """The layout of a row by its columns' names.
 
     Raises:
@@ -173,7 +173,7 @@ def layout_of(given: Mapping[str, Any]) -> Layout:
         if not text:
             raise BadRow(f"no question and answer, messages or text ({_its_columns(given)})")
         _check_beside_text(text[0], given)
-        return Layout(text=text[0])
+        return ColumnLayout(text=text[0])
     if len(system) > 1:
         raise BadRow(f"has {_listed(system)}; keep one")
     roles: dict[str, Any] = {"system": "".join(system), "further": {n: names[n] for n in FURTHER if n in names}}
@@ -192,7 +192,7 @@ def layout_of(given: Mapping[str, Any]) -> Layout:
     spare = tuple(name for name in roles.pop("spare") if not is_blank(given[name]))
     used = {*(name for name in roles.values() if isinstance(name, str)), *roles["further"].values(), *spare}
     unread = tuple(n for n in given if n not in used and not is_metadata(n) and not is_blank(given[n]))
-    return Layout(**roles, spare=spare, unread=unread)
+    return ColumnLayout(**roles, spare=spare, unread=unread)
 
 
 def _check_pair(

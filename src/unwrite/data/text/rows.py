@@ -9,7 +9,7 @@ from typing import Any
 from ...errors import setting
 from .chats import Chat, Turn, examples_in, is_chat, turns_of, with_system
 from .examples import Example
-from .layouts import BadRow, Layout, given_in, is_blank, layout_of, named_layout
+from .layouts import BadRow, ColumnLayout, given_in, is_blank, layout_of, named_layout
 from .values import strings_of, text_of
 
 
@@ -21,7 +21,7 @@ class Parsed:
     """
 
     examples: tuple[Example, ...]
-    layout: Layout
+    layout: ColumnLayout
     unasked: int = 0
     open_ended: bool = False
 
@@ -51,7 +51,7 @@ def parsed(row: Mapping[Any, Any], source: str, columns: Mapping[str, str] | Non
     return _chat(chat, given, layout, source, turns)
 
 
-def _pair(given: Mapping[str, Any], layout: Layout, source: str) -> Example:
+def _pair(given: Mapping[str, Any], layout: ColumnLayout, source: str) -> Example:
     question, answer = _cell(given, layout.question), _cell(given, layout.answer)
     _check_spare(given, layout, [question, answer])
     if layout.input and not is_blank(given.get(layout.input, "")):
@@ -61,7 +61,7 @@ def _pair(given: Mapping[str, Any], layout: Layout, source: str) -> Example:
     return Example(answer=answer, question=question, history=history, source=source, **_further(given, layout))
 
 
-def _prompt_and_completion(given: Mapping[str, Any], layout: Layout) -> tuple[Turn, ...]:
+def _prompt_and_completion(given: Mapping[str, Any], layout: ColumnLayout) -> tuple[Turn, ...]:
     """TRL's form of a chat: only the completion is learnt. Either half may be a string, a turn of its own."""
     if layout.input and not is_blank(given.get(layout.input, "")):
         raise BadRow(f"{layout.input!r} stands beside a list of turns; write it into one of them")
@@ -72,7 +72,7 @@ def _prompt_and_completion(given: Mapping[str, Any], layout: Layout) -> tuple[Tu
     return (*(replace(turn, learnable=False) for turn in halves[0]), *halves[1])
 
 
-def _chat(turns: tuple[Turn, ...], given: Mapping[str, Any], layout: Layout, source: str, which: str) -> Parsed:
+def _chat(turns: tuple[Turn, ...], given: Mapping[str, Any], layout: ColumnLayout, source: str, which: str) -> Parsed:
     _check_spare(given, layout, [turn.text for turn in turns])
     system = _system(given, layout)
     chat = Chat(with_system(turns, system) if system else turns)
@@ -92,7 +92,7 @@ def _chat(turns: tuple[Turn, ...], given: Mapping[str, Any], layout: Layout, sou
     return Parsed(tuple(examples), layout, chat.unasked, chat.open_ended)
 
 
-def _check_spare(given: Mapping[str, Any], layout: Layout, texts: Sequence[str]) -> None:
+def _check_spare(given: Mapping[str, Any], layout: ColumnLayout, texts: Sequence[str]) -> None:
     """A candidate for a place that another column has may only say again what is read: one text, or all in one."""
     for name in layout.spare:
         again = given[name]
@@ -101,12 +101,12 @@ def _check_spare(given: Mapping[str, Any], layout: Layout, texts: Sequence[str])
             raise BadRow(f"mixes {used} with {name}; use one layout, or say with {setting('columns')} what to read")
 
 
-def _system(given: Mapping[str, Any], layout: Layout) -> str:
+def _system(given: Mapping[str, Any], layout: ColumnLayout) -> str:
     value = given.get(layout.system, "") if layout.system else ""
     return "" if is_blank(value) else text_of(value, layout.system)
 
 
-def _further(given: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
+def _further(given: Mapping[str, Any], layout: ColumnLayout) -> dict[str, Any]:
     """TOFU's further columns; an empty cell of a CSV file is an absent value."""
     found: dict[str, Any] = {}
     for role, name in layout.further.items():

@@ -26,11 +26,13 @@ STATEFUL = ("SynthIDTextWatermarkLogitsProcessor", "UnbatchedClassifierFreeGuida
 
 @dataclass
 class Sampling:
-    """Args:
-    processors: called as processor(ids [1, length], scores [1, vocab]) -> scores, in order.
-    do_sample: draw, or take the arg max.
-    generator: of the draws; None for torch's own, which plain `generate` uses.
-    inverts: draw with one uniform number. Equal in distribution to `generate`'s draw, another token at the same seed.
+    """How the target's logits become tokens in one call.
+
+    Args:
+        processors: called as processor(ids [1, length], scores [1, vocab]) -> scores, in order.
+        do_sample: draw, or take the arg max.
+        generator: of the draws; None for torch's own, which plain `generate` uses.
+        inverts: draw with one uniform number. Equal in distribution to `generate`'s draw, another token at the same seed.
     """
 
     processors: Sequence[Callable[[Tensor, Tensor], Tensor]] = ()

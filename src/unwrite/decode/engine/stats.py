@@ -11,14 +11,16 @@ PHASES = ("prefill", "draft", "forward", "verify", "other")
 
 @dataclass
 class Stats:
-    """Args:
-    forwards: of the target, the prefill among them.
-    tokens: new ones, over all rows.
-    drafted, accepted: nodes beside the root that ran, and those that were kept.
-    rows: {nodes a forward had: how often}: what the cost model chose.
-    routes: {the route a forward took: how often}.
-    seconds: by phase: prefill, draft, forward, verify (walk, rollback, learning), other.
-    batch: rows of the batch.
+    """What one call did, counted.
+
+    Args:
+        forwards: of the target, the prefill among them.
+        tokens: new ones, over all rows.
+        drafted, accepted: nodes beside the root that ran, and those that were kept.
+        rows: {nodes a forward had: how often}: what the cost model chose.
+        routes: {the route a forward took: how often}.
+        seconds: by phase: prefill, draft, forward, verify (walk, rollback, learning), other.
+        batch: rows of the batch.
     """
 
     forwards: int = 0

@@ -14,10 +14,12 @@ import torch
 
 @dataclass
 class Stopping:
-    """Args:
-    max_length: tokens of prompt, its padding and answer together.
-    ends: token ids that end a row; they are kept.
-    criteria: transformers StoppingCriteria beside those two; each returns a tensor of booleans, or one plain.
+    """When the texts of one call end.
+
+    Args:
+        max_length: tokens of prompt, its padding and answer together.
+        ends: token ids that end a row; they are kept.
+        criteria: transformers StoppingCriteria beside those two; each returns a tensor of booleans, or one plain.
     """
 
     max_length: int

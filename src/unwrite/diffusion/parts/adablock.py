@@ -43,16 +43,18 @@ _DREAM = (
 
 @dataclass(frozen=True)
 class AdaBlock(Blocks):
-    """Args:
-    size: positions of a block that no delimiter ends, at least 1.
-    delimiters: ids that may end a block, see `delimiters_of`; 198 is the newline of LLaDA, Dream and other byte-level
-        vocabularies.
-    delimiter_threshold: probability that a delimiter needs, at least 0; infinity for blocks of one size. .3 for models
-        trained as mask predictors, .5 for those converted from autoregressive ones.
-    window: how far ahead to look: a share of all generated positions ("fraction_of_budget"), or of those in finished blocks,
-        but at least one ("fraction_of_done").
-    share: that share, 0 to 1.
-    max_block: no delimiter further ahead counts; at least `size`, None for no bound.
+    """Blocks that end where the model expects a line to end.
+
+    Args:
+        size: positions of a block that no delimiter ends, at least 1.
+        delimiters: ids that may end a block, see `delimiters_of`; 198 is the newline of LLaDA, Dream and other byte-level
+            vocabularies.
+        delimiter_threshold: probability that a delimiter needs, at least 0; infinity for blocks of one size. .3 for models
+            trained as mask predictors, .5 for those converted from autoregressive ones.
+        window: how far ahead to look: a share of all generated positions ("fraction_of_budget"), or of those in finished blocks,
+            but at least one ("fraction_of_done").
+        share: that share, 0 to 1.
+        max_block: no delimiter further ahead counts; at least `size`, None for no bound.
     """
 
     size: int = 32

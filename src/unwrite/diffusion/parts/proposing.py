@@ -23,8 +23,10 @@ from ..vocabulary import entropy_of, margin_of, probability_of, top_token
 
 @dataclass(frozen=True)
 class Gumbel(Proposal):
-    """Args:
-    temperature: at least 0; 0 takes the arg max.
+    """Draws a token by Gumbel noise at a temperature; the most likely one at 0.
+
+    Args:
+        temperature: at least 0; 0 takes the arg max.
     """
 
     temperature: float = 0.0

@@ -24,7 +24,7 @@ KLMask = Literal["labels", "attention", "all"]
 
 
 @dataclass
-class Part:
+class BatchPart:
     """The rows of one kind in a batch, after the forward pass.
 
     Args:
@@ -113,11 +113,11 @@ def positions(labels: Tensor, attention_mask: Tensor, mask: KLMask | None) -> Te
     return prediction_mask(labels)
 
 
-def make_parts(tensors: Mapping[str, Mapping[str, Tensor]], retain_mask: KLMask | None) -> PairedBatch[Part]:
+def make_parts(tensors: Mapping[str, Mapping[str, Tensor]], retain_mask: KLMask | None) -> PairedBatch[BatchPart]:
     """The parts of a collated batch, before any forward pass."""
     return PairedBatch(
         **{
-            name: Part(
+            name: BatchPart(
                 index=part["index"],
                 input_ids=part["input_ids"],
                 attention_mask=part["attention_mask"],
@@ -154,8 +154,13 @@ def _watch(blocks: list[Any], layers: tuple[int, ...], stop: bool) -> Iterator[d
 
 
 def run(
-    model: Any, batch: PairedBatch[Part], *, layers: tuple[int, ...] = (), blocks: list[Any] | None = None, logits: bool
-) -> PairedBatch[Part]:
+    model: Any,
+    batch: PairedBatch[BatchPart],
+    *,
+    layers: tuple[int, ...] = (),
+    blocks: list[Any] | None = None,
+    logits: bool,
+) -> PairedBatch[BatchPart]:
     """One forward pass over all parts stacked; fills `logits` and `hidden` of each part.
 
     Args:

@@ -17,7 +17,7 @@ from ...models.curvature import Importances, trainable
 
 __all__ = [
     "LayerSelection",
-    "Selection",
+    "WeightSelection",
     "dampen",
     "factors",
     "percentile_of_share",
@@ -47,11 +47,13 @@ def percentile_of_share(share: float) -> float:
 
 @dataclass(frozen=True)
 class LayerSelection:
-    """Args:
-    name: of the parameter.
-    weights: how many it has.
-    selected: how many of them are.
-    least, mean: of the selected weights' beta, in 0..1; 1 where none is selected.
+    """What was selected of one parameter.
+
+    Args:
+        name: of the parameter.
+        weights: how many it has.
+        selected: how many of them are.
+        least, mean: of the selected weights' beta, in 0..1; 1 where none is selected.
     """
 
     name: str
@@ -62,7 +64,7 @@ class LayerSelection:
 
 
 @dataclass(frozen=True)
-class Selection:
+class WeightSelection:
     """What dampening selects.
 
     Args:
@@ -96,7 +98,7 @@ class Selection:
 
 def selection(
     model: nn.Module, all_data: Importances, forget: Importances, alpha: float, lam: float = 1.0
-) -> Selection:
+) -> WeightSelection:
     """What dampening with these importances selects; the model stays as it is.
 
     Raises:
@@ -108,7 +110,7 @@ def selection(
         own = beta[chosen]
         least, mean = (float(own.min()), float(own.mean())) if len(own) else (1.0, 1.0)
         layers.append(LayerSelection(name, theta.numel(), len(own), least, mean))
-    return Selection(alpha, tuple(layers))
+    return WeightSelection(alpha, tuple(layers))
 
 
 def factors(all_data: Tensor, forget: Tensor, alpha: float, lam: float) -> tuple[Tensor, Tensor]:

@@ -13,11 +13,11 @@ from ...errors import DataError
 if TYPE_CHECKING:
     from .work import Work
 
-__all__ = ["KINDS", "Kind", "kind_of"]
+__all__ = ["KINDS", "DataKind", "kind_of"]
 
 
 @dataclass(frozen=True)
-class Kind:
+class DataKind:
     """One kind of data.
 
     Args:
@@ -36,12 +36,12 @@ class Kind:
 
 
 KINDS = {
-    "text": Kind("text", Examples, f"{__package__}.text.work:TextWork"),
-    "images": Kind("images", Images, f"{__package__}.images.work:ImageWork"),
+    "text": DataKind("text", Examples, f"{__package__}.text.work:TextWork"),
+    "images": DataKind("images", Images, f"{__package__}.images.work:ImageWork"),
 }
 
 
-def kind_of(rows: object) -> Kind:
+def kind_of(rows: object) -> DataKind:
     """The kind of data these rows are.
 
     Raises:

@@ -38,7 +38,7 @@ class FineTune(Objective[ImageWork]):
     training: ClassVar[dict[str, Any]] = FINE_TUNING
 
     def loss(self, batch: PairedImages) -> Loss:
-        """batch.retain: what the ordinary training minimises, averaged over the rows."""
+        """The ordinary loss. batch.retain: what the ordinary training minimises, averaged over the rows."""
         return add_losses(batch)
 
     def phases(self, work: ImageWork) -> list[Phase]:

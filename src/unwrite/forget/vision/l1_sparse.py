@@ -76,7 +76,7 @@ class L1Sparse(Objective[ImageWork]):
             require(name, getattr(self, name), at_least=0)
 
     def loss(self, batch: PairedImages) -> Loss:
-        """batch.retain: what the ordinary training minimises; the penalty is added in `phases`, which knows the weights."""
+        """The ordinary loss. batch.retain: what the ordinary training minimises; the penalty is added in `phases`, which knows the weights."""
         return add_losses(batch)
 
     def penalised(self, parameters: list[Tensor], epochs: float, batch: PairedImages) -> Loss:

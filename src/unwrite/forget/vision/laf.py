@@ -197,7 +197,7 @@ class LAF(Objective[ImageWork]):
                 raise MethodError(unknown(name, str(getattr(self, name)), allowed))
 
     def loss(self, batch: PairedImages) -> Loss:
-        """batch.retain: the ordinary loss, of the repair; the losses that forget are those of `Unlearning`."""
+        """The loss of the repair. batch.retain: the ordinary loss; the losses that forget are those of `Unlearning`."""
         return Loss({}, repair=PerRow(outputs_loss(batch["retain"]), "retain"))
 
     def phases(self, work: ImageWork) -> list[Phase]:

@@ -41,7 +41,7 @@ class FineTuneSurvivors(Objective[ImageWork]):
     training: ClassVar[dict[str, Any]] = {"num_train_epochs": 10, "per_device_train_batch_size": 256}
 
     def loss(self, batch: PairedImages) -> Loss:
-        """batch.retain: what the ordinary training minimises."""
+        """The ordinary loss. batch.retain: what the ordinary training minimises."""
         return add_losses(batch)
 
     def phases(self, work: ImageWork) -> list[Phase]:

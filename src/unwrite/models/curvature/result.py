@@ -35,17 +35,19 @@ _TENSORS, _NOTE = "importances.safetensors", "importances.json"
 
 @dataclass(frozen=True)
 class Importances:
-    """Args:
-    tensors: by parameter name, in the parameter's shape; >= 0, but for `of="gradient"`. Float32, or float64 for a
-        float64 parameter.
-    rows: that were seen.
-    batches: that were seen.
-    cost: in forwards of one row; a backward counts 2.
-    each: whose gradient it was: of a "batch"'s mean loss, or of a "row"'s own.
-    of: what was made of a gradient: its "square", its "absolute" value, nothing ("gradient"), or the square "expected"
-        under the model's own labels.
-    over: "mean" over the batches or rows, or "sum".
-    looped: parameters because of which rows went through the model one at a time.
+    """How much every weight matters to a set of rows.
+
+    Args:
+        tensors: by parameter name, in the parameter's shape; >= 0, but for `of="gradient"`. Float32, or float64 for a
+            float64 parameter.
+        rows: that were seen.
+        batches: that were seen.
+        cost: in forwards of one row; a backward counts 2.
+        each: whose gradient it was: of a "batch"'s mean loss, or of a "row"'s own.
+        of: what was made of a gradient: its "square", its "absolute" value, nothing ("gradient"), or the square "expected"
+            under the model's own labels.
+        over: "mean" over the batches or rows, or "sum".
+        looped: parameters because of which rows went through the model one at a time.
     """
 
     tensors: Mapping[str, Tensor]

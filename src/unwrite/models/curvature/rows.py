@@ -76,15 +76,17 @@ def row_losses(loss: Loss) -> Values:
 
 
 class RowGradients:
-    """Args:
-        model: in evaluation mode whenever this is used.
-        values: what to differentiate, `[passes, rows]`.
-        parameters: by name, as `trainable` gives them.
+    """Gradients of single rows, of the model's linear layers.
 
-    Attributes:
-        rows: seen so far.
-        cost: in forwards of one row so far; a backward counts 2.
-        looped: parameters because of which rows go through the model one at a time; empty if they don't.
+    Args:
+            model: in evaluation mode whenever this is used.
+            values: what to differentiate, `[passes, rows]`.
+            parameters: by name, as `trainable` gives them.
+
+        Attributes:
+            rows: seen so far.
+            cost: in forwards of one row so far; a backward counts 2.
+            looped: parameters because of which rows go through the model one at a time; empty if they don't.
     """
 
     def __init__(self, model: nn.Module, values: Values, parameters: Mapping[str, Tensor]) -> None:

@@ -32,10 +32,12 @@ _FEW = 64  # places of a convolution, below which unfolding is cheaper than its 
 
 @dataclass(frozen=True, eq=False)
 class Use:
-    """Args:
-    name: of the parameter.
-    shape: of the parameter, or of the view of it that was used.
-    x: what went in beside it, `[rows * m, ...]`, or None where the gradient doesn't depend on it.
+    """One use of a weight in a forward.
+
+    Args:
+        name: of the parameter.
+        shape: of the parameter, or of the view of it that was used.
+        x: what went in beside it, `[rows * m, ...]`, or None where the gradient doesn't depend on it.
     """
 
     name: str

@@ -10,14 +10,14 @@ EoTP cuts the canvas behind the end token, so that no forward computes padding. 
 """
 
 from .decoding import EoTP, LearnedSelect
-from .filter import Filter, FilterReport, Judged, judge, safe_bar, train
+from .filter import Filter, FilterQuality, FilterReport, judge, safe_bar, train
 from .records import Oracle, Records, collect
 
 __all__ = [
     "EoTP",
     "Filter",
+    "FilterQuality",
     "FilterReport",
-    "Judged",
     "LearnedSelect",
     "Oracle",
     "Records",

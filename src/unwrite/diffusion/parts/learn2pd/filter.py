@@ -18,7 +18,7 @@ from ....runs import progress, read_tensors
 from ...adapter import MaskPredictor
 from .records import Records, source_of
 
-__all__ = ["Filter", "FilterReport", "Judged", "judge", "safe_bar", "train"]
+__all__ = ["Filter", "FilterQuality", "FilterReport", "judge", "safe_bar", "train"]
 
 _FORMAT = "unwrite learn2pd filter"
 
@@ -118,7 +118,7 @@ class Filter(nn.Module):
 
 
 @dataclass(frozen=True)
-class Judged:
+class FilterQuality:
     """A filter on records, over the positions that were still to be written: only they are acted on.
 
     Args:
@@ -157,8 +157,8 @@ class FilterReport:
     epochs: int
     best: int
     losses: tuple[tuple[float, float], ...]
-    validation: Judged
-    test: Judged
+    validation: FilterQuality
+    test: FilterQuality
     bar: float
 
 
@@ -254,7 +254,7 @@ def _fit(
 
 
 @torch.no_grad()
-def judge(model: Filter, records: Records, accept: float = 0.9) -> Judged:
+def judge(model: Filter, records: Records, accept: float = 0.9) -> FilterQuality:
     """How well a filter does on records; see `Judged`. accept: the bar for what is let through.
 
     Raises:
@@ -269,7 +269,7 @@ def judge(model: Filter, records: Records, accept: float = 0.9) -> Judged:
     ]
     wrong = float((kept & ~right).sum() / kept.sum()) if kept.any() else float("nan")
     accuracy = float(((p > 0.5) == right).float().mean())
-    return Judged(accuracy, float(right.float().mean()), float(kept.float().mean()), wrong, tuple(bins))
+    return FilterQuality(accuracy, float(right.float().mean()), float(kept.float().mean()), wrong, tuple(bins))
 
 
 @torch.no_grad()

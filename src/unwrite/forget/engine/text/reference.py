@@ -20,7 +20,7 @@ from ....data.text.encoding import IGNORE, Encoded, pad
 from ....errors import MethodError, setting
 from ....runs import cached_files, hash_json, model_key, progress
 from ....scoring.batches import by_length
-from ..batch import KLMask, PairedBatch, Part, make_parts, run
+from ..batch import BatchPart, KLMask, PairedBatch, make_parts, run
 
 FILE = "reference.safetensors"
 _NO_HEAD = "a KL term needs a model with one vocabulary head; {} has none. Use retain_loss='nll'."
@@ -62,7 +62,7 @@ class Reference:
     layers: dict[int, dict[int, Tensor]] = field(default_factory=dict)
     head: FrozenHead | None = None
 
-    def attach(self, batch: PairedBatch[Part]) -> None:
+    def attach(self, batch: PairedBatch[BatchPart]) -> None:
         """Fills the reference fields of each part of a batch."""
         for name, part in batch.present():
             rows = part.index.tolist()
@@ -79,7 +79,7 @@ class Reference:
                 }
 
 
-def _stack(rows: list[Tensor], part: Part) -> Tensor:
+def _stack(rows: list[Tensor], part: BatchPart) -> Tensor:
     """Rows [length_i, d] to [rows, length, d] on the part's attended positions."""
     out = torch.zeros(*part.input_ids.shape, rows[0].shape[-1], dtype=rows[0].dtype)
     for i, row in enumerate(rows):
