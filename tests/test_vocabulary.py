@@ -5,8 +5,6 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1] / "src" / "unwrite"
 FILES = sorted(ROOT.rglob("*.py"))
 FRAGMENT = re.compile(r"(Args|Returns|Raises):|[a-z_.]+(, [a-z_.]+)*: ")
@@ -20,10 +18,14 @@ def documented(tree):
     ]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_public_docstrings_begin_with_a_sentence(path):
-    public = [node for node in documented(ast.parse(path.read_text(encoding="utf-8"))) if not node.name.startswith("_")]
-    assert [node.name for node in public if FRAGMENT.match(ast.get_docstring(node))] == []
+def test_public_docstrings_begin_with_a_sentence():
+    fragments = [
+        f"{path.relative_to(ROOT)}: {node.name}"
+        for path in FILES
+        for node in documented(ast.parse(path.read_text(encoding="utf-8")))
+        if not node.name.startswith("_") and FRAGMENT.match(ast.get_docstring(node))
+    ]
+    assert fragments == []
 
 
 def test_public_class_names_are_of_one_class():

@@ -60,7 +60,7 @@ def demo_short() -> str:
         f"{curve[0]['unseen']:.3f} to {curve[-1]['unseen']:.3f}:",
         "traces remain. All figures: [benchmarks](docs/benchmarks.md#the-demo).",
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_foot([freshness.DEMO])])
 
 
 DEMO = {
