@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from unwrite.errors import RunError
-from unwrite.runs import atomic, cache_dir, clean, lock, need_free, new_folder, write_json, write_text
+from unwrite.errors import Notice, RunError
+from unwrite.runs import atomic, cache_dir, clean, lock, need_free, new_folder, scratch_folder, write_json, write_text
 
 
 def names(folder):
@@ -233,3 +233,38 @@ def test_where_there_are_no_locks_nothing_counts_as_left_behind(number, tmp_path
     write_text(tmp_path / "a.txt", "whole")
     clean(tmp_path / "a.txt")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_scratch_folder_is_gone_after_the_block_though_the_disk_fails_once(tmp_path, monkeypatch):
+    remove, failed = os.rmdir, []
+
+    def fails_once(*given, **how):
+        if not failed:
+            failed.append(given)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        remove(*given, **how)
+
+    monkeypatch.setattr(os, "rmdir", fails_once)
+    with scratch_folder(inside=tmp_path) as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "file").write_text("x")
+    assert failed
+    assert names(tmp_path) == []
+
+
+def test_a_scratch_folder_that_the_disk_keeps_is_said_and_ends_nothing(tmp_path, monkeypatch):
+    def fails(*given, **how):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "rmdir", fails)
+    with (
+        pytest.warns(Notice, match=r"temporary folder .* could not be removed \(Input/output error\)"),
+        scratch_folder(inside=tmp_path),
+    ):
+        pass
+
+
+def test_a_scratch_folder_is_removed_when_the_block_fails(tmp_path):
+    with pytest.raises(ZeroDivisionError), scratch_folder(inside=tmp_path):
+        1 / 0
+    assert names(tmp_path) == []

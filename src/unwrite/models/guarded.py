@@ -12,14 +12,13 @@ and what reads its folders don't know:
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from ..errors import ModelError
-from ..runs import write_json
+from ..runs import scratch_folder, write_json
 from .loading import load_model
 
 __all__ = ["MODEL_TYPE", "is_guarded", "load_guarded", "save_guarded"]
@@ -40,9 +39,9 @@ def save_guarded(folder: Path, guard: str, **models: Any) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, model in models.items():
-        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as place:
+        with scratch_folder(f".{name}.", folder) as place:
             model.save_pretrained(place)
-            for path in sorted(Path(place).iterdir()):
+            for path in sorted(place.iterdir()):
                 if path.is_dir():
                     raise ModelError(
                         f"the {name} of this {guard} has a part of its own ({path.name}/), which a guard has no place "
@@ -67,13 +66,13 @@ def load_guarded(folder: Path, name: str, **options: Any) -> nn.Module:
     names = {path.name[len(name) + 1 : -len(_ENDING)]: path for path in sorted(folder.glob(f"{name}.*{_ENDING}"))}
     if not names:
         raise ModelError(f"{folder} holds no {name} (files {name}.*{_ENDING}). Copy the guard's folder whole.")
-    with tempfile.TemporaryDirectory() as place:
+    with scratch_folder() as place:
         for own, path in names.items():
-            (Path(place) / own).symlink_to(path.resolve())
+            (place / own).symlink_to(path.resolve())
         try:
             return load_model(place, **options)
         except ModelError as error:
             message = str(error)
             for own in sorted(names, key=len, reverse=True):
-                message = message.replace(str(Path(place) / own), str(names[own]))
-            raise ModelError(message.replace(place, f"{folder} ({name})")) from error
+                message = message.replace(str(place / own), str(names[own]))
+            raise ModelError(message.replace(str(place), f"{folder} ({name})")) from error

@@ -1,6 +1,6 @@
 """The run folder: atomic writes, content hashes, provenance, resume, the score cache on disk, and progress."""
 
-from .atomic import cache_dir, lock, need_free, new_folder, sync, write_json, write_text
+from .atomic import cache_dir, lock, need_free, new_folder, remove_folder, scratch_folder, sync, write_json, write_text
 from .cache import (
     cache_folder,
     cached_files,
@@ -51,7 +51,9 @@ __all__ = [
     "progress",
     "read_json",
     "read_tensors",
+    "remove_folder",
     "say_unwritable",
+    "scratch_folder",
     "seal",
     "seeded",
     "silent",

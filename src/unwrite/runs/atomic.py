@@ -10,11 +10,12 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import RunError, setting
+from ..errors import RunError, notice, setting
 from .strict import strings_flaw
 
 
@@ -156,6 +157,37 @@ def left_behind(temporary: Path) -> bool:
     finally:
         os.close(handle)
     return True
+
+
+@contextlib.contextmanager
+def scratch_folder(prefix: str = "unwrite-", inside: str | Path | None = None) -> Iterator[Path]:
+    """A folder that is there for the block alone, of this user's.
+
+    Args:
+        prefix: of its name.
+        inside: the folder it is made in; None for the system's own for temporary files.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=inside))
+    try:
+        yield folder
+    finally:
+        remove_folder(folder)
+
+
+def remove_folder(folder: str | Path) -> None:
+    """Removes a folder that nobody needs any more. A disk that fails once is asked again; one that fails twice ends nothing."""
+    for _ in range(2):
+        try:
+            shutil.rmtree(folder)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            last = error
+        else:
+            return
+    notice(
+        f"the temporary folder {folder} could not be removed ({last.strerror or last}). It is of no use to anyone: remove it."
+    )
 
 
 def sync(folder: Path) -> None:

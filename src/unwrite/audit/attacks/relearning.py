@@ -20,7 +20,7 @@ from ...data.text.encoding import Encoded, pad
 from ...data.text.examples import Examples, ForgetSplit
 from ...errors import DataError, MethodError, ModelError
 from ...models.merging import merged
-from ...runs import seeded, training_progress
+from ...runs import scratch_folder, seeded, training_progress
 from ...scoring import score_rows
 from ..base import Attack, Point
 from ..context import Context
@@ -159,7 +159,6 @@ def _train(
     attacked: Any, rows: list[Encoded], pad_id: int, settings: Relearn, after_step: Callable[[int], None]
 ) -> None:
     """Runs transformers' Trainer for a fixed number of steps; the caller's random state is left as it was."""
-    import tempfile
 
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -172,9 +171,9 @@ def _train(
         del tensors["index"]
         return tensors
 
-    with seeded(settings.seed), tempfile.TemporaryDirectory() as folder:
+    with seeded(settings.seed), scratch_folder() as folder:
         arguments = TrainingArguments(
-            output_dir=folder,
+            output_dir=str(folder),
             max_steps=settings.steps,
             learning_rate=settings.learning_rate,
             per_device_train_batch_size=settings.batch_size,

@@ -28,7 +28,7 @@ from .... import hub
 from ....data.text.encoding import Encoded, numbered
 from ....errors import MethodError, NotFinite, notice, setting
 from ....models import anatomy as anatomy_of
-from ....runs import seeded, training_progress
+from ....runs import remove_folder, seeded, training_progress
 from .. import checkpoints
 from ..batch import make_parts, run
 from ..freezing import only
@@ -200,7 +200,7 @@ def train(objective: Objective, work: TextWork) -> nn.Module:
             return _train(objective, work)
         finally:
             if args.temporary and args.output_dir is not None:
-                shutil.rmtree(args.output_dir, ignore_errors=True)
+                remove_folder(args.output_dir)
 
 
 def _train(objective: Objective, work: TextWork) -> nn.Module:
