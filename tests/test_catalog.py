@@ -165,15 +165,17 @@ def test_what_leaves_the_weights_can_be_undone():
 
 
 @pytest.mark.parametrize("slug", catalog.benches())
-def test_a_benchmark_can_be_run_by_its_name_and_its_help_says_what_it_is(slug):
-    from unwrite.cli import bench
+def test_a_benchmark_is_a_sub_command_of_its_own(slug, capsys):
+    from unwrite.cli import main
 
-    assert f"{slug}, " in bench.bench.__doc__
-    assert slug == "unlearn-step" or hasattr(bench, f"_{slug}")
+    main(["bench", slug, "--help"])
+    assert f"unwrite bench {slug}" in capsys.readouterr().out
+    main(["bench"])
+    assert slug in capsys.readouterr().out
 
 
 def test_an_unknown_benchmark_is_refused_with_the_nearest():
-    from unwrite.cli.bench import bench
+    from unwrite.cli.bench import benches
 
     with pytest.raises(MethodError, match=r"unknown bench 'decoed'. Did you mean 'decode'"):
-        bench("decoed")
+        benches("decoed")
