@@ -47,6 +47,14 @@ CHANGES = {
         lambda data: at(data, behind(data, b"llama.block_count"), "<I", 2**31),
         r"block_count is 2,147,483,648, and 1,000",
     ),
+    "more blocks than tensors": (
+        lambda data: at(data, behind(data, b"llama.block_count"), "<I", 300),
+        r"block_count is 300, and there are tensors of 2",
+    ),
+    "no number of blocks": (
+        lambda data: data.replace(b"llama.block_count", b"llama.bl0ck_count"),
+        "tensors of 2 blocks, and no block_count",
+    ),
     "dimensions": (
         lambda data: at(data, data.index(b"output.weight") + 13, "<I", 2**31),
         "a tensor of 2,147,483,648 dimensions",

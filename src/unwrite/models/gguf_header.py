@@ -10,6 +10,7 @@ is held against the bytes that are left.
 from __future__ import annotations
 
 import mmap
+import re
 import struct
 from pathlib import Path
 
@@ -22,6 +23,7 @@ _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  
 _STRING, _ARRAY = 8, 9
 _DEEPEST = 4  # arrays within arrays; published files have one
 _DIMENSIONS = 8  # of a tensor; ggml has four
+_BLOCK = re.compile(rb"(?:^|\.)blk\.(\d{1,6})\.")  # of a tensor's name
 _FINEST = 8  # numbers in a byte, in the smallest types
 
 
@@ -29,7 +31,7 @@ def check_header(path: Path) -> None:
     """Refuses a file whose header promises more than the file has bytes for; one that is no GGUF file at all is its reader's to refuse.
 
     Raises:
-        ModelError: the first such count or length with its place; more than a thousand blocks.
+        ModelError: the first such count or length with its place; more than a thousand blocks, or more than there are tensors of.
     """
     with open(path, "rb") as file:
         if file.read(4) != b"GGUF":
@@ -50,6 +52,8 @@ class _Walk:
 
     def __init__(self, data: mmap.mmap) -> None:
         self.data, self.at, self.order = data, 4, "<"
+        self.blocks: tuple[str, int] | None = None  # the key and the number of blocks
+        self.in_parts = False
         if self.number(4) & 0xFFFF == 0:  # written with the other byte order
             self.order = ">"
 
@@ -61,15 +65,17 @@ class _Walk:
             key, kind = self.text(), self.number(4)
             if key.endswith(b".block_count") and kind in (4, 5, 10, 11):
                 blocks = self.number(_SIZES[kind])
+                self.blocks = key.decode("utf-8", "replace"), blocks
                 if blocks > MOST_BLOCKS:
-                    raise _Damaged(
-                        f"{key.decode('utf-8', 'replace')} is {blocks:,}, and {MOST_BLOCKS:,} blocks are read at most"
-                    )
+                    raise _Damaged(f"{self.blocks[0]} is {blocks:,}, and {MOST_BLOCKS:,} blocks are read at most")
             else:
+                self.in_parts |= key == b"split.count"
                 self.skip(kind)
         self.need(tensors, 8 + 4 + 4 + 8, "tensors")
+        there = 0
         for _ in range(tensors):
-            self.text()
+            if (of := _BLOCK.search(self.text())) is not None:
+                there = max(there, int(of[1]) + 1)
             dimensions, numbers = self.number(4), 1
             if dimensions > _DIMENSIONS:
                 raise _Damaged(f"a tensor of {dimensions:,} dimensions at byte {self.at:,}, of {_DIMENSIONS} at most")
@@ -80,6 +86,12 @@ class _Walk:
                     f"a tensor of {numbers:,} numbers at byte {self.at:,}, in a file of {len(self.data):,} bytes"
                 )
             self.at += 4 + 8
+        if self.in_parts:
+            return
+        if self.blocks is None and there:  # a library would take its default, of a much larger model
+            raise _Damaged(f"there are tensors of {there:,} blocks, and no block_count")
+        if self.blocks is not None and self.blocks[1] > there:
+            raise _Damaged(f"{self.blocks[0]} is {self.blocks[1]:,}, and there are tensors of {there:,}")
 
     def number(self, size: int) -> int:
         """The next whole number."""
