@@ -49,7 +49,7 @@ test-all: lint
 test-robustness: export OMP_NUM_THREADS := 1
 test-robustness: venv
 	$(PY) -m tests.robustness.mutations --count 1000000
-	$(PY) tests/robustness/kills.py --kills 1500 --faults 300
+	$(PY) tests/robustness/kills.py --kills 1000 --faults 300
 	$(PY) tests/robustness/together.py --processes 8 --rounds 5
 	$(PY) tests/robustness/growth.py --generates 500 --forgets 50
 
