@@ -172,6 +172,21 @@ def test_overwrite_removes_a_link_and_not_what_it_points_to(folder, tmp_path):
     assert not (folder / "checkpoints").exists()
 
 
+def test_overwrite_goes_on_where_a_disk_failed_while_it_removed_the_model(folder, monkeypatch):
+    finished(folder)
+    remove = os.rmdir
+
+    def fails(*given, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "rmdir", fails)
+    with pytest.raises(OSError, match="No space"):
+        Run.start(folder, ARGUMENTS, overwrite=True)
+    monkeypatch.setattr(os, "rmdir", remove)
+    Run.start(folder, ARGUMENTS, overwrite=True).update(status="done")
+    assert [entry.name for entry in folder.iterdir()] == ["run.json"]
+
+
 def test_overwrite_of_an_absent_or_empty_folder_starts_a_run(folder):
     Run.start(folder, ARGUMENTS, overwrite=True)
     assert Run.open(folder).record["status"] == "running"

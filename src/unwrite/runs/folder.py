@@ -295,10 +295,14 @@ def _left(entry: Path) -> bool:
 
 
 def _remove(entry: Path) -> None:
-    if entry.is_dir() and not entry.is_symlink():
-        shutil.rmtree(entry)
-    else:
+    """Removes a file or a folder. A folder loses its name in one step: half of one is never taken for somebody else's."""
+    if not entry.is_dir() or entry.is_symlink():
         entry.unlink()
+        return
+    aside = entry if _left(entry) else beside(entry)
+    if aside != entry:
+        os.replace(entry, aside)
+    shutil.rmtree(aside)
 
 
 def threads() -> dict[str, Any]:
