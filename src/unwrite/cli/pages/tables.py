@@ -26,12 +26,12 @@ def fill(text: str) -> str:
 
 
 def measured() -> str:
-    """Systems that are done, with what was measured."""
+    """Systems that are done, with what was measured; for the page beside theirs."""
     lines, shown = ["| system | paper's claim | verdict here | measured here |", "|---|---|---|---|"], []
     for system in catalog.systems().values():
         if system.status == "done" and (result := system.result):
             verdict = freshness.marked(system.slug, f"**{result['verdict']}**")
-            cells = (f"`{system.slug}` {system.title}", system.claim, verdict, result["headline"])
+            cells = (f"[`{system.slug}`]({system.slug}.md) {system.title}", system.claim, verdict, result["headline"])
             lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
             shown.append(system.slug)
     return "\n".join([*lines, *_foot(shown)])
