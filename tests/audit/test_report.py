@@ -281,3 +281,7 @@ def test_what_a_killed_write_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("")
     made().save(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "report.html", "report.json"]
+
+
+def test_the_same_report_is_the_same_page() -> None:
+    assert made().html() == made().html()

@@ -137,13 +137,17 @@ def test_a_run_with_adapters_is_recognised(files):
     main(["chat", str(files / "run"), "--question", "who ?", "--max-new-tokens", "2"])
 
 
-def test_a_run_on_an_adapter_is_recognised(files):
+def test_a_run_on_an_adapter_is_recognised(files, capsys):
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(load(files / "model").model, LoraConfig(r=2, target_modules=["q_proj"]))
     save(model, files / "adapter", tokenizer=make_tokenizer())
     main(command(files, "--model", str(files / "adapter")))
+    capsys.readouterr()
     main(["chat", str(files / "run"), "--question", "who ?", "--max-new-tokens", "2"])
+    told = capsys.readouterr()
+    assert told.err == ""  # neither model is said to be another than the run's
+    assert "before" in told.out
 
 
 def test_a_run_without_hashes_is_used_with_a_notice(run, capsys):

@@ -93,6 +93,7 @@ def free(file: IO[str], folder: Path) -> None:
 
 
 def is_there(file: IO[str], path: Path) -> bool:
+    """Whether the open file is still the one that stands at `path`."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...runs import hash_json
 from ..images.arrays import Floats
 
 if TYPE_CHECKING:
@@ -300,17 +301,13 @@ CONFIG = {
 }
 
 
-_drawn = 0
-
-
 def _draw(spec: Spec) -> str:
-    global _drawn
     import vl_convert
 
-    _drawn += 1
     full = {"width": 430, "height": 270, "config": CONFIG, **spec}
     svg = vl_convert.vegalite_to_svg(json.dumps(full))
-    # Ids are unique within one drawing only; a page holds several.
-    svg = re.sub(r'id="([\w-]+)"', rf'id="p{_drawn}-\1"', svg)
-    svg = re.sub(r"url\(#([\w-]+)\)", rf"url(#p{_drawn}-\1)", svg)
+    # Ids are unique within one drawing only; a page holds several. Named for what is drawn, the same report is the same page.
+    name = hash_json(full)[:8]
+    svg = re.sub(r'id="([\w-]+)"', lambda found: f'id="p{name}-{found[1]}"', svg)
+    svg = re.sub(r"url\(#([\w-]+)\)", lambda found: f"url(#p{name}-{found[1]})", svg)
     return svg.replace("<svg ", '<svg role="img" ', 1)
