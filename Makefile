@@ -51,7 +51,7 @@ test-robustness: venv
 	$(PY) -m tests.robustness.mutations --count 1000000
 	$(PY) tests/robustness/kills.py --kills 1000 --faults 300
 	$(PY) tests/robustness/together.py --processes 8 --rounds 5
-	$(PY) tests/robustness/growth.py --generates 500 --forgets 50
+	$(PY) tests/robustness/growth.py --generates 500 --drawings 1000 --forgets 300
 
 bench: venv
 	$(PY) -m unwrite.cli bench unlearn-step

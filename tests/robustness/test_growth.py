@@ -14,7 +14,7 @@ FLAT = [Look(500_000.0 + 300 * (n % 2), 1000 + n % 3, 90, 6, 1) for n in range(1
 
 def test_nothing_but_memory_that_an_allocator_takes_grows_in_a_few_generates():
     done = subprocess.run(
-        [sys.executable, PROGRAM, "--generates", "20", "--forgets", "0", "--but-memory"],
+        [sys.executable, PROGRAM, "--generates", "20", "--drawings", "0", "--forgets", "0", "--but-memory"],
         capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
