@@ -76,6 +76,7 @@ PLACES = [
     ("demo", "--model", "NAME", "--out", "out"),
     ("models", "requantise", "NAME", "--to", "f16"),
     ("bench", "unlearn-step", "--model", "NAME"),
+    ("bench", "prompt", "--model", "NAME"),
     ("bench", "diffusion", "--bed", "NAME"),
 ]
 
@@ -284,15 +285,19 @@ def test_demo_and_bench_take_a_base(asked, adapter, files, capsys, monkeypatch):
     monkeypatch.setattr("unwrite.cli.inputs.AuditRequest.check_rows", lambda *_, **__: None)
     monkeypatch.setattr("unwrite.bench.unlearn_step.cases", lambda *_: [("r", "nll", 1, 2)])
     monkeypatch.setattr("unwrite.bench.unlearn_step.compare", lambda model, *_: seen.append(type(model).__name__) or {})
+    monkeypatch.setattr(
+        "unwrite.bench.prompt.run_bench", lambda loaded, **_: seen.append(type(loaded.model).__name__) or 1 / 0
+    )
     monkeypatch.setattr("unwrite.bench.unlearn_step._peaks", lambda *given: seen.append(given[-1]) or 1 / 0)
     for given in (
         ["demo", "--model", str(adapter), "--out", "out"],
         ["bench", "unlearn-step", "--model", str(adapter)],
+        ["bench", "prompt", "--model", str(adapter)],
     ):
         assert refused(capsys, given).endswith(f"say so: --base {model}")
         with pytest.raises(ZeroDivisionError):
             main([*given, "--base", model])
-    assert seen == [model, "PeftModel", model]
+    assert seen == [model, "PeftModel", model, "PeftModel"]
     assert Run.open("out").record["arguments"]["base"] == model
     assert asked == []
 

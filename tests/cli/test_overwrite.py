@@ -135,7 +135,7 @@ def test_reproduce_replaces_a_stored_result_only_when_asked(capsys, tmp_path):
     assert "npo.json exists" in refused(capsys, *command)
 
 
-@pytest.mark.parametrize("what", ["decode", "diffusion", "importance", "unlearn-step"])
+@pytest.mark.parametrize("what", ["decode", "diffusion", "importance", "prompt", "unlearn-step"])
 @pytest.mark.parametrize("content", ["my notes", "[]", '{"cases": 3}', '{"cases": [], "complete": true}'])
 def test_bench_replaces_a_file_only_when_asked(capsys, tmp_path, what, content):
     (tmp_path / "notes.json").write_text(content)

@@ -89,6 +89,32 @@ def decode(
 
 
 @app.command
+def prompt(
+    *,
+    model: str = "smollm2-135m",
+    base: str | None = None,
+    pairs: int = 9,
+    out: Path | None = None,
+    overwrite: bool = False,
+    json: bool = False,
+) -> None:
+    """Time the reading of prompts of 16 to 8,000 tokens against transformers, in about 15 minutes.
+
+    Args:
+        model: what to time it on.
+        base: of an adapter, the model it stands on, where its own file may not choose that.
+        pairs: paired repeats a length.
+        out: also write the figures there, as JSON, as they come.
+        overwrite: replace the figures in OUT.
+        json: print JSON.
+    """
+    need_number("--pairs", pairs, at_least=1)
+    setting = _setting()
+    _need_free(out, overwrite)
+    _prompt(model, base, pairs, out, json, setting)
+
+
+@app.command
 def diffusion(
     *,
     bed: Path | None = None,
@@ -194,6 +220,32 @@ def _unlearn_step(
         memory = f"{row['ours_mib']:.0f} / {row['peer_mib']:.0f}"
         table.add_row(row["method"], row["rows"], *figures, memory, f"{row['reference_once_s']:.2f}")
     console().print(table)
+
+
+def _prompt(model: str, base: str | None, pairs: int, out: Path | None, json: bool, setting: dict[str, Any]) -> None:
+    import torch
+
+    from ..bench.prompt import LENGTHS, run_bench
+    from ..models import load
+    from ..runs import write_json
+
+    def keep(rows: list[dict[str, Any]]) -> None:
+        progress_console().print(label(f"{len(rows)} of {len(LENGTHS)} lengths", "dim"))
+        if out is not None:
+            write_json(out, {"lengths": rows, "threads": torch.get_num_threads(), **setting})
+
+    rows = run_bench(load(model, base=base), pairs=pairs, after=keep)
+    if json:
+        print_json(rows)
+        return
+    table = [
+        [
+            *(f"{row['tokens']:,}", f"{row['ours_s']:.3f}", f"{row['peer_s']:.3f}"),
+            *(f"{row['ratio']:.2f}", f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"),
+        ]
+        for row in rows
+    ]
+    console().print(plain_table(["tokens", "ours, s", "transformers, s", "ratio", "95 % interval"], table))
 
 
 def _importance(pairs: int, out: Path | None, json: bool, setting: dict[str, Any]) -> None:

@@ -164,6 +164,19 @@ def bench() -> str:
     return "\n".join(lines)
 
 
+def prompt() -> str:
+    """The stored benchmark of reading prompts."""
+    stored = stored_result("prompt")
+    if stored is None:
+        return "not measured yet"
+    lines = ["| tokens | ours, s | transformers, s | ratio | 95 % interval |", "|---|---|---|---|---|"]
+    for row in stored["lengths"]:
+        figures = f"{row['ours_s']:.3f} | {row['peer_s']:.3f} | **{row['ratio']:.2f}**"
+        lines.append(f"| {row['tokens']:,} | {figures} | {row['ratio_low']:.2f} to {row['ratio_high']:.2f} |")
+    foot = f"{stored['lengths'][0]['pairs']} pairs, {stored['threads']} threads, {stored['machine']['cpu']}."
+    return "\n".join([*lines, "", foot])
+
+
 def decode() -> str:
     """The stored decoding benchmark, greedy: cells, checks and bounds."""
     stored = stored_result("decode")
@@ -273,6 +286,7 @@ def diffusion() -> str:
 TABLES = {
     "attacks": attacks,
     "bench": bench,
+    "prompt": prompt,
     "decode": decode,
     "decode-sampled": decode_sampled,
     "demo": demo,
