@@ -76,6 +76,58 @@ def test_a_base_of_the_hub_that_was_named_is_fetched(adapter, base, made, monkey
         assert (loaded.source["base"]["name"], loaded.source["base"]["kind"]) == ("org/name", "hub")
 
 
+@pytest.fixture
+def cached(base, monkeypatch):
+    """A model of the Hub in the local cache, at one revision; the calls that asked for it."""
+    home, asked = base.rename(base.with_name("ab" * 20)), []
+
+    def snapshot(name, options):
+        asked.append((name, options.revision, options.offline))
+        if name != "org/name" or options.revision not in (None, home.name):
+            raise ModelError("not in the Hub cache")
+        return home
+
+    monkeypatch.setattr(loading, "_snapshot", snapshot)
+    return asked
+
+
+def saved_on_the_hubs(tmp_path):
+    config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(load_model("org/name"), config).eval()
+    save(model, tmp_path / "own")
+    return model
+
+
+def test_an_adapter_on_a_model_of_the_hub_names_it_and_not_the_cache(cached, tmp_path):
+    saved_on_the_hubs(tmp_path)
+    named = json.loads((tmp_path / "own" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    noted = json.loads((tmp_path / "own" / "unwrite.json").read_text())
+    assert (named, noted["base"], noted["revision"]) == ("org/name", "org/name", "ab" * 20)
+
+
+def test_what_unwrite_saved_on_a_model_of_the_hub_loads_from_the_cache_and_fetches_nothing(cached, tmp_path):
+    model = saved_on_the_hubs(tmp_path)
+    cached.clear()
+    loaded = load(tmp_path / "own")
+    assert same(loaded.model, model)
+    assert loaded.source["base"]["name"] == "org/name"
+    assert set(cached) == {("org/name", "ab" * 20, True)}
+
+
+@pytest.mark.parametrize(
+    "note", [{"revision": "cd" * 20}, {"revision": "main"}, {"revision": 3}, {"base": "org/other"}, None], ids=str
+)
+def test_what_is_not_cached_or_not_noted_is_asked_for(cached, tmp_path, note):
+    saved_on_the_hubs(tmp_path)
+    file = tmp_path / "own" / "unwrite.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **note})) if note else file.unlink()
+    with pytest.raises(
+        ModelError, match=r"names org/name as its base, which would be a model of the Hub.*'hf:org/name'"
+    ):
+        load(tmp_path / "own")
+    assert all(offline for _, _, offline in cached[1:])
+
+
 def test_what_unwrite_saved_loads_without_a_word(made, base, tmp_path):
     save(made, tmp_path / "own")
     assert same(load(tmp_path / "own").model, made)

@@ -1,12 +1,13 @@
 """Which base an adapter may stand on: what its own file names is a wish of whoever wrote it, not of who loads it.
 
-Without a word from the user that is a bundled model, a folder inside the adapter's own, or the folder that `unwrite.json`
-beside it notes. Any other, and above all one of the Hub, is asked for by name.
+Without a word from the user that is a bundled model, a folder inside the adapter's own, or what `unwrite.json` beside it notes: a folder, or
+a revision of a model of the Hub that is in the local cache already. Any other, and above all what would be fetched, is asked for by name.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from .. import hub
@@ -14,7 +15,7 @@ from ..errors import ModelError, notice, setting
 from .bundled import BUNDLED
 from .checkpoints import read_json
 
-__all__ = ["ADAPTER", "adapter_base"]
+__all__ = ["ADAPTER", "adapter_base", "noted_of_hub"]
 
 ADAPTER = "adapter_config.json"
 
@@ -48,6 +49,21 @@ def adapter_base(folder: Path, given: str | None) -> str:
     if named not in BUNDLED and hub.repository(whole) is not None and hub.path_reason(named) is None:
         raise ModelError(_ask(file, named, "would be a model of the Hub", whole))
     return named
+
+
+def noted_of_hub(folder: Path) -> tuple[str, str] | None:
+    """Name and revision of the Hub's model that unwrite itself trained an adapter on; None where it notes no such."""
+    file, note = folder / ADAPTER, folder / "unwrite.json"
+    if not note.exists():
+        return None
+    named, noted = read_json(file).get("base_model_name_or_path"), read_json(note)
+    revision = noted.get("revision")
+    if not isinstance(named, str) or noted.get("base") != named or not isinstance(revision, str):
+        return None
+    if named in BUNDLED or any(os.path.exists(place) for place in _places(folder, named)):
+        return None
+    name = hub.PREFIX + named
+    return (name, revision) if hub.repository(name) is not None and re.fullmatch("[0-9a-f]{40}", revision) else None
 
 
 def _ask(file: Path, named: str, where: str, base: str) -> str:

@@ -20,7 +20,7 @@ from .. import catalog, hub
 from ..errors import ModelError, setting, unknown
 from .accounting import adapter_account, check_account, stored_shapes
 from .adapter_settings import check_settings
-from .adapters import ADAPTER, adapter_base
+from .adapters import ADAPTER, adapter_base, noted_of_hub
 from .bundled import BUNDLED, bundled_folder
 from .checkpoints import check_layers, check_weights, first_line, needs_remote_code, read_json
 from .gguf import converted
@@ -264,7 +264,9 @@ def _model(folder: Path, source: Mapping[str, Any], options: _Options) -> tuple[
         return _adapted(folder, options)
     model = _read(folder, options)
     if source["kind"] == "hub":
-        model.config._name_or_path = source["name"]  # what an adapter saved on it will name as its base
+        # What an adapter saved on it will name as its base, on every machine: not this one's cache.
+        model.config._name_or_path = model.name_or_path = source["name"]
+        model.config._commit_hash = source["revision"]
     return model.to(options.device), {}
 
 
@@ -273,12 +275,23 @@ def _need_adapter(folder: Path, options: _Options) -> None:
         raise ModelError(f"{folder} is no adapter, so {setting('base')} has no meaning for it. Leave it out.")
 
 
+def _base(folder: Path, options: _Options) -> tuple[Path, dict[str, Any]]:
+    """The local folder of an adapter's base, and where it is from."""
+    if options.base is None and (noted := noted_of_hub(folder)) is not None:
+        name, revision = noted
+        try:
+            return _resolve(name, replace(options, revision=revision, offline=True))
+        except ModelError:
+            pass  # nothing is fetched without a word: the user is asked, below
+    return _resolve(adapter_base(folder, options.base), replace(options, revision=None, base=None))
+
+
 def _adapted(folder: Path, options: _Options) -> tuple[nn.Module, dict[str, Any]]:
     from peft import PeftModel
 
     config = read_json(folder / ADAPTER)
     check_weights(folder, "adapter_model", allow_pickle=options.allow_pickle)
-    base_folder, base_source = _resolve(adapter_base(folder, options.base), replace(options, revision=None, base=None))
+    base_folder, base_source = _base(folder, options)
     named = base_source["name"]
     if (base_folder / ADAPTER).exists():
         raise ModelError(
@@ -360,7 +373,7 @@ def _tokenizer(folder: Path, source: Mapping[str, Any], options: _Options) -> An
     if not (folder / "tokenizer_config.json").exists() and not (folder / "tokenizer.json").exists():
         if (folder / ADAPTER).exists():
             return _tokenizer(
-                *_resolve(adapter_base(folder, options.base), replace(options, revision=None, base=None)),
+                *_base(folder, options),
                 replace(options, base=None),
             )
         raise ModelError(

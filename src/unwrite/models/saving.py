@@ -8,6 +8,7 @@ provenance the caller gives. What brings its own `save_pretrained` (a guard) is 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -125,7 +126,8 @@ def _write(model: Any, folder: Path) -> None:
         from safetensors.torch import save_model
 
         return save_model(model, str(folder / WEIGHTS))
-    with hub.closed():  # peft would ask there what the base's vocabulary was
+    with hub.closed(), warnings.catch_warnings():  # peft would ask there what the base's vocabulary was
+        warnings.filterwarnings("ignore", "Could not find a config file")
         model.save_pretrained(folder)
     adapter = folder / "adapter_config.json"
     if adapter.exists():
@@ -211,11 +213,14 @@ def _bundled_name(base: str | None) -> str | None:
 def _note(model: Any, folder: Path) -> dict[str, Any]:
     adapter = folder / "adapter_config.json"
     base = read_json(adapter).get("base_model_name_or_path") if adapter.exists() else None
-    origin = base or getattr(getattr(model, "config", None), "_name_or_path", None) or None
+    config = getattr(model, "config", None)
+    origin = base or getattr(config, "_name_or_path", None) or None
+    revision = getattr(config, "_commit_hash", None)
     return {
         "kind": "adapter" if adapter.exists() else "model",
         "class": type(model).__name__,
         "base": _bundled_name(origin) or origin,
+        **({"revision": revision} if revision else {}),
         "weights": _weights_hash(model, folder),
         "versions": {name: metadata.version(name) for name in ("unwrite", "torch", "transformers", "peft")},
     }
