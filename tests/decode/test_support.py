@@ -38,9 +38,29 @@ class Forgetful(LlamaForCausalLM):
         return super().forward(*args, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
 
 
+class Silent(LlamaForCausalLM):
+    """Never says the first tokens."""
+
+    def forward(self, *args, attention_mask=None, position_ids=None, **kwargs):
+        output = super().forward(*args, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
+        output.logits[..., :3] = float("-inf")
+        return output
+
+
+class Torn(LlamaForCausalLM):
+    """Says some tokens in a tree only."""
+
+    def forward(self, *args, attention_mask=None, position_ids=None, **kwargs):
+        output = super().forward(*args, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
+        if attention_mask is None or attention_mask.ndim == 2:
+            output.logits[..., :3] = float("-inf")
+        return output
+
+
 BROKEN = {
     Blind: "Blind gives other logits in a tree than in its own steps.",
     Counting: "Counting gives other logits for a prompt behind padding than for the prompt alone.",
+    Torn: "Torn gives other logits in a tree than in its own steps.",
     Forgetful: "Forgetful takes no tree (IndexError: too many dimensions).",
 }
 
@@ -65,6 +85,12 @@ def test_every_family_takes_trees_in_any_precision(family, dtype):
     model = make_target(family).to(dtype)
     assert tree_check.disagreement(model) == ""
     assert support_of(model) == support.Support()
+
+
+def test_a_model_that_takes_tokens_out_of_the_choice_takes_trees():
+    model = of_class(Silent)
+    assert tree_check.disagreement(model) == ""
+    assert why_plain(model) is None
 
 
 def test_a_guarded_model_takes_trees():

@@ -94,8 +94,10 @@ def _compare(model: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _distance(logits: Tensor, expected: Tensor) -> Tensor:
+    """How far two rows of logits lie apart; tokens that both take out of the choice (-inf) lie on each other."""
     logits, expected = logits.float(), expected.float()
-    return (logits - expected).abs().mean() / expected.std().clamp(min=1e-30)
+    apart = (logits - expected).masked_fill(logits == expected, 0.0).abs().mean()
+    return apart / expected[expected.isfinite()].std().clamp(min=1e-30)
 
 
 def _ids(model: Any, rows: int) -> Tensor:
