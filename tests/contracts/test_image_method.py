@@ -1,6 +1,7 @@
 """What every method keeps to on images, whatever it does inside; its form and its words are in test_method.py."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -121,12 +122,16 @@ def test_refuses_adapters_and_unknown_arguments(slug, model):
 def test_forgets_regression_rows_or_says_that_it_needs_labels(slug):
     parts, model = split("blindspot"), recipe("blindspot").build(0).eval()
     given = {"holdout": parts.holdout, "recipe": recipe("blindspot"), "args": FEW}
-    if slug in ON_TARGETS:
+    refusal, after = "", None
+    try:
         after = made(slug).apply(model, parts.forget, parts.retain, **given)
+    except (DataError, MethodError) as error:
+        refusal = str(error)
+    if after is not None:
         assert all(parameter.isfinite().all() for parameter in after.parameters())
     else:
-        with pytest.raises((DataError, MethodError), match=r"label|class|regression targets"):
-            made(slug).apply(model, parts.forget, parts.retain, **given)
+        assert slug not in ON_TARGETS
+        assert re.search("label|class|regression targets", refusal)
 
 
 @pytest.mark.parametrize("slug", ONLY_IMAGES)
