@@ -55,7 +55,7 @@ def test_the_methods_that_are_named_do_what_is_said():
     assert {name: records[name].intent for name in ("npo", "rmu", "idk", "dpo", "uld")} == {
         "npo": "removal", "rmu": "removal", "idk": "suppression", "dpo": "suppression", "uld": "suppression",
     }  # fmt: skip
-    assert [slug for slug, record in records.items() if issubclass(record.load(), Guard)] == ["uld"]
+    assert issubclass(records["uld"].load(), Guard)
     texts = [record for record in records.values() if "text" in record.forgets]
     assert {record.guarantee for record in texts} <= {"none", "empirical"}
     assert not records["ssd"].load().trains
@@ -65,7 +65,8 @@ def test_the_figures_of_the_page_are_the_defaults():
     assert f"{len(general_rows())} facts of general knowledge" in TEXT
     assert f"below {StopWhenForgotten.floor:g} of theirs" in TEXT
     assert f"| {UNCHANGED} | the run is whole" in TEXT
-    assert f"--attacks {','.join(catalog.attacks())}" in TEXT
+    chosen = {name for names in re.findall(r"--attacks ([a-z,-]+)", TEXT) for name in names.split(",")}
+    assert {"relearn", "quantise", "none"} == chosen <= {*catalog.attacks(), "none"}
 
 
 def test_every_link_leads_somewhere():

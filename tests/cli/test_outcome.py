@@ -9,6 +9,7 @@ from cli_runs import command, make_files, record, rows, write_rows
 from peft import LoraConfig, get_peft_model
 
 from conftest import make_llama
+from unwrite import catalog
 from unwrite.cli import demo, main
 from unwrite.cli.inputs import AuditRequest
 from unwrite.cli.outcome import UNCHANGED, Moved, moved_weights
@@ -131,8 +132,9 @@ def test_warnings_that_are_not_ours_stay_as_they_are(capsys):
 
 
 BOTH = ["relearning", "quantisation"]
+ALL = [record.load().name for record in catalog.attacks().values()]
 GIVEN = {
-    (): BOTH,
+    (): ALL,
     ("--attacks", "relearn,quantise"): BOTH,
     ("--attacks", "quantise", "--attacks", "relearn"): ["quantisation", "relearning"],
     ("--attacks", "quantise"): ["quantisation"],
@@ -141,7 +143,7 @@ GIVEN = {
 
 
 @pytest.mark.parametrize(("given", "ran"), GIVEN.items(), ids=lambda part: " ".join(part) or "none given")
-def test_the_attacks_are_those_named_both_by_default_or_none(files, given, ran):
+def test_the_attacks_are_those_named_all_by_default_or_none(files, given, ran):
     rows = DataRequest(forget=str(files / "forget.jsonl")).read()
     request = AuditRequest(attacks=given[1::2] or None)
     assert [attack.name for attack in request.attacks_on(rows)] == ran
@@ -150,14 +152,14 @@ def test_the_attacks_are_those_named_both_by_default_or_none(files, given, ran):
 def test_audit_runs_the_attacks_by_default(files, capsys):
     forget = str(files / "forget.jsonl")
     assert ended(["audit", str(files / "model"), "--forget", forget, "--device", "cpu", "--json"]) == 0
-    assert [attack["name"] for attack in json.loads(capsys.readouterr().out)["attacks"]] == BOTH
+    assert [attack["name"] for attack in json.loads(capsys.readouterr().out)["attacks"]] == ALL
 
 
 def test_forget_runs_the_attacks_and_shows_their_figures(files, capsys):
     assert ended(command(files, without=("--attacks",))) == 0
     shown = capsys.readouterr().out
     assert all(row in shown for row in ("relearning: unseen", "relearning: shown", "quantisation: forget"))
-    assert [attack["name"] for attack in json.loads((files / "run" / "report.json").read_text())["attacks"]] == BOTH
+    assert [attack["name"] for attack in json.loads((files / "run" / "report.json").read_text())["attacks"]] == ALL
 
 
 def test_relearning_is_left_out_with_a_notice_where_there_is_one_row(files, capsys):

@@ -49,7 +49,7 @@ def audit(
         before: the model before unlearning.
         oracle: a model trained without the forget set.
         suite: what to measure.
-        attacks: what to try to bring the answers back with: relearn,quantise unless given; none for none.
+        attacks: what to try to bring the answers back with: all that the rows allow unless given, such as relearn,quantise; none for none.
         batch_size: rows a forward pass.
         max_length: tokens a row may have; 512 (or the suite's) unless given.
         out: folder for report.html and report.json.

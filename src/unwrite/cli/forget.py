@@ -67,7 +67,7 @@ def forget(
         lora: train LoRA adapters of this rank instead of the weights.
         stop_at: stop once the forget answers' probability is this share of before, such as 0.1.
         suite: what the audit measures.
-        attacks: what the audit tries to bring the answers back with: relearn,quantise unless given; none for none.
+        attacks: what the audit tries to bring the answers back with: all that the rows allow unless given, such as relearn,quantise; none for none.
         dtype: of the weights.
         device: cpu, cuda, or auto.
         base: of an adapter, the model it stands on, where its own file may not choose that.
