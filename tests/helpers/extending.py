@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "docs" / "extending"
-KINDS = ("objective", "edit", "guard", "image-method", "strategy", "part", "metric")
+KINDS = ("objective", "edit", "guard", "image-method", "strategy", "part", "metric", "attack")
 BLOCK = re.compile(r"^```(python|toml)\n(.*?)^```", re.M | re.S)
 FILE = re.compile(r"`(src/unwrite/[a-z_/]+\.py)`:")
 CATALOGUE = re.compile(r"`(src/unwrite/catalog/[a-z]+\.toml)`")
@@ -82,6 +82,6 @@ def copy_of_the_house(folder: Path) -> Path:
     for name in ("src", "tests", "docs", "examples"):
         shutil.copytree(ROOT / name, folder / name, ignore=left_out)
     for path in ROOT.iterdir():
-        if path.is_file() and path.suffix in (".md", ".toml", ".txt", ".yml"):
+        if path.is_file() and not path.name.startswith("."):
             shutil.copy(path, folder)
     return folder
