@@ -151,7 +151,7 @@ def test_what_loses_nothing_is_sorted_by_forwards_and_leaves_controls_out():
 
 def test_the_table_has_a_line_a_sampler_and_the_picture_every_point():
     assert len(table(ROWS)) == 2 + len(ROWS)
-    drawn = {value["sampler"] for side in picture(ROWS)["hconcat"] for value in side["layer"][1]["data"]["values"]}
+    drawn = {value["sampler"] for side in picture(ROWS)["hconcat"] for value in side["layer"][2]["data"]["values"]}
     assert drawn == {row["sampler"] for row in ROWS}
 
 
@@ -160,8 +160,8 @@ def test_a_point_carries_its_number_and_what_lies_on_it_too():
         {**ROWS[0], "sampler": name, "kind": "method", "forwards": at}
         for name, at in zip("abc", (3, 3, 9), strict=True)
     ]
-    few, many = (side["layer"][2]["data"]["values"] for side in picture(rows)["hconcat"])
-    assert [value["label"] for value in few] == ["1, 2", ""]
+    few, many = (side["layer"][3]["data"]["values"] for side in picture(rows)["hconcat"])
+    assert [value["label"] for value in few] == ["1, 2"]
     assert [value["label"] for value in many] == ["3"]
     assert [line.split("|")[1:3] for line in table(rows)[2:]] == [[" 1 ", " a "], [" 2 ", " b "], [" 3 ", " c "]]
 

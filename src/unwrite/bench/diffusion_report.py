@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from .labels import Name, placed
 
 Row = Mapping[str, Any]
 SHOWN = {
@@ -48,15 +51,13 @@ def picture(rows: Sequence[Row]) -> dict[str, Any]:
     most = max(float(value["forwards"]) for value in values)
     lowest = 10 * (min(float(value["right"]) for value in values) // 10)
     few, many = ([value for value in values if (value["forwards"] <= FEW) is first] for first in (True, False))
+    left, right = Panel((2, FEW), 480, lowest, first=True), Panel((FEW, max(FEW + 1, most)), 220, lowest, first=False)
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
         "background": "white",
         "padding": 14,
         "spacing": 6,
-        "hconcat": [
-            _side(few, (2, FEW), 460, lowest, first=True),
-            _side(many, (FEW, max(FEW + 1, most)), 220, lowest, first=False),
-        ],
+        "hconcat": [left.drawn(few), right.drawn(many)],
         "config": {"view": {"stroke": None}, "font": "Helvetica, Arial, sans-serif"},
     }
 
@@ -75,52 +76,97 @@ def _points(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return found
 
 
-def _side(values: Sequence[Row], domain: Sequence[float], width: int, lowest: float, *, first: bool) -> dict[str, Any]:
-    """One of the two panels."""
-    at = {"values": [2, 2.5, 3, 4, 5] if first else [8, 16, 32, 64], "grid": False}
-    x = {
-        "field": "forwards",
-        "type": "quantitative",
-        "scale": {"type": "log", "domain": domain, "nice": False, "clamp": True},
-        "axis": {"title": "forwards an answer" if first else "more forwards", **at},
-    }
-    y = {
-        "field": "right",
-        "type": "quantitative",
-        "scale": {"domain": [lowest, 100]},
-        "axis": {"title": "right answers, %", "tickCount": 6} if first else None,
-    }
-    colour = {
-        "field": "kind",
-        "scale": {"domain": list(SHOWN.values()), "range": list(COLOURS)},
-        "legend": {"title": None, "orient": "bottom", "columns": 5},
-    }
-    return {
-        "width": width,
-        "height": 420,
-        "layer": [
-            {
-                "data": {"values": [value for value in values if value["kind"] == SHOWN["curve"]]},
-                "mark": {"type": "line", "color": COLOURS[0]},
-                "encoding": {"x": x, "y": y, "order": {"field": "forwards"}},
-            },
-            {
-                "data": {"values": list(values)},
-                "mark": {"type": "point", "filled": True, "size": 60, "opacity": 0.95},
-                "encoding": {"x": x, "y": y, "color": colour, "tooltip": [{"field": "sampler"}]},
-            },
-            {
-                "data": {"values": [value for value in values if value["kind"] != SHOWN["curve"]]},
-                "mark": {"type": "text", "align": "left", "dx": 6, "dy": 4, "fontSize": 10, "color": "#333"},
-                "encoding": {"x": x, "y": y, "text": {"field": "label"}},
-            },
-            {
-                "data": {"values": [value for value in values if value["kind"] == SHOWN["curve"]]},
-                "mark": {"type": "text", "align": "right", "dx": -6, "dy": -6, "fontSize": 10, "color": "#7a8591"},
-                "encoding": {"x": x, "y": y, "text": {"field": "label"}},
-            },
-        ],
-    }
+HEIGHT, LETTERS = 420, 12  # of a panel, and of the numbers in it, in pixels
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One of the two panels.
+
+    Args:
+        domain: the forwards at its left and right edge, on a logarithmic axis.
+        width: in pixels.
+        lowest: the share of right answers at its lower edge; the upper is 100.
+        first: whether it is the left one, which has the axis of right answers.
+    """
+
+    domain: tuple[float, float]
+    width: int
+    lowest: float
+    first: bool
+
+    def drawn(self, values: Sequence[Row]) -> dict[str, Any]:
+        """Its Vega-Lite specification: the threshold's line, all points, and their names where there is room."""
+        x, y = self._axes()
+        colour = {
+            "field": "kind",
+            "scale": {"domain": list(SHOWN.values()), "range": list(COLOURS)},
+            "legend": {"title": None, "orient": "bottom", "columns": 5, "labelFontSize": LETTERS},
+        }
+        at = {"x": {**x, "field": "name_forwards"}, "y": {**y, "field": "name_right"}}
+        line = {"x": x, "y": y, "x2": {"field": "line_forwards"}, "y2": {"field": "line_right"}}
+        named = self._named(values)
+        curve = [value for value in values if value["kind"] == SHOWN["curve"]]
+        mark: dict[str, Any] = {"type": "text", "fontSize": LETTERS}
+        grey = {"condition": {"test": f"datum.kind === '{SHOWN['curve']}'", "value": "#5d6873"}, "value": "#222"}
+        return {
+            "width": self.width,
+            "height": HEIGHT,
+            "layer": [
+                {
+                    "data": {"values": curve},
+                    "mark": {"type": "line", "color": COLOURS[0]},
+                    "encoding": {"x": x, "y": y, "order": {"field": "forwards"}},
+                },
+                {
+                    "data": {"values": [value for value in named if "line_right" in value]},
+                    "mark": {"type": "rule", "color": "#8a929a", "strokeWidth": 0.8},
+                    "encoding": line,
+                },
+                {
+                    "data": {"values": list(values)},
+                    "mark": {"type": "point", "filled": True, "size": 60, "opacity": 0.95},
+                    "encoding": {"x": x, "y": y, "color": colour, "tooltip": [{"field": "sampler"}]},
+                },
+                {
+                    "data": {"values": named},
+                    "mark": mark,
+                    "encoding": {**at, "text": {"field": "label"}, "color": grey},
+                },
+            ],
+        }
+
+    def _axes(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        ticks = {"values": [2, 2.5, 3, 4, 5] if self.first else [8, 16, 32, 64], "grid": False}
+        size = {"labelFontSize": LETTERS, "titleFontSize": LETTERS}
+        x = {
+            "field": "forwards",
+            "type": "quantitative",
+            "scale": {"type": "log", "domain": list(self.domain), "nice": False, "clamp": True},
+            "axis": {"title": "forwards an answer" if self.first else "more forwards", **ticks, **size},
+        }
+        y = {
+            "field": "right",
+            "type": "quantitative",
+            "scale": {"domain": [self.lowest, 100]},
+            "axis": {"title": "right answers, %", "tickCount": 6, **size} if self.first else None,
+        }
+        return x, y
+
+    def _named(self, values: Sequence[Row]) -> list[dict[str, Any]]:
+        """Points with the place of their name, in the units of the axes."""
+        low, high = map(math.log, self.domain)
+        across, down = (high - low) / self.width, (100 - self.lowest) / HEIGHT
+        names = [Name(v["label"], (math.log(v["forwards"]) - low) / across, (100 - v["right"]) / down) for v in values]
+
+        def units(x: float, y: float, of: str) -> dict[str, float]:
+            return {f"{of}_forwards": math.exp(low + across * x), f"{of}_right": 100 - down * y}
+
+        return [
+            {**value, **units(place.x, place.y, "name"), **(units(*place.line, "line") if place.line else {})}
+            for value, place in zip(values, placed(names, self.width, HEIGHT, size=LETTERS), strict=True)
+            if value["label"]
+        ]
 
 
 def html(found: Mapping[str, Any]) -> str:
@@ -133,11 +179,21 @@ def html(found: Mapping[str, Any]) -> str:
     head, _, *body = lines
     cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in body)
-    style = "body{font:15px/1.5 Helvetica,Arial,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem}"
-    style += "table{border-collapse:collapse}td,th{padding:.2rem .8rem;text-align:left;border-bottom:1px solid #ddd}"
+    svg = vl_convert.vegalite_to_svg(picture(found["rows"]))
+    drawn = svg.replace("<svg ", '<svg role="img" aria-label="Right answers over forwards, a point a sampler" ', 1)
     return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>Samplers</title><style>{style}</style>"
+        "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width, initial-scale=1'>"
+        f"<link rel=icon href=data:,><title>Samplers</title><style>{STYLE}</style></head><body><main>"
         f"<h1>Right answers over forwards</h1><p>{found['prompts']} prompts. The line is the plain threshold at several values; what "
-        f"lies above it gains at equal forwards. Numbers are those of the table.</p>{vl_convert.vegalite_to_svg(picture(found['rows']))}"
-        f"<table><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table></html>"
+        f"lies above it gains at equal forwards. Numbers are those of the table.</p><div class=wide>{drawn}</div>"
+        f"<div class=wide><table><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table></div></main></body></html>"
     )
+
+
+# Light alone, as the picture is; what is wider than the screen scrolls inside its own box, the sampler's name staying in sight.
+STYLE = (
+    ":root{color-scheme:light}body{font:15px/1.5 Helvetica,Arial,sans-serif;margin:2rem auto;max-width:64rem;padding:0 1rem;"
+    "background:#fff;color:#1f1d1a}.wide{overflow-x:auto;margin:1rem 0}svg{max-width:none}table{border-collapse:collapse}"
+    "td,th{padding:.25rem .8rem;text-align:left;vertical-align:top;border-bottom:1px solid #ddd}"
+    "td:nth-child(2),th:nth-child(2){position:sticky;left:0;background:#fff;min-width:7rem}"
+)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 from ... import catalog
+from ...bench.labels import Name, placed
 from .stored import stored_result
 
 
@@ -48,7 +48,8 @@ def demo_picture() -> str | None:
             "subtitle": "SmolLM2-135M-Instruct before and after, as unwrite demo measured it",
             "anchor": "start",
             "fontSize": 15,
-            "subtitleFontSize": 12,
+            "subtitleFontSize": 13,
+            "subtitlePadding": 5,
         },
         "background": "white",
         "padding": 14,
@@ -68,7 +69,15 @@ def _bars(figures: Any, measure: str, labels: dict[str, str]) -> dict[str, Any]:
         for when in ("before", "after")
     ]
     # Of one width for both, so that the axes stand below each other.
-    axis = {"labelLimit": 400, "labelFontSize": 13, "minExtent": 225, "title": None, "ticks": False, "domain": False}
+    axis = {
+        "labelLimit": 400,
+        "labelFontSize": 13,
+        "labelPadding": 7,
+        "minExtent": 230,
+        "title": None,
+        "ticks": False,
+        "domain": False,
+    }
     return {
         "data": {"values": values},
         "width": 420,
@@ -80,13 +89,19 @@ def _bars(figures: Any, measure: str, labels: dict[str, str]) -> dict[str, Any]:
                 "field": "value",
                 "type": "quantitative",
                 "scale": {"domain": [0, 1]},
-                "axis": {"title": measure, "titleFontSize": 12, "titleFontWeight": "normal", "grid": False},
+                "axis": {
+                    "title": measure,
+                    "titleFontSize": 13,
+                    "titleFontWeight": "normal",
+                    "labelFontSize": 12,
+                    "grid": False,
+                },
             },
             "color": {
                 "field": "when",
                 "sort": ["before", "after"],
                 "scale": {"domain": ["before", "after"], "range": ["#9aa5b1", "#d1495b"]},
-                "legend": {"title": None, "orient": "top", "labelFontSize": 13},
+                "legend": {"title": None, "orient": "top", "labelFontSize": 13, "offset": 8},
             },
         },
     }
@@ -112,14 +127,22 @@ def methods_picture() -> str | None:
     return str(vl_convert.vegalite_to_svg(_scatter(_placed(values))))
 
 
+SIZE = (560, 300)  # of the scatter inside its axes, in pixels
+UTILITY = (0.4, 0.9)
+
+
 def _placed(values: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """With "below" where a name would stand on that of a point just above."""
-    ranked = sorted(values, key=lambda value: value["utility"])
-    crowded = [
-        after["utility"] - value["utility"] < 0.03 and abs(after["forget"] - value["forget"]) < 0.25
-        for value, after in itertools.pairwise(ranked)
+    """With the place of the name, in the units of the axes."""
+    (width, height), (low, high) = SIZE, UTILITY
+    names = [Name(v["method"], v["forget"] * width, (high - v["utility"]) / (high - low) * height) for v in values]
+
+    def units(x: float, y: float, of: str) -> dict[str, float]:
+        return {f"{of}_forget": x / width, f"{of}_utility": high - y / height * (high - low)}
+
+    return [
+        {**value, **units(place.x, place.y, "name"), **(units(*place.line, "line") if place.line else {})}
+        for value, place in zip(values, placed(names, width, height, size=12, radius=6), strict=True)
     ]
-    return [{**value, "below": below} for value, below in zip(ranked, [*crowded, False], strict=True)]
 
 
 REFERENCES = {"target": "the model before", "oracle": "retrained without the forget set"}
@@ -132,10 +155,14 @@ def _mean(cell: str) -> float:
 def _scatter(values: list[dict[str, Any]]) -> dict[str, Any]:
     """Points with their names beside them; left and high is good."""
     x = {"field": "forget", "type": "quantitative", "scale": {"domain": [0, 1]}}
-    y = {"field": "utility", "type": "quantitative", "scale": {"domain": [0.4, 0.9], "zero": False}}
+    y = {"field": "utility", "type": "quantitative", "scale": {"domain": list(UTILITY), "zero": False}}
     colours = {"domain": ["a method", *REFERENCES.values()], "range": ["#d1495b", "#9aa5b1", "#2e4057"]}
-    kind = {"field": "kind", "scale": colours, "legend": {"title": None, "orient": "bottom", "labelLimit": 400}}
-    axis = {"grid": False, "titleFontWeight": "normal", "titleFontSize": 12}
+    kind = {
+        "field": "kind",
+        "scale": colours,
+        "legend": {"title": None, "orient": "bottom", "labelLimit": 400, "labelFontSize": 12},
+    }
+    axis = {"grid": False, "titleFontWeight": "normal", "titleFontSize": 13, "labelFontSize": 12}
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
         "title": {
@@ -143,13 +170,20 @@ def _scatter(values: list[dict[str, Any]]) -> dict[str, Any]:
             "subtitle": "40 invented authors, 4 forgotten, a model of 3.4 million weights, 3 seeds; baselines stopped at one level",
             "anchor": "start",
             "fontSize": 15,
+            "subtitleFontSize": 12,
+            "subtitlePadding": 5,
         },
         "background": "white",
         "padding": 14,
-        "width": 560,
-        "height": 300,
+        "width": SIZE[0],
+        "height": SIZE[1],
         "data": {"values": values},
         "layer": [
+            {
+                "transform": [{"filter": "isValid(datum.line_forget)"}],
+                "mark": {"type": "rule", "color": "#8a929a", "strokeWidth": 0.8},
+                "encoding": {"x": x, "y": y, "x2": {"field": "line_forget"}, "y2": {"field": "line_utility"}},
+            },
             {
                 "mark": {"type": "point", "filled": True, "size": 70},
                 "encoding": {
@@ -161,14 +195,14 @@ def _scatter(values: list[dict[str, Any]]) -> dict[str, Any]:
                     "color": kind,
                 },
             },
-            *(
-                {
-                    "transform": [{"filter": f"datum.below == {below}"}],
-                    "mark": {"type": "text", "align": "left", "dx": 8, "dy": down, "fontSize": 11},
-                    "encoding": {"x": x, "y": y, "text": {"field": "method"}},
-                }
-                for below, down in (("false", -5), ("true", 10))
-            ),
+            {
+                "mark": {"type": "text", "fontSize": 12},
+                "encoding": {
+                    "x": {**x, "field": "name_forget"},
+                    "y": {**y, "field": "name_utility"},
+                    "text": {"field": "method"},
+                },
+            },
         ],
         "config": {"view": {"stroke": None}, "font": "Helvetica, Arial, sans-serif"},
     }
