@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from .report import Report
 
 Spec = dict[str, Any]  # of Vega-Lite
-INK, MUTED, GRID = "#1f1d1a", "#77716a", "#e4e0d8"
-COLOURS = {"before": "#7d8694", "after": "#b4532a", "oracle": "#2f7566", "head only": "#8b5aa0"}
+INK, MUTED, GRID = "#1f1d1a", "#6b655e", "#e4e0d8"
+COLOURS = {"before": "#687180", "after": "#b4532a", "oracle": "#2f7566", "head only": "#8b5aa0"}
 STEPS = ("#b4532a", "#8b5aa0", "#3d6fa8", "#a87a1c", "#4f8a4b", "#a04a63")
 
 DASHES = [[1, 0], [5, 4], [2, 2], [8, 3]]
@@ -297,6 +297,7 @@ CONFIG = {
         "symbolStrokeWidth": 2.2,
         "symbolBaseStrokeColor": MUTED,
         "columnPadding": 18,
+        "layout": {"top": {"margin": 24}},  # between the legend of the models and that of the rows
     },
 }
 

@@ -41,7 +41,7 @@ def _environment() -> jinja2.Environment:
 
 def render(report: Report) -> str:
     """Returns the page as text."""
-    from markupsafe import Markup
+    from markupsafe import Markup, escape
 
     names = dict(zip(report.axes or (), ("#b4532a", "#2f7566"), strict=False))
     plots = [
@@ -56,13 +56,18 @@ def render(report: Report) -> str:
             report=report,
             summary=report.summary,
             panels=_panels(report),
-            plots=[(title, about, Markup(svg)) for title, about, svg in plots if svg],
+            plots=[(title, about, Markup(_named(svg, escape(title)))) for title, about, svg in plots if svg],
             colour_of=_colour_of(report),
             forget=[s for s in report.samples if s.part == "forget"],
             kept=[s for s in report.samples if s.part != "forget"],
             pictures=[(picture, _as_image(picture.svg)) for picture in report.pictures],
         )
     )
+
+
+def _named(svg: str, title: str) -> str:
+    """A drawing of ours with the name that a screen reader says."""
+    return svg.replace("<svg ", f'<svg aria-label="{title}" ', 1)
 
 
 def _as_image(svg: str) -> str:
