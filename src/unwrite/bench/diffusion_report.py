@@ -195,5 +195,5 @@ STYLE = (
     ":root{color-scheme:light}body{font:15px/1.5 Helvetica,Arial,sans-serif;margin:2rem auto;max-width:64rem;padding:0 1rem;"
     "background:#fff;color:#1f1d1a}.wide{overflow-x:auto;margin:1rem 0}svg{max-width:none}table{border-collapse:collapse}"
     "td,th{padding:.25rem .8rem;text-align:left;vertical-align:top;border-bottom:1px solid #ddd}"
-    "td:nth-child(2),th:nth-child(2){position:sticky;left:0;background:#fff;min-width:7rem}"
+    "td:nth-child(2),th:nth-child(2){position:sticky;left:0;background:#fff;min-width:7rem}td:nth-child(n+3){white-space:nowrap}"
 )
