@@ -52,7 +52,7 @@ def test_markdown_has_a_line_a_model_and_a_sentence_a_refusal():
     assert markdown(ROWS) == [
         "**digits, seeds 0, 1**",
         "",
-        "|  | model | TA | avg gap | cost, forwards a row |",
+        "| rank | model | TA | avg gap | cost, forwards a row |",
         "|---|---|---|---|---|",
         "| reference | before | 90 +- 0 | 30.5 +- 0.5 | 2.5 +- 0.5 |",
         "| reference | retrained | 90 +- 0 | 0 +- 0 | 2.5 +- 0.5 |",
@@ -87,7 +87,7 @@ def test_regressors_are_ranked_by_their_distance_to_the_retrained():
     ]
     assert [entry["contender"] for entry in summary(rows)] == ["b", "a"]
     assert markdown(rows)[0] == "**digits, seed 0**"
-    assert markdown(rows)[2].startswith("|  | model | error, forget rows | distance to retrained | CKA to before |")
+    assert markdown(rows)[2].startswith("| rank | model | error, forget rows | distance to retrained | CKA to before |")
 
 
 def test_beds_keep_their_order_and_their_own_columns():

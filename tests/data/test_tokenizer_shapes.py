@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -181,8 +182,13 @@ def test_refuses_a_template_that_does_not_show_the_answer_once(template: str, to
         encode(Example("Paris", "Where is it?"), tokenizer)
 
 
+def shown(cell: str) -> str:
+    """What a cell of code shows; one with a bar is written as HTML, since no escape of Markdown works in code."""
+    return unescape(cell.removeprefix("<code>").removesuffix("</code>").strip("`"))
+
+
 def test_the_documented_table_is_the_one_tested() -> None:
     page = (Path(__file__).parents[2] / "docs" / "texts.md").read_text(encoding="utf-8")
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ") and not line.startswith("| shape")]
-    table = {row[0].removeprefix("| "): row[3].strip("`").replace("\\|", "|") for row in rows}
+    table = {row[0].removeprefix("| "): shown(row[3]) for row in rows}
     assert table == {shape.name: shape.end for shape in SHAPES}

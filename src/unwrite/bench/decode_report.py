@@ -30,7 +30,7 @@ def cells(rows: Iterable[Row], runtime: str, temperature: float) -> list[str]:
     """Markdown: ratios with their intervals, a line a strategy."""
     own = [row for row in rows if (row["runtime"], row["temperature"]) == (runtime, temperature)]
     kinds = [kind for kind in KINDS if any(row["kind"] == kind for row in own)]
-    lines = ["| | " + " | ".join(kinds) + " |", "|---|" + "---|" * len(kinds)]
+    lines = ["| strategy | " + " | ".join(kinds) + " |", "|---|" + "---|" * len(kinds)]
     by_name: dict[str, dict[str, Row]] = {}
     for row in own:
         by_name.setdefault(row["strategy"], {})[row["kind"]] = row

@@ -120,7 +120,7 @@ def _block(bed: str, entries: Sequence[Mapping[str, Any]]) -> _Block:
     several = len(seeds) > 1
     return _Block(
         title=f"{bed}, {'seeds' if several else 'seed'} {', '.join(map(str, seeds))}",
-        columns=("", "model", *(HEADINGS.get(name, name) for name in names)),
+        columns=("rank", "model", *(HEADINGS.get(name, name) for name in names)),
         lines=tuple(
             (_place(entry), entry["contender"], *(_text(entry[name], several) for name in names))
             for entry in entries

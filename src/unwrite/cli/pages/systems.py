@@ -9,14 +9,18 @@ from typing import Any
 from ... import catalog
 from ...catalog.records import System
 from ...reproduce import freshness
-from .tables import constants, measured, planned
+from .tables import constants, measured, planned, unbroken
 
-HOLDS = {True: "holds", False: "**fails**", None: "open: its interval holds both"}
+HOLDS = {True: "holds", False: "**fails**", None: "open: its interval reaches to both sides"}
+REASONS = {
+    "before": "it was measured before results held hashes of their code, which would show whether that code has changed since",
+    "dirty": "it was measured with changes that were in no commit",
+}
 VERDICTS = (
     ("reproduced", "the headline holds and beats its control"),
     ("partly", "the headline holds, a further claim does not or is open"),
     ("not reproduced", "the headline fails, or its control does as well"),
-    ("inconclusive", "an interval holds both"),
+    ("inconclusive", "the interval of a figure that decides reaches to both sides of its threshold"),
     ("bed says nothing", "the data leave no room to tell"),
     ("untested here", "nothing of the claim was measured"),
 )
@@ -33,6 +37,8 @@ def index() -> str:
         "| verdict | means |",
         "|---|---|",
         *(f"| {name} | {meaning} |" for name, meaning in VERDICTS),
+        "",
+        "## Measured",
         "",
         measured(),
         "",
@@ -54,13 +60,15 @@ def page(system: System) -> str:
 
 def _lines(system: System, result: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"# {system.slug}", "", f"*{system.title}* ({system.paper}, {system.year})", "")
+    yield from ("[All systems, and what the verdicts mean](index.md)", "")
     yield from (f"**The paper's claim:** {system.claim}", "")
+    yield from (f"**As the paper measures it:** {_sentence(result['claim'])}", "")
     verdict = freshness.marked(system.slug, result["verdict"])
     yield from (f"**Here: {verdict}.** {_sentence(result['headline'])}", "")
     yield from (_sentence(result["reason"]), "")
     if why := freshness.stale().get(system.slug):
-        yield from (f"{freshness.MARK} To be measured again: {why}.", "")
-    yield from ("## What was run", "", _sentence(result["claim"]), "", _sentence(result["setting"]), "")
+        yield from (f"{freshness.MARK} To be measured again ({REASONS.get(why.split()[0], why)}).", "")
+    yield from ("## What was run", "", _sentence(result["setting"]), "")
     yield from _checks(result["checks"])
     yield from ("", "## Figures", "", *_figures(result), "")
     yield from _members(system.slug)
@@ -68,9 +76,12 @@ def _lines(system: System, result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _checks(checks: list[Mapping[str, Any]]) -> Iterator[str]:
-    yield from ("## Checks", "", "| kind | statement | figure | |", "|---|---|---|---|")
-    for check in checks:
-        yield f"| {check['kind']} | {_cell(check['text'])} | {_measure(check)} | {HOLDS[check['holds']]} |"
+    figures = [_measure(check) for check in checks]
+    head = ("statement", "kind", "outcome", *(["figure"] if any(figures) else []))
+    yield from ("## Checks", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|")
+    for check, figure in zip(checks, figures, strict=True):
+        cells = (_cell(check["text"]), check["kind"], HOLDS[check["holds"]], figure)
+        yield f"| {' | '.join(cells[: len(head)])} |"
 
 
 def _measure(check: Mapping[str, Any]) -> str:
@@ -80,11 +91,11 @@ def _measure(check: Mapping[str, Any]) -> str:
     interval = check.get("interval")
     between = f" ({interval[0]:.3g} to {interval[1]:.3g})" if interval else ""
     held = f" {check['sense']} {check['threshold']:.3g}" if check.get("threshold") is not None else ""
-    return f"{check['value']:.3g}{between}{held}"
+    return unbroken(f"{check['value']:.3g}{between}{held}")
 
 
 def _figures(result: Mapping[str, Any]) -> Iterator[str]:
-    yield "| | " + " | ".join(map(_cell, result["columns"])) + " |"
+    yield "| arm | " + " | ".join(map(_cell, result["columns"])) + " |"
     yield "|---" * (len(result["columns"]) + 1) + "|"
     for name, row in result["rows"].items():
         cells = [f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row]
@@ -106,8 +117,9 @@ def _members(slug: str) -> Iterator[str]:
 def _foot(result: Mapping[str, Any]) -> str:
     machine, commit = result["machine"], result["commit"] or "unknown"
     seeds = ", ".join(map(str, result["seeds"]))
+    minutes = max(1, round(result["seconds"] / 60))
     return (
-        f"Budget {result['budget']}, seeds {seeds}, {result['seconds'] / 60:.0f} minutes on {machine['cpu']}, torch "
+        f"Budget {result['budget']}, seeds {seeds}, {minutes} minute{'s' if minutes > 1 else ''} on {machine['cpu']}, torch "
         f"{result['versions']['torch']}, transformers {result['versions']['transformers']}, commit {commit[:7]}."
     )
 
@@ -117,7 +129,7 @@ def _sentence(words: str) -> str:
 
 
 def _cell(text: str) -> str:
-    return str(text).replace("|", "\\|").replace("\n", " ")
+    return unbroken(str(text).replace("|", "\\|").replace("\n", " "))
 
 
 PAGES: dict[str, Callable[[], str]] = {"constants.md": constants, "systems/index.md": index}

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ... import catalog
 from ...reproduce import freshness
 from .stored import stored_result
+
+if TYPE_CHECKING:
+    from ...audit.base import Headline
 
 
 def fill(text: str) -> str:
@@ -127,10 +131,15 @@ def suites() -> str:
     for record in catalog.SUITE.own().values():
         suite = record.load()
         if record.slug == suite.name:
-            headlines = [f"`{one.metric}`" if one else "" for one in (suite.gone, suite.kept)]
+            headlines = [_headline(one) for one in (suite.gone, suite.kept)]
             cells = (f"`{record.slug}`", suite.of, suite.about, *headlines)
             lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
     return "\n".join(lines)
+
+
+def _headline(headline: Headline | None) -> str:
+    """The metric that a suite's summary speaks of, and what stands in for it."""
+    return "no headline" if headline is None else " or ".join(f"`{name}`" for name in headline.metric.split("|"))
 
 
 def attacks() -> str:
@@ -139,6 +148,15 @@ def attacks() -> str:
     for record in catalog.ATTACK.own().values():
         lines.append(f"| `{record.slug}` | {_cell(record.load()().about)} |")
     return "\n".join(lines)
+
+
+NO_BREAK = "\u00a0"
+
+
+def unbroken(text: str) -> str:
+    """Intervals and spreads that no line end parts: "1.2 (1.1 to 1.3)" breaks before its bracket alone."""
+    text = text.replace(" +- ", f"{NO_BREAK}±{NO_BREAK}")
+    return re.sub(r"\([^()|]* to [^()|]*\)", lambda found: found[0].replace(" ", NO_BREAK), text)
 
 
 def _cell(text: str) -> str:
@@ -186,12 +204,18 @@ def decode() -> str:
 
     rows, lines = stored["rows"], []
     for runtime in dict.fromkeys(row["runtime"] for row in rows):
-        lines += [f"**{runtime}**, greedy", "", *report.cells(rows, runtime, 0.0), ""]
-    lines += ["| promised | |", "|---|---|"]
+        lines += [f"**{runtime}**, greedy", "", *map(unbroken, report.cells(rows, runtime, 0.0)), ""]
+    lines += ["| promised | holds |", "|---|---|"]
     lines += [f"| {what} | {'yes' if holds else '**no**'} |" for what, holds in report.checks(rows).items()]
     if slow := report.slow_cells(rows):
         lines += ["", "Below the floor: " + "; ".join(slow) + "."]
-    lines += ["", "What bounds the best of each:", "", *report.bounds(rows, stored["costs"]), ""]
+    lines += [
+        "",
+        "What limits the fastest strategy for each kind of text:",
+        "",
+        *report.bounds(rows, stored["costs"]),
+        "",
+    ]
     lines.append(f"{stored['tokens']} tokens a text, {_decode_foot(stored)}")
     return "\n".join(lines)
 
@@ -218,7 +242,7 @@ def decode_sampled() -> str:
             r.get("tokens", stored["tokens"]) for r in rows if (r["runtime"], r["temperature"]) == (runtime, heat)
         )
         lines += [f"**{runtime}**, temperature {heat:g}, {tokens} tokens a text", ""]
-        lines += [*report.cells(rows, runtime, heat), ""]
+        lines += [*map(unbroken, report.cells(rows, runtime, heat)), ""]
     lines.append(_decode_foot(stored))
     return "\n".join(lines)
 
@@ -228,7 +252,8 @@ def demo() -> str:
     stored = stored_result("demo")
     if stored is None:
         return "not measured yet"
-    lines = ["| | before | after |", "|---|---|---|"]
+    heads = ("figure", *(freshness.marked(freshness.DEMO, when) for when in ("before", "after")))
+    lines = [f"| {' | '.join(heads)} |", "|---|---|---|"]
     for name, values in stored["figures"].items():
         lines.append(f"| {name.replace('_', ' ')} | {values['before']:.3f} | {values['after']:.3f} |")
     times = ", ".join(f"{value:.0f} s of {part}" for part, value in stored["seconds"].items())
@@ -253,7 +278,7 @@ def sweep() -> str:
 
     header, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     cpu, commit = header["machine"]["cpu"], header["commit"]
-    return "\n".join([*markdown(rows), "", f"{cpu}, one thread a trial, commit {commit[:7]}."])
+    return "\n".join([*map(unbroken, markdown(rows)), "", f"{cpu}, one thread a trial, commit {commit[:7]}."])
 
 
 def constants() -> str:
@@ -280,7 +305,7 @@ def diffusion() -> str:
     from ...bench.diffusion_report import table
 
     foot = f"{stored['prompts']} prompts, {stored['machine']['cpu']}, commit {stored['commit'][:7]}."
-    return "\n".join([*table(stored["rows"]), "", foot])
+    return "\n".join([*map(unbroken, table(stored["rows"])), "", foot])
 
 
 TABLES = {
