@@ -15,6 +15,7 @@ from rich.console import Console
 
 from unwrite.audit import Relearn, Report, Score
 from unwrite.audit.report import charts
+from unwrite.audit.report.page import render
 from unwrite.audit.report.parts import AttackResult, Sample
 from unwrite.audit.report.summary import summarise
 from unwrite.audit.report.wording import short
@@ -285,3 +286,12 @@ def test_what_a_killed_write_left_is_removed(tmp_path: Path) -> None:
 
 def test_the_same_report_is_the_same_page() -> None:
     assert made().html() == made().html()
+
+
+def test_every_figure_names_its_model_and_every_drawing_itself() -> None:
+    """Where the table's head is out of sight, as on a telephone, and for who hears the page."""
+    page = render(made())
+    roles = re.findall(r'<td class="value[^"]*" data-role="(\w+)"', page)
+    assert roles == ["before", "after", "oracle"] * len(METRICS)
+    assert re.findall(r'<svg aria-label="([^"]+)"', page) == ["Forgetting against utility", "Relearning"]
+    assert page.count("<svg") == 2

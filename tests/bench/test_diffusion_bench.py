@@ -174,3 +174,10 @@ def test_the_curve_is_labelled_by_its_thresholds():
 def test_names_in_the_page_are_escaped():
     rows = [{**ROWS[0], "sampler": "<b>&"}]
     assert "<td>&lt;b&gt;&amp;</td>" in html({"rows": rows, "prompts": 1})
+
+
+def test_the_page_fits_a_telephone_and_its_picture_has_a_name():
+    page = html({"rows": ROWS, "prompts": 1})
+    assert "name=viewport" in page
+    assert page.count("<div class=wide>") == 2
+    assert '<svg role="img" aria-label=' in page

@@ -11,6 +11,7 @@ import pytest
 from unwrite import catalog
 from unwrite.cli import COMMANDS, main
 from unwrite.cli.fields import build
+from unwrite.cli.pages.tables import unbroken
 from unwrite.errors import MethodError
 
 
@@ -114,3 +115,8 @@ def test_every_link_between_pages_leads_somewhere():
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         for target in link.findall(page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_no_line_end_parts_an_interval_or_a_spread():
+    assert unbroken("1.20 (1.10 to 1.30) and 4 +- 0.5") == "1.20 (1.10\u00a0to\u00a01.30) and 4\u00a0±\u00a00.5"
+    assert unbroken("from 1 to 2 (a note)") == "from 1 to 2 (a note)"
