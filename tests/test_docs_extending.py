@@ -53,15 +53,17 @@ def test_the_example_of_a_page_runs(name, shown):
 
 def test_the_objective_shown_is_its_equation_and_ascent_at_powers_of_zero(shown):
     """As the official code has it: -(p^beta1 (1 - p)^beta2 nll), one mean over the label tokens."""
-    nll = torch.tensor([0.2, 1.0, 3.0])
+    nll = torch.tensor([0.2, 1.0, 3.0], requires_grad=True)
     batch = {"forget": SimpleNamespace(token_nll=nll)}
     make = shown(Page.of("objective")).SatImp
 
     def value(**settings):
         return make(**settings).loss(batch).terms["forget"].total({"forget.tokens": torch.tensor(3.0)})
 
-    p = (-nll).exp()
+    p = (-nll).detach().exp()
     torch.testing.assert_close(value(), -(p**5 * (1 - p) * nll).mean())
+    value().backward()
+    torch.testing.assert_close(nll.grad, -(p**5 * (1 - p)) / 3)  # the weight has no gradient
     torch.testing.assert_close(value(beta1=0.0, beta2=0.0), -nll.mean())
 
 
