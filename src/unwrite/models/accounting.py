@@ -59,10 +59,10 @@ def check_account(
         )
     other = sorted(info.get("mismatched_keys", ()))
     if other:
-        weight, stored, wanted = other[0]
+        weight, stored, expected = other[0]
         raise ModelError(
             f"{where} has {_weights(other)} of another shape than its {name} (first: {weight}, {list(stored)} for "
-            f"{list(wanted)}). Does its config belong to it?"
+            f"{list(expected)}). Does its config belong to it?"
         )
     left = [key for key in sorted(info.get("unexpected_keys", ())) if not _without_effect(key, name, shapes)]
     if left:
@@ -116,12 +116,12 @@ def gguf_left_over(readers: Sequence[Any], model: nn.Module) -> list[str]:
     transformers drops what it has no name for. Numbers don't lie: together the tensors hold as many as the model.
     """
     tensors = {tensor.name: int(tensor.n_elements) for reader in readers for tensor in reader.tensors}
-    held = sum({weight.data_ptr(): weight.numel() for weight in model.state_dict().values()}.values())
-    if sum(tensors.values()) == held:
+    count = sum({weight.data_ptr(): weight.numel() for weight in model.state_dict().values()}.values())
+    if sum(tensors.values()) == count:
         return []
     known = _gguf_names(model)
     left = [name for name in tensors if name not in known]
-    return left or [f"{sum(tensors.values()):,} numbers in all, of which the model has {held:,}"]
+    return left or [f"{sum(tensors.values()):,} numbers in all, of which the model has {count:,}"]
 
 
 def _gguf_names(model: Any) -> set[str]:

@@ -61,12 +61,12 @@ def short_batch(model: Any) -> dict[str, Tensor] | None:
 def outputs(model: Any, batch: dict[str, Tensor]) -> Tensor:
     """The model's logits, or its first output where it has none, in float32 on the CPU and in evaluation mode."""
     weight = next(model.parameters())
-    given = {
+    inputs = {
         name: values.to(weight.device, weight.dtype if values.is_floating_point() else None)
         for name, values in batch.items()
     }
     with _evaluating(model):
-        answer = model(**given)
+        answer = model(**inputs)
     logits = getattr(answer, "logits", None)
     values: Tensor = answer[0] if logits is None else logits
     return values.float().cpu()

@@ -110,21 +110,21 @@ def _check_file(path: Path) -> None:
             tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
             if not all(conforms(tensor[name], list[int]) for tensor in tensors for name in ("shape", "data_offsets")):
                 raise TypeError("a shape or an offset that is no list of whole numbers")
-            wanted = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
+            whole = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ModelError(f"{path} has a broken safetensors header. Download or copy it again.") from error
-    if size != wanted:
-        raise ModelError(f"{path} is truncated: {size} bytes of {wanted}. Download or copy it again.")
+    if size != whole:
+        raise ModelError(f"{path} is truncated: {size} bytes of {whole}. Download or copy it again.")
 
 
 def needs_remote_code(config: dict[str, Any]) -> str | None:
     """The code a configuration wants imported from its own folder where transformers has no class for it, or None."""
     from transformers import CONFIG_MAPPING
 
-    wanted = config.get("auto_map")
-    if not wanted or config.get("model_type") in CONFIG_MAPPING:
+    classes = config.get("auto_map")
+    if not classes or config.get("model_type") in CONFIG_MAPPING:
         return None
-    values = wanted.values() if isinstance(wanted, dict) else wanted
+    values = classes.values() if isinstance(classes, dict) else classes
     return ", ".join(sorted({str(value) for value in values}))
 
 

@@ -87,8 +87,8 @@ def _convert(parts: list[Path], folder: Path) -> None:
         scaled = rope_parameters(table, config)
         if scaled is not None:
             config.rope_parameters, unexpected = scaled, set()
-    told = " transformers does not read these from a GGUF: get the model as safetensors."
-    check_account(parts[0], {**info, "unexpected_keys": unexpected}, packed, {}, told)
+    advice = " transformers does not read these from a GGUF: get the model as safetensors."
+    check_account(parts[0], {**info, "unexpected_keys": unexpected}, packed, {}, advice)
     if len(parts) > 1:
         whole.unlink()
     if hasattr(config, "quantization_config"):

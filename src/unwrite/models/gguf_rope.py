@@ -40,8 +40,8 @@ def rope_parameters(table: np.ndarray, config: Any) -> dict[str, Any] | None:
         return None
     factor = float(factors.max())
     for original, (low, high) in itertools.product(_ORIGINAL, _LOW_HIGH):
-        made = llama3_factors(float(own["rope_theta"]), width, factor, low, high, original)
-        if np.allclose(made, factors, rtol=_CLOSE, atol=0):
+        expected = llama3_factors(float(own["rope_theta"]), width, factor, low, high, original)
+        if np.allclose(expected, factors, rtol=_CLOSE, atol=0):
             return {
                 **own,
                 "rope_type": "llama3",

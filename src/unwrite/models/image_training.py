@@ -66,8 +66,8 @@ def image_recipe(
     how = CausalTraining(epochs, lr, batch_size, warmup, weight_decay, clip, device, momentum=momentum)
     if not 0 <= begin < epochs:
         raise ModelError(f"begin={begin} leaves no epoch of {epochs}. Give 0 to {epochs - 1}.")
-    made = {"net": _name(net), "of_net": of_net}
-    settings: dict[str, Any] = {"version": 1, **made, **how.settings, "regression": regression}
+    origin = {"net": _name(net), "of_net": of_net}
+    settings: dict[str, Any] = {"version": 1, **origin, **how.settings, "regression": regression}
     settings |= {"begin": begin} if begin else {}
     settings |= {} if stop_after is None else {"stop_after": stop_after}
     settings |= {} if start is None else {"start": hash_tensors(dict(start))}
@@ -160,8 +160,8 @@ def _made(net: Any, of_net: Mapping[str, Any]) -> nn.Module:
 
         model: nn.Module = AutoModelForImageClassification.from_config(net)
         return model
-    made: nn.Module = net(**of_net)
-    return made
+    module: nn.Module = net(**of_net)
+    return module
 
 
 def _zeroes(masks: Mapping[str, Tensor]) -> Callable[[nn.Module], None]:

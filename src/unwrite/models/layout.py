@@ -95,10 +95,10 @@ class Projection:
         return self.rows.to(stored.device) if isinstance(self.rows, Tensor) else self.rows or slice(None)
 
     def _replace(self, stored: Tensor, value: Tensor, what: str) -> None:
-        wanted = self.shape[: stored.ndim]
-        if tuple(value.shape) != wanted:
+        shape = self.shape[: stored.ndim]
+        if tuple(value.shape) != shape:
             raise ModelError(
-                f"a {what} of shape {tuple(value.shape)} cannot replace one of shape {wanted}. Shapes are "
+                f"a {what} of shape {tuple(value.shape)} cannot replace one of shape {shape}. Shapes are "
                 "[out, in] and [out], also where the module stores them otherwise."
             )
         stored[self._index(stored)] = value.to(stored)
@@ -209,10 +209,10 @@ class Anatomy:
                 f"cannot keep {layers!r} blocks of {len(self.blocks)}. Use a whole number from 1 to {len(self.blocks)}."
             )
         memo: dict[int, object] = {}
-        kept = nn.ModuleList(copy.deepcopy(block.module, memo) for block in self.blocks[:layers])
+        blocks = nn.ModuleList(copy.deepcopy(block.module, memo) for block in self.blocks[:layers])
         # The rest of the copy meets this list where the full one was, and never touches the blocks left out.
-        kept.training = self.backbone.training
-        memo[id(_at(self.backbone, self.layout.blocks))] = kept
+        blocks.training = self.backbone.training
+        memo[id(_at(self.backbone, self.layout.blocks))] = blocks
         model = copy.deepcopy(self.model, memo)
         _cut_config(model.config, len(self.blocks), layers)
         return model
@@ -235,7 +235,7 @@ def anatomy(model: nn.Module) -> Anatomy:
         )
     backbone = _at(getattr(model, model.base_model_prefix, model), layout.backbone)
     last = [_find(backbone, path) for path in layout.final]
-    found = [module for module in last if module is not None]
+    final = [module for module in last if module is not None]
     parts = [_at(model, path) for path in layout.head] if _find(model, layout.head[-1]) is not None else []
     return Anatomy(
         model=model,
@@ -244,7 +244,7 @@ def anatomy(model: nn.Module) -> Anatomy:
         blocks=[_block(i, block, layout, model.config) for i, block in enumerate(_at(backbone, layout.blocks))],
         embeddings=_at(backbone, layout.embeddings),
         positions=_at(backbone, layout.positions) if layout.positions else None,
-        final_norm=_chain(found) or nn.Identity(),
+        final_norm=_chain(final) or nn.Identity(),
         head=_chain(parts),
         unembedding=parts[-1] if parts else None,
     )
@@ -295,12 +295,12 @@ def _find(module: nn.Module, path: str) -> nn.Module | None:
 
 
 def _at(module: nn.Module, path: str) -> nn.Module:
-    found = _find(module, path)
-    if found is None:
+    part = _find(module, path)
+    if part is None:
         raise ModelError(
             f"{type(module).__name__} has no {path!r}, where its architecture keeps that part. Is it a modified model?"
         )
-    return found
+    return part
 
 
 def _chain(modules: list[nn.Module]) -> nn.Module | None:

@@ -211,9 +211,9 @@ def _snapshot(name: str, options: _Options) -> Path:
         RevisionNotFoundError,
     )
 
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
-    wanted += ["*.bin", "*.pt"] if options.allow_pickle else []
-    wanted += ["*.py"] if options.trust_remote_code else []
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
+    patterns += ["*.bin", "*.pt"] if options.allow_pickle else []
+    patterns += ["*.py"] if options.trust_remote_code else []
     at = f"{name}@{options.revision}" if options.revision else name
     offline = bool(options.offline) or hub.offline()
     try:
@@ -222,7 +222,7 @@ def _snapshot(name: str, options: _Options) -> Path:
                 name,
                 revision=options.revision,
                 local_files_only=offline,
-                allow_patterns=wanted,
+                allow_patterns=patterns,
                 ignore_patterns=["*/*", "consolidated*"],
             )
         )
@@ -292,10 +292,10 @@ def _adapted(folder: Path, options: _Options) -> tuple[nn.Module, dict[str, Any]
     config = read_json(folder / ADAPTER)
     check_weights(folder, "adapter_model", allow_pickle=options.allow_pickle)
     base_folder, base_source = _base(folder, options)
-    named = base_source["name"]
+    base = base_source["name"]
     if (base_folder / ADAPTER).exists():
         raise ModelError(
-            f"{folder} is an adapter on an adapter ({named}). Merge that one first: models.save(..., merge=True)."
+            f"{folder} is an adapter on an adapter ({base}). Merge that one first: models.save(..., merge=True)."
         )
     model, _ = _model(base_folder, base_source, replace(options, base=None))
     shapes = stored_shapes(folder.glob("adapter_model.safetensors"))
@@ -305,7 +305,7 @@ def _adapted(folder: Path, options: _Options) -> tuple[nn.Module, dict[str, Any]
         try:
             adapted = PeftModel.from_pretrained(model, str(folder), local_files_only=True)
         except Exception as error:  # whatever the library meets in a foreign adapter
-            raise ModelError(f"{folder} could not be loaded on {named}: {first_line(error)}") from error
+            raise ModelError(f"{folder} could not be loaded on {base}: {first_line(error)}") from error
     check_account(folder, adapter_account(folder, adapted), adapted, {})
     return adapted.eval().to(options.device), {"base": base_source}
 

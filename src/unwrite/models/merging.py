@@ -76,12 +76,12 @@ def _copy(model: Any) -> Any:
     return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
-def _tensors(held: Any) -> Iterator[torch.Tensor]:
-    if isinstance(held, torch.Tensor):
-        yield held
-    elif isinstance(held, dict):
-        for value in held.values():
-            yield from _tensors(value)
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
 
 
 def _own_weights(model: nn.Module) -> bool:
@@ -92,14 +92,14 @@ def _own_weights(model: nn.Module) -> bool:
     for module in model.modules():
         for weight in module.parameters(recurse=False):
             owners[id(weight)] = owners.get(id(weight), 0) + 1
-    found = False
+    shared = False
     for layer in [module for module in model.modules() if isinstance(module, BaseTunerLayer)]:
         base = layer.get_base_layer()
         for name, weight in list(base.named_parameters(recurse=False)):
             if owners.get(id(weight), 0) > 1:
                 setattr(base, name, nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad))
-                found = True
-    return found
+                shared = True
+    return shared
 
 
 def _tie_again(model: Any) -> None:

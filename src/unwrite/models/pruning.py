@@ -213,17 +213,17 @@ def _weights(model: nn.Module, scope: str) -> dict[str, Tensor]:
     """The weights in the scope by the names `named_parameters` gives them; a shared one once."""
     if scope not in _KINDS:
         raise MethodError(unknown("scope", str(scope), _KINDS))
-    wanted = {id(module.weight) for module in model.modules() if isinstance(module, _KINDS[scope])}
-    found: dict[str, Tensor] = {name: one for name, one in model.named_parameters() if id(one) in wanted}
-    if not found:
+    ids = {id(module.weight) for module in model.modules() if isinstance(module, _KINDS[scope])}
+    weights: dict[str, Tensor] = {name: one for name, one in model.named_parameters() if id(one) in ids}
+    if not weights:
         raise ModelError(
             f"{type(model).__name__} has no {'convolutions' if scope == 'conv' else 'layers'} to prune. "
             "Take scope='weights' to prune linear layers."
         )
-    for name, parameter in found.items():
+    for name, parameter in weights.items():
         if not bool(parameter.isfinite().all()):
             raise ModelError(f"{name} has weights that are not finite. Give a model that was trained well.")
-    return found
+    return weights
 
 
 def _checked_rate(rate: float, count: int) -> None:

@@ -60,7 +60,7 @@ class CausalTraining:
     momentum: float | None = None
 
     def __post_init__(self) -> None:
-        wanted = {
+        conditions = {
             "epochs": self.epochs >= 1,
             "batch_size": self.batch_size >= 1,
             "lr": 0 < self.lr < math.inf,
@@ -69,15 +69,15 @@ class CausalTraining:
             "clip": self.clip > 0,
             "momentum": self.momentum is None or (0 <= self.momentum < 1 and not self.muon),
         }
-        wrong = next((name for name, holds in wanted.items() if not holds), None)
+        wrong = next((name for name, holds in conditions.items() if not holds), None)
         if wrong:
             raise ModelError(f"{wrong}={getattr(self, wrong)!r} has no meaning. See CausalTraining for its range.")
 
     @property
     def settings(self) -> dict[str, Any]:
         """What the result depends on: all but where it is trained."""
-        found = {name: value for name, value in asdict(self).items() if name != "device"}
-        return {name: value for name, value in found.items() if name not in ("muon", "momentum") or value}
+        fields = {name: value for name, value in asdict(self).items() if name != "device"}
+        return {name: value for name, value in fields.items() if name not in ("muon", "momentum") or value}
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of step `step` (from 0) of `steps`."""
@@ -283,8 +283,8 @@ def _checkpoint(model: nn.Module, optimisers: Sequence[torch.optim.Optimizer], e
     tensors = {f"model.{i}": tensor.detach().contiguous() for i, tensor in enumerate(_state(model))}
     for optimiser, first in _numbered(optimisers):
         for i, state in optimiser.state_dict()["state"].items():
-            kept = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-            tensors |= {f"optimiser.{first + i}.{key}": value.contiguous() for key, value in kept.items()}
+            moments = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+            tensors |= {f"optimiser.{first + i}.{key}": value.contiguous() for key, value in moments.items()}
     with new_folder(folder / f"epoch-{epoch}") as fresh:
         save_file(tensors, fresh / "state.safetensors")
         write_json(fresh / "epoch.json", {"epoch": epoch})
@@ -298,10 +298,10 @@ def _checkpoint(model: nn.Module, optimisers: Sequence[torch.optim.Optimizer], e
 def _resume(model: nn.Module, optimisers: Sequence[torch.optim.Optimizer], folder: Path) -> int:
     """Restores the latest whole epoch and returns how many are done."""
     whole = sorted(folder.glob("epoch-*/epoch.json"), key=lambda path: int(path.parent.name.split("-")[1]))
-    found = [path for path in whole if sound(path.parent)]
-    if not found:
+    epochs = [path for path in whole if sound(path.parent)]
+    if not epochs:
         return 0
-    tensors = load_file(found[-1].parent / "state.safetensors")
+    tensors = load_file(epochs[-1].parent / "state.safetensors")
     for i, tensor in enumerate(_state(model)):
         tensor.copy_(tensors[f"model.{i}"])
     state: dict[int, dict[str, Tensor]] = {}
@@ -313,7 +313,7 @@ def _resume(model: nn.Module, optimisers: Sequence[torch.optim.Optimizer], folde
         fresh = optimiser.state_dict()
         mine = {i: state[first + i] for group in fresh["param_groups"] for i in group["params"] if first + i in state}
         optimiser.load_state_dict({**fresh, "state": mine})
-    return int(read_json(found[-1])["epoch"])
+    return int(read_json(epochs[-1])["epoch"])
 
 
 def _state(model: nn.Module) -> list[Tensor]:

@@ -99,11 +99,13 @@ def load_state(model: nn.Module, folder: str | Path) -> nn.Module:
         raise RunError(f"{folder} does not exist.")
     check_weights(folder, "model", allow_pickle=False)
     tensors, _ = read_tensors(folder / WEIGHTS, f"state of a {type(model).__name__}", ModelError)
-    wanted = model.state_dict()
-    odd = next((name for name in tensors if name in wanted and tensors[name].dtype != wanted[name].dtype), None)
+    expected = model.state_dict()
+    odd = next((name for name in tensors if name in expected and tensors[name].dtype != expected[name].dtype), None)
     if odd is not None:
-        found, needed = (str(state[odd].dtype).removeprefix("torch.") for state in (tensors, wanted))
-        raise ModelError(f"{folder / WEIGHTS} is not of this {type(model).__name__}: {odd} is {found}, not {needed}")
+        dtype, expected_dtype = (str(state[odd].dtype).removeprefix("torch.") for state in (tensors, expected))
+        raise ModelError(
+            f"{folder / WEIGHTS} is not of this {type(model).__name__}: {odd} is {dtype}, not {expected_dtype}"
+        )
     try:
         load_model(model, folder / WEIGHTS)
     except Exception as error:  # torch's, and the library's own of a header

@@ -241,12 +241,12 @@ def _candidates(model: nn.Module) -> Iterator[Tensor]:
     """Two images a size, of what the model says of itself, then of the usual sizes."""
     first = next((m.in_channels for m in model.modules() if isinstance(m, _CONVOLUTIONS)), None)
     config = getattr(model, "config", None)
-    said = [getattr(model, "channels", None), getattr(config, "num_channels", None), first]
-    channels = [number for number in said if isinstance(number, int)][:1] or [1, 3]
-    said = [getattr(model, "image_size", None), getattr(config, "image_size", None)]
-    said += list((getattr(model, "default_cfg", None) or {}).get("input_size", ())[-1:])  # timm's
+    numbers = [getattr(model, "channels", None), getattr(config, "num_channels", None), first]
+    channels = [number for number in numbers if isinstance(number, int)][:1] or [1, 3]
+    sizes = [getattr(model, "image_size", None), getattr(config, "image_size", None)]
+    sizes += list((getattr(model, "default_cfg", None) or {}).get("input_size", ())[-1:])  # timm's
     generator = torch.Generator().manual_seed(0)
-    for size in dict.fromkeys([*(size for size in said if isinstance(size, int)), *_SIZES]):
+    for size in dict.fromkeys([*(size for size in sizes if isinstance(size, int)), *_SIZES]):
         for number in channels:
             pixels = torch.rand(2, number, size, size, generator=generator)
             yield next((pixels.to(p.device, p.dtype) for p in model.parameters()), pixels)
@@ -261,8 +261,8 @@ def _watched(model: nn.Module, trace: _Trace) -> Iterator[None]:
         trace.inputs[names[module]] = _tensors([*args, *kwargs.values()])
 
     def ends(module: nn.Module, args: Any, output: Any) -> None:
-        found = trace.outputs[names[module]] = _tensors(output)
-        nodes = {tensor.grad_fn for tensor in found if tensor.grad_fn is not None}
+        tensors = trace.outputs[names[module]] = _tensors(output)
+        nodes = {tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None}
         trace.ends[names[module]] = trace.ends.get(names[module], set()) | nodes
 
     hooks: list[Any] = []
@@ -291,21 +291,22 @@ def _as_before(model: nn.Module) -> Iterator[None]:
 
 def _head(model: nn.Module, trace: _Trace) -> str:
     """The largest module, short of the whole model, that takes `[rows, dim]` to the logits and is no feature extractor."""
-    wanted = trace.logits.detach()
-    found: list[str] = []
+    logits = trace.logits.detach()
+    heads: list[str] = []
     for name, module in model.named_modules():
-        came, went = trace.inputs.get(name), trace.outputs.get(name)
-        if not name or not came or not went or came[0].ndim != 2 or went[0].numel() != wanted.numel():
+        inputs, outputs = trace.inputs.get(name), trace.outputs.get(name)
+        if not name or not inputs or not outputs or inputs[0].ndim != 2 or outputs[0].numel() != logits.numel():
             continue
-        if len(came[0]) == len(wanted) and _plain(module) and torch.equal(went[0].detach().reshape_as(wanted), wanted):
-            found.append(name)
-    found = [name for name in found if any(not _within(parameter, name) for parameter, _ in model.named_parameters())]
-    if not found:
+        same_rows = len(inputs[0]) == len(logits)
+        if same_rows and _plain(module) and torch.equal(outputs[0].detach().reshape_as(logits), logits):
+            heads.append(name)
+    heads = [name for name in heads if any(not _within(parameter, name) for parameter, _ in model.named_parameters())]
+    if not heads:
         raise ModelError(
-            f"no linear layer of {type(model).__name__} takes [rows, dim] to its logits {list(wanted.shape)}. Give a model "
+            f"no linear layer of {type(model).__name__} takes [rows, dim] to its logits {list(logits.shape)}. Give a model "
             "whose forward ends in its head, without a softmax or scaling after it."
         )
-    return min(found, key=lambda name: (name.count("."), trace.order[name]))
+    return min(heads, key=lambda name: (name.count("."), trace.order[name]))
 
 
 def _plain(module: nn.Module) -> bool:
@@ -341,13 +342,13 @@ def _units(model: nn.Module, name: str, trace: _Trace, head: str) -> list[str]:
 
 def _children(model: nn.Module, name: str, trace: _Trace) -> list[str]:
     """Those with weights that ran, in order; a list of modules that is never called stands for its members."""
-    found: list[str] = []
+    children: list[str] = []
     for short, child in model.get_submodule(name).named_children():
         path = f"{name}.{short}" if name else short
         if not any(True for _ in child.parameters()):
             continue
-        found += [path] if path in trace.order else _children(model, path, trace)
-    return sorted(dict.fromkeys(found), key=lambda path: trace.order[path])
+        children += [path] if path in trace.order else _children(model, path, trace)
+    return sorted(dict.fromkeys(children), key=lambda path: trace.order[path])
 
 
 def _is_chain(model: nn.Module, name: str, inside: list[str], trace: _Trace) -> bool:

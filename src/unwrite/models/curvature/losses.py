@@ -20,12 +20,12 @@ def outputs(model: nn.Module, batch: Any) -> Tensor:
     inputs = batch[0]
     device = next(model.parameters()).device
     if isinstance(inputs, Mapping):
-        found = model(
+        output = model(
             **{key: value.to(device) if isinstance(value, Tensor) else value for key, value in inputs.items()}
         )
     else:
-        found = model(inputs.to(device))
-    return getattr(found, "logits", found)
+        output = model(inputs.to(device))
+    return getattr(output, "logits", output)
 
 
 def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
@@ -36,8 +36,8 @@ def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
 
 def squared_error(model: nn.Module, batch: Any) -> Tensor:
     """Of regressors, the mean over a row's outputs; labels in the outputs' shape."""
-    found = outputs(model, batch)
-    return (found - batch[1].to(found.device)).square().flatten(1).mean(1)
+    predictions = outputs(model, batch)
+    return (predictions - batch[1].to(predictions.device)).square().flatten(1).mean(1)
 
 
 def squared_logit_norm(model: nn.Module, batch: Any) -> Tensor:

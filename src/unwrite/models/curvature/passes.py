@@ -89,8 +89,8 @@ def importances_with_forget(
     Args:
         options: `each`, `of` and `over`, as for `importances`.
     """
-    kept, wanted = (importances(model, batches, loss, **options) for batches in (retain, forget))
-    return kept.joined(wanted), wanted
+    of_retain, of_forget = (importances(model, batches, loss, **options) for batches in (retain, forget))
+    return of_retain.joined(of_forget), of_forget
 
 
 def fisher(
@@ -111,10 +111,10 @@ def fisher(
     _known(over, "over", ("mean", "sum"))
 
     def weighted(model: nn.Module, batch: Any) -> Tensor:
-        found = logits(model, batch)
-        if not isinstance(found, Tensor) or found.dim() != 2:
-            raise MethodError(f"logits must be [rows, classes], not {list(getattr(found, 'shape', []))}.")
-        scores = found.log_softmax(-1)
+        outputs = logits(model, batch)
+        if not isinstance(outputs, Tensor) or outputs.dim() != 2:
+            raise MethodError(f"logits must be [rows, classes], not {list(getattr(outputs, 'shape', []))}.")
+        scores = outputs.log_softmax(-1)
         values = (-scores * scores.detach().exp().sqrt()).T  # sqrt(p) here is p once squared
         need_rows(values[0])
         return values
@@ -159,19 +159,21 @@ def _by_row(model: nn.Module, batches: Iterable[Any], values: Values, power: Pow
 
 def _first(leaves: list[nn.Parameter], grads: tuple[Tensor | None, ...], of: Of) -> list[Tensor]:
     """What the first gradients add to nothing."""
-    found = [_wide(torch.zeros_like(leaf) if grad is None else grad) for leaf, grad in zip(leaves, grads, strict=True)]
+    gradients = [
+        _wide(torch.zeros_like(leaf) if grad is None else grad) for leaf, grad in zip(leaves, grads, strict=True)
+    ]
     if of == "gradient":
-        return [grad.clone() for grad in found]  # a gradient may share its memory
-    return list(torch._foreach_mul(found, found) if of == "square" else torch._foreach_abs(found))
+        return [grad.clone() for grad in gradients]  # a gradient may share its memory
+    return list(torch._foreach_mul(gradients, gradients) if of == "square" else torch._foreach_abs(gradients))
 
 
 def _add(totals: list[Tensor], grads: tuple[Tensor | None, ...], of: Of) -> None:
     into = [total for total, grad in zip(totals, grads, strict=True) if grad is not None]
-    found = [_wide(grad) for grad in grads if grad is not None]
+    gradients = [_wide(grad) for grad in grads if grad is not None]
     if of == "square":
-        torch._foreach_addcmul_(into, found, found)
+        torch._foreach_addcmul_(into, gradients, gradients)
     else:
-        torch._foreach_add_(into, torch._foreach_abs(found) if of == "absolute" else found)
+        torch._foreach_add_(into, torch._foreach_abs(gradients) if of == "absolute" else gradients)
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -182,10 +184,10 @@ def _wide(tensor: Tensor) -> Tensor:
 def _result(tensors: dict[str, Tensor], rows: int, batches: int, cost: float, **kind: Any) -> Importances:
     if not rows:
         raise DataError("there are no batches to take importances on. Give at least one row.")
-    found = Importances(tensors, rows, batches, cost, **kind)
-    if found.over == "mean" and found.count > 1:
-        torch._foreach_div_(list(tensors.values()), float(found.count))
-    return found.need_finite()
+    result = Importances(tensors, rows, batches, cost, **kind)
+    if result.over == "mean" and result.count > 1:
+        torch._foreach_div_(list(tensors.values()), float(result.count))
+    return result.need_finite()
 
 
 def _shown(batches: Iterable[Any]) -> Iterable[Any]:

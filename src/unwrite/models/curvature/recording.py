@@ -25,7 +25,7 @@ from .uses import Convolution, Lookup, Outer, Summed, Use
 
 __all__ = ["Met", "Recorder", "check"]
 
-Found = list[tuple[Tensor | None, Use]]  # what a reader finds: an operand, and the use if it is a parameter
+OperandUses = list[tuple[Tensor | None, Use]]  # what a reader finds: an operand, and the use if it is a parameter
 _SHAPELESS = torch.Size()
 
 
@@ -116,12 +116,12 @@ class Recorder(TorchFunctionMode):
 
     def strange(self, rows: int) -> set[str]:
         """Parameters of which it isn't known what each of `rows` rows has to do with them."""
-        found = set(self.unknown)
+        names = set(self.unknown)
         for met in self.met:
             lengths = {met.size[0] if met.size else 1} | ({len(met.use.x)} if met.use.x is not None else set())
             if len(met.size) < 2 or len(lengths) > 1 or lengths.pop() % rows:
-                found.add(met.use.name)
-        return found
+                names.add(met.use.name)
+        return names
 
     def layout(self, rows: int) -> tuple[Any, ...]:
         """What `check` has to see once: the uses in order, whatever the sizes."""
@@ -150,7 +150,7 @@ def check(recorder: Recorder, values: Tensor) -> set[str]:
         torch.autograd.grad(value, recorder.lowest(), retain_graph=True, allow_unused=True)
     seen: Counter[str] = Counter()
     for met in recorder.met:
-        plain, weighted = (found.get(id(met)) for found in passes)
+        plain, weighted = (grads.get(id(met)) for grads in passes)
         if plain is None or weighted is None:  # the loss doesn't depend on it
             continue
         seen[met.use.name] += 1
@@ -164,7 +164,7 @@ def check(recorder: Recorder, values: Tensor) -> set[str]:
 
 def _edges(values: Tensor, names: Mapping[int, str]) -> Counter[str]:
     """How many operations that `values` depend on take each parameter, by autograd's graph."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     waiting, known = [values.grad_fn], {values.grad_fn}
     while waiting:
         node = waiting.pop()
@@ -173,24 +173,24 @@ def _edges(values: Tensor, names: Mapping[int, str]) -> Counter[str]:
                 continue
             leaf = getattr(below, "variable", None)
             if leaf is not None and id(leaf) in names:
-                found[names[id(leaf)]] += 1
+                counts[names[id(leaf)]] += 1
             elif below not in known:
                 known.add(below)
                 waiting.append(below)
-    return found
+    return counts
 
 
 def _tensors(values: Iterable[Any]) -> list[Tensor]:
     """All tensors in the arguments of a torch function; called for each, so it looks at plain containers only."""
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
-            found.append(value)
+            tensors.append(value)
         elif isinstance(value, tuple | list):
-            found += _tensors(value)
+            tensors += _tensors(value)
         elif isinstance(value, dict):
-            found += _tensors(value.values())
-    return found
+            tensors += _tensors(value.values())
+    return tensors
 
 
 def _is_same(func: Any, out: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -201,7 +201,7 @@ def _is_same(func: Any, out: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     return out.numel() == args[0].numel() and (shifted or func in _RESHAPED)
 
 
-def _read(func: Any, out: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Found:
+def _read(func: Any, out: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> OperandUses:
     reader = _READERS.get(func)
     if reader is None or not isinstance(out, Tensor):
         return []
@@ -221,7 +221,7 @@ def _per_channel(out: Tensor, parameter: Tensor) -> tuple[int, ...]:
     return 1, len(parameter), *(1,) * (out.dim() - 2)
 
 
-def _added(out: Tensor, parameter: Tensor | None, x: Tensor | None = None, factor: Any = None) -> Found:
+def _added(out: Tensor, parameter: Tensor | None, x: Tensor | None = None, factor: Any = None) -> OperandUses:
     """A parameter broadcast from the right, of which no row has a part of its own."""
     if parameter is None or parameter.dim() > out.dim():
         return []
@@ -229,17 +229,17 @@ def _added(out: Tensor, parameter: Tensor | None, x: Tensor | None = None, facto
     return [(parameter, Summed("", _SHAPELESS, x, aligned, factor))] if aligned[:1] == (1,) else []
 
 
-def _linear(out: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Found:
+def _linear(out: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> OperandUses:
     return [(weight, Outer("", _SHAPELESS, input)), *_added(out, bias)]
 
 
-def _addmm(out: Tensor, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Found:
+def _addmm(out: Tensor, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> OperandUses:
     if beta != 1 or alpha != 1:
         return []
     return [(mat2, Outer("", _SHAPELESS, mat1, transposed=True)), *_added(out, input)]
 
 
-def _matmul(out: Tensor, input: Tensor, other: Tensor) -> Found:
+def _matmul(out: Tensor, input: Tensor, other: Tensor) -> OperandUses:
     return [(other, Outer("", _SHAPELESS, input, transposed=True))] if other.dim() == 2 and input.dim() > 1 else []
 
 
@@ -252,7 +252,7 @@ def _conv(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
-) -> Found:
+) -> OperandUses:
     over = weight.dim() - 2
     if input.dim() != weight.dim():  # one image without a leading dimension
         return []
@@ -285,16 +285,16 @@ def _embedding(
     norm_type: float = 2.0,
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
-) -> Found:
+) -> OperandUses:
     if max_norm is not None or scale_grad_by_freq or sparse:
         return []
     padding = padding_idx if padding_idx is None or padding_idx >= 0 else len(weight) + padding_idx
     return [(weight, Lookup("", _SHAPELESS, input, padding))]
 
 
-def _normed(x: Tensor, aligned: Any, weight: Tensor | None, bias: Tensor | None, factor: Any) -> Found:
-    found: Found = [] if weight is None else [(weight, Summed("", _SHAPELESS, x, aligned(x, weight), factor))]
-    return found + ([] if bias is None else [(bias, Summed("", _SHAPELESS, None, aligned(x, bias)))])
+def _normed(x: Tensor, aligned: Any, weight: Tensor | None, bias: Tensor | None, factor: Any) -> OperandUses:
+    uses: OperandUses = [] if weight is None else [(weight, Summed("", _SHAPELESS, x, aligned(x, weight), factor))]
+    return uses + ([] if bias is None else [(bias, Summed("", _SHAPELESS, None, aligned(x, bias)))])
 
 
 def _layer_norm(
@@ -304,14 +304,14 @@ def _layer_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
-) -> Found:
+) -> OperandUses:
     shape = tuple(normalized_shape)
     return _normed(input, _trailing, weight, bias, lambda x: F.layer_norm(x, shape, None, None, eps))
 
 
 def _rms_norm(
     out: Tensor, input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
-) -> Found:
+) -> OperandUses:
     shape = tuple(normalized_shape)
     return _normed(input, _trailing, weight, None, lambda x: F.rms_norm(x, shape, None, eps))
 
@@ -323,7 +323,7 @@ def _group_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
-) -> Found:
+) -> OperandUses:
     return _normed(input, _per_channel, weight, bias, lambda x: F.group_norm(x, num_groups, None, None, eps))
 
 
@@ -337,33 +337,33 @@ def _batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
-) -> Found:
+) -> OperandUses:
     if training:  # statistics of the batch: rows are not on their own
         return []
     stay = (running_mean, running_var)
     return _normed(input, _per_channel, weight, bias, lambda x: F.batch_norm(x, *stay, None, None, False, 0.0, eps))
 
 
-def _add(out: Tensor, input: Any, other: Any, *, alpha: float = 1) -> Found:
+def _add(out: Tensor, input: Any, other: Any, *, alpha: float = 1) -> OperandUses:
     operands = [operand for operand in (input, other) if isinstance(operand, Tensor)]
     return [pair for operand in operands for pair in _added(out, operand)] if alpha == 1 else []
 
 
-def _mul(out: Tensor, input: Any, other: Any) -> Found:
+def _mul(out: Tensor, input: Any, other: Any) -> OperandUses:
     pairs = [(input, other), (other, input)]
-    found: Found = []
+    uses: OperandUses = []
     for parameter, x in pairs:
         if isinstance(parameter, Tensor):
             x = x.expand_as(out) if isinstance(x, Tensor) else out.new_full((1,), x).expand_as(out)
-            found += _added(out, parameter, x, lambda part: part)
-    return found
+            uses += _added(out, parameter, x, lambda part: part)
+    return uses
 
 
-def _expand(out: Tensor, input: Tensor, *sizes: Any) -> Found:
+def _expand(out: Tensor, input: Tensor, *sizes: Any) -> OperandUses:
     return _added(out, input)
 
 
-def _repeat(out: Tensor, input: Tensor, *repeats: Any) -> Found:
+def _repeat(out: Tensor, input: Tensor, *repeats: Any) -> OperandUses:
     times = repeats[0] if len(repeats) == 1 and not isinstance(repeats[0], int) else repeats
     return _added(out, input) if len(times) == input.dim() and all(n == 1 for n in times[1:]) else []
 
@@ -373,7 +373,7 @@ _RESHAPED = (
     *(Tensor.float, Tensor.double, Tensor.bfloat16, Tensor.half, Tensor.to, Tensor.type_as, Tensor.contiguous),
     *(Tensor.view, Tensor.reshape, Tensor.unsqueeze, Tensor.flatten, torch.unsqueeze, torch.flatten, torch.reshape),
 )
-_READERS: dict[Any, Callable[..., Found]] = {
+_READERS: dict[Any, Callable[..., OperandUses]] = {
     F.linear: _linear,
     torch.addmm: _addmm,
     F.conv1d: _conv,

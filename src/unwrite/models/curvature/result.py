@@ -138,18 +138,18 @@ class Importances:
         note = read_json(folder / _NOTE)
         if hash_file(folder / _TENSORS) != note.pop("sha256", None):
             raise ModelError(f"{folder / _TENSORS} is damaged: it is not what was written. Remove {folder}.")
-        found, _ = read_tensors(folder / _TENSORS, "file of importances", ModelError)
+        values, _ = read_tensors(folder / _TENSORS, "file of importances", ModelError)
         names, looped = note.pop("names", None), note.get("looped")
-        if not conforms(names, list[str]) or sorted(names) != sorted(found) or not isinstance(looped, list):
+        if not conforms(names, list[str]) or sorted(names) != sorted(values) or not isinstance(looped, list):
             raise ModelError(f"{folder / _NOTE} is damaged: it doesn't name the tensors beside it. Remove {folder}.")
-        wanted = {f.name for f in dataclasses.fields(cls)} - {"tensors"}
-        if odd := sorted(wanted ^ set(note)):
+        fields = {f.name for f in dataclasses.fields(cls)} - {"tensors"}
+        if odd := sorted(fields ^ set(note)):
             raise ModelError(f"{folder / _NOTE} is damaged: {odd[0]!r:.40} is missing or too much. Remove {folder}.")
-        tensors = {name: found[name] for name in names}  # in the model's order, which the file has lost
-        made = cls(tensors, **{**note, "looped": tuple(looped)})
-        if not conforms(made, cls) or min(made.rows, made.batches) < 1:
+        tensors = {name: values[name] for name in names}  # in the model's order, which the file has lost
+        importances = cls(tensors, **{**note, "looped": tuple(looped)})
+        if not conforms(importances, cls) or min(importances.rows, importances.batches) < 1:
             raise ModelError(f"{folder / _NOTE} is damaged: its counts or names are of another type. Remove {folder}.")
-        return made
+        return importances
 
     def _kind(self) -> str:
         return f"the {self.over} of each {self.each}'s {self.of}"
@@ -180,11 +180,11 @@ def stored(
     key = hash_json(
         {"model": model_key(model), "parameters": list(parameters), "data": _data_hash(data), "settings": plain}
     )
-    found = cached_files(
+    importances = cached_files(
         "curvature",
         key,
         lambda folder: compute().need_finite().save(folder / "importances"),
         lambda folder: Importances.load(folder / "importances"),
     )
-    tensors = {name: tensor.to(parameters[name].device) for name, tensor in found.tensors.items()}
-    return dataclasses.replace(found, tensors=tensors)
+    tensors = {name: tensor.to(parameters[name].device) for name, tensor in importances.tensors.items()}
+    return dataclasses.replace(importances, tensors=tensors)

@@ -45,29 +45,29 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     Raises:
         ModelError: there are none.
     """
-    found = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if not found:
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not parameters:
         raise ModelError(
             f"this {type(model).__name__} has no parameter with requires_grad. Turn it on for those that matter."
         )
-    return found
+    return parameters
 
 
-def need_rows(found: Any) -> Tensor:
+def need_rows(losses: Any) -> Tensor:
     """What a loss gave, if it is `[rows]` and has a gradient.
 
     Raises:
         MethodError: not a loss a row, or none that has a gradient.
         DataError: no rows.
     """
-    if not isinstance(found, Tensor) or found.dim() != 1:
-        what = f"a tensor of shape {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+    if not isinstance(losses, Tensor) or losses.dim() != 1:
+        what = f"a tensor of shape {list(losses.shape)}" if isinstance(losses, Tensor) else f"a {type(losses).__name__}"
         raise MethodError(f"the loss gave {what}. It must give one loss a row, [rows], not yet averaged.")
-    if not len(found):
+    if not len(losses):
         raise DataError("a batch has no rows. Leave empty batches out.")
-    if not found.requires_grad:
+    if not losses.requires_grad:
         raise MethodError("the loss does not depend on any parameter with requires_grad, so it has no gradient.")
-    return found
+    return losses
 
 
 def row_losses(loss: Loss) -> Values:
@@ -129,10 +129,10 @@ class RowGradients:
         """The rows' gradients, `size` at a time: `[<= size, all parameters]`, flat, in the order of `parameters`."""
         with evaluating(self.model):
             recorded = self._record(batch)
-            found: dict[str, list[tuple[Use, Tensor]]] = defaultdict(list)
+            uses: dict[str, list[tuple[Use, Tensor]]] = defaultdict(list)
             if recorded is not None:
                 recorder, values = recorded
-                recorder.arrived = lambda met, grad: found[met.use.name].append((met.use, grad))
+                recorder.arrived = lambda met, grad: uses[met.use.name].append((met.use, grad))
                 torch.autograd.grad(values.sum(), recorder.lowest(), allow_unused=True)
                 rows = values.shape[1]
         if recorded is None:
@@ -142,8 +142,8 @@ class RowGradients:
             count = min(size, rows - first)
             with torch.no_grad():
                 parts = [
-                    samples(found[name], rows, first, count).flatten(1)
-                    if name in found
+                    samples(uses[name], rows, first, count).flatten(1)
+                    if name in uses
                     else parameter.new_zeros(count, parameter.numel())
                     for name, parameter in self.parameters.items()
                 ]
@@ -226,9 +226,9 @@ class RowGradients:
             self.rows += 1
             self.cost += 1 + 2 * len(values)
             for last, value in _last(values):
-                found = torch.autograd.grad(value.sum(), leaves, retain_graph=not last, allow_unused=True)
+                grads = torch.autograd.grad(value.sum(), leaves, retain_graph=not last, allow_unused=True)
                 yield [
-                    torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, found, strict=True)
+                    torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, grads, strict=True)
                 ]
 
 

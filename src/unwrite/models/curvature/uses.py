@@ -66,8 +66,8 @@ class Outer(Use):
     transposed: bool = False
 
     def _sides(self, x: Tensor, grad: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-        into, came = x.reshape(rows, -1, x.shape[-1]), grad.reshape(rows, -1, grad.shape[-1])
-        return (into, came) if self.transposed else (came, into)
+        inputs, grads = x.reshape(rows, -1, x.shape[-1]), grad.reshape(rows, -1, grad.shape[-1])
+        return (inputs, grads) if self.transposed else (grads, inputs)
 
     def samples(self, x: Tensor | None, grad: Tensor, rows: int, out: Tensor | None = None) -> Tensor:
         assert x is not None
@@ -123,8 +123,8 @@ class Lookup(Use):
         places, where = torch.unique(self._places(self.x, rows), return_inverse=True)
         wide = _wide(self._unpadded(self.x, grad))
         sums = wide.new_zeros(len(places), self.shape[1]).index_add_(0, where, wide)
-        found = wide.new_zeros(self.shape)
-        return found.index_add_(0, places % self.shape[0], _raised(sums, power))
+        table = wide.new_zeros(self.shape)
+        return table.index_add_(0, places % self.shape[0], _raised(sums, power))
 
     def _places(self, x: Tensor, rows: int) -> Tensor:
         """Which of `rows` tables laid end to end, and which entry in it: `[rows * m * ...]`."""
@@ -162,17 +162,17 @@ class Convolution(Use):
         """All images as the groups of one: the weight's gradient is then every image's own."""
         count = len(x)
         weight = x.new_empty(count * self.shape[0], self.shape[1], *self._kernel())  # only its shape is read
-        image, came = x.reshape(1, -1, *x.shape[2:]), grad.reshape(1, -1, *grad.shape[2:])
+        image, grads = x.reshape(1, -1, *x.shape[2:]), grad.reshape(1, -1, *grad.shape[2:])
         conv = (self.stride, self.padding, self.dilation, False, (0, 0), count * self.groups)
-        return torch.ops.aten.convolution_backward(came, image, weight, None, *conv, (False, True, False))[1]
+        return torch.ops.aten.convolution_backward(grads, image, weight, None, *conv, (False, True, False))[1]
 
     def _unfolded(self, x: Tensor, grad: Tensor, out: Tensor | None = None) -> Tensor:
         patches = F.unfold(x, self._kernel(), self.dilation, self.padding, self.stride)
         sets, places = len(x) * self.groups, patches.shape[-1]
         patches = patches.view(sets, -1, places)  # [n * groups, in * kernel, places]
-        came = grad.reshape(sets, -1, places)  # [n * groups, out, places]
-        into = None if out is None else out.view(sets, came.shape[1], -1)
-        return torch.bmm(came, patches.transpose(1, 2), out=into)
+        grads = grad.reshape(sets, -1, places)  # [n * groups, out, places]
+        into = None if out is None else out.view(sets, grads.shape[1], -1)
+        return torch.bmm(grads, patches.transpose(1, 2), out=into)
 
 
 Arrived = Sequence[tuple[Use, Tensor]]  # all uses of one parameter, each with the gradient of what came out
@@ -180,17 +180,17 @@ Arrived = Sequence[tuple[Use, Tensor]]  # all uses of one parameter, each with t
 
 def samples(arrived: Arrived, rows: int, first: int, count: int, out: Tensor | None = None) -> Tensor:
     """The gradient of rows `first` to `first + count` of `rows`, over all uses: `[count, *shape]` of the first of them."""
-    found: Tensor | None = None
+    total: Tensor | None = None
     for use, grad in sorted(arrived, key=lambda pair: isinstance(pair[0], Lookup)):
         x, grad = (None if t is None else _part(t, rows, first, count) for t in (use.x, grad))
         assert grad is not None
-        if found is not None and isinstance(use, Lookup):
-            use.add_samples(found, x, grad)
+        if total is not None and isinstance(use, Lookup):
+            use.add_samples(total, x, grad)
         else:
-            each = use.samples(x, grad, count, out if found is None else None)
-            found = each if found is None else found + each.view_as(found)
-    assert found is not None
-    return found
+            each = use.samples(x, grad, count, out if total is None else None)
+            total = each if total is None else total + each.view_as(total)
+    assert total is not None
+    return total
 
 
 @torch.no_grad()
