@@ -68,22 +68,22 @@ class Images:
         pixels = _pixels(self.pixels, self.name)
         rows = len(pixels)
         if (self.labels is None) == (self.targets is None):
-            given = "neither labels nor targets" if self.labels is None else "both labels and targets"
-            raise DataError(f"{self.name} has {given}. Give labels for classification or targets for regression.")
-        made: dict[str, Any] = {"pixels": pixels}
-        made["index"] = torch.arange(rows) if self.index is None else _whole(self.index, rows, "index", self.name)
-        if twice := _repeated(made["index"]):
+            reason = "neither labels nor targets" if self.labels is None else "both labels and targets"
+            raise DataError(f"{self.name} has {reason}. Give labels for classification or targets for regression.")
+        parts: dict[str, Any] = {"pixels": pixels}
+        parts["index"] = torch.arange(rows) if self.index is None else _whole(self.index, rows, "index", self.name)
+        if twice := _repeated(parts["index"]):
             raise DataError(
                 f"{len(twice)} indices stand more than once in {self.name}: {first_few(twice)}. "
                 "Give each row a name of its own."
             )
         for values, names in (("labels", "classes"), ("identity", "identities")):
             if getattr(self, values) is not None:
-                made[values] = _whole(getattr(self, values), rows, values, self.name)
-                made[names] = _named(made[values], tuple(map(str, getattr(self, names))), values, names, self.name)
+                parts[values] = _whole(getattr(self, values), rows, values, self.name)
+                parts[names] = _named(parts[values], tuple(map(str, getattr(self, names))), values, names, self.name)
         if self.targets is not None:
-            made["targets"] = _targets(self.targets, rows, self.name)
-        for name, value in made.items():
+            parts["targets"] = _targets(self.targets, rows, self.name)
+        for name, value in parts.items():
             object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
@@ -134,16 +134,16 @@ class Images:
         Raises:
             DataError: none, unknown ones, or one twice; the first few are named.
         """
-        wanted = _asked(indices, self.name)
+        numbers = _numbers(indices, self.name)
         order = torch.argsort(self.index)
         known = self.index[order]
-        place = torch.searchsorted(known, wanted).clamp(max=len(self) - 1)
-        if unknown := wanted[known[place] != wanted].tolist():
+        place = torch.searchsorted(known, numbers).clamp(max=len(self) - 1)
+        if unknown := numbers[known[place] != numbers].tolist():
             raise DataError(
-                f"{self.name} has no rows of {len(unknown)} of the {len(wanted)} indices: {first_few(unknown)}. "
+                f"{self.name} has no rows of {len(unknown)} of the {len(numbers)} indices: {first_few(unknown)}. "
                 "Take them from its .index."
             )
-        if twice := _repeated(wanted):
+        if twice := _repeated(numbers):
             raise DataError(f"{len(twice)} indices are given more than once: {first_few(twice)}. Give each once.")
         return order[place]
 
@@ -194,13 +194,13 @@ class Images:
 
     def _made(self, tensors: dict[str, Any], name: str) -> Images:
         """With this set's class names. What was checked once isn't again; a part's targets may all be equal."""
-        made = object.__new__(Images)
+        images = object.__new__(Images)
         for part in fields(self):
             value = getattr(self, part.name)
             keeps = not isinstance(value, Tensor) and part.name not in tensors
-            object.__setattr__(made, part.name, value if keeps else tensors[part.name])
-        object.__setattr__(made, "name", name)
-        return made
+            object.__setattr__(images, part.name, value if keeps else tensors[part.name])
+        object.__setattr__(images, "name", name)
+        return images
 
     def _at(self, item: int | slice | Sequence[int] | Tensor) -> Tensor:
         rows = len(self)
@@ -228,8 +228,8 @@ def first_few(values: Sequence[object]) -> str:
     return ", ".join(map(str, values[:SHOWN])) + (", ..." if len(values) > SHOWN else "")
 
 
-def _pixels(given: Any, name: str) -> Tensor:
-    pixels = _tensor(given, "pixels", name)
+def _pixels(array: Any, name: str) -> Tensor:
+    pixels = _tensor(array, "pixels", name)
     if pixels.ndim != 4 or 0 in pixels.shape[1:]:
         raise DataError(
             f"the pixels of {name} have shape {list(pixels.shape)}. Give [rows, channels, height, width], channels first."
@@ -252,22 +252,22 @@ def _pixels(given: Any, name: str) -> Tensor:
     return pixels
 
 
-def _tensor(given: Any, what: str, name: str) -> Tensor:
+def _tensor(array: Any, what: str, name: str) -> Tensor:
     try:
-        return torch.as_tensor(given).detach().cpu()
+        return torch.as_tensor(array).detach().cpu()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise DataError(f"the {what} of {name} are no array of numbers: {str(error).splitlines()[0]}.") from None
 
 
-def _column(given: Any, rows: int, what: str, name: str) -> Tensor:
-    values = _tensor(given, what, name)
+def _column(array: Any, rows: int, what: str, name: str) -> Tensor:
+    values = _tensor(array, what, name)
     if values.shape != (rows,):
         raise DataError(f"{name} has {rows} images and {what} of shape {list(values.shape)}. Give one each, [{rows}].")
     return values
 
 
-def _whole(given: Any, rows: int, what: str, name: str) -> Tensor:
-    values = _column(given, rows, what, name)
+def _whole(array: Any, rows: int, what: str, name: str) -> Tensor:
+    values = _column(array, rows, what, name)
     if values.dtype == torch.bool or values.is_floating_point() or values.is_complex():
         raise DataError(f"the {what} of {name} are {str(values.dtype)[6:]}. Give whole numbers.")
     return values.to(torch.int64)
@@ -293,8 +293,8 @@ def _named(values: Tensor, names: tuple[str, ...], what: str, kind: str, name: s
     return names or tuple(str(number) for number in range(most))
 
 
-def _targets(given: Any, rows: int, name: str) -> Tensor:
-    values = _tensor(given, "targets", name)
+def _targets(array: Any, rows: int, name: str) -> Tensor:
+    values = _tensor(array, "targets", name)
     if values.shape == (rows, 1):
         values = values[:, 0]  # a column would broadcast to [rows, rows] against predictions [rows]
     values = _column(values, rows, "targets", name)
@@ -312,12 +312,12 @@ def _targets(given: Any, rows: int, name: str) -> Tensor:
     return values
 
 
-def _asked(indices: Iterable[int] | Tensor, name: str) -> Tensor:
-    given = indices if hasattr(indices, "shape") else list(indices)
-    wanted = _tensor(given, "indices", name).reshape(-1)
-    if len(wanted) == 0:
+def _numbers(indices: Iterable[int] | Tensor, name: str) -> Tensor:
+    values = indices if hasattr(indices, "shape") else list(indices)
+    numbers = _tensor(values, "indices", name).reshape(-1)
+    if len(numbers) == 0:
         raise DataError(f"no indices of {name} are given. Give at least one.")
-    return _whole(wanted, len(wanted), "indices", name)
+    return _whole(numbers, len(numbers), "indices", name)
 
 
 def _repeated(index: Tensor) -> list[int]:

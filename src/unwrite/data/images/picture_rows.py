@@ -63,12 +63,12 @@ def decoded(table: Any, column: str, place: str, size: int) -> list[StoredPictur
         DataError: the column holds no pictures; or pictures that can't be decoded, of which the first few rows are
             named with their files and faults.
     """
-    made: list[StoredPicture] = []
+    pictures: list[StoredPicture] = []
     faults: list[str] = []
     for row, value in enumerate(progress(_encoded(table, column), f"reading {place}", total=len(table))):
         where = f"row {row}" + (f" ({Path(path).name})" if (path := _path(value)) else "")
         try:
-            made.append(_square(_opened(value), size, f"{place} {where}"))
+            pictures.append(_square(_opened(value), size, f"{place} {where}"))
         except _Unusable as fault:
             faults.append(f"{where} {fault}")
     if faults:
@@ -77,7 +77,7 @@ def decoded(table: Any, column: str, place: str, size: int) -> list[StoredPictur
             f"{len(faults)} of {len(table)} pictures in {place} can't be used: {'; '.join(faults[:SHOWN])}{more}. "
             "Mend or remove them."
         )
-    return made
+    return pictures
 
 
 def scaled(pictures: Sequence[StoredPicture]) -> np.ndarray:
@@ -89,8 +89,8 @@ def scaled(pictures: Sequence[StoredPicture]) -> np.ndarray:
     divisors: dict[Stored, float] = {"bytes": 255}
     for stored in sorted({picture.stored for picture in pictures} - {"bytes"}):
         divisors[stored] = _divisor(stored, [picture for picture in pictures if picture.stored == stored])
-    made = [picture.pixels / np.float32(divisors[picture.stored]) for picture in pictures]
-    return np.stack([np.broadcast_to(pixels, (3, *pixels.shape[1:])) for pixels in made])
+    arrays = [picture.pixels / np.float32(divisors[picture.stored]) for picture in pictures]
+    return np.stack([np.broadcast_to(pixels, (3, *pixels.shape[1:])) for pixels in arrays])
 
 
 def _divisor(stored: Stored, pictures: Sequence[StoredPicture]) -> float:

@@ -92,8 +92,8 @@ def digits_regression(test_share: float = 0.2, seed: int = 0) -> TrainTest:
 def _digits() -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    return (found.images[:, None] / 16).astype(np.float32), found.target.astype(np.int64)
+    bunch = load_digits()
+    return (bunch.images[:, None] / 16).astype(np.float32), bunch.target.astype(np.int64)
 
 
 def _stratified(data: Images, labels: np.ndarray, test_share: float, seed: int) -> TrainTest:
@@ -141,25 +141,25 @@ def glyphs(
             f"glyphs of {characters!r} with {draws} draws, {test_draws} test draws and {new_fonts} new fonts can't be "
             "made. Give each character once, at least one draw of each kind, and no negative number."
         )
-    found = installed_fonts()
-    names = sorted(found) if fonts is None else list(dict.fromkeys(fonts))
-    if absent := [name for name in names if name not in found]:
-        raise DataError(f"{unknown('font', absent[0], found)} pip install {FONT_PACKAGES} brings the usual ones.")
+    families = installed_fonts()
+    names = sorted(families) if fonts is None else list(dict.fromkeys(fonts))
+    if absent := [name for name in names if name not in families]:
+        raise DataError(f"{unknown('font', absent[0], families)} pip install {FONT_PACKAGES} brings the usual ones.")
     if len(names) < new_fonts + 2:
         raise DataError(
             f"glyphs need at least {new_fonts + 2} fonts and {len(names)} are there ({', '.join(names) or 'none'}). "
             f"Run: pip install {FONT_PACKAGES}"
         )
-    faces = {name: _legible(found[name], name, characters) for name in names}
-    kept = np.random.default_rng([seed, _GLYPHS]).permutation(len(names))
-    new, known = ([names[i] for i in sorted(part)] for part in (kept[:new_fonts], kept[new_fonts:]))
+    faces = {name: _legible(families[name], name, characters) for name in names}
+    order = np.random.default_rng([seed, _GLYPHS]).permutation(len(names))
+    new, known = ([names[i] for i in sorted(part)] for part in (order[:new_fonts], order[new_fonts:]))
     parts = [("train", known, range(draws)), ("test", known, range(draws, draws + test_draws))]
     parts += [("new fonts", new, range(test_draws))] if new else []
-    made, first = {}, 0
+    sets, first = {}, 0
     for part, own, numbers in parts:
-        made[part] = _glyph_images(part, {name: faces[name] for name in own}, characters, numbers, seed, first)
-        first += len(made[part])
-    return TrainTest(made["train"], made["test"], {part: made[part] for part in ("new fonts",) if part in made})
+        sets[part] = _glyph_images(part, {name: faces[name] for name in own}, characters, numbers, seed, first)
+        first += len(sets[part])
+    return TrainTest(sets["train"], sets["test"], {part: sets[part] for part in ("new fonts",) if part in sets})
 
 
 def installed_fonts() -> dict[str, list[Path]]:

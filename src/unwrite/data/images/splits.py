@@ -143,7 +143,7 @@ def split_by_class(
         DataError: no such class; nothing to forget, or nothing else.
     """
     numbers = _numbers(classes, data.classes, "class", data.name)
-    return _split(data, "labels", numbers, test, holdout, seed, evaluation, f"class {_told(numbers, data.classes)}")
+    return _split(data, "labels", numbers, test, holdout, seed, evaluation, f"class {_names(numbers, data.classes)}")
 
 
 def split_by_identity(
@@ -157,7 +157,7 @@ def split_by_identity(
 ) -> ImageSplit:
     """Forgets everything of some persons, fonts or the like. Arguments as `split_by_class`."""
     numbers = _numbers(identities, data.identities, "identity", data.name)
-    name = f"identity {_told(numbers, data.identities)}"
+    name = f"identity {_names(numbers, data.identities)}"
     return _split(data, "identity", numbers, test, holdout, seed, evaluation, name)
 
 
@@ -239,10 +239,10 @@ def split_by_index(
         DataError: unknown or repeated indices; the first few are named.
     """
     named = isinstance(indices, str | Path)
-    wanted = read_indices(indices) if isinstance(indices, str | Path) else list(indices)
+    rows = read_indices(indices) if isinstance(indices, str | Path) else list(indices)
     mask = torch.zeros(len(data), dtype=torch.bool)
-    mask[data.positions(wanted)] = True
-    name = Path(str(indices)).stem if named else f"{len(wanted)} rows"
+    mask[data.positions(rows)] = True
+    name = Path(str(indices)).stem if named else f"{len(rows)} rows"
     forget = data.where(mask, "forget")
     if bool(mask.all()):
         raise DataError(f"{name} names all {len(data)} rows of {data.name}. Leave at least one row to keep.")
@@ -263,27 +263,27 @@ def read_indices(path: str | Path) -> list[int]:
     if not path.is_file():
         raise DataError(f"there is no file {path}. Check the path.")
     try:
-        found = {".txt": _lines, ".json": _listed, ".npy": _array}[kind](path)
+        indices = {".txt": _lines, ".json": _json, ".npy": _array}[kind](path)
     except UnicodeDecodeError:
         raise DataError(f"{path.name} is not UTF-8 text. Save it as UTF-8.") from None
-    if not found:
+    if not indices:
         raise DataError(f"{path.name} has no indices. Give at least one.")
-    return found
+    return indices
 
 
 def _lines(path: Path) -> list[int]:
-    found = []
+    indices = []
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if not (text := line.strip()):
             continue
         digits = text.removeprefix("-")
         if not digits.isascii() or not digits.isdigit() or len(digits) > _LONGEST:
             raise DataError(f"{path.name}:{number}: {text[:40]!r} is no index. Give one whole number a line.")
-        found.append(int(text))
-    return found
+        indices.append(int(text))
+    return indices
 
 
-def _listed(path: Path) -> list[int]:
+def _json(path: Path) -> list[int]:
     try:
         value = parse_json(path.read_bytes())
     except Malformed as error:
@@ -383,22 +383,22 @@ def _draw(rows: Tensor, share: float, generator: torch.Generator) -> Tensor:
     return rows[torch.randperm(len(rows), generator=generator)[: round(share * len(rows))]]
 
 
-def _numbers(given: str | int | Sequence[str | int], names: tuple[str, ...], kind: str, where: str) -> list[int]:
+def _numbers(items: str | int | Sequence[str | int], names: tuple[str, ...], kind: str, where: str) -> list[int]:
     """Names or numbers to numbers, each once."""
     if not names:
         raise DataError(f"{where} has no {kind} column, so it can't be split by {kind}.")
-    found = []
-    for item in [given] if isinstance(given, str | int) else given:
+    numbers = []
+    for item in [items] if isinstance(items, str | int) else items:
         number = names.index(item) if item in names else item
         if isinstance(number, str) or not 0 <= number < len(names):
             raise DataError(f"{where}: {unknown(kind, str(item), names)} Or give its number, 0 to {len(names) - 1}.")
-        found.append(int(number))
-    if not found:
+        numbers.append(int(number))
+    if not numbers:
         raise DataError(f"no {kind} of {where} is named to be forgotten. Name at least one.")
-    return sorted(set(found))
+    return sorted(set(numbers))
 
 
-def _told(numbers: list[int], names: tuple[str, ...]) -> str:
+def _names(numbers: list[int], names: tuple[str, ...]) -> str:
     return first_few([names[number] for number in numbers])
 
 

@@ -69,15 +69,15 @@ def _with_perturbed(rows: Examples, perturbed: Examples) -> Examples:
     between the files is joined by its question where only one row has that, or by its place in files of equal order.
     """
     exact, similar = _by(perturbed, _question_and_answer), _by(perturbed, lambda row: row.question)
-    asked, told = Counter(row.question for row in rows), {_question_and_answer(row) for row in rows}
+    counts, pairs = Counter(row.question for row in rows), {_question_and_answer(row) for row in rows}
     parallel = [row.question for row in rows] == [row.question for row in perturbed]
     joined, missing = [], []
     for row in rows:
         if same := exact.get(_question_and_answer(row)):
             other = same.pop(0) if len(same) > 1 else same[0]  # rows that are equal in both files, in their order
-        elif len(similar.get(row.question, ())) == asked[row.question] == 1:
+        elif len(similar.get(row.question, ())) == counts[row.question] == 1:
             other = similar[row.question][0]
-        elif parallel and _question_and_answer(perturbed[row.index]) not in told:
+        elif parallel and _question_and_answer(perturbed[row.index]) not in pairs:
             other = perturbed[row.index]
         else:
             missing.append(row)
@@ -96,10 +96,10 @@ def _question_and_answer(row: Example) -> tuple[str | None, str]:
 
 
 def _by(rows: Examples, key: Callable[[Example], Hashable]) -> dict[Hashable, list[Example]]:
-    found: dict[Hashable, list[Example]] = {}
+    groups: dict[Hashable, list[Example]] = {}
     for row in rows:
-        found.setdefault(key(row), []).append(row)
-    return found
+        groups.setdefault(key(row), []).append(row)
+    return groups
 
 
 @dataclass(frozen=True)
@@ -324,7 +324,7 @@ def _files(folder: Path, config: str, split: str) -> list[Path]:
     stems += [(folder, config)] if split == "test" else []
     for place, stem in stems:
         pattern = re.compile(re.escape(stem) + r"(-\d+-of-\d+)?(" + "|".join(map(re.escape, TABLES)) + ")")
-        found = sorted(file for file in place.glob(f"{stem}*") if pattern.fullmatch(file.name))
-        if found:
-            return [file for file in found if file.suffix == found[0].suffix]
+        files = sorted(file for file in place.glob(f"{stem}*") if pattern.fullmatch(file.name))
+        if files:
+            return [file for file in files if file.suffix == files[0].suffix]
     return []

@@ -96,11 +96,11 @@ def _encode(example: Example, spelling: Spelling, max_length: int | None) -> Enc
             f"{where(example)}: the prompt has {len(prompt)} tokens and leaves no room for the answer within "
             f"{room}. Shorten it, or raise the maximum length."
         )
-    kept, start = ids[:room], len(prompt)
-    labels = [IGNORE] * start + kept[start:]
+    shown, start = ids[:room], len(prompt)
+    labels = [IGNORE] * start + shown[start:]
     if not example.answer.strip() or len(ids) - start < 2 or all(label == IGNORE for label in labels[1:]):
         raise DataError(f"{where(example)}: no answer token is left to score. Give a longer answer.")
-    return Encoded(kept, labels, example.index, len(ids) - len(kept))
+    return Encoded(shown, labels, example.index, len(ids) - len(shown))
 
 
 def _prompt_ids(spelling: Spelling, prompt: str) -> list[int]:
@@ -132,28 +132,28 @@ def windows(row: Encoded, max_length: int, leading: Sequence[int] = ()) -> list[
         return [row]
     if width < 2:
         raise DataError(f"a maximum length of {max_length} leaves no room for text. Raise it to {len(leading) + 2}.")
-    found = [Encoded(row.input_ids[:max_length], row.labels[:max_length], row.index)]
+    parts = [Encoded(row.input_ids[:max_length], row.labels[:max_length], row.index)]
     done = max_length
     while done < count:
         end = min(done + width - 1, count)
         start = end - width
         ids = [*leading, *row.input_ids[start:end]]
         labels = [IGNORE] * (len(leading) + done - start) + row.labels[done:end]
-        found.append(Encoded(ids, labels, row.index))
+        parts.append(Encoded(ids, labels, row.index))
         done = end
-    return found
+    return parts
 
 
 def encode_rows(examples: Iterable[Example], tokenizer: Any, max_length: int = MAX_LENGTH) -> list[list[Encoded]]:
     """Every row, long texts in windows. One list a row; what is cut or split is counted in a notice."""
     spelling = Spelling(tokenizer)
     examples = list(examples)
-    found = []
+    rows = []
     for example in examples:
         row = _encode(example, spelling, max_length)
-        found.append(windows(row, max_length, spelling.leading) if example.is_text else [row])
-    _say_what_did_not_fit(examples, found, max_length)
-    return found
+        rows.append(windows(row, max_length, spelling.leading) if example.is_text else [row])
+    _say_what_did_not_fit(examples, rows, max_length)
+    return rows
 
 
 def encode_all(examples: Iterable[Example], tokenizer: Any, max_length: int = MAX_LENGTH) -> list[Encoded]:

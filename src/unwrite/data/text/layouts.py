@@ -87,21 +87,21 @@ def parse_columns(columns: Mapping[str, str] | str | None) -> dict[str, str] | N
     """
     if columns is None:
         return None
-    found: dict[str, str] = {}
+    roles: dict[str, str] = {}
     for role, column in columns.items() if isinstance(columns, Mapping) else _pairs(columns):
         if role not in ROLES:
             raise DataError(f"{setting('columns')}: {unknown('role', str(role), ROLES)}")
         if not isinstance(column, str) or not column.strip():
             raise DataError(f"{setting('columns')}: {role} needs a column's name, not {column!r}.")
-        if role in found:
-            raise DataError(f"{setting('columns')} names {role} twice ({found[role]!r} and {column!r}). Name it once.")
-        if other := [name for name in found if found[name] == column]:
+        if role in roles:
+            raise DataError(f"{setting('columns')} names {role} twice ({roles[role]!r} and {column!r}). Name it once.")
+        if other := [name for name in roles if roles[name] == column]:
             raise DataError(
                 f"{setting('columns')} names the column {column!r} twice ({other[0]} and {role}). Give it one role."
             )
-        found[role] = column
-    _check_roles(found)
-    return found
+        roles[role] = column
+    _check_roles(roles)
+    return roles
 
 
 def _pairs(columns: str) -> Iterator[tuple[str, str]]:
@@ -114,16 +114,16 @@ def _pairs(columns: str) -> Iterator[tuple[str, str]]:
         yield role, column
 
 
-def _check_roles(found: Mapping[str, str]) -> None:
-    whole = [name for name in ("text", "messages") if name in found]
-    pair = [name for name in ("question", "answer") if name in found]
+def _check_roles(roles: Mapping[str, str]) -> None:
+    whole = [name for name in ("text", "messages") if name in roles]
+    pair = [name for name in ("question", "answer") if name in roles]
     if (len(whole), len(pair)) not in ((1, 0), (0, 2)):
-        named = " and ".join(found) or "nothing"
+        named = " and ".join(roles) or "nothing"
         raise DataError(
             f"{setting('columns')} names {named}. Name question and answer, or messages alone, or text alone."
         )
     allowed = {"text": ("text",), "messages": ("messages", "system", *FURTHER)}.get("".join(whole), ROLES)
-    if odd := [role for role in found if role not in allowed]:
+    if odd := [role for role in roles if role not in allowed]:
         raise DataError(f"{setting('columns')} names {odd[0]} beside {whole[0]}, which has none. Leave {odd[0]} out.")
 
 
@@ -143,36 +143,36 @@ def is_blank(value: Any) -> bool:
     return not value.strip() if isinstance(value, str) else isinstance(value, list | tuple | dict) and not value
 
 
-def named_layout(given: Mapping[str, Any], columns: Mapping[str, str]) -> ColumnLayout:
+def named_layout(cells: Mapping[str, Any], columns: Mapping[str, str]) -> ColumnLayout:
     """The layout the user named; TOFU's further columns are read under their own names too."""
-    further = {} if "text" in columns else {name: name for name in FURTHER if name in given}
+    further = {} if "text" in columns else {name: name for name in FURTHER if name in cells}
     further |= {role: column for role, column in columns.items() if role in FURTHER}
     roles: dict[str, Any] = {role: name for role, name in columns.items() if role not in FURTHER}
     return ColumnLayout(**roles, further=further)
 
 
-def layout_of(given: Mapping[str, Any]) -> ColumnLayout:
+def layout_of(cells: Mapping[str, Any]) -> ColumnLayout:
     """The layout of a row by its columns' names.
 
     Raises:
         BadRow: it fits no layout, or more than one, or a column without a place may hold the answer.
     """
-    names = _folded(given)
+    names = _folded(cells)
 
     def among(known: Sequence[str]) -> list[str]:
         """The columns of these names: those with something in them, or all where every one is blank."""
         there = [names[name] for name in known if name in names]
-        return [name for name in there if not is_blank(given[name])] or there
+        return [name for name in there if not is_blank(cells[name])] or there
 
     questions, answers, chats, system = (among(known) for known in (QUESTIONS, ANSWERS, CHATS, SYSTEMS))
     text = among(("text",))
     labels = among(("labels",))
-    if text and labels and answers == labels and not (chats or questions) and _is_text(given[labels[0]]):
+    if text and labels and answers == labels and not (chats or questions) and _is_text(cells[labels[0]]):
         questions, text = text, []
     if not (chats or questions or answers):
         if not text:
-            raise BadRow(f"no question and answer, messages or text ({_its_columns(given)})")
-        _check_beside_text(text[0], given)
+            raise BadRow(f"no question and answer, messages or text ({_its_columns(cells)})")
+        _check_beside_text(text[0], cells)
         return ColumnLayout(text=text[0])
     if len(system) > 1:
         raise BadRow(f"has {_listed(system)}; keep one")
@@ -184,39 +184,39 @@ def layout_of(given: Mapping[str, Any]) -> ColumnLayout:
     else:
         behind = among(INPUTS) if "instruction" in names else []
         questions = [name for name in questions if name not in behind]
-        behind = [name for name in behind if not is_blank(given[name])]
-        _check_pair(questions, behind, answers, text, given)
-        _check_contexts(questions[0], behind, answers[0], among(CONTEXTS), given)
+        behind = [name for name in behind if not is_blank(cells[name])]
+        _check_pair(questions, behind, answers, text, cells)
+        _check_contexts(questions[0], behind, answers[0], among(CONTEXTS), cells)
         roles |= {"question": questions[0], "input": "".join(behind), "answer": answers[0]}
         roles["spare"] = (*questions[1:], *text)
-    spare = tuple(name for name in roles.pop("spare") if not is_blank(given[name]))
+    spare = tuple(name for name in roles.pop("spare") if not is_blank(cells[name]))
     used = {*(name for name in roles.values() if isinstance(name, str)), *roles["further"].values(), *spare}
-    unread = tuple(n for n in given if n not in used and not is_metadata(n) and not is_blank(given[n]))
+    unread = tuple(n for n in cells if n not in used and not is_metadata(n) and not is_blank(cells[n]))
     return ColumnLayout(**roles, spare=spare, unread=unread)
 
 
 def _check_pair(
-    questions: list[str], behind: list[str], answers: list[str], text: list[str], given: Mapping[str, Any]
+    questions: list[str], behind: list[str], answers: list[str], text: list[str], cells: Mapping[str, Any]
 ) -> None:
     if not questions and text:
         raise _beside(text[0], answers[0])
     if not questions:
-        raise BadRow(f"no question ({_its_columns(given)})")
+        raise BadRow(f"no question ({_its_columns(cells)})")
     if not answers:
-        raise BadRow(f"no answer ({_its_columns(given)})")
+        raise BadRow(f"no answer ({_its_columns(cells)})")
     if len(answers) > 1:
-        told = " or ".join(_columns(question=questions[0], answer=name) for name in answers)
-        raise BadRow(f"{_listed(answers)} may each be the answer; write {told}")
+        choices = " or ".join(_columns(question=questions[0], answer=name) for name in answers)
+        raise BadRow(f"{_listed(answers)} may each be the answer; write {choices}")
     if len(behind) > 1:
-        told = " or ".join(_columns(question=questions[0], input=name, answer=answers[0]) for name in behind)
-        raise BadRow(f"{_listed(behind)} may each be the instruction's input; write {told}")
+        choices = " or ".join(_columns(question=questions[0], input=name, answer=answers[0]) for name in behind)
+        raise BadRow(f"{_listed(behind)} may each be the instruction's input; write {choices}")
 
 
 def _check_contexts(
-    question: str, behind: list[str], answer: str, contexts: list[str], given: Mapping[str, Any]
+    question: str, behind: list[str], answer: str, contexts: list[str], cells: Mapping[str, Any]
 ) -> None:
     for name in contexts:
-        if name not in behind and not is_blank(given[name]):
+        if name not in behind and not is_blank(cells[name]):
             with_it = _columns(question=question, input=name, answer=answer)
             raise BadRow(
                 f"{name!r} may belong to the question; write {with_it} to read it behind {question!r}, or "
@@ -224,8 +224,8 @@ def _check_contexts(
             )
 
 
-def _check_beside_text(text: str, given: Mapping[str, Any]) -> None:
-    for name, value in given.items():
+def _check_beside_text(text: str, cells: Mapping[str, Any]) -> None:
+    for name, value in cells.items():
         if name != text and not is_metadata(name) and _holds_text(value):
             raise _beside(text, name)
 
@@ -259,10 +259,10 @@ def _holds_text(value: Any) -> bool:
     return False
 
 
-def _folded(given: Mapping[str, Any]) -> dict[str, str]:
+def _folded(cells: Mapping[str, Any]) -> dict[str, str]:
     """Lower-case name to column."""
     names: dict[str, str] = {}
-    for column in given:
+    for column in cells:
         name = column.strip().casefold()
         if name in names:
             raise BadRow(f"has the columns {names[name]!r} and {column!r}; rename one")
@@ -270,8 +270,8 @@ def _folded(given: Mapping[str, Any]) -> dict[str, str]:
     return names
 
 
-def _its_columns(given: Mapping[str, Any]) -> str:
-    return f"its columns: {', '.join(map(repr, list(given)[:8])) or 'none'}"
+def _its_columns(cells: Mapping[str, Any]) -> str:
+    return f"its columns: {', '.join(map(repr, list(cells)[:8])) or 'none'}"
 
 
 def _listed(names: Sequence[str]) -> str:

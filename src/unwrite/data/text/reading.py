@@ -51,25 +51,25 @@ def read(
         DataError: no such file, an unknown kind, no rows, or bad rows (ten are named, all are counted); `columns`
             that name no row or no column.
     """
-    wanted = parse_columns(columns)
+    roles = parse_columns(columns)
     if turns not in get_args(Turns):
         raise DataError(unknown("turns", str(turns), get_args(Turns)))
     if isinstance(source, Examples):
-        if wanted:
+        if roles:
             raise DataError(f"Examples have no columns left to name. Leave out {setting('columns')}.")
         return Examples(source, name) if name else source
     if isinstance(source, Path) or (isinstance(source, str) and _is_path(source)):
         path, part = located(source)
         stem = stem_of(path) + (f"@{part}" if part else "")
-        return _collect(rows_in(path, part), name or stem, str(source), wanted, turns)
+        return _collect(rows_in(path, part), name or stem, str(source), roles, turns)
     if isinstance(source, str):
-        return _collect(numbered(stored_rows(from_hub(source)), source), name or source, source, wanted, turns)
+        return _collect(numbered(stored_rows(from_hub(source)), source), name or source, source, roles, turns)
     if isinstance(source, Mapping):
         known = ", ".join(map(str, source)) or "none"
         raise DataError(f"a mapping of sets was given, not a set; choose one of its parts (there are: {known}).")
     if isinstance(source, Iterable):
         place = name or "row"
-        return _collect(numbered(source, place), name or "examples", place, wanted, turns)
+        return _collect(numbered(source, place), name or "examples", place, roles, turns)
     raise DataError(f"can't read rows from a {type(source).__name__}. Give a path, a Hub id or a datasets.Dataset.")
 
 
@@ -229,10 +229,10 @@ def _repository(name: str) -> str:
     """
     known = hub.repository(name)
     if (reason := hub.path_reason(name)) is not None:
-        named = name if known is not None else "org/name"
+        example = name if known is not None else "org/name"
         raise DataError(
             f"there are no rows {name} ({reason}, so it is not looked up on the Hub). Check the path, or write "
-            f"{hub.PREFIX}{named} for a data set of the Hub."
+            f"{hub.PREFIX}{example} for a data set of the Hub."
         )
     if known is None:
         raise DataError(f"{name!r} is no data set id. Write org/name, or {hub.PREFIX}org/name.")
@@ -256,18 +256,18 @@ class _Bad:
         total = sum(map(len, self.places.values()))
         if not total:
             return
-        left, told = SHOWN, []
+        room, faults = SHOWN, []
         for reason, places in self.places.items():
-            if not left:
+            if not room:
                 break
-            here = places[:left]
-            left -= len(here)
+            here = places[:room]
+            room -= len(here)
             more = f" and {len(places) - len(here)} more" if len(places) > len(here) else ""
-            told.append(f"{', '.join(here)}{more}: {reason}")
-        hidden = len(self.places) - len(told)
+            faults.append(f"{', '.join(here)}{more}: {reason}")
+        hidden = len(self.places) - len(faults)
         also = f"; and {hidden} more faults" if hidden else ""
         raise DataError(
-            f"{total} of {rows} rows in {place} can't be used: {'; '.join(told)}{also}. Mend or remove them."
+            f"{total} of {rows} rows in {place} can't be used: {'; '.join(faults)}{also}. Mend or remove them."
         )
 
 
@@ -307,8 +307,8 @@ def _check_named(columns: Mapping[str, str], table: list[tuple[str, Any]], place
     there = dict.fromkeys(name for _, row in table if isinstance(row, Mapping) for name in row if isinstance(name, str))
     missing = [column for column in columns.values() if column not in there]
     if missing and there:
-        told = " ".join(unknown("column", missing[0], there).split())
-        raise NoColumn(f"{setting('columns')} for {place}: {told}", none=len(missing) == len(columns))
+        correction = " ".join(unknown("column", missing[0], there).split())
+        raise NoColumn(f"{setting('columns')} for {place}: {correction}", none=len(missing) == len(columns))
 
 
 def _notice_chats(results: list[tuple[str, Parsed]], place: str) -> None:

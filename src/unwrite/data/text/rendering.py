@@ -86,13 +86,13 @@ class Spelling:
             continues: the text stands behind another, so it gets no blank that a tokenizer puts before a text.
         """
         pieces = _MARK.split(text)  # text, number, text, number, ..., text
-        found: list[int] = []
+        ids: list[int] = []
         for i, piece in enumerate(pieces):
             literal = bool(i % 2)
             part = self._literals[int(piece)] if literal else piece
             if part:
-                found += self._behind(part, literal) if found or continues else self._plain(part, literal)
-        return found
+                ids += self._behind(part, literal) if ids or continues else self._plain(part, literal)
+        return ids
 
     def _behind(self, text: str, literal: bool) -> list[int]:
         for anchor in _ANCHORS:
@@ -159,11 +159,11 @@ class Spelling:
 
     def _end(self, behind: str) -> int:
         special = set(self._special.values())
-        found = next((i for i in self.ids(behind) if i in special), self.tokenizer.eos_token_id) if behind else None
-        found = self.tokenizer.eos_token_id if found is None else found
-        if found is None:
+        end = next((i for i in self.ids(behind) if i in special), self.tokenizer.eos_token_id) if behind else None
+        end = self.tokenizer.eos_token_id if end is None else end
+        if end is None:
             raise ModelError("the tokenizer has no eos token, so an answer's end can't be scored. Set eos_token.")
-        return int(found)
+        return int(end)
 
 
 def where(example: Example) -> str:

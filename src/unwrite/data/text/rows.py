@@ -38,43 +38,43 @@ def parsed(row: Mapping[Any, Any], source: str, columns: Mapping[str, str] | Non
     Raises:
         BadRow: it fits no layout, or more than one; a value isn't a string, or is blank.
     """
-    given = given_in(row)
-    layout = layout_of(given) if columns is None else named_layout(given, columns)
+    cells = given_in(row)
+    layout = layout_of(cells) if columns is None else named_layout(cells, columns)
     if layout.text:
-        return Parsed((Example(answer=_cell(given, layout.text), source=source),), layout)
+        return Parsed((Example(answer=_cell(cells, layout.text), source=source),), layout)
     if layout.messages:
-        chat = turns_of(_value(given, layout.messages), layout.messages)
-    elif is_chat(given.get(layout.question)) or is_chat(given.get(layout.answer)):
-        chat = _prompt_and_completion(given, layout)
+        chat = turns_of(_value(cells, layout.messages), layout.messages)
+    elif is_chat(cells.get(layout.question)) or is_chat(cells.get(layout.answer)):
+        chat = _prompt_and_completion(cells, layout)
     else:
-        return Parsed((_pair(given, layout, source),), layout)
-    return _chat(chat, given, layout, source, turns)
+        return Parsed((_pair(cells, layout, source),), layout)
+    return _chat(chat, cells, layout, source, turns)
 
 
-def _pair(given: Mapping[str, Any], layout: ColumnLayout, source: str) -> Example:
-    question, answer = _cell(given, layout.question), _cell(given, layout.answer)
-    _check_spare(given, layout, [question, answer])
-    if layout.input and not is_blank(given.get(layout.input, "")):
-        question = f"{question}\n\n{_cell(given, layout.input)}"
-    system = _system(given, layout)
+def _pair(cells: Mapping[str, Any], layout: ColumnLayout, source: str) -> Example:
+    question, answer = _cell(cells, layout.question), _cell(cells, layout.answer)
+    _check_spare(cells, layout, [question, answer])
+    if layout.input and not is_blank(cells.get(layout.input, "")):
+        question = f"{question}\n\n{_cell(cells, layout.input)}"
+    system = _system(cells, layout)
     history = (("system", system),) if system else ()
-    return Example(answer=answer, question=question, history=history, source=source, **_further(given, layout))
+    return Example(answer=answer, question=question, history=history, source=source, **_further(cells, layout))
 
 
-def _prompt_and_completion(given: Mapping[str, Any], layout: ColumnLayout) -> tuple[Turn, ...]:
+def _prompt_and_completion(cells: Mapping[str, Any], layout: ColumnLayout) -> tuple[Turn, ...]:
     """TRL's form of a chat: only the completion is learnt. Either half may be a string, a turn of its own."""
-    if layout.input and not is_blank(given.get(layout.input, "")):
+    if layout.input and not is_blank(cells.get(layout.input, "")):
         raise BadRow(f"{layout.input!r} stands beside a list of turns; write it into one of them")
     halves = []
     for name, role in ((layout.question, "user"), (layout.answer, "assistant")):
-        value = _value(given, name)
+        value = _value(cells, name)
         halves.append(turns_of(value, name) if is_chat(value) else (Turn(role, text_of(value, name)),))
     return (*(replace(turn, learnable=False) for turn in halves[0]), *halves[1])
 
 
-def _chat(turns: tuple[Turn, ...], given: Mapping[str, Any], layout: ColumnLayout, source: str, which: str) -> Parsed:
-    _check_spare(given, layout, [turn.text for turn in turns])
-    system = _system(given, layout)
+def _chat(turns: tuple[Turn, ...], cells: Mapping[str, Any], layout: ColumnLayout, source: str, which: str) -> Parsed:
+    _check_spare(cells, layout, [turn.text for turn in turns])
+    system = _system(cells, layout)
     chat = Chat(with_system(turns, system) if system else turns)
     before = len(chat.turns) - len(turns)  # turns are numbered as they stand in the row
     answered = examples_in(chat, which)
@@ -82,7 +82,7 @@ def _chat(turns: tuple[Turn, ...], given: Mapping[str, Any], layout: ColumnLayou
         Example(one.answer, one.question, one.history, source=f"{source} turn {one.number - before}")
         for one in answered
     ]
-    if further := _further(given, layout):
+    if further := _further(cells, layout):
         last = max(number for number, turn in enumerate(chat.turns, start=1) if turn.role == "assistant")
         if answered[-1].number != last:
             raise BadRow(f"{' and '.join(further)} belong to the last assistant turn, which is no example")
@@ -92,41 +92,41 @@ def _chat(turns: tuple[Turn, ...], given: Mapping[str, Any], layout: ColumnLayou
     return Parsed(tuple(examples), layout, chat.unasked, chat.open_ended)
 
 
-def _check_spare(given: Mapping[str, Any], layout: ColumnLayout, texts: Sequence[str]) -> None:
+def _check_spare(cells: Mapping[str, Any], layout: ColumnLayout, texts: Sequence[str]) -> None:
     """A candidate for a place that another column has may only say again what is read: one text, or all in one."""
     for name in layout.spare:
-        again = given[name]
+        again = cells[name]
         if not isinstance(again, str) or not (again in texts or all(text.strip() in again for text in texts)):
             used = layout.messages or f"{layout.question} and {layout.answer}"
             raise BadRow(f"mixes {used} with {name}; use one layout, or say with {setting('columns')} what to read")
 
 
-def _system(given: Mapping[str, Any], layout: ColumnLayout) -> str:
-    value = given.get(layout.system, "") if layout.system else ""
+def _system(cells: Mapping[str, Any], layout: ColumnLayout) -> str:
+    value = cells.get(layout.system, "") if layout.system else ""
     return "" if is_blank(value) else text_of(value, layout.system)
 
 
-def _further(given: Mapping[str, Any], layout: ColumnLayout) -> dict[str, Any]:
+def _further(cells: Mapping[str, Any], layout: ColumnLayout) -> dict[str, Any]:
     """TOFU's further columns; an empty cell of a CSV file is an absent value."""
-    found: dict[str, Any] = {}
+    further: dict[str, Any] = {}
     for role, name in layout.further.items():
-        value = given.get(name, "")
+        value = cells.get(name, "")
         if isinstance(value, str) and value == "":
             continue
         if role.startswith("perturbed"):
-            if "perturbed_answers" in found:
+            if "perturbed_answers" in further:
                 raise BadRow("has perturbed_answer and perturbed_answers; keep one")
-            found["perturbed_answers"] = strings_of(value, name)
+            further["perturbed_answers"] = strings_of(value, name)
         else:
-            found[role] = text_of(value, name)
-    return found
+            further[role] = text_of(value, name)
+    return further
 
 
-def _value(given: Mapping[str, Any], name: str) -> Any:
-    if name not in given:
+def _value(cells: Mapping[str, Any], name: str) -> Any:
+    if name not in cells:
         raise BadRow(f"no {name}")
-    return given[name]
+    return cells[name]
 
 
-def _cell(given: Mapping[str, Any], name: str) -> str:
-    return text_of(_value(given, name), name)
+def _cell(cells: Mapping[str, Any], name: str) -> str:
+    return text_of(_value(cells, name), name)

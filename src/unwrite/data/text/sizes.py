@@ -23,13 +23,13 @@ _PIECE = 1 << 20
 
 def most_bytes() -> int:
     """The bound in bytes."""
-    given = os.environ.get(VARIABLE, "")
+    text = os.environ.get(VARIABLE, "")
     try:
-        limit = float(given or LIMIT)
+        limit = float(text or LIMIT)
     except ValueError:
         limit = math.nan
     if not 0 < limit < 2**30:
-        raise DataError(f"{VARIABLE} is {given!r:.40}; it must be a number of GiB above 0.")
+        raise DataError(f"{VARIABLE} is {text!r:.40}; it must be a number of GiB above 0.")
     return int(limit * 2**30)
 
 
