@@ -12,11 +12,16 @@ import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from ..errors import ModelError
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 __all__ = ["adapter_account", "check_account", "gguf_left_over", "stored_shapes"]
 
@@ -35,7 +40,7 @@ def check_account(
     where: str | Path,
     info: Mapping[str, Any],
     model: nn.Module,
-    shapes: Mapping[str, Any],
+    shapes: Mapping[str, Sequence[int]],
     if_left: str = " Does its config name the class it was saved from?",
 ) -> None:
     """Refuses a checkpoint whose tensors are not the model's.
@@ -73,11 +78,11 @@ def check_account(
         raise ModelError(f"{where} could not be loaded: {str(next(iter(info['error_msgs']))).splitlines()[0]}")
 
 
-def _weights(of: Sequence[Any]) -> str:
+def _weights(of: Sequence[object]) -> str:
     return "1 weight" if len(of) == 1 else f"{len(of)} weights"
 
 
-def _without_effect(key: str, name: str, shapes: Mapping[str, Any]) -> bool:
+def _without_effect(key: str, name: str, shapes: Mapping[str, Sequence[int]]) -> bool:
     """Whether the model would answer the same with that tensor."""
     if name.endswith("ForMaskedLM") and _OTHER_HEADS.search(key):
         return True
@@ -95,7 +100,7 @@ def stored_shapes(files: Iterable[Path]) -> dict[str, list[int]]:
     return shapes
 
 
-def adapter_account(folder: Path, adapted: Any) -> dict[str, Any]:
+def adapter_account(folder: Path, adapted: PeftModel) -> dict[str, Any]:
     """The loading info of an adapter: names of its file against those peft would write."""
     from peft import get_peft_model_state_dict
 
@@ -110,7 +115,7 @@ def adapter_account(folder: Path, adapted: Any) -> dict[str, Any]:
     }
 
 
-def gguf_left_over(readers: Sequence[Any], model: nn.Module) -> list[str]:
+def gguf_left_over(readers: Sequence[GGUFReader], model: nn.Module) -> list[str]:
     """Names of tensors in GGUF files that are nowhere in the model read from them.
 
     transformers drops what it has no name for. Numbers don't lie: together the tensors hold as many as the model.
@@ -124,7 +129,7 @@ def gguf_left_over(readers: Sequence[Any], model: nn.Module) -> list[str]:
     return left or [f"{sum(tensors.values()):,} numbers in all, of which the model has {count:,}"]
 
 
-def _gguf_names(model: Any) -> set[str]:
+def _gguf_names(model: PreTrainedModel) -> set[str]:
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     architectures = {name.replace("-", "_"): arch for arch, name in MODEL_ARCH_NAMES.items()}

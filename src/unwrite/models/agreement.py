@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +30,7 @@ def allowed(model: nn.Module) -> float:
     return max((_ALLOWED.get(weight.dtype, exact) for weight in weights), default=exact)
 
 
-def short_batch(model: Any) -> dict[str, Tensor] | None:
+def short_batch(model: nn.Module) -> dict[str, Tensor] | None:
     """Two rows of eight tokens, or two pictures of noise; None for a model that takes neither.
 
     The rows are always the same and on the CPU.
@@ -58,7 +57,7 @@ def short_batch(model: Any) -> dict[str, Tensor] | None:
 
 
 @torch.no_grad()
-def outputs(model: Any, batch: dict[str, Tensor]) -> Tensor:
+def outputs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """The model's logits, or its first output where it has none, in float32 on the CPU and in evaluation mode."""
     weight = next(model.parameters())
     inputs = {

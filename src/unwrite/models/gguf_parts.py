@@ -10,11 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
 from .checkpoints import first_line
 from .gguf_header import check_header
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader, ReaderField
 
 __all__ = ["gguf_in", "join_parts", "opened", "parts_of", "whole_stem"]
 
@@ -73,7 +76,7 @@ def whole_stem(path: Path) -> str:
     return str(part["stem"]) if part else path.stem
 
 
-def opened(paths: Sequence[Path]) -> list[Any]:
+def opened(paths: Sequence[Path]) -> list[GGUFReader]:
     """A `gguf.GGUFReader` of each part.
 
     Raises:
@@ -101,7 +104,7 @@ def opened(paths: Sequence[Path]) -> list[Any]:
     return readers
 
 
-def join_parts(readers: Sequence[Any], target: Path) -> None:
+def join_parts(readers: Sequence[GGUFReader], target: Path) -> None:
     """Writes the tensors of all parts, and what the first says of the model, as one GGUF file.
 
     Raises:
@@ -131,5 +134,5 @@ def join_parts(readers: Sequence[Any], target: Path) -> None:
     writer.close()
 
 
-def _value(fields: Mapping[str, Any], key: str, default: Any) -> Any:
+def _value(fields: Mapping[str, ReaderField], key: str, default: Any) -> Any:
     return fields[key].contents() if key in fields else default

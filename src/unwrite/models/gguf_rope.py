@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 __all__ = ["TABLE", "llama3_factors", "rope_parameters"]
 
@@ -26,7 +29,7 @@ _LOW_HIGH = ((1.0, 4.0), (1.0, 8.0), (1.0, 2.0))
 _CLOSE = 1e-4  # the table is in float32
 
 
-def rope_parameters(table: np.ndarray, config: Any) -> dict[str, Any] | None:
+def rope_parameters(table: np.ndarray, config: PreTrainedConfig) -> dict[str, Any] | None:
     """The `rope_parameters` that give this table of factors, `[head width / 2]`; None where none are known to.
 
     A table of ones scales nothing: then the parameters are the configuration's own.

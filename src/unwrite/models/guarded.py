@@ -13,7 +13,7 @@ and what reads its folders don't know:
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -21,13 +21,16 @@ from ..errors import ModelError
 from ..runs import scratch_folder, write_json
 from .loading import load_model
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 __all__ = ["MODEL_TYPE", "is_guarded", "load_guarded", "save_guarded"]
 
 MODEL_TYPE = "unwrite-guard"
 _ENDING = ".guarded"
 
 
-def save_guarded(folder: Path, guard: str, **models: Any) -> None:
+def save_guarded(folder: Path, guard: str, **models: PreTrainedModel) -> None:
     """Writes each model of a guard under its name.
 
     Args:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +21,16 @@ from .recipe import CausalTraining, fit_rows
 from .saving import load_state
 from .vision_layout import logits_of
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 __all__ = ["fitted", "fitted_many", "image_recipe"]
 
 RegressionLoss = Literal["l1", "mse"]
 
 
 def image_recipe(
-    net: Any,
+    net: Callable[..., nn.Module] | PreTrainedConfig,
     *,
     epochs: int,
     lr: float = 2e-3,
@@ -154,7 +157,7 @@ def _name(net: Any) -> str:
     return f"{module}.{name}"
 
 
-def _made(net: Any, of_net: Mapping[str, Any]) -> nn.Module:
+def _made(net: Callable[..., nn.Module] | PreTrainedConfig, of_net: Mapping[str, Any]) -> nn.Module:
     if hasattr(net, "to_diff_dict"):
         from transformers import AutoModelForImageClassification
 

@@ -11,12 +11,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, unknown
 from .layouts import LAYOUTS, Layout, LayoutPart
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 __all__ = ["Anatomy", "Block", "Projection", "anatomy", "unwrap"]
 
@@ -263,7 +267,7 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-def _block(index: int, module: nn.Module, layout: Layout, config: object) -> Block:
+def _block(index: int, module: nn.Module, layout: Layout, config: PreTrainedConfig) -> Block:
     def projection(part: LayoutPart) -> Projection:
         holder = _at(module, part.path)
         holder = getattr(holder, "base_layer", holder)  # peft keeps the original beneath its own layer
@@ -288,7 +292,7 @@ def _block(index: int, module: nn.Module, layout: Layout, config: object) -> Blo
 
 def _find(module: nn.Module, path: str) -> nn.Module | None:
     for name in path.split(".") if path else ():
-        module = getattr(module, name, None)  # type: ignore[assignment]
+        module = getattr(module, name, None)
         if module is None:
             return None
     return module
@@ -309,9 +313,9 @@ def _chain(modules: list[nn.Module]) -> nn.Module | None:
     return modules[0] if len(modules) == 1 else nn.Sequential(*modules)
 
 
-def _cut_config(config: object, before: int, after: int) -> None:
+def _cut_config(config: PreTrainedConfig, before: int, after: int) -> None:
     """Cuts the depth and every list with one entry a layer; transformers refuses them where they disagree."""
     for name, value in list(vars(config).items()):
         if "layer" in name and isinstance(value, list | tuple) and len(value) == before:
             setattr(config, name, value[:after])
-    config.num_hidden_layers = after  # type: ignore[attr-defined]
+    config.num_hidden_layers = after

@@ -7,10 +7,11 @@ on it as they do on all others.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class LayoutPart:
     of: int = 1
     fused: Literal["stacked", "grouped", "per-head"] = "stacked"
 
-    def rows(self, config: Any) -> slice | Tensor | None:
+    def rows(self, config: PreTrainedConfig) -> slice | Tensor | None:
         """The module's outputs that belong to this part; None for all of them."""
         if self.of == 1:
             return None

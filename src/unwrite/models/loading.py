@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -26,6 +26,9 @@ from .checkpoints import check_layers, check_weights, first_line, needs_remote_c
 from .gguf import converted
 from .gguf_parts import gguf_in
 from .quiet import quiet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Loaded", "load", "load_model", "model_folder", "register_loader"]
 
@@ -42,7 +45,7 @@ class Loaded:
     """
 
     model: nn.Module
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     source: Mapping[str, Any]
 
 
@@ -310,7 +313,7 @@ def _adapted(folder: Path, options: _Options) -> tuple[nn.Module, dict[str, Any]
     return adapted.eval().to(options.device), {"base": base_source}
 
 
-def _read(folder: Path, options: _Options) -> Any:
+def _read(folder: Path, options: _Options) -> nn.Module:
     """A whole model from a checked folder; weights that are missing from it are an error, never random."""
     config = folder / "config.json"
     if not config.exists():
@@ -366,7 +369,7 @@ def _auto_class(config: Mapping[str, Any]) -> Any:
     )
 
 
-def _tokenizer(folder: Path, source: Mapping[str, Any], options: _Options) -> Any:
+def _tokenizer(folder: Path, source: Mapping[str, Any], options: _Options) -> PreTrainedTokenizerBase:
     """The folder's tokenizer; an adapter without one takes its base's."""
     from transformers import AutoTokenizer
 

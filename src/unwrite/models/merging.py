@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -19,10 +19,14 @@ from ..errors import ModelError
 from .agreement import allowed, disagreement, outputs, short_batch
 from .checkpoints import first_line
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
 __all__ = ["merged"]
 
 
-def merged(model: Any, *, in_place: bool = False) -> Any:
+def merged(model: PeftModel, *, in_place: bool = False) -> nn.Module:
     """The plain model with the adapters of a PeftModel in its weights.
 
     Its outputs on a short batch are compared with the adapted model's before it is given out.
@@ -65,18 +69,18 @@ def merged(model: Any, *, in_place: bool = False) -> Any:
     return plain
 
 
-def _kind(model: Any) -> str:
+def _kind(model: PeftModel) -> str:
     kinds = {str(getattr(config.peft_type, "value", config.peft_type)) for config in model.peft_config.values()}
     return ", ".join(sorted(kinds))
 
 
-def _copy(model: Any) -> Any:
+def _copy(model: PeftModel) -> PeftModel:
     """A deep copy; tensors that are computed from weights (peft ties two adapters so) are copied as values."""
     computed = [tensor for module in model.modules() for tensor in _tensors(vars(module)) if not tensor.is_leaf]
     return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def _tensors(value: object) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, dict):
@@ -102,7 +106,7 @@ def _own_weights(model: nn.Module) -> bool:
     return shared
 
 
-def _tie_again(model: Any) -> None:
+def _tie_again(model: PreTrainedModel) -> None:
     """Shares one weight where embedding and head are still equal; otherwise says that they are two."""
     if not hasattr(model, "get_output_embeddings"):
         return

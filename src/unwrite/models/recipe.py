@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -26,10 +26,23 @@ from .checkpoints import read_json
 from .fitting import TrainRecipe
 from .loading import load_model, model_folder
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
 __all__ = ["CausalTraining", "Start", "causal_recipe", "fit_rows"]
 
 _IGNORED = -100
 BatchLoss = Callable[[nn.Module, list[Any], str], Tensor]  # model, rows, device -> mean loss
+
+
+class TokenRow(Protocol):
+    """A row of text that can be trained on: token ids and as many labels, -100 for none."""
+
+    @property
+    def input_ids(self) -> Sequence[int]: ...
+
+    @property
+    def labels(self) -> Sequence[int]: ...
 
 
 @dataclass(frozen=True)
@@ -88,7 +101,7 @@ class CausalTraining:
 
 
 def causal_recipe(
-    start: Any,
+    start: PreTrainedConfig | str | Path,
     *,
     epochs: int,
     lr: float,
@@ -229,7 +242,7 @@ def _optimisers(model: nn.Module, how: CausalTraining) -> list[torch.optim.Optim
         return [torch.optim.SGD(model.parameters(), how.lr, how.momentum, weight_decay=how.weight_decay)]
     if not how.muon:
         return [torch.optim.AdamW(model.parameters(), lr=how.lr, weight_decay=how.weight_decay)]
-    network: Any = model
+    network: PreTrainedModel = model
     ends = {
         id(end.weight) for end in (network.get_input_embeddings(), network.get_output_embeddings()) if end is not None
     }
@@ -242,7 +255,7 @@ def _optimisers(model: nn.Module, how: CausalTraining) -> list[torch.optim.Optim
     ]
 
 
-def _loss(model: nn.Module, batch: list[Any], device: str) -> Tensor:
+def _loss(model: nn.Module, batch: list[TokenRow], device: str) -> Tensor:
     ids, mask, labels = _padded(batch, device)
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]  # [batch, length - 1, vocab]
     count = int((labels[:, 1:] != _IGNORED).sum())
@@ -252,7 +265,7 @@ def _loss(model: nn.Module, batch: list[Any], device: str) -> Tensor:
     return total / max(1, count)
 
 
-def _padded(batch: list[Any], device: str) -> tuple[Tensor, Tensor, Tensor]:
+def _padded(batch: list[TokenRow], device: str) -> tuple[Tensor, Tensor, Tensor]:
     """Ids, attention mask, labels, each `[batch, longest]`, padded on the right with ids the mask hides."""
     longest = max(len(row.input_ids) for row in batch)
     ids = torch.zeros(len(batch), longest, dtype=torch.long)
@@ -266,7 +279,7 @@ def _padded(batch: list[Any], device: str) -> tuple[Tensor, Tensor, Tensor]:
     return ids.to(device), mask.to(device), labels.to(device)
 
 
-def _rows(data: Any, indices: Sequence[int]) -> list[Any]:
+def _rows(data: Sequence[TokenRow], indices: Sequence[int]) -> list[TokenRow]:
     rows = [data[index] for index in indices]
     for index, row in zip(indices, rows, strict=True):
         if len(row.input_ids) != len(row.labels):

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -27,6 +27,9 @@ from .checkpoints import check_weights, first_line, read_json
 from .merging import merged
 from .quiet import quiet
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 __all__ = ["NOTE", "WEIGHTS", "load_state", "save"]
 
 NOTE = "unwrite.json"
@@ -34,10 +37,10 @@ WEIGHTS = "model.safetensors"
 
 
 def save(
-    model: Any,
+    model: nn.Module,
     folder: str | Path,
     *,
-    tokenizer: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     provenance: Mapping[str, Any] | None = None,
     merge: bool = False,
 ) -> Path:
@@ -123,7 +126,7 @@ def _check_target(folder: Path) -> None:
         )
 
 
-def _write(model: Any, folder: Path) -> None:
+def _write(model: nn.Module, folder: Path) -> None:
     if not hasattr(model, "save_pretrained"):
         from safetensors.torch import save_model
 
@@ -140,7 +143,7 @@ def _write(model: Any, folder: Path) -> None:
     return None
 
 
-def _check_written(model: Any, fresh: Path, folder: Path) -> None:
+def _check_written(model: nn.Module, fresh: Path, folder: Path) -> None:
     """Reads `fresh`, which will be `folder`, and compares weights and outputs with the model in memory.
 
     Left out where nothing could be compared: a plain module (its class is the caller's), quantised weights, an adapter
@@ -177,7 +180,7 @@ def _check_written(model: Any, fresh: Path, folder: Path) -> None:
         )
 
 
-def _read_back(model: Any, fresh: Path) -> Any:
+def _read_back(model: nn.Module, fresh: Path) -> nn.Module:
     """What `fresh` loads as, on the CPU; None for an adapter whose base is not here."""
     from transformers import PreTrainedModel
 
@@ -212,7 +215,7 @@ def _bundled_name(base: str | None) -> str | None:
     return read_json(note).get("bundled") if note and note.is_file() else None
 
 
-def _note(model: Any, folder: Path) -> dict[str, Any]:
+def _note(model: nn.Module, folder: Path) -> dict[str, Any]:
     adapter = folder / "adapter_config.json"
     base = read_json(adapter).get("base_model_name_or_path") if adapter.exists() else None
     config = getattr(model, "config", None)
@@ -228,7 +231,7 @@ def _note(model: Any, folder: Path) -> dict[str, Any]:
     }
 
 
-def _weights_hash(model: Any, folder: Path) -> str:
+def _weights_hash(model: nn.Module, folder: Path) -> str:
     """The hash of what was written: an adapter's own tensors, a module's state, otherwise the files."""
     if hasattr(model, "get_base_model"):
         from peft import get_peft_model_state_dict

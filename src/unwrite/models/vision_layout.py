@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from ..errors import ModelError
 from .layout import unwrap
@@ -123,7 +123,7 @@ class VisionLayout:
         hooks = [self.head_module.register_forward_pre_hook(lambda module, args: features.append(args[0]))]
         for name in ends:
 
-            def out_of(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
+            def out_of(module: nn.Module, args: object, output: object, name: str = name) -> None:
                 blocks[name] = _tensors(output)[0]
 
             hooks.append(self.model.get_submodule(name).register_forward_hook(out_of))
@@ -208,9 +208,9 @@ class _Trace:
     order: dict[str, int] = field(default_factory=dict)
     inputs: dict[str, list[Tensor]] = field(default_factory=dict)
     outputs: dict[str, list[Tensor]] = field(default_factory=dict)
-    ends: dict[str, set[Any]] = field(default_factory=dict)
+    ends: dict[str, set[Node]] = field(default_factory=dict)
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
-    start: Any = None
+    start: Node | None = None
 
 
 def _traced(model: nn.Module, pixels: Tensor | None) -> _Trace:
@@ -256,16 +256,16 @@ def _candidates(model: nn.Module) -> Iterator[Tensor]:
 def _watched(model: nn.Module, trace: _Trace) -> Iterator[None]:
     names = {module: name for name, module in model.named_modules()}
 
-    def begins(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def begins(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         trace.order.setdefault(names[module], len(trace.order))
         trace.inputs[names[module]] = _tensors([*args, *kwargs.values()])
 
-    def ends(module: nn.Module, args: Any, output: Any) -> None:
+    def ends(module: nn.Module, args: object, output: object) -> None:
         tensors = trace.outputs[names[module]] = _tensors(output)
         nodes = {tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None}
         trace.ends[names[module]] = trace.ends.get(names[module], set()) | nodes
 
-    hooks: list[Any] = []
+    hooks = []
     try:
         for module in names:
             hooks.append(module.register_forward_pre_hook(begins, with_kwargs=True))
@@ -390,7 +390,7 @@ def _shapes(model: nn.Module) -> dict[str, list[int]]:
     return {name: list(value.shape) for name, value in model.state_dict().items()}
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def _tensors(value: object) -> list[Tensor]:
     """All tensors in a value of tuples, lists and mappings."""
     if isinstance(value, Tensor):
         return [value]

@@ -26,6 +26,7 @@ from .uses import Convolution, Lookup, Outer, Summed, Use
 __all__ = ["Met", "Recorder", "check"]
 
 OperandUses = list[tuple[Tensor | None, Use]]  # what a reader finds: an operand, and the use if it is a parameter
+Factor = Callable[[Tensor], Tensor]  # of what went in: what the gradient is multiplied with
 _SHAPELESS = torch.Size()
 
 
@@ -68,7 +69,9 @@ class Recorder(TorchFunctionMode):
         self._known = dict(self.names)  # parameters, and what is one but for its shape, dtype or a shift
         self._aliases: list[Tensor] = []
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         tensors = _tensors((*args, *kwargs.values()))
         parameters = {id(tensor): tensor for tensor in tensors if id(tensor) in self._known}
@@ -193,7 +196,7 @@ def _tensors(values: Iterable[Any]) -> list[Tensor]:
     return tensors
 
 
-def _is_same(func: Any, out: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+def _is_same(func: Callable[..., Any], out: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether the gradient of `out` is that of the first operand, in another shape or dtype at most."""
     if not (args and isinstance(out, Tensor) and isinstance(args[0], Tensor) and out.device == args[0].device):
         return False
@@ -201,7 +204,7 @@ def _is_same(func: Any, out: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     return out.numel() == args[0].numel() and (shifted or func in _RESHAPED)
 
 
-def _read(func: Any, out: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> OperandUses:
+def _read(func: Callable[..., Any], out: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -> OperandUses:
     reader = _READERS.get(func)
     if reader is None or not isinstance(out, Tensor):
         return []
@@ -221,7 +224,7 @@ def _per_channel(out: Tensor, parameter: Tensor) -> tuple[int, ...]:
     return 1, len(parameter), *(1,) * (out.dim() - 2)
 
 
-def _added(out: Tensor, parameter: Tensor | None, x: Tensor | None = None, factor: Any = None) -> OperandUses:
+def _added(out: Tensor, parameter: Tensor | None, x: Tensor | None = None, factor: Factor | None = None) -> OperandUses:
     """A parameter broadcast from the right, of which no row has a part of its own."""
     if parameter is None or parameter.dim() > out.dim():
         return []
@@ -248,9 +251,9 @@ def _conv(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> OperandUses:
     over = weight.dim() - 2
@@ -270,7 +273,7 @@ def _conv(
     )
 
 
-def _pairs(value: Any, over: int, nothing: int = 1) -> tuple[int, int]:
+def _pairs(value: int | str | Sequence[int], over: int, nothing: int = 1) -> tuple[int, int]:
     values = [int(part) for part in value] if isinstance(value, Iterable) else [int(value)]
     values = values * over if len(values) == 1 else values
     return (values[0], values[1]) if over == 2 else (nothing, values[0])
@@ -292,7 +295,13 @@ def _embedding(
     return [(weight, Lookup("", _SHAPELESS, input, padding))]
 
 
-def _normed(x: Tensor, aligned: Any, weight: Tensor | None, bias: Tensor | None, factor: Any) -> OperandUses:
+def _normed(
+    x: Tensor,
+    aligned: Callable[[Tensor, Tensor], tuple[int, ...]],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    factor: Factor | None,
+) -> OperandUses:
     uses: OperandUses = [] if weight is None else [(weight, Summed("", _SHAPELESS, x, aligned(x, weight), factor))]
     return uses + ([] if bias is None else [(bias, Summed("", _SHAPELESS, None, aligned(x, bias)))])
 
@@ -344,12 +353,12 @@ def _batch_norm(
     return _normed(input, _per_channel, weight, bias, lambda x: F.batch_norm(x, *stay, None, None, False, 0.0, eps))
 
 
-def _add(out: Tensor, input: Any, other: Any, *, alpha: float = 1) -> OperandUses:
+def _add(out: Tensor, input: Tensor | float, other: Tensor | float, *, alpha: float = 1) -> OperandUses:
     operands = [operand for operand in (input, other) if isinstance(operand, Tensor)]
     return [pair for operand in operands for pair in _added(out, operand)] if alpha == 1 else []
 
 
-def _mul(out: Tensor, input: Any, other: Any) -> OperandUses:
+def _mul(out: Tensor, input: Tensor | float, other: Tensor | float) -> OperandUses:
     pairs = [(input, other), (other, input)]
     uses: OperandUses = []
     for parameter, x in pairs:
@@ -373,7 +382,7 @@ _RESHAPED = (
     *(Tensor.float, Tensor.double, Tensor.bfloat16, Tensor.half, Tensor.to, Tensor.type_as, Tensor.contiguous),
     *(Tensor.view, Tensor.reshape, Tensor.unsqueeze, Tensor.flatten, torch.unsqueeze, torch.flatten, torch.reshape),
 )
-_READERS: dict[Any, Callable[..., OperandUses]] = {
+_READERS: dict[Callable[..., Any], Callable[..., OperandUses]] = {
     F.linear: _linear,
     torch.addmm: _addmm,
     F.conv1d: _conv,
