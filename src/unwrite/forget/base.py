@@ -115,9 +115,9 @@ class Method(ABC, Generic[WorkT]):
         Args:
             given: as `apply`.
         """
-        made: Any = kind_of(forget).load()
-        arguments = made.arguments(args, self.defaults())
-        work: WorkT = made(model=model, forget=forget, retain=retain, args=arguments, **given)
+        work_type: Any = kind_of(forget).load()
+        arguments = work_type.arguments(args, self.defaults())
+        work: WorkT = work_type(model=model, forget=forget, retain=retain, args=arguments, **given)
         return work
 
     def defaults(self) -> Mapping[str, Any]:

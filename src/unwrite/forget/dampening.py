@@ -121,8 +121,8 @@ class Dampening(Edit):
         self.check(forget, retain)
         work = self.work(model, forget, retain, processing_class=processing_class, args=args)
         work.place()
-        found = self._both(work)
-        return selection(model, *found, self._alpha(work, *found), self.lam)
+        both = self._both(work)
+        return selection(model, *both, self._alpha(work, *both), self.lam)
 
     def check_model(self, model: nn.Module, *, adapters: bool = False) -> None:
         super().check_model(model, adapters=adapters)
@@ -132,10 +132,10 @@ class Dampening(Edit):
             )
 
     def _apply(self, work: Work) -> nn.Module:
-        found = self._both(work)
-        alpha = self._alpha(work, *found)
-        self._warn(selection(work.model, *found, alpha, self.lam))
-        self._dampen(work.model, *found, alpha)
+        both = self._both(work)
+        alpha = self._alpha(work, *both)
+        self._warn(selection(work.model, *both, alpha, self.lam))
+        self._dampen(work.model, *both, alpha)
         return work.model.eval()
 
     def _foresee(self, forget_batches: int, all_batches: int) -> None:
@@ -164,26 +164,28 @@ class Dampening(Edit):
         Raises:
             ModelError: an image model that doesn't fit the data; stored importances of another kind or model.
         """
-        gone = work.encoded(work.forget)
-        rows = None if self.stored is not None else work.encoded(work.retained)
-        if rows is not None:
-            forget_batches, retain_batches = (-(-len(part) // self.importance_batch) for part in (gone, rows))
+        forget_rows = work.encoded(work.forget)
+        retain_rows = None if self.stored is not None else work.encoded(work.retained)
+        if retain_rows is not None:
+            forget_batches, retain_batches = (
+                -(-len(part) // self.importance_batch) for part in (forget_rows, retain_rows)
+            )
             self._foresee(forget_batches, forget_batches + retain_batches)
-        wanted = self._importances(work, gone)
-        work.cost.forwards += wanted.cost
-        if rows is None:
-            return self._loaded(work.model), wanted
+        of_forget = self._importances(work, forget_rows)
+        work.cost.forwards += of_forget.cost
+        if retain_rows is None:
+            return self._loaded(work.model), of_forget
         if self.cache:
-            kept = stored(
-                lambda: self._importances(work, rows),
+            of_retain = stored(
+                lambda: self._importances(work, retain_rows),
                 model=work.model,
-                data=work.content(rows),
+                data=work.content(retain_rows),
                 settings={"loss": self._loss(work).__name__, "of": self.of, "batch": self.importance_batch},
             )
         else:
-            kept = self._importances(work, rows)
-        work.cost.forwards += kept.cost  # also where they were on disk: what a method costs depends on no cache
-        return kept.joined(wanted), wanted
+            of_retain = self._importances(work, retain_rows)
+        work.cost.forwards += of_retain.cost  # also where they were on disk: what a method costs depends on no cache
+        return of_retain.joined(of_forget), of_forget
 
     def _importances(self, work: Work, rows: Any) -> Importances:
         return importances(work.model, work.batches(rows, self.importance_batch), self._loss(work), of=self.of)
@@ -191,22 +193,22 @@ class Dampening(Edit):
     def _loaded(self, model: nn.Module) -> Importances:
         """Stored importances, once they are of this kind and batch size."""
         assert self.stored is not None
-        found = Importances.load(self.stored).need_finite()
-        have = (found.each, found.of, found.over)
-        if have != ("batch", self.of, "mean"):
+        all_data = Importances.load(self.stored).need_finite()
+        kind = (all_data.each, all_data.of, all_data.over)
+        if kind != ("batch", self.of, "mean"):
             raise ModelError(
-                f"{self.stored} holds the {found.over} of each {found.each}'s {found.of}; {type(self).__name__} needs "
+                f"{self.stored} holds the {all_data.over} of each {all_data.each}'s {all_data.of}; {type(self).__name__} needs "
                 f"the mean of each batch's {self.of}. Take them by its importances_of."
             )
-        full = -(-found.rows // self.importance_batch)
-        if found.batches not in (full, full + 1):  # two sets one after the other have two last batches
+        full = -(-all_data.rows // self.importance_batch)
+        if all_data.batches not in (full, full + 1):  # two sets one after the other have two last batches
             raise ModelError(
-                f"{self.stored} was taken on {found.rows} rows in {found.batches} batches, which are not of "
+                f"{self.stored} was taken on {all_data.rows} rows in {all_data.batches} batches, which are not of "
                 f"{self.importance_batch} rows. Set {setting('importance_batch')} to what it was taken with."
             )
         for name, theta in trainable(model).items():
-            tensors_of(name, theta, found, found)
-        return found
+            tensors_of(name, theta, all_data, all_data)
+        return all_data
 
     def _warn(self, chosen: WeightSelection) -> None:
         name = type(self).__name__

@@ -127,8 +127,8 @@ class RMU(Paired["TextWork"]):
         control = self.control(hidden.shape[-1]).to(hidden)
         terms: dict[str, Term] = {"forget": PerRow(self._distance(forget, control), "forget")}
         if batch.retain is not None and self.block in batch.retain.reference_hidden:
-            held = self._distance(batch.retain, batch.retain.reference_hidden[self.block])
-            terms["hold"] = PerRow(self.hold_weight * held, "retain")
+            distance = self._distance(batch.retain, batch.retain.reference_hidden[self.block])
+            terms["hold"] = PerRow(self.hold_weight * distance, "retain")
         return Loss({"activation": hidden.detach().norm(dim=-1).mean()}, **terms)
 
     def _distance(self, part: BatchPart, target: Tensor) -> Tensor:

@@ -173,8 +173,8 @@ def uniform_rows(forget: Examples, retain: Examples, wrong: int, seed: int) -> E
 
     Where the data has no wrong answers, other rows' answers are given to the questions.
     """
-    kept = [retain[int(i)] for i in permutation(len(retain), seed, 7)[: max(1, min(400, len(forget)))]]
-    rows = list(kept)
+    some = [retain[int(i)] for i in permutation(len(retain), seed, 7)[: max(1, min(400, len(forget)))]]
+    rows = list(some)
     for i, row in enumerate(forget):
         if row.is_text:
             continue

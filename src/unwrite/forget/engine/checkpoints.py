@@ -49,12 +49,12 @@ def finish(aside: Path, folder: Path, step: int, *, ended: bool, callbacks: Sequ
         callbacks: those that are `Resumable` are kept with it.
         keep: how many checkpoints stay; None for all.
     """
-    fresh, named = aside / f"checkpoint-{step}", folder / f"checkpoint-{step}"
+    fresh, place = aside / f"checkpoint-{step}", folder / f"checkpoint-{step}"
     write_json(fresh / _NOTE, {"ended": ended, "callbacks": _states(callbacks)})
     sync(fresh)
-    drop(named)  # of an earlier run that was taken up before it
-    os.replace(fresh, named)
-    seal(named)
+    drop(place)  # of an earlier run that was taken up before it
+    os.replace(fresh, place)
+    seal(place)
     shutil.rmtree(aside, ignore_errors=True)
     if keep is not None:
         others = [path for number, path in _all(folder) if number != step]
@@ -126,16 +126,16 @@ def resumed_from(folder: Path, asked: str | bool | None, *, first: bool = True) 
         if checkpoint is None and first:
             notice(f"there is no whole checkpoint in {folder}, so training begins from the start.")
         return checkpoint
-    named = Path(asked)
-    if not named.is_dir():
+    checkpoint = Path(asked)
+    if not checkpoint.is_dir():
         raise RunError(
-            f"there is no checkpoint {named}. Use {setting('resume_from_checkpoint', True)} for the newest whole one."
+            f"there is no checkpoint {checkpoint}. Use {setting('resume_from_checkpoint', True)} for the newest whole one."
         )
-    if not (named / "trainer_state.json").is_file() or not sound(named):
+    if not (checkpoint / "trainer_state.json").is_file() or not sound(checkpoint):
         raise RunError(
-            f"the checkpoint {named} is damaged. Use {setting('resume_from_checkpoint', True)} for the newest whole one."
+            f"the checkpoint {checkpoint} is damaged. Use {setting('resume_from_checkpoint', True)} for the newest whole one."
         )
-    return named
+    return checkpoint
 
 
 def had_ended(checkpoint: Path, callbacks: Sequence[Any]) -> bool:
@@ -157,5 +157,5 @@ def _states(callbacks: Sequence[Any]) -> dict[str, Any]:
 
 def _all(folder: Path) -> list[tuple[int, Path]]:
     """Every checkpoint with its step, in order."""
-    named = [(_NAME.fullmatch(path.name), path) for path in folder.glob("checkpoint-*") if path.is_dir()]
-    return sorted((int(match[1]), path) for match, path in named if match)
+    matches = [(_NAME.fullmatch(path.name), path) for path in folder.glob("checkpoint-*") if path.is_dir()]
+    return sorted((int(match[1]), path) for match, path in matches if match)

@@ -27,12 +27,12 @@ def only(
         MethodError: there is nothing to train.
     """
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    wanted = None if chosen is None else {id(parameter) for parameter in chosen}
-    if wanted is not None and not wanted & {id(parameter) for parameter, _ in before}:
+    ids = None if chosen is None else {id(parameter) for parameter in chosen}
+    if ids is not None and not ids & {id(parameter) for parameter, _ in before}:
         raise MethodError(f"{method} selects no parameter of this model to train.")
     try:
         for parameter, flag in before:
-            parameter.requires_grad_((flag or thaw) and (wanted is None or id(parameter) in wanted))
+            parameter.requires_grad_((flag or thaw) and (ids is None or id(parameter) in ids))
             parameter.grad = None  # one from before would be added to the first step's
         trained: list[Tensor] = [parameter for parameter, _ in before if parameter.requires_grad]
         if not trained:

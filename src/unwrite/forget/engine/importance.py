@@ -46,11 +46,11 @@ def accuracy(work: Work, rows: Sized, size: int) -> float:
     right = total = 0
     with evaluating(work.model), torch.no_grad():
         for batch in work.batches(rows, size):
-            found, labels = _outputs(work.model, batch).argmax(-1), batch[1]
-            if found.dim() == 2:
-                found, labels = found[:, :-1], labels[:, 1:]
-            labels = labels.to(found.device)
-            right += int((found == labels).sum())  # no prediction is -100
+            predictions, labels = _outputs(work.model, batch).argmax(-1), batch[1]
+            if predictions.dim() == 2:
+                predictions, labels = predictions[:, :-1], labels[:, 1:]
+            labels = labels.to(predictions.device)
+            right += int((predictions == labels).sum())  # no prediction is -100
             total += int((labels != -100).sum())
     work.cost.add(len(rows))
     return right / max(1, total)
@@ -58,8 +58,8 @@ def accuracy(work: Work, rows: Sized, size: int) -> float:
 
 def _outputs(model: nn.Module, batch: Any) -> Tensor:
     """`[rows, outputs]` of pixels, `[rows, tokens, vocab]` of texts."""
-    found = outputs(model, batch) if isinstance(batch[0], dict) else logits_of(model, batch[0])
-    return found.float() if found.element_size() < 4 else found
+    logits = outputs(model, batch) if isinstance(batch[0], dict) else logits_of(model, batch[0])
+    return logits.float() if logits.element_size() < 4 else logits
 
 
 def _over_positions(values: Tensor, batch: Any) -> Tensor:

@@ -115,10 +115,10 @@ def selection(
 
 def factors(all_data: Tensor, forget: Tensor, alpha: float, lam: float) -> tuple[Tensor, Tensor]:
     """(beta in float64, 1 where not selected; selected). 0 / 0 is never selected, and no ratio of it is taken."""
-    every, wanted = all_data.double(), forget.double()
-    chosen = wanted > alpha * every  # inf * 0 is NaN, which nothing exceeds
-    beta = torch.ones_like(every)
-    beta[chosen] = (lam * every[chosen] / wanted[chosen]).clamp(max=1)
+    of_data, of_forget = all_data.double(), forget.double()
+    chosen = of_forget > alpha * of_data  # inf * 0 is NaN, which nothing exceeds
+    beta = torch.ones_like(of_data)
+    beta[chosen] = (lam * of_data[chosen] / of_forget[chosen]).clamp(max=1)
     return beta, chosen
 
 
@@ -133,8 +133,8 @@ def ratios(all_data: Importances, forget: Importances) -> np.ndarray:
     Raises:
         MethodError: it is nowhere.
     """
-    found = [(forget.tensors[name].double() / tensor.double()).flatten() for name, tensor in all_data.tensors.items()]
-    finite = torch.cat([part[part.isfinite()].cpu() for part in found]).numpy()
+    parts = [(forget.tensors[name].double() / tensor.double()).flatten() for name, tensor in all_data.tensors.items()]
+    finite = torch.cat([part[part.isfinite()].cpu() for part in parts]).numpy()
     if not len(finite):
         raise MethodError("no weight has an importance on all data, so there is no percentile. Use SSD with an alpha.")
     return finite
@@ -142,7 +142,7 @@ def ratios(all_data: Importances, forget: Importances) -> np.ndarray:
 
 def tensors_of(name: str, theta: Tensor, all_data: Importances, forget: Importances) -> tuple[Tensor, Tensor]:
     """A parameter's importances, on its device."""
-    found = []
+    tensors = []
     for one in (all_data, forget):
         tensor = one.tensors.get(name)
         if tensor is None or tensor.shape != theta.shape:
@@ -151,5 +151,5 @@ def tensors_of(name: str, theta: Tensor, all_data: Importances, forget: Importan
                 f"these importances are of another model: {name} is {have}, not {list(theta.shape)}. "
                 "Take them of this one."
             )
-        found.append(tensor.to(theta.device))
-    return found[0], found[1]
+        tensors.append(tensor.to(theta.device))
+    return tensors[0], tensors[1]

@@ -88,16 +88,18 @@ class BadTeacher(Objective[ImageWork]):
         count = max(1, math.floor(self.share * len(work.retained)))
         mask = torch.zeros(len(work.retained), dtype=torch.bool)
         mask[torch.from_numpy(permutation(len(work.retained), seed, _SHARE)[:count])] = True
-        kept = work.retained.where(mask)
+        retain = work.retained.where(mask)
         ignorant = work.fresh(seed)
         work.layout.of(ignorant)
         taught = {
             "forget": Table.of(work.forget, work.outputs(ignorant, work.forget)),
-            "retain": Table.of(kept, work.outputs(work.model, kept)),
+            "retain": Table.of(retain, work.outputs(work.model, retain)),
         }
 
         def loss(batch: PairedImages) -> Loss:
-            told = {name: replace(part, reference_logits=taught[name].at(part.index)) for name, part in batch.present()}
-            return self.loss(PairedImages(**told))
+            parts = {
+                name: replace(part, reference_logits=taught[name].at(part.index)) for name, part in batch.present()
+            }
+            return self.loss(PairedImages(**parts))
 
-        return [Phase("union", loss, retain=kept)]
+        return [Phase("union", loss, retain=retain)]

@@ -99,15 +99,15 @@ class BoundaryShrink(Objective[ImageWork]):
 
     def relabelled(self, work: ImageWork) -> tuple[Images, float]:
         """The forget set with its nearest labels, and the share of rows that the step alone took out of their class."""
-        found, left = [], 0
+        nearest, left = [], 0
         for pixels, labels, _ in work.batches(work.forget, 256):
             logits = attacked(work.model, pixels, labels, self.eps)
             left += int((logits.argmax(1) != labels).sum())
             if self.runner_up:  # where the step left the class, its own logit isn't the largest anyway
                 logits = logits.scatter(1, labels[:, None], -torch.inf)
-            found.append(logits.argmax(1).cpu())
+            nearest.append(logits.argmax(1).cpu())
         work.cost.add(len(work.forget), 2, 0.5)  # the half of a backward that leads to the pixels
-        return replace(work.forget, labels=torch.cat(found)), left / len(work.forget)
+        return replace(work.forget, labels=torch.cat(nearest)), left / len(work.forget)
 
 
 @dataclass(frozen=True, kw_only=True)

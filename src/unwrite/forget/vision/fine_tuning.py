@@ -110,8 +110,8 @@ class Retrain(Edit[ImageWork]):
         seed = work.args.seed
         model = fitted(work.recipe, data, data.positions(work.retained.index).tolist(), seed)
         layout.model.load_state_dict(layout.of(model).model.state_dict())
-        told = work.recipe.settings
-        epochs = min(told.get("epochs", 0), told.get("stop_after", float("inf")))
+        settings = work.recipe.settings
+        epochs = min(settings.get("epochs", 0), settings.get("stop_after", float("inf")))
         work.cost.add(len(work.retained), epochs, epochs)
         return work.model.eval()
 

@@ -101,9 +101,9 @@ class FisherForgetting(Edit[ImageWork]):
         rows = work.batches(work.retained, BATCH)
         if self.mode == "repo":
             return _information_by_batch(work, rows)
-        found = fisher(work.model, rows, lambda model, batch: logits_of(model, batch[0]))
-        work.cost.forwards += found.cost
-        return dict(found.tensors)
+        information = fisher(work.model, rows, lambda model, batch: logits_of(model, batch[0]))
+        work.cost.forwards += information.cost
+        return dict(information.tensors)
 
 
 def _head(work: ImageWork) -> list[int]:

@@ -110,8 +110,8 @@ def _loss(logits: Tensor, target: Tensor) -> Tensor:
 
 def _into(work: ImageWork, linear: nn.Linear, rows: Images) -> Tensor:
     """`[rows, dim]`, what goes into a layer in evaluation mode, float32 or wider."""
-    found: list[Tensor] = []
-    hook = linear.register_forward_pre_hook(lambda module, args: found.append(args[0].detach()))
+    inputs: list[Tensor] = []
+    hook = linear.register_forward_pre_hook(lambda module, args: inputs.append(args[0].detach()))
     try:
         with evaluating(work.model), torch.no_grad():
             for pixels, _target, _index in work.batches(rows, 256):
@@ -119,5 +119,5 @@ def _into(work: ImageWork, linear: nn.Linear, rows: Images) -> Tensor:
     finally:
         hook.remove()
     work.cost.add(len(rows))
-    features = torch.cat(found)
+    features = torch.cat(inputs)
     return features.float() if features.element_size() < 4 else features

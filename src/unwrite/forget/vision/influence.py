@@ -107,9 +107,9 @@ class Influence(Edit[ImageWork]):
 
     def _direction(self, work: ImageWork) -> Tensor:
         """F^-1 v, `[parameters]`, float64."""
-        forgotten, kept = (_summed_gradient(work, rows) for rows in (work.forget, work.retained))
+        forgotten, retained = (_summed_gradient(work, rows) for rows in (work.forget, work.retained))
         n_f, n_r = len(work.forget), len(work.retained)
-        v = forgotten / (n_f + n_r) - n_f / ((n_f + n_r) * n_r) * kept
+        v = forgotten / (n_f + n_r) - n_f / ((n_f + n_r) * n_r) * retained
         rows = min(n_r, self.samples + 2 if self.mode == "repo" else self.samples)
         some = work.retained.subset(work.retained.index[:rows])
         work.cost.add(rows, 1, 1)
@@ -124,6 +124,6 @@ class Influence(Edit[ImageWork]):
 
 def _summed_gradient(work: ImageWork, rows: Images) -> Tensor:
     """The sum of the rows' gradients, `[parameters]`, float64."""
-    found = importances(work.model, work.batches(rows, BATCH), image_loss, each="row", of="gradient", over="sum")
-    work.cost.forwards += found.cost
-    return torch.cat([tensor.double().flatten() for tensor in found.tensors.values()])
+    gradients = importances(work.model, work.batches(rows, BATCH), image_loss, each="row", of="gradient", over="sum")
+    work.cost.forwards += gradients.cost
+    return torch.cat([tensor.double().flatten() for tensor in gradients.tensors.values()])

@@ -211,11 +211,11 @@ class LAF(Objective[ImageWork]):
         stream: Literal["paired", "covering"] = "paired" if len(work.forget) <= len(work.retained) else "covering"
         losses = self._unlearning(work, work.args.seed)
         align = Phase(stream, losses.alignment, partial(torch.optim.Adam, lr=self.alignment_lr))
-        found = [Phase(stream, losses.extractor, partial(torch.optim.Adam, lr=self.extractor_lr), then=align)]
+        phases = [Phase(stream, losses.extractor, partial(torch.optim.Adam, lr=self.extractor_lr), then=align)]
         if self.repair:
             head = list(work.layout.head_module.parameters())
-            found.append(Phase(stream, self.loss, partial(_adam_on, head, self.repair_lr), epochs=self.repair_epochs))
-        return found
+            phases.append(Phase(stream, self.loss, partial(_adam_on, head, self.repair_lr), epochs=self.repair_epochs))
+        return phases
 
     def _unlearning(self, work: ImageWork, seed: int) -> Unlearning:
         forget, retain = (work.features(work.model, rows).float() for rows in (work.forget, work.retained))
@@ -236,8 +236,8 @@ class LAF(Objective[ImageWork]):
 
 def _adam_on(chosen: Sequence[nn.Parameter], lr: float, parameters: list[Tensor]) -> torch.optim.Optimizer:
     """Adam on those of the trainable parameters that are among the chosen."""
-    wanted = {id(one) for one in chosen}
-    mine = [one for one in parameters if id(one) in wanted]
+    ids = {id(one) for one in chosen}
+    mine = [one for one in parameters if id(one) in ids]
     if not mine:
         raise MethodError("no parameter of the head is to be trained, so there is nothing to repair. Leave out repair.")
     return torch.optim.Adam(mine, lr=lr)

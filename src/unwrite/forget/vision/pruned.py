@@ -114,8 +114,8 @@ class Pruned(Edit[ImageWork]):
                 "give a model that was trained.",
             )
         apply_masks(work.model, masks)
-        held = replace(work, callbacks=[*work.callbacks, _KeepZero(masks)])
-        model = self.chosen._apply(held)
+        masked = replace(work, callbacks=[*work.callbacks, _KeepZero(masks)])
+        model = self.chosen._apply(masked)
         apply_masks(model, masks)
         return model
 

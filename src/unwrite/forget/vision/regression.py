@@ -40,11 +40,11 @@ _TRAINING = {"learning_rate": 1e-3, "optim": "adam", "weight_decay": 0.0, "per_d
 _DRAW, _BLIND = 31, 32
 
 
-def residual(outputs: Tensor, wanted: Tensor, error: Error = "l1") -> Tensor:
+def residual(outputs: Tensor, targets: Tensor, error: Error = "l1") -> Tensor:
     """Absolute ("l1") or squared ("mse") difference, `[rows]`; both sides `[rows]`."""
-    if outputs.shape != wanted.shape or outputs.ndim != 1:
-        raise MethodError(f"outputs {list(outputs.shape)} and targets {list(wanted.shape)} are not both [rows].")
-    return (outputs - wanted).abs() if error == "l1" else (outputs - wanted).square()
+    if outputs.shape != targets.shape or outputs.ndim != 1:
+        raise MethodError(f"outputs {list(outputs.shape)} and targets {list(targets.shape)} are not both [rows].")
+    return (outputs - targets).abs() if error == "l1" else (outputs - targets).square()
 
 
 def attention_map(activation: Tensor) -> Tensor:
@@ -101,8 +101,8 @@ class _Regression(Objective[ImageWork]):
         """The error of all rows of a step on their targets, its mean over all of them."""
         return Loss({}, **{name: self._of(part, part.target) for name, part in batch.present()})
 
-    def _of(self, part: ImagePart, wanted: Tensor) -> Term:
-        return PerRow(residual(part.outputs, wanted, self.error), "all")
+    def _of(self, part: ImagePart, targets: Tensor) -> Term:
+        return PerRow(residual(part.outputs, targets, self.error), "all")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,8 +49,8 @@ def saliency(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor, Tensor]])
             return (logits[:, 0] - target).abs()
         return F.cross_entropy(logits, target, reduction="none")
 
-    found = importances(model, batches, loss, of="gradient", over="sum")
-    return {name: tensor.abs() for name, tensor in found.tensors.items()}
+    gradients = importances(model, batches, loss, of="gradient", over="sum")
+    return {name: tensor.abs() for name, tensor in gradients.tensors.items()}
 
 
 def top_share(scores: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:

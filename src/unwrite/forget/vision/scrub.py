@@ -112,25 +112,27 @@ class SCRUB(Objective[ImageWork]):
 
     def phases(self, work: ImageWork) -> list[Phase]:
         """For every epoch a MAX pass, up to `msteps`, and a MIN pass; one optimiser for all."""
-        found: list[Phase] = []
+        phases: list[Phase] = []
         for epoch, share in enumerate(rounds(work.args.num_train_epochs), start=1):
             lr = 0.1 ** sum(epoch > late for late in self.decay)
             if epoch <= self.msteps:
-                found.append(Phase("forget", self.raise_distance, epochs=share, batch_size=self.forget_batch, lr=lr))
-            found.append(Phase("retain", self.loss, epochs=share, lr=lr))
-        return found
+                phases.append(Phase("forget", self.raise_distance, epochs=share, batch_size=self.forget_batch, lr=lr))
+            phases.append(Phase("retain", self.loss, epochs=share, lr=lr))
+        return phases
 
     def _apply(self, work: ImageWork) -> nn.Module:
         if not self.rewind:
             return super()._apply(work)
         unseen = _like(work.forget, work.holdout)
         streams = [phase.stream for phase in self.phases(work)]
-        kept = _Checkpoints(work, {number for number, stream in enumerate(streams, start=1) if stream == "retain"})
-        super()._apply(replace(work, callbacks=[*work.callbacks, kept]))
-        if kept.passes not in kept.after:  # training was cut short
-            kept.keep()
-        at = rewind_point(kept.errors, _error(work, unseen, by_class_of=work.forget))
-        unwrap(work.model).load_state_dict(kept.states[at])
+        checkpoints = _Checkpoints(
+            work, {number for number, stream in enumerate(streams, start=1) if stream == "retain"}
+        )
+        super()._apply(replace(work, callbacks=[*work.callbacks, checkpoints]))
+        if checkpoints.passes not in checkpoints.after:  # training was cut short
+            checkpoints.keep()
+        at = rewind_point(checkpoints.errors, _error(work, unseen, by_class_of=work.forget))
+        unwrap(work.model).load_state_dict(checkpoints.states[at])
         return work.model
 
 
@@ -161,13 +163,13 @@ def _like(forget: Images, holdout: Images | None) -> Images:
         raise DataError(
             "SCRUB with rewind=True compares with rows never trained on. Give a holdout set, or rewind=False."
         )
-    labels, wanted = need_classes(SCRUB(), holdout), need_classes(SCRUB(), forget).unique()
-    if absent := [forget.classes[int(c)] for c in wanted if not bool((labels == c).any())]:
+    labels, classes = need_classes(SCRUB(), holdout), need_classes(SCRUB(), forget).unique()
+    if absent := [forget.classes[int(c)] for c in classes if not bool((labels == c).any())]:
         raise DataError(
             f"the holdout set has no rows of {len(absent)} of the forget set's classes ({first_few(absent)}), so rewinding "
             "has nothing to compare with. Give a larger holdout set, or rewind=False."
         )
-    return holdout.where(torch.isin(labels, wanted))
+    return holdout.where(torch.isin(labels, classes))
 
 
 def _error(work: ImageWork, rows: Images, by_class_of: Images | None = None) -> float:

@@ -109,11 +109,11 @@ class UNSIR(Objective[ImageWork]):
 
     def phases(self, work: ImageWork) -> list[Phase]:
         """Impair, on noise and retain rows in one order; repair, on the retain rows alone."""
-        kept = _some_of_each(work.retained, self.per_class, work.args.seed)
+        retain = _some_of_each(work.retained, self.per_class, work.args.seed)
         noise = self.noise(work)
         return [
-            Phase("union", self.loss, forget=noise, retain=kept),
-            Phase("retain", self.loss, retain=kept, optimiser=another(work.args), lr=self.repair_rate),
+            Phase("union", self.loss, forget=noise, retain=retain),
+            Phase("retain", self.loss, retain=retain, optimiser=another(work.args), lr=self.repair_rate),
         ]
 
     def noise(self, work: ImageWork) -> Images:

@@ -14,8 +14,8 @@ def whole_classes(forget: Images, retain: Images) -> tuple[int, ...]:
     """The forget rows' classes, in order, if the retain set has no row of any of them; otherwise none."""
     if forget.labels is None or retain.labels is None:
         return ()
-    wanted, kept = (set(rows.labels.unique().tolist()) for rows in (forget, retain) if rows.labels is not None)
-    return () if wanted & kept else tuple(sorted(wanted))
+    forgotten, retained = (set(rows.labels.unique().tolist()) for rows in (forget, retain) if rows.labels is not None)
+    return () if forgotten & retained else tuple(sorted(forgotten))
 
 
 def need_classes(method: object, rows: Images, most: int | None = None) -> Tensor:

@@ -78,12 +78,12 @@ class RandomRelabelling(Objective[ImageWork]):
 
     def phases(self, work: ImageWork) -> list[Phase]:
         """An epoch: one phase on both kinds, or one on forget and one on retain rows."""
-        found: list[Phase] = []
+        phases: list[Phase] = []
         for epoch, share in enumerate(rounds(work.args.num_train_epochs)):
             drawn = any_labels(work.forget, work.args.seed, epoch)
             if self.order == "shuffled":
-                found.append(Phase("union", self.loss, epochs=share, forget=drawn))
+                phases.append(Phase("union", self.loss, epochs=share, forget=drawn))
             else:
-                found.append(Phase("forget", self.loss, epochs=share, forget=drawn))
-                found.append(Phase("retain", self.loss, epochs=share))
-        return found
+                phases.append(Phase("forget", self.loss, epochs=share, forget=drawn))
+                phases.append(Phase("retain", self.loss, epochs=share))
+        return phases

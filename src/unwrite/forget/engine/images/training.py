@@ -201,7 +201,7 @@ class _Loop:
         order = epoch_order(phase.stream, f, r, seed, epoch)
         pairs = retain is not None and reads_retain(self.objective.needed())
         sets = {name: rows for name, rows in (("forget", forget), ("retain", retain)) if rows is not None}
-        found = []
+        steps = []
         for rows in _cut(order, phase.batch_size or self.work.args.per_device_train_batch_size, self._lone_row()):
             at: dict[str, list[int]] = {"forget": [], "retain": []}
             for row in rows:
@@ -214,8 +214,8 @@ class _Loop:
                     at["retain"].append(row)
                 elif phase.stream == "paired" and pairs:
                     at["retain"].append(partner(seed, epoch, row, f, r))
-            found.append({name: (sets[name], torch.tensor(rows)) for name, rows in at.items() if rows})
-        return found
+            steps.append({name: (sets[name], torch.tensor(rows)) for name, rows in at.items() if rows})
+        return steps
 
     def _lone_row(self) -> bool:
         """Whether a step may have a single row."""
@@ -225,8 +225,8 @@ class _Loop:
     def _references(self, phases: Sequence[Phase]) -> dict[str, Table]:
         """What the loss needs from the model before, of all rows of all phases, found by the rows' names."""
         needed = self.objective.needed()
-        wanted = {"reference nll", "reference logits", "reference retain logits", "reference features"} & needed
-        if not wanted:
+        references = {"reference nll", "reference logits", "reference retain logits", "reference features"} & needed
+        if not references:
             return {}
         sets: dict[int, Images] = {}
         for phase in phases:
@@ -234,22 +234,22 @@ class _Loop:
                 if rows is not None:
                     sets.setdefault(id(rows), rows)
         chosen = _once(list(sets.values()))
-        model, found = self.work.model, {}
-        if wanted - {"reference features"}:
+        model, tables = self.work.model, {}
+        if references - {"reference features"}:
             logits = torch.cat([self.work.outputs(model, rows) for rows in chosen])
-            found["reference_logits"] = _table(chosen, logits)
-        if "reference nll" in wanted:
+            tables["reference_logits"] = _table(chosen, logits)
+        if "reference nll" in references:
             if chosen[0].labels is None:
                 raise DataError(
                     f"{type(self.objective).__name__} compares likelihoods of labels, and {chosen[0].name} has regression "
                     "targets. Use a method for regressors, such as Blindspot."
                 )
             target = torch.cat([rows.target for rows in chosen]).to(self.work.device)
-            found["reference"] = _table(chosen, nn.functional.cross_entropy(logits.float(), target, reduction="none"))
-        if "reference features" in wanted:
+            tables["reference"] = _table(chosen, nn.functional.cross_entropy(logits.float(), target, reduction="none"))
+        if "reference features" in references:
             features = torch.cat([self.work.features(model, rows) for rows in chosen])
-            found["reference_features"] = _table(chosen, features)
-        return found
+            tables["reference_features"] = _table(chosen, features)
+        return tables
 
     def _stops(self) -> bool:
         return self.control.should_training_stop or 0 <= self.work.args.max_steps <= self.state.global_step
@@ -269,14 +269,14 @@ class _Loop:
 
 def _once(sets: Sequence[Images]) -> list[Images]:
     """The rows of all sets, those of a name once."""
-    found: list[Images] = []
+    parts: list[Images] = []
     for rows in sets:
         new = torch.ones(len(rows), dtype=torch.bool)
-        for other in found:
+        for other in parts:
             new &= ~torch.isin(rows.index, other.index)
         if new.any():
-            found.append(rows.where(new))
-    return found
+            parts.append(rows.where(new))
+    return parts
 
 
 def _table(sets: Sequence[Images], values: Tensor) -> Table:

@@ -71,8 +71,8 @@ class Reference:
             if name in self.hidden and self.head is not None:
                 # With kl_mask="all" a row is kept at the longest width and cut to this batch's.
                 counts = part.where.sum(1).tolist()
-                kept = [self.hidden[name][row][:n] for row, n in zip(rows, counts, strict=True)]
-                part.reference_logits = self.head(torch.cat(kept).to(part.index.device))
+                states = [self.hidden[name][row][:n] for row, n in zip(rows, counts, strict=True)]
+                part.reference_logits = self.head(torch.cat(states).to(part.index.device))
             if name == "retain":
                 part.reference_hidden = {
                     layer: _stack([values[row] for row in rows], part) for layer, values in self.layers.items()
@@ -158,8 +158,8 @@ def _run(
                 pieces = part.head_input.cpu().split(part.where.sum(1).tolist())
                 reference.hidden.setdefault(name, {}).update(zip(part.index.tolist(), pieces, strict=True))
             for layer in layers:
-                kept = [part.hidden[layer][i, : int(n)].cpu() for i, n in enumerate(part.attention_mask.sum(1))]
-                reference.layers.setdefault(layer, {}).update(zip(part.index.tolist(), kept, strict=True))
+                states = [part.hidden[layer][i, : int(n)].cpu() for i, n in enumerate(part.attention_mask.sum(1))]
+                reference.layers.setdefault(layer, {}).update(zip(part.index.tolist(), states, strict=True))
     model.train(was_training)
     return reference
 
@@ -198,8 +198,8 @@ def _write(reference: Reference, path: Path) -> None:
     flat = {f"nll|{name}": values for name, values in reference.nll.items()}
     for name, hidden in reference.hidden.items():
         flat |= {f"hidden|{name}|{row}": value.contiguous() for row, value in hidden.items()}
-    for layer, kept in reference.layers.items():
-        flat |= {f"layers|{layer}|{row}": value.contiguous() for row, value in kept.items()}
+    for layer, states in reference.layers.items():
+        flat |= {f"layers|{layer}|{row}": value.contiguous() for row, value in states.items()}
     save_file(flat, path)
 
 

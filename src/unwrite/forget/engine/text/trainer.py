@@ -239,10 +239,10 @@ def _adapters(model: Any) -> list[Tensor]:
 
 def _rows(objective: Objective, work: TextWork, phase: Phase | None = None) -> dict[str, list[Encoded]]:
     """Every part's rows, or those that a phase brings in place of the work's; each window of a long text is a row."""
-    given = phase or work
-    sets: dict[str, Any] = {"forget": given.forget, "alternate": None, "retain": given.retain}
-    if given.forget is not None:
-        sets["alternate"] = objective.alternates(given.forget, work.args.seed)
+    source = phase or work
+    sets: dict[str, Any] = {"forget": source.forget, "alternate": None, "retain": source.retain}
+    if source.forget is not None:
+        sets["alternate"] = objective.alternates(source.forget, work.args.seed)
         if sets["alternate"] is None and (missing := [name for name in objective.needed() if "alternate" in name]):
             raise MethodError(
                 f"{type(objective).__name__} reads {missing[0]!r}, but its `alternates` gives no other answers."
