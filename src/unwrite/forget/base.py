@@ -14,7 +14,7 @@ import copy as copying
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from torch import Tensor, nn
 
@@ -27,6 +27,14 @@ from .engine.loss import Loss, PerPosition, PerToken, Term, kl_divergence
 from .engine.phase import Phase
 from .engine.reads import needs_retain
 from .engine.work import Work
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+    from ..models import TrainRecipe
+    from .engine.images.arguments import ImageArguments
+    from .engine.text.arguments import UnlearnArguments
 
 __all__ = ["Edit", "Guard", "Method", "Objective", "Paired", "RetainLoss"]
 
@@ -52,16 +60,16 @@ class Method(ABC, Generic[WorkT]):
 
     def apply(
         self,
-        model: Any,
+        model: nn.Module,
         forget: Sized,
         retain: Sized | None = None,
         *,
         holdout: Sized | None = None,
-        recipe: Any = None,
-        processing_class: Any = None,
-        args: Any = None,
-        peft_config: Any = None,
-        callbacks: Sequence[Any] = (),
+        recipe: TrainRecipe | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        args: UnlearnArguments | ImageArguments | dict[str, Any] | None = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
         copy: bool = False,
         allow_overlap: bool = False,
         cost: Cost | None = None,
@@ -109,7 +117,9 @@ class Method(ABC, Generic[WorkT]):
         work.place()
         return method._apply(work)
 
-    def work(self, model: Any, forget: Sized, retain: Sized | None = None, *, args: Any = None, **given: Any) -> WorkT:
+    def work(
+        self, model: nn.Module, forget: Sized, retain: Sized | None = None, *, args: Any = None, **given: Any
+    ) -> WorkT:
         """What an application of this method is given, as the kind of data of its rows has it; nothing is checked.
 
         Args:
@@ -124,7 +134,7 @@ class Method(ABC, Generic[WorkT]):
         """The training arguments that differ for this method; what wraps another method has that one's."""
         return self.training
 
-    def _need(self, kind: str, retain: Sized | None, recipe: Any) -> None:
+    def _need(self, kind: str, retain: Sized | None, recipe: TrainRecipe | None) -> None:
         name = type(self).__name__
         if kind not in self.forgets:
             raise DataError(f"{name} has no meaning for {kind}; it forgets {' and '.join(self.forgets)}.")
@@ -138,7 +148,7 @@ class Method(ABC, Generic[WorkT]):
         """Whether it does nothing without rows to keep, with the fields as they are."""
         return "retain" in self.requires
 
-    def fitted(self, model: Any) -> Self:
+    def fitted(self, model: nn.Module) -> Self:
         """This method with what its defaults leave to the model filled in: a depth, from how many blocks there are.
 
         Raises:
@@ -149,12 +159,12 @@ class Method(ABC, Generic[WorkT]):
     def check(self, forget: Any, retain: Any) -> None:
         """Refuses data this method has no meaning for; subclasses add to it."""
 
-    def check_data(self, forget: Sized, retain: Sized | None, recipe: Any = None) -> None:
+    def check_data(self, forget: Sized, retain: Sized | None, recipe: TrainRecipe | None = None) -> None:
         """Refuses rows as `apply` would, without a model."""
         self._need(kind_of(forget).name, retain, recipe)
         self.check(forget, retain)
 
-    def check_model(self, model: Any, *, adapters: bool = False) -> None:
+    def check_model(self, model: nn.Module, *, adapters: bool = False) -> None:
         """Refuses a model that a field doesn't fit, such as one without the layer it names; subclasses add to it.
 
         Args:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from zlib import crc32
 
 import numpy as np
@@ -39,6 +39,12 @@ from .engine.importance_ratio import (
     times,
 )
 from .engine.work import Work
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from .engine.images.arguments import ImageArguments
+    from .engine.text.arguments import UnlearnArguments
 
 __all__ = [
     "ASSD",
@@ -101,7 +107,12 @@ class Dampening(Edit):
             )
 
     def importances_of(
-        self, model: nn.Module, rows: Any, *, processing_class: Any = None, args: Any = None
+        self,
+        model: nn.Module,
+        rows: Sized,
+        *,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        args: UnlearnArguments | ImageArguments | dict[str, Any] | None = None,
     ) -> Importances:
         """Importances of some rows as this method takes them; of all training rows they can be saved for `stored`."""
         work = self.work(model, rows, processing_class=processing_class, args=args)
@@ -109,7 +120,13 @@ class Dampening(Edit):
         return self._importances(work, work.encoded(rows))
 
     def select(
-        self, model: nn.Module, forget: Any, retain: Any = None, *, processing_class: Any = None, args: Any = None
+        self,
+        model: nn.Module,
+        forget: Sized,
+        retain: Sized | None = None,
+        *,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        args: UnlearnArguments | ImageArguments | dict[str, Any] | None = None,
     ) -> WeightSelection:
         """What `apply` with these arguments selects, for reports; the model stays as it is.
 

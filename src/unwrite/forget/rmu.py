@@ -12,10 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data import Examples
 from ..data.text.encoding import IGNORE
@@ -60,7 +60,7 @@ class RMU(Paired["TextWork"]):
         if self.mask not in ("labels", "attention"):
             raise MethodError(f"{setting('mask')} is {self.mask!r}; use 'labels' or 'attention'.")
 
-    def fitted(self, model: Any) -> Self:
+    def fitted(self, model: nn.Module) -> Self:
         """With the layer chosen by the model's depth."""
         depth = len(anatomy(model).blocks)
         if self.layer is not None and self.layer >= depth:
@@ -99,7 +99,7 @@ class RMU(Paired["TextWork"]):
             )
         super().check(forget, retain)
 
-    def check_model(self, model: Any, *, adapters: bool = False) -> None:
+    def check_model(self, model: nn.Module, *, adapters: bool = False) -> None:
         super().check_model(model, adapters=adapters)
         self.fitted(model).steered(anatomy(model))
 

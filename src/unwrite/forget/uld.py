@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data import Examples
 from ..errors import DataError, MethodError, setting
@@ -29,6 +29,8 @@ from .engine.stream import permutation
 from .engine.text.logit_difference import LogitDifferenceModel
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
+
     from .engine.text.work import TextWork
 
 
@@ -106,7 +108,7 @@ class ULD(Guard["TextWork"]):
         if self.positions not in ("attention", "labels", "all"):
             raise MethodError(f"{setting('positions')} is {self.positions!r}; use 'attention', 'labels' or 'all'.")
 
-    def fitted(self, model: Any) -> Self:
+    def fitted(self, model: nn.Module) -> Self:
         """With the assistant's depth chosen by the model's."""
         if isinstance(model, LogitDifferenceModel):
             raise MethodError("the model is already wrapped by ULD. Apply it to the model inside: model.target")
@@ -143,7 +145,7 @@ class ULD(Guard["TextWork"]):
         tuned = assisting.train(_ReversedObjective(retain_weight=self.retain_weight, positions=self.positions))
         return LogitDifferenceModel(work.model, merged(tuned, in_place=True), self.alpha, self.top_filter, self.raw)
 
-    def _lora(self) -> Any:
+    def _lora(self) -> LoraConfig:
         from peft import LoraConfig
 
         return LoraConfig(

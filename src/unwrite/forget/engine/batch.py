@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...data.text.encoding import IGNORE
 from ...errors import MethodError
@@ -134,13 +134,13 @@ class _EnoughSeen(Exception):
 
 
 @contextlib.contextmanager
-def _watch(blocks: list[Any], layers: tuple[int, ...], stop: bool) -> Iterator[dict[int, Tensor]]:
+def _watch(blocks: list[nn.Module], layers: tuple[int, ...], stop: bool) -> Iterator[dict[int, Tensor]]:
     """Collects block outputs [rows, length, d]; with `stop`, ends the pass after the last of them."""
     seen: dict[int, Tensor] = {}
     handles = []
     for layer in layers:
 
-        def hook(_module: Any, _inputs: Any, output: Any, layer: int = layer) -> None:
+        def hook(_module: nn.Module, _inputs: object, output: Any, layer: int = layer) -> None:
             seen[layer] = output[0] if isinstance(output, tuple) else output
             if stop and layer == max(layers):
                 raise _EnoughSeen
@@ -154,11 +154,11 @@ def _watch(blocks: list[Any], layers: tuple[int, ...], stop: bool) -> Iterator[d
 
 
 def run(
-    model: Any,
+    model: nn.Module,
     batch: PairedBatch[BatchPart],
     *,
     layers: tuple[int, ...] = (),
-    blocks: list[Any] | None = None,
+    blocks: list[nn.Module] | None = None,
     logits: bool,
 ) -> PairedBatch[BatchPart]:
     """One forward pass over all parts stacked; fills `logits` and `hidden` of each part.

@@ -16,11 +16,14 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ...errors import RunError, notice, setting
 from ...models.checkpoints import read_json
 from ...runs import drop, seal, sound, sync, unwritable, write_json
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
 
 __all__ = ["ASIDE", "Resumable", "finish", "had_ended", "newest", "of_phase", "resumed_from", "writing"]
 
@@ -41,7 +44,9 @@ class Resumable(Protocol):
         """Takes up again what `checkpoint_state` gave."""
 
 
-def finish(aside: Path, folder: Path, step: int, *, ended: bool, callbacks: Sequence[Any], keep: int | None) -> None:
+def finish(
+    aside: Path, folder: Path, step: int, *, ended: bool, callbacks: Sequence[TrainerCallback], keep: int | None
+) -> None:
     """Gives the checkpoint that was written in `aside` its name in `folder`, and removes older ones.
 
     Args:
@@ -138,7 +143,7 @@ def resumed_from(folder: Path, asked: str | bool | None, *, first: bool = True) 
     return checkpoint
 
 
-def had_ended(checkpoint: Path, callbacks: Sequence[Any]) -> bool:
+def had_ended(checkpoint: Path, callbacks: Sequence[TrainerCallback]) -> bool:
     """Whether training had ended at this checkpoint; the callbacks take up what they knew there."""
     note = checkpoint / _NOTE
     if not note.is_file():
@@ -151,7 +156,7 @@ def had_ended(checkpoint: Path, callbacks: Sequence[Any]) -> bool:
     return bool(stored["ended"])
 
 
-def _states(callbacks: Sequence[Any]) -> dict[str, Any]:
+def _states(callbacks: Sequence[TrainerCallback]) -> dict[str, Any]:
     return {type(one).__name__: one.checkpoint_state() for one in callbacks if isinstance(one, Resumable)}
 
 

@@ -7,7 +7,7 @@ mask with token labels (`Work.batches`). So a method that goes by importances ha
 from __future__ import annotations
 
 from collections.abc import Sized
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +17,13 @@ from ...models.curvature import evaluating, outputs
 from ...models.vision_layout import logits_of
 
 if TYPE_CHECKING:
+    from ...models.curvature.losses import LabelledBatch
     from .work import Work
 
 __all__ = ["accuracy", "image_loss", "logit_norms", "squared_logit_norms"]
 
 
-def image_loss(model: nn.Module, batch: Any) -> Tensor:
+def image_loss(model: nn.Module, batch: LabelledBatch) -> Tensor:
     """Cross-entropy in nats, or the squared error of a regressor, `[rows]`."""
     logits, target = logits_of(model, batch[0]), batch[1]
     if target.is_floating_point():
@@ -30,12 +31,12 @@ def image_loss(model: nn.Module, batch: Any) -> Tensor:
     return F.cross_entropy(logits, target, reduction="none")
 
 
-def squared_logit_norms(model: nn.Module, batch: Any) -> Tensor:
+def squared_logit_norms(model: nn.Module, batch: LabelledBatch) -> Tensor:
     """`||f(x)||^2`, `[rows]`, which reads no labels; of texts the mean over all positions but padding."""
     return _over_positions(_outputs(model, batch).square().sum(-1), batch)
 
 
-def logit_norms(model: nn.Module, batch: Any) -> Tensor:
+def logit_norms(model: nn.Module, batch: LabelledBatch) -> Tensor:
     """`||f(x)||`, `[rows]`, which reads no labels; of texts the mean over all positions but padding."""
     return _over_positions(torch.linalg.vector_norm(_outputs(model, batch), dim=-1), batch)
 
@@ -56,13 +57,13 @@ def accuracy(work: Work, rows: Sized, size: int) -> float:
     return right / max(1, total)
 
 
-def _outputs(model: nn.Module, batch: Any) -> Tensor:
+def _outputs(model: nn.Module, batch: LabelledBatch) -> Tensor:
     """`[rows, outputs]` of pixels, `[rows, tokens, vocab]` of texts."""
     logits = outputs(model, batch) if isinstance(batch[0], dict) else logits_of(model, batch[0])
     return logits.float() if logits.element_size() < 4 else logits
 
 
-def _over_positions(values: Tensor, batch: Any) -> Tensor:
+def _over_positions(values: Tensor, batch: LabelledBatch) -> Tensor:
     if values.dim() == 1:
         return values
     mask = batch[0]["attention_mask"].to(values)  # [rows, tokens]

@@ -19,6 +19,9 @@ from .phase import Phase
 from .reads import check_reads, reads_retain
 
 if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedTokenizerBase, TrainerCallback
+
     from ..base import Objective
 
 __all__ = ["Work"]
@@ -50,10 +53,10 @@ class Work(ABC, Generic[Rows, Arguments]):
     retain: Rows | None = None
     holdout: Rows | None = None
     recipe: Any = None
-    processing_class: Any = None
+    processing_class: PreTrainedTokenizerBase | None = None
     args: Arguments
-    peft_config: Any = None
-    callbacks: Sequence[Any] = ()
+    peft_config: PeftConfig | None = None
+    callbacks: Sequence[TrainerCallback] = ()
     allow_overlap: bool = False
     cost: Cost = field(default_factory=Cost)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import nn
 from transformers import TrainerControl, TrainerState
@@ -28,6 +28,9 @@ from ..engine.images.work import ImageWork
 from ..engine.loss import Loss
 from ..engine.masking import KeepMask
 from ..engine.phase import Phase
+
+if TYPE_CHECKING:
+    from ...models import TrainRecipe
 
 __all__ = ["Pruned"]
 
@@ -85,7 +88,7 @@ class Pruned(Edit[ImageWork]):
     def defaults(self) -> Mapping[str, Any]:
         return self.chosen.defaults()
 
-    def fitted(self, model: Any) -> Self:
+    def fitted(self, model: nn.Module) -> Self:
         return self if self.inner is None else replace(self, inner=self.inner.fitted(model))
 
     def check(self, forget: Images, retain: Images | None) -> None:
@@ -94,7 +97,7 @@ class Pruned(Edit[ImageWork]):
     def check_work(self, work: ImageWork) -> None:
         self.chosen.check_work(work)
 
-    def _need(self, kind: str, retain: Sized | None, recipe: Any) -> None:
+    def _need(self, kind: str, retain: Sized | None, recipe: TrainRecipe | None) -> None:
         super()._need(kind, retain, recipe)
         self.chosen._need(kind, retain, recipe)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,9 @@ from ..engine.checks import require
 from ..engine.images.random_labels import RandomRelabelling
 from ..engine.images.work import ImageWork
 from ..engine.masking import KeepMask
+
+if TYPE_CHECKING:
+    from ...models import TrainRecipe
 
 __all__ = ["SalUn", "Salient", "saliency", "top_share"]
 
@@ -114,7 +117,7 @@ class Salient(Edit[ImageWork]):
     def defaults(self) -> Mapping[str, Any]:
         return self.chosen.defaults()
 
-    def fitted(self, model: Any) -> Self:
+    def fitted(self, model: nn.Module) -> Self:
         return self if self.inner is None else replace(self, inner=self.inner.fitted(model))
 
     def check(self, forget: Images, retain: Images) -> None:
@@ -123,7 +126,7 @@ class Salient(Edit[ImageWork]):
     def check_work(self, work: ImageWork) -> None:
         self.chosen.check_work(work)
 
-    def _need(self, kind: str, retain: Sized | None, recipe: Any) -> None:
+    def _need(self, kind: str, retain: Sized | None, recipe: TrainRecipe | None) -> None:
         super()._need(kind, retain, recipe)
         self.chosen._need(kind, retain, recipe)
 

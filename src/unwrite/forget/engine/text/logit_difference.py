@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,13 +23,16 @@ from ....models.guarded import is_guarded, load_guarded, save_guarded
 from ....runs import hash_json, hash_model, write_json
 from ..checks import require
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 LOADER = "logit-difference"  # what unwrite.json beside a saved pair says
 
 
 class PairCache(DynamicCache):
     """The target's cache, with the assistant's inside; whatever reorders or cuts one does it to both."""
 
-    def __init__(self, config: Any, assistant_config: Any) -> None:
+    def __init__(self, config: PreTrainedConfig, assistant_config: PreTrainedConfig) -> None:
         super().__init__(config=config)
         self.assistant = DynamicCache(config=assistant_config)
 
@@ -100,7 +103,14 @@ class LogitDifferenceModel(PreTrainedModel, GenerationMixin):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
-    def __init__(self, target: Any, assistant: Any, alpha: float = 0.8, top_filter: float = 0.01, raw: bool = False):
+    def __init__(
+        self,
+        target: PreTrainedModel,
+        assistant: PreTrainedModel,
+        alpha: float = 0.8,
+        top_filter: float = 0.01,
+        raw: bool = False,
+    ):
         sizes = target.get_input_embeddings().num_embeddings, assistant.get_input_embeddings().num_embeddings
         if sizes[0] != sizes[1]:
             raise ModelError(
@@ -165,7 +175,7 @@ class LogitDifferenceModel(PreTrainedModel, GenerationMixin):
             kwargs["past_key_values"] = self.empty_cache()
         return super().generate(*args, **kwargs)
 
-    def get_input_embeddings(self) -> Any:
+    def get_input_embeddings(self) -> torch.nn.Module:
         """The target's."""
         return self.target.get_input_embeddings()
 

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,6 +22,9 @@ from ....runs import cached_files, hash_json, model_key, progress
 from ....scoring.batches import by_length
 from ..batch import BatchPart, KLMask, PairedBatch, make_parts, run
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 FILE = "reference.safetensors"
 _NO_HEAD = "a KL term needs a model with one vocabulary head; {} has none. Use retain_loss='nll'."
 
@@ -29,7 +32,7 @@ _NO_HEAD = "a KL term needs a model with one vocabulary head; {} has none. Use r
 class FrozenHead(nn.Module):
     """The vocabulary head as it was, with the soft-capping or scaling that the architecture applies after it."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         if head is None:
@@ -99,11 +102,11 @@ class Wanted:
 
 @torch.no_grad()
 def compute(
-    model: Any,
+    model: PreTrainedModel,
     wanted: Wanted,
     rows: dict[str, Sequence[Encoded]],
     *,
-    blocks: list[Any],
+    blocks: list[nn.Module],
     pad_id: int,
     batch_size: int,
     disk: bool = True,
@@ -132,7 +135,12 @@ def compute(
 
 
 def _run(
-    model: Any, wanted: Wanted, rows: dict[str, Sequence[Encoded]], blocks: list[Any], pad_id: int, batch_size: int
+    model: PreTrainedModel,
+    wanted: Wanted,
+    rows: dict[str, Sequence[Encoded]],
+    blocks: list[nn.Module],
+    pad_id: int,
+    batch_size: int,
 ) -> Reference:
     reference = Reference()
     was_training = model.training
@@ -173,7 +181,7 @@ def _padded_to(length: int, tensors: dict[str, Tensor], pad_id: int) -> dict[str
 
 
 def _check_head(
-    model: Any, reference: Reference, wanted: Wanted, rows: dict[str, Sequence[Encoded]], pad_id: int
+    model: PreTrainedModel, reference: Reference, wanted: Wanted, rows: dict[str, Sequence[Encoded]], pad_id: int
 ) -> None:
     """Rebuilt logits must be the model's own; an architecture with another rule after its head is refused."""
     name = wanted.logits[0]

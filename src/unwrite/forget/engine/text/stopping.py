@@ -8,7 +8,7 @@ from math import exp
 from statistics import fmean
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 
 from ....data import Examples
 from ....data.text.encoding import encode_rows
@@ -17,7 +17,11 @@ from ..checks import require
 
 
 def answer_probability(
-    model: Any, tokenizer: Any, rows: Examples, batch_size: int = 16, max_length: int | None = None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Examples,
+    batch_size: int = 16,
+    max_length: int | None = None,
 ) -> float:
     """Mean over rows of exp(-mean token nll): TOFU's probability, in [0, 1]."""
     encoded = encode_rows(rows, tokenizer, row_length(model, max_length))
@@ -40,7 +44,7 @@ class StopWhenForgotten(TrainerCallback):
     After training, `reason` says why it ended and `history` holds every check.
     """
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     forget: Mapping[str, Examples]
     guard: Mapping[str, Examples] = field(default_factory=dict)
     target: float = 0.1
@@ -63,7 +67,7 @@ class StopWhenForgotten(TrainerCallback):
         """Goes on from the checks of a training that is resumed."""
         self.reason, self.history = state["reason"], [dict(row) for row in state["history"]]
 
-    def _measure(self, model: Any, step: int) -> dict[str, float]:
+    def _measure(self, model: PreTrainedModel, step: int) -> dict[str, float]:
         sets = {**self.forget, **self.guard}
         row = {"step": float(step)} | {
             name: answer_probability(model, self.tokenizer, rows, max_length=self.max_length)

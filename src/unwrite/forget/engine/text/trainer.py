@@ -39,6 +39,8 @@ from .arguments import UnlearnArguments
 from .reference import Reference, Wanted, compute
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+
     from ...base import Objective
     from .work import TextWork
 
@@ -73,7 +75,7 @@ class UnlearnTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         return self.sampler
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The phase's own optimiser, or the arguments' (fused AdamW)."""
         if self.phase.optimiser is None:
             return super().create_optimizer(model)
@@ -108,7 +110,7 @@ class UnlearnTrainer(Trainer):
         """Where transformers writes a checkpoint: aside, until it is whole."""
         return str(Path(super()._get_output_dir(trial), checkpoints.ASIDE))
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As transformers does, but whole or absent; see `checkpoints`."""
         aside = Path(self._get_output_dir(trial))
         first = self.is_world_process_zero()
@@ -136,7 +138,7 @@ class UnlearnTrainer(Trainer):
             super()._save(output_dir, state_dict)
 
     def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """The sum of all terms, each over its own count.
 
@@ -226,7 +228,7 @@ def _train(objective: Objective, work: TextWork) -> nn.Module:
     return work.model.eval()
 
 
-def _adapters(model: Any) -> list[Tensor]:
+def _adapters(model: PeftModel) -> list[Tensor]:
     """What is trained of a model with adapters: those in use, which peft loads frozen, and what it trains beside."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     if hasattr(model.base_model, "set_adapter"):
@@ -350,5 +352,5 @@ def _reference(
         )
 
 
-def _adapter_off(model: Any) -> contextlib.AbstractContextManager[Any]:
+def _adapter_off(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
     return model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext()

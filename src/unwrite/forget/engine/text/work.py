@@ -22,6 +22,8 @@ from .arguments import UnlearnArguments, training_arguments
 from .trainer import train
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from ...base import Objective
 
 __all__ = ["TextWork"]
@@ -43,7 +45,7 @@ class TextWork(Work[Examples, UnlearnArguments]):
         return training_arguments(args, defaults)
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, under the name it has for texts."""
         return self.processing_class
 
