@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 __all__ = ["stored_rows"]
 
 BATCH = 1000  # rows that are made from a table at once
 
 
-def stored_rows(data: Any) -> Iterator[dict[str, Any]]:
+def stored_rows(data: Dataset) -> Iterator[dict[str, Any]]:
     """Every row of a `datasets.Dataset`, a picture as {"bytes", "path"}."""
     import datasets
 

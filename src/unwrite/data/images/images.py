@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...errors import DataError
 from ...runs import hash_json, hash_tensors
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 __all__ = ["ImageBatch", "Images", "first_few"]
 
@@ -58,7 +61,7 @@ class Images:
     pixels: Tensor
     labels: Tensor | None = None
     targets: Tensor | None = None
-    index: Tensor = field(default=None)  # type: ignore[assignment]
+    index: Tensor = field(default=None)
     identity: Tensor | None = None
     classes: tuple[str, ...] = ()
     identities: tuple[str, ...] = ()
@@ -228,7 +231,7 @@ def first_few(values: Sequence[object]) -> str:
     return ", ".join(map(str, values[:SHOWN])) + (", ..." if len(values) > SHOWN else "")
 
 
-def _pixels(array: Any, name: str) -> Tensor:
+def _pixels(array: ArrayLike, name: str) -> Tensor:
     pixels = _tensor(array, "pixels", name)
     if pixels.ndim != 4 or 0 in pixels.shape[1:]:
         raise DataError(
@@ -252,21 +255,21 @@ def _pixels(array: Any, name: str) -> Tensor:
     return pixels
 
 
-def _tensor(array: Any, what: str, name: str) -> Tensor:
+def _tensor(array: ArrayLike | Iterable[int], what: str, name: str) -> Tensor:
     try:
         return torch.as_tensor(array).detach().cpu()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise DataError(f"the {what} of {name} are no array of numbers: {str(error).splitlines()[0]}.") from None
 
 
-def _column(array: Any, rows: int, what: str, name: str) -> Tensor:
+def _column(array: ArrayLike, rows: int, what: str, name: str) -> Tensor:
     values = _tensor(array, what, name)
     if values.shape != (rows,):
         raise DataError(f"{name} has {rows} images and {what} of shape {list(values.shape)}. Give one each, [{rows}].")
     return values
 
 
-def _whole(array: Any, rows: int, what: str, name: str) -> Tensor:
+def _whole(array: ArrayLike, rows: int, what: str, name: str) -> Tensor:
     values = _column(array, rows, what, name)
     if values.dtype == torch.bool or values.is_floating_point() or values.is_complex():
         raise DataError(f"the {what} of {name} are {str(values.dtype)[6:]}. Give whole numbers.")
@@ -293,7 +296,7 @@ def _named(values: Tensor, names: tuple[str, ...], what: str, kind: str, name: s
     return names or tuple(str(number) for number in range(most))
 
 
-def _targets(array: Any, rows: int, name: str) -> Tensor:
+def _targets(array: ArrayLike, rows: int, name: str) -> Tensor:
     values = _tensor(array, "targets", name)
     if values.shape == (rows, 1):
         values = values[:, 0]  # a column would broadcast to [rows, rows] against predictions [rows]

@@ -40,7 +40,7 @@ def check_metadata(root: Path, columns: Sequence[str], target: str | None) -> No
         raise DataError(f"{'; '.join(faults[:SHOWN])}{more}. Mend or remove these lines.")
 
 
-def missing(value: Any) -> bool:
+def missing(value: object) -> bool:
     """Whether a cell holds nothing: null, an empty text, or a number that is none."""
     return value is None or (isinstance(value, str) and not value.strip()) or value != value
 
@@ -76,7 +76,7 @@ def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
             if double := next((name for name in names if name and names.count(name) > 1), None):
                 raise DataError(f"{path} has the column {double!r:.60} twice. Rename or remove one.")
             for row in reader:
-                extra = row.pop(None, None)  # type: ignore[call-overload]
+                extra = row.pop(None, None)
                 yield reader.line_num, row if extra is None else f"has {len(extra)} values more than there are columns"
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path} can't be read as CSV: {error}. Save it as UTF-8.") from error

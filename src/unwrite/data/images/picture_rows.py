@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -25,6 +25,10 @@ from ...errors import DataError, notice
 from ...runs import progress
 from ..stored import stored_rows
 from .images import SHOWN
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from PIL.Image import Image as Picture
 
 __all__ = ["StoredPicture", "decoded", "scaled"]
 
@@ -56,7 +60,7 @@ class StoredPicture:
     place: str
 
 
-def decoded(table: Any, column: str, place: str, size: int) -> list[StoredPicture]:
+def decoded(table: Dataset, column: str, place: str, size: int) -> list[StoredPicture]:
     """Every picture of a `datasets` table's column, as its middle square of that size.
 
     Raises:
@@ -129,17 +133,17 @@ def _refusal(picture: StoredPicture, value: float, why: str) -> str:
     return f"{picture.place}, a {kinds[picture.stored]}, has a pixel of {value:g}: {why}."
 
 
-def _encoded(table: Any, column: str) -> Iterator[Any]:
+def _encoded(table: Dataset, column: str) -> Iterator[Any]:
     """The column's values, pictures still as bytes or path, so that one that is damaged can be named."""
     for row in stored_rows(table.select_columns([column])):
         yield row[column]
 
 
-def _path(value: Any) -> str | None:
+def _path(value: object) -> str | None:
     return str(value["path"]) if isinstance(value, dict) and value.get("path") else None
 
 
-def _opened(value: Any) -> Any:
+def _opened(value: Any) -> Picture:
     """The decoded picture of bytes, of `{"bytes", "path"}`, or as it is."""
     from PIL import Image, ImageOps
 
@@ -174,7 +178,7 @@ def _short(error: Exception) -> str:
     return lines[0][:120] if lines else type(error).__name__
 
 
-def _square(picture: Any, size: int, place: str) -> StoredPicture:
+def _square(picture: Picture, size: int, place: str) -> StoredPicture:
     from PIL import Image
 
     side = min(picture.size)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 import numpy as np
@@ -28,6 +28,11 @@ from ..text.reading import load
 from .images import Images, first_few
 from .picture_metadata import check_metadata, missing
 from .picture_rows import StoredPicture, decoded, scaled
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from PIL.Image import Image as Picture
+    from PIL.ImageFont import FreeTypeFont
 
 # Open licences (OFL, Apache 2.0); `unwrite[vision]` brings them too.
 FONT_PACKAGES = (
@@ -197,7 +202,7 @@ def _legible(faces: list[Path], font: str, characters: str) -> list[Path]:
 
 
 @cache
-def _face(file: Path, size: int) -> Any:
+def _face(file: Path, size: int) -> FreeTypeFont:
     from PIL import ImageFont
 
     return ImageFont.truetype(str(file), size, layout_engine=ImageFont.Layout.BASIC)
@@ -245,7 +250,7 @@ def _glyph(character: str, faces: list[Path], rng: np.random.Generator) -> np.nd
     return (np.rint(image * 255) / 255).astype(np.float32).transpose(2, 0, 1)
 
 
-def _strokes(rng: np.random.Generator, count: int, width: int) -> Any:
+def _strokes(rng: np.random.Generator, count: int, width: int) -> Picture:
     """A mask of so many straight strokes and arcs."""
     from PIL import Image, ImageDraw
 
@@ -261,7 +266,7 @@ def _strokes(rng: np.random.Generator, count: int, width: int) -> Any:
     return mask
 
 
-def _over(image: np.ndarray, mask: Any, colour: np.ndarray, opacity: float) -> np.ndarray:
+def _over(image: np.ndarray, mask: Picture, colour: np.ndarray, opacity: float) -> np.ndarray:
     """The colour laid over the image `[height, width, 3]` where the mask, of twice its size, is."""
     alpha = opacity * np.asarray(mask.reduce(2), dtype=np.float64)[..., None] / 255
     return image * (1 - alpha) + colour * alpha
@@ -365,7 +370,7 @@ def _need_pillow() -> None:
         raise MissingExtra("pillow", "vision")
 
 
-def _table(root: str, config: str | None, split: str, limit: int | None) -> Any:
+def _table(root: str, config: str | None, split: str, limit: int | None) -> Dataset:
     table = load(root, config, split)
     if limit is not None and limit < 1:
         raise DataError(f"a limit of {limit} leaves no rows. Give at least 1.")
@@ -375,7 +380,7 @@ def _table(root: str, config: str | None, split: str, limit: int | None) -> Any:
     return table
 
 
-def _complete(table: Any, column: str, place: str) -> list[Any]:
+def _complete(table: Dataset, column: str, place: str) -> list[Any]:
     """The column's values, all of them there."""
     values = [row[column] for row in stored_rows(table.select_columns([column]))]
     absent = [row for row, value in enumerate(values) if missing(value)]
@@ -387,7 +392,7 @@ def _complete(table: Any, column: str, place: str) -> list[Any]:
     return values
 
 
-def _numbered(parts: list[dict[str, Any]], column: str, feature: Any) -> tuple[str, ...]:
+def _numbered(parts: list[dict[str, Any]], column: str, feature: object) -> tuple[str, ...]:
     """The names of a column's values, which become numbers: the data set's own names, or every value in order."""
     if column not in parts[0]:
         return ()

@@ -70,7 +70,7 @@ class Chat:
         return self.turns[-1].role != "assistant"
 
 
-def is_chat(value: Any) -> bool:
+def is_chat(value: object) -> bool:
     """Whether this is a list of turns, as TRL has them in `prompt` and `completion`."""
     value = plain(value)
     return bool(
@@ -81,7 +81,7 @@ def is_chat(value: Any) -> bool:
     )
 
 
-def turns_of(value: Any, name: str) -> tuple[Turn, ...]:
+def turns_of(value: object, name: str) -> tuple[Turn, ...]:
     """The turns in a column; a cell of a CSV file may hold them as JSON.
 
     Raises:

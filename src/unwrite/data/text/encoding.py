@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from ...errors import DataError, notice, setting
 from .examples import Example
 from .rendering import Spelling, where
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 IGNORE = -100
 MAX_LENGTH = 512
@@ -48,25 +51,25 @@ class Encoded:
         return sum(label != IGNORE for label in self.labels[1:])
 
 
-def prompt_text(example: Example, tokenizer: Any) -> str:
+def prompt_text(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
     """The text up to where the answer starts; the blank before an answer's first word is part of the answer."""
     spelling = Spelling(tokenizer)
     return spelling.unescaped(spelling.render(example).prompt)
 
 
-def encode_prompt(example: Example, tokenizer: Any) -> list[int]:
+def encode_prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of the prompt alone, ready for generation; the row's ids begin with them."""
     spelling = Spelling(tokenizer)
     return _prompt_ids(spelling, spelling.render(example).prompt)
 
 
-def encode_text(text: str, tokenizer: Any) -> list[int]:
+def encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of a plain text or of a prompt as it stands: with what the tokenizer puts before a text (BOS), not behind."""
     spelling = Spelling(tokenizer)
     return spelling.leading + spelling.ids(spelling.escaped(text))
 
 
-def encode(example: Example, tokenizer: Any, max_length: int | None = None) -> Encoded:
+def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> Encoded:
     """One row as ids and labels.
 
     Args:
@@ -144,7 +147,9 @@ def windows(row: Encoded, max_length: int, leading: Sequence[int] = ()) -> list[
     return parts
 
 
-def encode_rows(examples: Iterable[Example], tokenizer: Any, max_length: int = MAX_LENGTH) -> list[list[Encoded]]:
+def encode_rows(
+    examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase, max_length: int = MAX_LENGTH
+) -> list[list[Encoded]]:
     """Every row, long texts in windows. One list a row; what is cut or split is counted in a notice."""
     spelling = Spelling(tokenizer)
     examples = list(examples)
@@ -156,7 +161,9 @@ def encode_rows(examples: Iterable[Example], tokenizer: Any, max_length: int = M
     return rows
 
 
-def encode_all(examples: Iterable[Example], tokenizer: Any, max_length: int = MAX_LENGTH) -> list[Encoded]:
+def encode_all(
+    examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase, max_length: int = MAX_LENGTH
+) -> list[Encoded]:
     """As `encode_rows`, one after the other: windows of a long text are rows of their own with the text's index."""
     return [window for row in encode_rows(examples, tokenizer, max_length) for window in row]
 

@@ -133,12 +133,12 @@ def given_in(row: Mapping[Any, Any]) -> dict[str, Any]:
     return {name: row[name] for name, absent in zip(row, missing, strict=True) if isinstance(name, str) and not absent}
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: object) -> bool:
     """Whether this is a text, an empty cell, or holds texts; class labels, as numbers, are none."""
     return isinstance(value, str) or _holds_text(value)
 
 
-def is_blank(value: Any) -> bool:
+def is_blank(value: object) -> bool:
     """Whether this is an empty cell or an empty list."""
     return not value.strip() if isinstance(value, str) else isinstance(value, list | tuple | dict) and not value
 
@@ -243,7 +243,7 @@ def is_metadata(name: str) -> bool:
     return folded in METADATA or _METADATA.fullmatch(folded) is not None
 
 
-def _holds_text(value: Any) -> bool:
+def _holds_text(value: object) -> bool:
     """Whether there is a string with something in it, at any depth."""
     stack = [value]
     while stack:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ... import hub
 from ...errors import DataError, notice, setting, unknown
@@ -21,6 +21,9 @@ from .examples import Example, Examples, ForgetSplit, excerpt, repeats
 from .files import SUFFIXES, Rows, located, numbered, rows_in, stem_of, suffix_of
 from .layouts import BadRow, NoColumn, parse_columns
 from .rows import Parsed, parsed
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Turns = Literal["all", "last"]
 SHOWN = 10
@@ -128,7 +131,7 @@ def _beside(source: Any, columns: Mapping[str, str] | str | None, turns: Turns) 
         return read(source, turns=turns)
 
 
-def _shipped() -> dict[str, Any]:
+def _shipped() -> dict[str, Callable[..., ForgetSplit]]:
     from .authors import authors
     from .landmarks import landmarks
 
@@ -143,7 +146,7 @@ def _is_path(source: str) -> bool:
     return suffix_of(path) in SUFFIXES or os.path.exists(path) or _HUB_ID.fullmatch(source) is None
 
 
-def from_hub(source: str) -> Any:
+def from_hub(source: str) -> Dataset:
     """The `datasets.Dataset` behind "org/name[:config][@split]"."""
     match = _HUB_ID.fullmatch(source)
     if match is None:
@@ -151,7 +154,7 @@ def from_hub(source: str) -> Any:
     return load(match["path"], match["config"], match["split"] or "train")
 
 
-def load(path: str, config: str | None, split: str, **options: Any) -> Any:
+def load(path: str, config: str | None, split: str, **options: Any) -> Dataset:
     """`datasets.load_dataset`, its many exceptions turned into one clear line.
 
     Args:
@@ -177,7 +180,7 @@ def load(path: str, config: str | None, split: str, **options: Any) -> Any:
         ) from error
 
 
-def _prepared(name: str, config: str | None, **options: Any) -> Any:
+def _prepared(name: str, config: str | None, **options: Any) -> Dataset:
     """`datasets.load_dataset`; what it prepared earlier may be damaged by now, and where it prepares may be read-only or full."""
     import datasets
 

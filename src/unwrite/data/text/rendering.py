@@ -10,11 +10,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ...errors import DataError, ModelError
 from .examples import Example, flaw
 from .templates import bounded_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _PLACEHOLDER = "QxzAnswerzxQ"
 _MARK = re.compile("\U000f5e01([0-9]+)\U000f5e02")  # private-use characters: a literal special token's number
@@ -43,7 +46,7 @@ class Spelling:
         tokenizer: a Hugging Face tokenizer, fast or slow, with or without a chat template.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
 
     @cached_property

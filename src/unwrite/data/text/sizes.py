@@ -10,9 +10,12 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import DataError
+
+if TYPE_CHECKING:
+    from gzip import GzipFile
 
 __all__ = ["LIMIT", "VARIABLE", "check_columns", "checked_gzip", "checked_parquet", "most_bytes", "too_large"]
 
@@ -41,7 +44,7 @@ def too_large(path: str | Path, size: int, about: str = "") -> DataError:
     )
 
 
-def checked_gzip(path: Path, file: Any) -> bytes:
+def checked_gzip(path: Path, file: GzipFile) -> bytes:
     """All that a gzip file unpacks to.
 
     Raises:
@@ -56,7 +59,7 @@ def checked_gzip(path: Path, file: Any) -> bytes:
     return b"".join(pieces)
 
 
-def checked_parquet(path: Path) -> list[Any]:
+def checked_parquet(path: Path) -> list[dict[str, Any]]:
     """The rows of a Parquet file. Texts are counted before they are written out: a file may store one for a million rows.
 
     Raises:
@@ -80,7 +83,7 @@ def checked_parquet(path: Path) -> list[Any]:
             raise too_large(path, max(sum(sizes), 8 * metadata.num_rows))
     kinds = ("STRING", "NONE", "JSON", "ENUM")
     texts = [one.path for one in columns if one.physical_type == "BYTE_ARRAY" and one.logical_type.type in kinds]
-    rows: list[Any] = []
+    rows: list[dict[str, Any]] = []
     total = 0
     with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as file:
         for group, size in enumerate(sizes):

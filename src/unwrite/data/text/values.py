@@ -22,7 +22,7 @@ class Flaw:
         self.reason = reason
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value in at most forty characters, for a message of one line."""
     try:
         text = _SHORT.repr(value)
@@ -50,7 +50,7 @@ def json_list(value: str, name: str) -> Any:
         raise BadRow(f"{name} is not a JSON list ({error})") from None
 
 
-def text_of(value: Any, name: str) -> str:
+def text_of(value: object, name: str) -> str:
     """The string in a cell, or the joined text parts of one ([{"type": "text", "text": ...}]).
 
     Raises:
@@ -78,7 +78,7 @@ def _part(part: Mapping[str, Any], number: int, name: str) -> str:
     return text
 
 
-def strings_of(value: Any, name: str) -> tuple[str, ...]:
+def strings_of(value: object, name: str) -> tuple[str, ...]:
     """A list of non-empty strings; one string is a list of one, and a JSON list in a cell is read as such."""
     value = json_list(value, name) if isinstance(value, str) else plain(value)
     if isinstance(value, str):
