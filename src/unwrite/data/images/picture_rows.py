@@ -24,13 +24,14 @@ import numpy as np
 from ...errors import DataError, notice
 from ...runs import progress
 from ..stored import stored_rows
-from .images import SHOWN
+from .images import SHOWN, first_few
+from .picture_metadata import missing
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from PIL.Image import Image as Picture
 
-__all__ = ["StoredPicture", "decoded", "scaled"]
+__all__ = ["StoredPicture", "complete", "decoded", "scaled"]
 
 Stored = Literal["bytes", "16-bit", "whole", "float"]
 _BYTES = ("1", "L", "P", "PA", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
@@ -82,6 +83,22 @@ def decoded(table: Dataset, column: str, place: str, size: int) -> list[StoredPi
             "Mend or remove them."
         )
     return pictures
+
+
+def complete(table: Dataset, column: str, place: str) -> list[Any]:
+    """The column's values, all of them there.
+
+    Raises:
+        DataError: rows that have none.
+    """
+    values = [row[column] for row in stored_rows(table.select_columns([column]))]
+    absent = [row for row, value in enumerate(values) if missing(value)]
+    if absent:
+        raise DataError(
+            f"{place}: {len(absent)} of {len(values)} rows have no {column} (first: row {first_few(absent)}). "
+            "Fill in or remove them."
+        )
+    return values
 
 
 def scaled(pictures: Sequence[StoredPicture]) -> np.ndarray:

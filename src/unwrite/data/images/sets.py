@@ -23,11 +23,10 @@ import torch
 
 from ...errors import DataError, MissingExtra, unknown
 from ...runs import progress
-from ..stored import stored_rows
 from ..text.reading import load
-from .images import Images, first_few
-from .picture_metadata import check_metadata, missing
-from .picture_rows import StoredPicture, decoded, scaled
+from .images import Images
+from .picture_metadata import check_metadata
+from .picture_rows import StoredPicture, complete, decoded, scaled
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -348,7 +347,7 @@ def hub_images(
         for column in (image, *columns.values()):
             if column is not None and column not in table.column_names:
                 raise DataError(f"{name}@{split}: {unknown('column', column, table.column_names)}")
-        parts.append({kind: _complete(table, column, f"{name}@{split}") for kind, column in columns.items() if column})
+        parts.append({kind: complete(table, column, f"{name}@{split}") for kind, column in columns.items() if column})
         pictures.append(decoded(table, image, f"{name}@{split}", size))
     pixels = torch.from_numpy(scaled([one for part in pictures for one in part]))
     parts[0]["pixels"], parts[1]["pixels"] = pixels[: len(tables[0])], pixels[len(tables[0]) :]
@@ -378,18 +377,6 @@ def _table(root: str, config: str | None, split: str, limit: int | None) -> Data
     if len(table) == 0:
         raise DataError(f"{root}@{split} has no rows. Give at least one.")
     return table
-
-
-def _complete(table: Dataset, column: str, place: str) -> list[Any]:
-    """The column's values, all of them there."""
-    values = [row[column] for row in stored_rows(table.select_columns([column]))]
-    absent = [row for row, value in enumerate(values) if missing(value)]
-    if absent:
-        raise DataError(
-            f"{place}: {len(absent)} of {len(values)} rows have no {column} (first: row {first_few(absent)}). "
-            "Fill in or remove them."
-        )
-    return values
 
 
 def _numbered(parts: list[dict[str, Any]], column: str, feature: object) -> tuple[str, ...]:

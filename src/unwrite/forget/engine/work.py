@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+    from ...models.curvature.losses import LabelledBatch
     from ..base import Objective
 
 __all__ = ["Work"]
@@ -62,7 +63,7 @@ class Work(ABC, Generic[Rows, Arguments]):
 
     @classmethod
     @abstractmethod
-    def arguments(cls, args: Any, defaults: Mapping[str, Any]) -> Arguments:
+    def arguments(cls, args: Arguments | dict[str, Any] | None, defaults: Mapping[str, Any]) -> Arguments:
         """The training arguments: what was given goes before a method's own defaults.
 
         Raises:
@@ -103,7 +104,7 @@ class Work(ABC, Generic[Rows, Arguments]):
 
     @property
     @abstractmethod
-    def row_loss(self) -> Callable[[nn.Module, Any], Tensor]:
+    def row_loss(self) -> Callable[[nn.Module, LabelledBatch], Tensor]:
         """The loss a model of such rows is trained with: of a model and a batch, `[rows]`."""
 
     @property

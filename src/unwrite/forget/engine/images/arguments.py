@@ -64,7 +64,9 @@ class ImageArguments:
         return kind(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
 
 
-def image_arguments(args: Any, defaults: Mapping[str, Any] | None = None) -> ImageArguments:
+def image_arguments(
+    args: ImageArguments | dict[str, Any] | None, defaults: Mapping[str, Any] | None = None
+) -> ImageArguments:
     """Arguments from a dict of differences, which go before a method's own defaults."""
     if isinstance(args, ImageArguments):
         return args

@@ -22,6 +22,7 @@ from .arguments import ImageArguments, image_arguments
 from .training import train
 
 if TYPE_CHECKING:
+    from ....models.curvature.losses import LabelledBatch
     from ...base import Objective
 
 __all__ = ["ImageWork", "frozen"]
@@ -42,7 +43,7 @@ class ImageWork(Work[Images, ImageArguments]):
     args: ImageArguments = field(default_factory=ImageArguments)
 
     @classmethod
-    def arguments(cls, args: Any, defaults: Mapping[str, Any]) -> ImageArguments:
+    def arguments(cls, args: ImageArguments | dict[str, Any] | None, defaults: Mapping[str, Any]) -> ImageArguments:
         return image_arguments(args, defaults)
 
     def check(self) -> None:
@@ -94,7 +95,7 @@ class ImageWork(Work[Images, ImageArguments]):
         return rows
 
     @property
-    def row_loss(self) -> Callable[[nn.Module, Any], Tensor]:
+    def row_loss(self) -> Callable[[nn.Module, LabelledBatch], Tensor]:
         return image_loss
 
     @property

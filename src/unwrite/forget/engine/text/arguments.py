@@ -59,7 +59,9 @@ class UnlearnArguments(TrainingArguments):
         super().__post_init__()
 
 
-def training_arguments(args: Any, defaults: Mapping[str, Any] | None = None) -> UnlearnArguments:
+def training_arguments(
+    args: TrainingArguments | dict[str, Any] | None, defaults: Mapping[str, Any] | None = None
+) -> UnlearnArguments:
     """Arguments from a dict of differences, which go before a method's own defaults."""
     if isinstance(args, UnlearnArguments):
         return args

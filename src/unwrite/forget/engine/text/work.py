@@ -24,6 +24,7 @@ from .trainer import train
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from ....models.curvature.losses import LabelledBatch
     from ...base import Objective
 
 __all__ = ["TextWork"]
@@ -41,7 +42,7 @@ class TextWork(Work[Examples, UnlearnArguments]):
     args: UnlearnArguments = field(default_factory=UnlearnArguments)
 
     @classmethod
-    def arguments(cls, args: Any, defaults: Mapping[str, Any]) -> UnlearnArguments:
+    def arguments(cls, args: UnlearnArguments | dict[str, Any] | None, defaults: Mapping[str, Any]) -> UnlearnArguments:
         return training_arguments(args, defaults)
 
     @property
@@ -111,5 +112,5 @@ class TextWork(Work[Examples, UnlearnArguments]):
         return [(row.input_ids, row.labels) for row in rows]
 
     @property
-    def row_loss(self) -> Callable[[nn.Module, Any], Tensor]:
+    def row_loss(self) -> Callable[[nn.Module, LabelledBatch], Tensor]:
         return next_token
