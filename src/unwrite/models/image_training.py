@@ -78,7 +78,7 @@ def image_recipe(
 
     def build(seed: int) -> nn.Module:
         torch.manual_seed(seed)
-        model = _made(net, of_net)
+        model = _built(net, of_net)
         if start is not None:
             model.load_state_dict(start)
         return model
@@ -157,7 +157,7 @@ def _name(net: Any) -> str:
     return f"{module}.{name}"
 
 
-def _made(net: Callable[..., nn.Module] | PreTrainedConfig, of_net: Mapping[str, Any]) -> nn.Module:
+def _built(net: Callable[..., nn.Module] | PreTrainedConfig, of_net: Mapping[str, Any]) -> nn.Module:
     if hasattr(net, "to_diff_dict"):
         from transformers import AutoModelForImageClassification
 

@@ -198,10 +198,10 @@ def _prepared(name: str, config: str | None, **options: Any) -> Dataset:
             again = {"download_mode": "reuse_cache_if_exists"} if in_place else {"cache_dir": str(spare_folder())}
             with contextlib.suppress(Exception):
                 table = datasets.load_dataset(name, config, **options, **again)
-                said = "It was prepared again" if in_place else "It is prepared each time: make room, or remove it"
+                outcome = "It was prepared again" if in_place else "It is prepared each time: make room, or remove it"
                 notice(
                     f"what the datasets library keeps of {name} in {datasets.config.HF_DATASETS_CACHE} can't be used "
-                    f"({_in_a_line(error)}). {said}."
+                    f"({_in_a_line(error)}). {outcome}."
                 )
                 return table
         raise

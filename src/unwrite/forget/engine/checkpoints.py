@@ -91,7 +91,7 @@ def newest(folder: Path) -> Path | None:
     return next((path for _, path in reversed(_all(folder)) if sound(path)), None)
 
 
-def of_phase(asked: str | bool | None, number: int, folder: Path) -> str | bool | None:
+def of_phase(resume: str | bool | None, number: int, folder: Path) -> str | bool | None:
     """What one phase of several goes on from: the checkpoint that was named if it is the phase's own, the newest if it is of a
     later phase, and none if it is of an earlier one.
 
@@ -102,36 +102,36 @@ def of_phase(asked: str | bool | None, number: int, folder: Path) -> str | bool 
     Raises:
         RunError: the checkpoint is of none of them.
     """
-    if not asked or asked is True:
-        return asked
-    home = Path(asked).absolute().parent
+    if not resume or resume is True:
+        return resume
+    home = Path(resume).absolute().parent
     of = _PHASE.fullmatch(home.name)
     if of is None or home.parent != folder.absolute():
         raise RunError(
-            f"the checkpoint {asked} is of no phase of the training in {folder}. Use "
+            f"the checkpoint {resume} is of no phase of the training in {folder}. Use "
             f"{setting('resume_from_checkpoint', True)} for the newest whole one."
         )
-    return asked if number == int(of[1]) else number < int(of[1]) or None
+    return resume if number == int(of[1]) else number < int(of[1]) or None
 
 
-def resumed_from(folder: Path, asked: str | bool | None, *, first: bool = True) -> Path | None:
+def resumed_from(folder: Path, resume: str | bool | None, *, first: bool = True) -> Path | None:
     """The checkpoint to go on from.
 
     Args:
-        asked: a checkpoint's folder; True for the newest in `folder`, and without one from the start; None for none.
+        resume: a checkpoint's folder; True for the newest in `folder`, and without one from the start; None for none.
         first: whether this is a training's first phase. A later one without a checkpoint had not begun, and begins.
 
     Raises:
         RunError: a checkpoint that isn't there, or is damaged.
     """
-    if not asked:
+    if not resume:
         return None
-    if asked is True:
+    if resume is True:
         checkpoint = newest(folder)
         if checkpoint is None and first:
             notice(f"there is no whole checkpoint in {folder}, so training begins from the start.")
         return checkpoint
-    checkpoint = Path(asked)
+    checkpoint = Path(resume)
     if not checkpoint.is_dir():
         raise RunError(
             f"there is no checkpoint {checkpoint}. Use {setting('resume_from_checkpoint', True)} for the newest whole one."
