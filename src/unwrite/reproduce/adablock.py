@@ -148,21 +148,21 @@ def _ada(trial: SamplerTrial, size: int, bar: float, cache: Literal["none", "dua
     """The arm, and the sizes of its blocks on the first prompts."""
     blocks = _blocks(trial, size)
     arm = _arm(trial, f"adaptive {size}", blocks, bar, cache)
-    asked = [trial.bed.tokenizer(item.prompt)["input_ids"] for item in trial.asked[:WATCHED]]
-    out = _sampler(blocks, bar, cache)(trial.bed.predictor, None, asked)
+    prompts = [trial.bed.tokenizer(item.prompt)["input_ids"] for item in trial.asked[:WATCHED]]
+    out = _sampler(blocks, bar, cache)(trial.bed.predictor, None, prompts)
     assert out.trace is not None
     return arm, tuple(size for row in out.trace.blocks for size in row)
 
 
 def _rates(trial: SamplerTrial, blocks: Any) -> dict[str, float]:
     """Shares of steps that were late, and of tokens that were premature, at threshold .9."""
-    asked = [trial.bed.tokenizer(item.prompt)["input_ids"] for item in trial.asked[:WATCHED]]
-    reference = testbed.one_by_one()(trial.bed.predictor, None, asked).sequences
+    prompts = [trial.bed.tokenizer(item.prompt)["input_ids"] for item in trial.asked[:WATCHED]]
+    reference = testbed.one_by_one()(trial.bed.predictor, None, prompts).sequences
     steps: list[Step] = []
     watched = replace(_sampler(blocks, 0.9, "none"), edit=WholeCanvas(), watch=steps.append)
-    watched(trial.bed.predictor, None, asked)
+    watched(trial.bed.predictor, None, prompts)
     number = sum(len(step.rows) for step in steps)
-    tokens = len(asked) * testbed.ANSWER
+    tokens = len(prompts) * testbed.ANSWER
     return {
         "late": round(sum(int(late(step).sum()) for step in steps) / number, 4),
         "premature": round(sum(int(premature(step, reference).sum()) for step in steps) / tokens, 4),

@@ -46,8 +46,8 @@ class BestFirst(ADED):
         return "BestFirst"
 
     def drafter(self, runtime: Any, sampling: Any) -> BestFirstDrafter:
-        made = super().drafter(runtime, sampling)
-        return BestFirstDrafter(self, made.table)
+        drafter = super().drafter(runtime, sampling)
+        return BestFirstDrafter(self, drafter.table)
 
 
 class BestFirstDrafter(ADEDDrafter):
@@ -66,9 +66,9 @@ class BestFirstDrafter(ADEDDrafter):
 
         def offer(node: int, depth: int, before: int, token: int, chance: float) -> None:
             key = self.table.key(before, token)
-            found = read[key] = self.table.successors(key)
-            for follower in found.tokens[:budget]:
-                share = found.share(follower)
+            successors = read[key] = self.table.successors(key)
+            for follower in successors.tokens[:budget]:
+                share = successors.share(follower)
                 heapq.heappush(queue, (-chance * share, node, follower, depth + 1, token, len(queue), share))
 
         offer(0, 0, first, second, 1.0)
@@ -89,12 +89,12 @@ def run(budget: Budget) -> Claim:
     seed = budget.seeds[0]
     rows = encoded(tokenizer, prompts(1, "free", many, seed))
     fitted = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in corpus(0, characters)]
-    found: dict[str, TimedDecoding] = {}
+    decodings: dict[str, TimedDecoding] = {}
     for name, strategy_of in contenders(fitted, model.config.vocab_size).items():
-        found[name] = decoded(model, rows, count, [strategy_of() for _ in rows])
-    rates = {name: one.rate for name, one in found.items()}
-    checks = _checks(found)
-    rows_of = {name: one.figures(found["greedy"]) for name, one in found.items()}
+        decodings[name] = decoded(model, rows, count, [strategy_of() for _ in rows])
+    rates = {name: one.rate for name, one in decodings.items()}
+    checks = _checks(decodings)
+    rows_of = {name: one.figures(decodings["greedy"]) for name, one in decodings.items()}
     search, control = rates["ADED, corpus"], rates["best-first, as many nodes"]
     return Claim(
         slug="aded",
@@ -117,19 +117,19 @@ def run(budget: Budget) -> Claim:
     )
 
 
-def _checks(found: Mapping[str, TimedDecoding]) -> tuple[Check, ...]:
+def _checks(decodings: Mapping[str, TimedDecoding]) -> tuple[Check, ...]:
     """The paper's speed-up first; drafts are compared by tokens a forward, prompt by prompt."""
-    greedy, ours = found["greedy"], found["ADED, corpus"]
+    greedy, ours = decodings["greedy"], decodings["ADED, corpus"]
 
     def faster(text: str, name: str) -> Check:
-        speed, interval = found[name].speed(greedy)
+        speed, interval = decodings[name].speed(greedy)
         return Check("claim", text, speed, ">", 1.0, interval)
 
     def more(kind: Kind, text: str, theirs: str) -> Check:
-        return Check.paired(kind, text, ours.per_forward, found[theirs].per_forward)
+        return Check.paired(kind, text, ours.per_forward, decodings[theirs].per_forward)
 
     return (
-        Check("mechanism", "every text is greedy's own", all(one.texts == greedy.texts for one in found.values())),
+        Check("mechanism", "every text is greedy's own", all(one.texts == greedy.texts for one in decodings.values())),
         faster("with the nodes that pay it is faster than greedy decoding", "ADED, corpus, nodes that pay"),
         faster("with whole drafts it is faster than greedy decoding", "ADED, corpus"),
         more("claim", "learning from the text accepts more than the table left alone", "ADED, static"),

@@ -74,9 +74,9 @@ class Claim:
 
     def record(self) -> dict[str, Any]:
         """What is stored of the claim itself."""
-        kept = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "too_small"}
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "too_small"}
         checks = [check.record() for check in self.checks]
-        return kept | {"form": FORM, "checks": checks, "verdict": self.verdict}
+        return values | {"form": FORM, "checks": checks, "verdict": self.verdict}
 
 
 def figure(rows: Mapping[str, Sequence[Any]], name: str, column: int) -> str:

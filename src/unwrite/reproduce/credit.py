@@ -76,7 +76,7 @@ def run(budget: Budget) -> Claim:
         checks=checks,
         seeds=budget.seeds,
         extra={
-            "delays": {name: np.bincount(found.astype(int), minlength=1).tolist() for name, found in delays.items()}
+            "delays": {name: np.bincount(waits.astype(int), minlength=1).tolist() for name, waits in delays.items()}
         },
     )
 
@@ -119,7 +119,7 @@ def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str
 
 def _delays(trial: SamplerTrial, sampler: Sampler) -> np.ndarray:
     """Forwards every position waited, one number a position of the first prompts."""
-    ids, found = trial.bed.tokenizer, []
+    ids, delays = trial.bed.tokenizer, []
     for item in trial.asked[:DELAYED]:
         steps: list[Step] = []
         prompt = ids(item.prompt)["input_ids"]
@@ -133,5 +133,5 @@ def _delays(trial: SamplerTrial, sampler: Sampler) -> np.ndarray:
             ):
                 if token == int(final[place]):
                     first.setdefault(place, int(step.number))
-        found += [int(order[place]) - seen for place, seen in first.items()]
-    return np.array(found, dtype=float)
+        delays += [int(order[place]) - on_top for place, on_top in first.items()]
+    return np.array(delays, dtype=float)

@@ -35,9 +35,9 @@ def hashes(slug: str) -> dict[str, str]:
     module = "unwrite.cli.demo" if slug == DEMO else f"unwrite.reproduce.{slug.replace('-', '_')}"
     if find_spec(module) is None:
         raise MethodError(f"{slug} is planned: it has no experiment yet. See: unwrite systems")
-    taken = set(_imported(module))
-    families = {name for name in taken if _part(name) in FAMILIES}
-    bed = {name for name in taken if _part(name) == "data"} if slug == DEMO else _closure(taken, "beds")
+    imports = set(_imported(module))
+    families = {name for name in imports if _part(name) in FAMILIES}
+    bed = {name for name in imports if _part(name) == "data"} if slug == DEMO else _closure(imports, "beds")
     return {
         "experiment": _hash([module]),
         "method": _hash(families | {*_recorded(slug)}),
@@ -61,8 +61,8 @@ def staleness(slug: str, result: Mapping[str, Any]) -> str | None:
 @lru_cache(maxsize=1)
 def stale() -> dict[str, str]:
     """{system or "demo": why its stored result is to be measured again}."""
-    listed: dict[str, str] = tomllib.loads(files("unwrite").joinpath("reproduce", "stale.toml").read_text("utf-8"))
-    return listed
+    reasons: dict[str, str] = tomllib.loads(files("unwrite").joinpath("reproduce", "stale.toml").read_text("utf-8"))
+    return reasons
 
 
 def marked(slug: str, verdict: str) -> str:
@@ -86,14 +86,14 @@ def _recorded(slug: str) -> Iterator[str]:
 
 def _closure(modules: Iterable[str], part: str) -> set[str]:
     """Modules of a part of the package, with all of that part that they import in turn."""
-    found: set[str] = set()
+    closure: set[str] = set()
     waiting = [name for name in modules if _part(name) == part]
     while waiting:
         name = waiting.pop()
-        if name not in found:
-            found.add(name)
+        if name not in closure:
+            closure.add(name)
             waiting += [other for other in _imported(name) if _part(other) == part]
-    return found
+    return closure
 
 
 def _part(module: str) -> str:
@@ -104,15 +104,15 @@ def _part(module: str) -> str:
 @cache
 def _imported(module: str) -> tuple[str, ...]:
     """Modules of unwrite that a module imports, also within its functions; a class taken from a package counts as its own module."""
-    found: list[str] = []
+    names: list[str] = []
     for node in ast.walk(ast.parse(_file(module).read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             home = _absolute(module, node)
             if home.startswith("unwrite."):
-                found += [_home(home, alias.name) for alias in node.names]
+                names += [_home(home, alias.name) for alias in node.names]
             elif home == "unwrite":
-                found += [f"unwrite.{alias.name}" for alias in node.names]
-    return tuple(sorted({name for name in found if name.count(".") >= 1}))
+                names += [f"unwrite.{alias.name}" for alias in node.names]
+    return tuple(sorted({name for name in names if name.count(".") >= 1}))
 
 
 def _absolute(module: str, node: ast.ImportFrom) -> str:

@@ -43,14 +43,14 @@ TASKS: dict[str, tuple[Bed, Bed, float]] = {
 }
 EXTRACTOR_LR, ALIGNMENT_LR = (5e-4, 1e-3, 2e-3), (3e-4, 1e-3, 2e-3)
 OWN = "LAF"
-Found = dict[str, list[Measured]]
+Measurements = dict[str, list[Measured]]
 
 
 def grids(tau: float, size: str) -> dict[str, dict[str, Setting]]:
     """{method: {what is set: setting}}; one point each where the budget is tiny."""
     small_sets = SCRUB(gamma=1.0, alpha=0.5, temperature=2.0, msteps=3, decay=(5, 8, 9))  # as its authors say
     adam = {"optim": "adam", "num_train_epochs": 10}
-    found: dict[str, dict[str, Setting]] = {
+    grid: dict[str, dict[str, Setting]] = {
         "gradient ascent": {_lr(lr): Setting(GradientAscent(), {"learning_rate": lr}) for lr in (1e-4, 3e-4, 1e-3)},
         "random labels": {_lr(lr): Setting(RandomLabel(), {"learning_rate": lr}) for lr in (1e-3, 5e-3, 2e-2)},
         "fine-tuned": {_lr(lr): Setting(FineTune(), {"learning_rate": lr}) for lr in (0.02, 0.1)},
@@ -62,9 +62,9 @@ def grids(tau: float, size: str) -> dict[str, dict[str, Setting]]:
         },
     }
     if size == "tiny":
-        few = {name: list(settings.items())[-1] for name, settings in found.items()}
+        few = {name: list(settings.items())[-1] for name, settings in grid.items()}
         return {name: {key: replace(one, args={**one.args, "max_steps": 2})} for name, (key, one) in few.items()}
-    return found
+    return grid
 
 
 def _lr(lr: float) -> str:
@@ -73,7 +73,7 @@ def _lr(lr: float) -> str:
 
 def run(budget: Budget) -> Claim:
     """Chooses settings on other classes, then the card's comparison on every seed and both tasks."""
-    found: dict[str, Found] = {task: {} for task in TASKS}
+    measurements: dict[str, Measurements] = {task: {} for task in TASKS}
     tried: dict[str, dict[str, dict[str, float]]] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that few forget rows make few steps an epoch
@@ -82,9 +82,9 @@ def run(budget: Budget) -> Claim:
             tried[task] = _gaps(ImageBed(other, budget.seeds[0]), settings)
             chosen = {name: settings[name][min(gaps, key=lambda key: gaps[key])] for name, gaps in tried[task].items()}
             for seed in budget.seeds:
-                _seed(ImageBed(bed, seed), chosen, found[task])
-    checks = _checks(found["class"])
-    rows = {f"{task}: {name}": row for task, one in found.items() for name, row in rows_of(one).items()}
+                _seed(ImageBed(bed, seed), chosen, measurements[task])
+    checks = _checks(measurements["class"])
+    rows = {f"{task}: {name}": row for task, one in measurements.items() for name, row in rows_of(one).items()}
     return Claim(
         slug="laf",
         claim="Without labels 2 % of an unseen forgotten class stay right and 80.5 % of other unseen rows (retrained 0 and "
@@ -94,7 +94,7 @@ def run(budget: Budget) -> Claim:
         columns=COLUMNS,
         rows=rows,
         headline=headline(rows, {}),
-        reason=reason_of(checks, _reason(found)),
+        reason=reason_of(checks, _reason(measurements)),
         checks=checks,
         seeds=budget.seeds,
         extra={"gaps of settings on other classes": tried},
@@ -109,7 +109,7 @@ def _gaps(bed: ImageBed, settings: Mapping[str, Mapping[str, Setting]]) -> dict[
     }
 
 
-def _seed(bed: ImageBed, chosen: Mapping[str, Setting], found: Found) -> None:
+def _seed(bed: ImageBed, chosen: Mapping[str, Setting], measurements: Measurements) -> None:
     laf: Any = chosen[OWN].method
     args = chosen[OWN].args
     variants = {
@@ -119,21 +119,21 @@ def _seed(bed: ImageBed, chosen: Mapping[str, Setting], found: Found) -> None:
         "LAF without the extractor's loss": Setting(replace(laf, extractor_lr=0.0), args),
         "LAF without alignment": Setting(replace(laf, alignment_lr=0.0), args),
     }
-    _keep(found, "before", bed.measure(bed.before))
-    _keep(found, "retrained", bed.retraining())
+    _keep(measurements, "before", bed.measure(bed.before))
+    _keep(measurements, "retrained", bed.retraining())
     for name, one in variants.items():
-        _keep(found, name, bed.apply(one.method, one.args))
+        _keep(measurements, name, bed.apply(one.method, one.args))
 
 
-def _keep(found: Found, name: str, one: Measured) -> None:
-    found.setdefault(name, []).append(one)
+def _keep(measurements: Measurements, name: str, one: Measured) -> None:
+    measurements.setdefault(name, []).append(one)
 
 
-def _checks(found: Found) -> tuple[Check, ...]:
+def _checks(measurements: Measurements) -> tuple[Check, ...]:
     """The card's conditions on the class, and its two ablations, each a figure a seed."""
 
     def of(name: str, metric: str) -> list[float]:
-        return [one[metric] for one in found[name]]
+        return [one[metric] for one in measurements[name]]
 
     def below(name: str) -> list[float]:
         """Points of other unseen rows that a method loses to retraining."""
@@ -158,26 +158,26 @@ def _checks(found: Found) -> tuple[Check, ...]:
 
 def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str:
     """What is right of the forgotten class and of other unseen rows, without and with the repair."""
-    left, kept, repaired, oracle = (
+    left, others, repaired, oracle = (
         figure(rows, f"class: {name}", COLUMNS.index(metric))
         for name, metric in (("LAF", "test, forgotten class"), ("LAF", "TA"), ("LAF+R", "TA"), ("retrained", "TA"))
     )
-    return f"{left} % of the class right, {kept} % of other rows, repaired {repaired} % (retrained {oracle} %)"
+    return f"{left} % of the class right, {others} % of other rows, repaired {repaired} % (retrained {oracle} %)"
 
 
-def _reason(found: Mapping[str, Found]) -> str:
-    of_class, names = found["class"], ("LAF", "LAF+R", "SCRUB", "boundary shrink", "random labels", "retrained")
-    kept = ", ".join(
+def _reason(measurements: Mapping[str, Measurements]) -> str:
+    of_class, names = measurements["class"], ("LAF", "LAF+R", "SCRUB", "boundary shrink", "random labels", "retrained")
+    others = ", ".join(
         f"{mean_of(of_class, name, 'test_forget_accuracy'):.1f} and {mean_of(of_class, name, 'TA'):.1f} {name}"
         for name in names
     )
     gaps = "; ".join(
         f"{task}: " + ", ".join(f"{mean_of(one, name, 'avg_gap'):.1f} {name}" for name in names[:-1])
-        for task, one in found.items()
+        for task, one in measurements.items()
     )
     parts = ("LAF", "LAF without the extractor's loss", "LAF without alignment")
     without = ", ".join(f"{mean_of(of_class, name, 'UA'):.1f} % {name}" for name in parts)
     return (
-        f"Right of the unseen class and of other unseen rows, in %: {kept}. Gap to retraining: {gaps}. Of the class's training "
-        f"rows are forgotten: {without}"
+        f"Right of the unseen class and of other unseen rows, in %: {others}. Gap to retraining: {gaps}. Of the class's "
+        f"training rows are forgotten: {without}"
     )

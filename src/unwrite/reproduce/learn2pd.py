@@ -39,8 +39,8 @@ COLUMNS = ("forwards/answer", "right, %", "columns/answer", "against the thresho
 def run(budget: Budget) -> Claim:
     """The card's arms."""
     trial = denoising.trial(budget)
-    asked = denoising.prompts(LEARNT[budget.size], 1 + max(budget.seeds))
-    records, learnt = taught(trial.bed, asked, BLOCK, EPOCHS[budget.size])
+    items = denoising.prompts(LEARNT[budget.size], 1 + max(budget.seeds))
+    records, learnt = taught(trial.bed, items, BLOCK, EPOCHS[budget.size])
     assert learnt.report is not None
     base = Sampler(gen_length=testbed.ANSWER, blocks=FixedBlocks(BLOCK))
     curve = trial.curve(base=base)
@@ -64,7 +64,7 @@ def run(budget: Budget) -> Claim:
         claim="12.2x, with EoTP 22.6x tokens a second on GSM8K at 1,024 positions, 77.3 and 79.8 against 77.6 (LLaDA-8B, arXiv 2509.25188)",
         setting=denoising.setting(trial)
         + f"; blocks of {BLOCK}, a filter of {sum(p.numel() for p in learnt.parameters())} weights from "
-        f"{len(records)} records of {len(asked)} other prompts",
+        f"{len(records)} records of {len(items)} other prompts",
         columns=COLUMNS,
         rows=rows,
         headline=headline(rows, {}),

@@ -72,7 +72,7 @@ def run(budget: Budget) -> Claim:
         seeds=budget.seeds,
         extra={
             "final_by_confidence_and_distance": [
-                [round(v, 4) if seen else None for v, seen in zip(*lines, strict=True)]
+                [round(v, 4) if count else None for v, count in zip(*lines, strict=True)]
                 for lines in zip(followed.share.tolist(), followed.seen.tolist(), strict=True)
             ],
             "seen": followed.seen.tolist(),
@@ -121,25 +121,25 @@ def _settled(trial: SamplerTrial, base: Sampler) -> Settled:
         batch = [ids(item.prompt)["input_ids"] for item in trial.asked[start : start + 50]]
         out = replace(testbed.one_by_one(), watch=steps.append)(trial.bed.predictor, None, batch)
         assert out.sequences is not None
-        found = settled(steps, out.sequences, farthest=FARTHEST)
-        total = found if total is None else Settled(total.final + found.final, total.seen + found.seen)
+        part = settled(steps, out.sequences, farthest=FARTHEST)
+        total = part if total is None else Settled(total.final + part.final, total.seen + part.seen)
     assert total is not None
     return total
 
 
-def _falls(found: Settled) -> Estimate:
+def _falls(counts: Settled) -> Estimate:
     """Slope of P(final) over distance 1 to FARTHEST, confidences between 0.5 and 0.9, weighted by what was seen.
 
     Its interval is two standard errors of the shares wide, each share drawn towards a half by one proposal of either kind, so
     that none and all of a few are not certain.
     """
-    seen, final = found.seen[2:4, 1:].sum(0).double().numpy(), found.final[2:4, 1:].sum(0).double().numpy()
-    if int((seen > 0).sum()) < 2:
+    proposals, final = counts.seen[2:4, 1:].sum(0).double().numpy(), counts.final[2:4, 1:].sum(0).double().numpy()
+    if int((proposals > 0).sum()) < 2:
         return 0.0, (0.0, 0.0)
     distance = np.arange(1, FARTHEST + 1)
-    away = distance - np.average(distance, weights=seen)
-    square = (seen * away**2).sum()
+    away = distance - np.average(distance, weights=proposals)
+    square = (proposals * away**2).sum()
     slope = float((away * final).sum() / square)
-    smooth = (final + 1) / (seen + 2)
-    error = 1.96 * float(np.sqrt((seen * away**2 * smooth * (1 - smooth)).sum())) / float(square)
+    smooth = (final + 1) / (proposals + 2)
+    error = 1.96 * float(np.sqrt((proposals * away**2 * smooth * (1 - smooth)).sum())) / float(square)
     return slope, (slope - error, slope + error)

@@ -72,29 +72,32 @@ def run(budget: Budget) -> Claim:
     bed = manual_bed(epochs=1) if tiny else manual_bed()
     seeds = budget.seeds[:1] if tiny else budget.seeds
     epochs = 1 if tiny else 10
-    found: dict[str, list[dict[str, float]]] = {}
-    kept: dict[str, list[list[float]]] = {}
+    measurements: dict[str, list[dict[str, float]]] = {}
+    utilities: dict[str, list[list[float]]] = {}
     oracle = bed.load("oracle")
     for seed in seeds:
         for name, method in METHODS.items():
             model, _ = unlearn(bed, method, seed, num_train_epochs=epochs, per_device_train_batch_size=4)
             report = evaluate(model, bed.split, tokenizer=bed.tokenizer, suite="muse", before=bed.load(), oracle=oracle)
-            found.setdefault(name, []).append(figures(report))
+            measurements.setdefault(name, []).append(figures(report))
             if seed == seeds[0]:
-                found.setdefault("target", []).append(figures(report, "before"))
-                found.setdefault("retrain", []).append(figures(report, "oracle"))
+                measurements.setdefault("target", []).append(figures(report, "before"))
+                measurements.setdefault("retrain", []).append(figures(report, "oracle"))
         for name in ("GA", "NPO"):
-            kept.setdefault(name, []).append(series(bed, METHODS[name], seed, max(1, epochs // 3)))
-    found["target"], found["retrain"] = found["target"][:1], found["retrain"][:1]
-    return _claim(found, kept, seeds, epochs)
+            utilities.setdefault(name, []).append(series(bed, METHODS[name], seed, max(1, epochs // 3)))
+    measurements["target"], measurements["retrain"] = measurements["target"][:1], measurements["retrain"][:1]
+    return _claim(measurements, utilities, seeds, epochs)
 
 
 def _claim(
-    found: dict[str, list[dict[str, float]]], kept: dict[str, list[list[float]]], seeds: tuple[int, ...], epochs: int
+    measurements: dict[str, list[dict[str, float]]],
+    utilities: dict[str, list[list[float]]],
+    seeds: tuple[int, ...],
+    epochs: int,
 ) -> Claim:
-    checks = _checks(found, kept)
+    checks = _checks(measurements, utilities)
     order = ("target", "retrain", *METHODS)
-    rows = {name: tuple(spread([run[key] for run in found[name]]) for key in NAMES) for name in order}
+    rows = {name: tuple(spread([run[key] for run in measurements[name]]) for key in NAMES) for name in order}
     return Claim(
         slug="muse",
         claim="most unlearning methods stop verbatim and knowledge memorisation, but leak privacy, lose utility, and do not "
@@ -108,18 +111,20 @@ def _claim(
         seeds=seeds,
         extra={
             "utility after each of four requests": {
-                name: [spread([k[i] for k in runs]) for i in range(FOLDS)] for name, runs in kept.items()
+                name: [spread([k[i] for k in runs]) for i in range(FOLDS)] for name, runs in utilities.items()
             }
         },
     )
 
 
-def _checks(found: dict[str, list[dict[str, float]]], kept: dict[str, list[list[float]]]) -> tuple[Check, ...]:
+def _checks(
+    measurements: dict[str, list[dict[str, float]]], utilities: dict[str, list[list[float]]]
+) -> tuple[Check, ...]:
     """What the paper says of its methods, each a figure a seed; targets and shares are of the one target."""
-    (target,), (retrained,) = found["target"], found["retrain"]
+    (target,), (retrained,) = measurements["target"], measurements["retrain"]
 
     def of(name: str, metric: str) -> list[float]:
-        return [run[metric] for run in found[name]]
+        return [run[metric] for run in measurements[name]]
 
     def gained(name: str) -> list[float]:
         pairs = zip(of(f"{name}_GDR", "knowmem_r"), of(name, "knowmem_r"), strict=True)
@@ -135,7 +140,7 @@ def _checks(found: dict[str, list[dict[str, float]]], kept: dict[str, list[list[
     for name in ("GA", "NPO"):
         checks.append(Check.by_seed("claim", f"a retain term keeps more utility for {name}", gained(name), ">", 0))
     for name in ("GA", "NPO"):
-        lost = [one[-1] - one[0] for one in kept[name]]
+        lost = [one[-1] - one[0] for one in utilities[name]]
         text = f"{name}: utility after four requests is below that after one"
         checks.append(Check.by_seed("claim", text, lost, "<", 0))
     return tuple(checks)

@@ -50,11 +50,11 @@ def tracks(seed: int, gap: float, fit_steps: int, steps: int) -> dict[str, Track
     setting = SETTINGS[gap]
     kinds = make(seed, gap)
     start, oracle = fit([kinds["retain"], kinds["forget"]], fit_steps), fit([kinds["retain"]], fit_steps)
-    found = {}
+    ways = {}
     for name, loss in losses(kinds, start, setting["beta"]).items():
         rate = setting["npo" if name.startswith("NPO") else "ascent"]
-        found[name] = unlearn(kinds, start, oracle, loss, rate, steps)
-    return found
+        ways[name] = unlearn(kinds, start, oracle, loss, rate, steps)
+    return ways
 
 
 def run(budget: Budget) -> Claim:
@@ -68,7 +68,7 @@ def run(budget: Budget) -> Claim:
     for gap in SETTINGS:
         runs = [tracks(seed, gap, fit_steps, steps) for seed in seeds]
         for name in runs[0]:
-            ways = [found[name] for found in runs]
+            ways = [by_name[name] for by_name in runs]
             rows[f"gap {gap:g}: {name}"] = (
                 spread([way.forget[way.best] for way in ways]),
                 spread([way.retain[way.best] for way in ways]),
@@ -100,12 +100,12 @@ def _checks(gap: float, runs: Sequence[dict[str, Track]]) -> list[Check]:
     """The authors' comparisons, each a figure a seed: differences in nats, and by what factor GA's distance grows."""
 
     def at_best(name: str) -> list[float]:
-        return [found[name].retain[found[name].best] for found in runs]
+        return [by_name[name].retain[by_name[name].best] for by_name in runs]
 
     def less(ours: str, theirs: str) -> list[float]:
         return [own - other for own, other in zip(at_best(ours), at_best(theirs), strict=True)]
 
-    grown = [found["GA"].retain[-1] / best for found, best in zip(runs, at_best("GA"), strict=True)]
+    grown = [by_name["GA"].retain[-1] / best for by_name, best in zip(runs, at_best("GA"), strict=True)]
     at = f"gap {gap:g}"
     return [
         Check.by_seed(
@@ -126,7 +126,7 @@ def _on_authors(ends: Ends) -> list[Check]:
 
     both, difference = end("NPO+RT", "quality"), end("GradDiff", "quality")
     quality = [min(own - 0.05, own - other) for own, other in zip(both, difference, strict=True)]
-    kept = [rouge / ends.start_rouge for rouge in ends.rouge["NPO+RT"]]
+    shares = [rouge / ends.start_rouge for rouge in ends.rouge["NPO+RT"]]
     off = [abs(value - ends.twin) for value in end("NPO+RT", "forget")]
     return [
         Check.by_seed(
@@ -136,7 +136,7 @@ def _on_authors(ends: Ends) -> list[Check]:
         Check.by_seed(
             "claim", "authors: GradDiff's retain probability collapses below 0.1", end("GradDiff", "retain"), "<", 0.1
         ),
-        Check.by_seed("claim", "authors: NPO+RT keeps 0.7 of the retain ROUGE", kept, ">=", 0.7),
+        Check.by_seed("claim", "authors: NPO+RT keeps 0.7 of the retain ROUGE", shares, ">=", 0.7),
         Check.by_seed("claim", "authors: NPO+RT's forget probability ends within 0.1 of the oracle's", off, "<=", 0.1),
     ]
 

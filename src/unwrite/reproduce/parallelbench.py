@@ -118,15 +118,18 @@ def run(budget: Budget) -> Claim:
     compared = {order: [counted[name, k][order] for name in DEPENDENT for k in STEPS] for order in ORDERS}
     compared["with thresholds"] = [*bars.values()]
     free = [
-        ours for (name, k), found in counted.items() if name not in DEPENDENT and k == N for ours, _ in found.values()
+        ours
+        for (name, k), results in counted.items()
+        if name not in DEPENDENT and k == N
+        for ours, _ in results.values()
     ]
     swaps = [greedy["swap", k][0] for k in STEPS if k > 2]
     sure = bars["mix", HIGH][0]
     predicted = all(
-        _as_predicted(pairs[name], theory(name, k)[1], found[ANY][1]) for (name, k), found in counted.items()
+        _as_predicted(pairs[name], theory(name, k)[1], results[ANY][1]) for (name, k), results in counted.items()
     )
     checks = _checks(predicted, compared, free, swaps, sure)
-    off = {way: max(map(_off, found)) for way, found in compared.items()}
+    off = {way: max(map(_off, results)) for way, results in compared.items()}
     flat = min(one.right for one in free)
     rows = _rows(counted, greedy, bars)
     return Claim(
@@ -167,10 +170,10 @@ def _checks(
     """
     seeds = range(len(sure.each))
     checks = [Check("mechanism", "the perfect model's accuracies are the theory's", predicted)]
-    for way, found in compared.items():
-        most = [max(abs(ours.each[seed] - perfect.right) for ours, perfect in found) for seed in seeds]
+    for way, results in compared.items():
+        most = [max(abs(ours.each[seed] - perfect.right) for ours, perfect in results) for seed in seeds]
         text = f"where items depend on each other the trained model is within 5 points of it {way}"
-        checks.append(Check("claim", text, max(map(_off, found)), "<=", NEAR, (min(most), max(most))))
+        checks.append(Check("claim", text, max(map(_off, results)), "<=", NEAR, (min(most), max(most))))
     flat = [min(one.each[seed] for one in free) for seed in seeds]
     swapped = [max(one.each[seed] for one in swaps) for seed in seeds]
     one_a_step = list(sure.each) if sure.speed < 1.1 else [0.0 for _ in seeds]
@@ -205,9 +208,9 @@ def _rows(
     counted: Mapping[Any, Mapping[str, Both]], greedy: Mapping[Any, Both], bars: Mapping[Any, Both]
 ) -> dict[str, Any]:
     rows: dict[str, Any] = {}
-    for (operation, k), found in counted.items():
+    for (operation, k), results in counted.items():
         bits, chance = theory(operation, k)
-        figures = map(_shown, (*found.values(), greedy[operation, k]))
+        figures = map(_shown, (*results.values(), greedy[operation, k]))
         rows[f"{operation}, {k} a step"] = (f"{bits:.2f}", f"{100 * chance:.1f}", *figures)
     for (operation, bar), (ours, theirs) in bars.items():
         speeds = f" at {ours.speed:.2f} ({theirs.speed:.2f}) a step"
@@ -241,14 +244,14 @@ def _setting(bed: testbed.TestBed, pairs: Mapping[str, WriterPair]) -> str:
 
 def lists(operation: str, each: int, seeds: Sequence[int]) -> list[testbed.Item]:
     """Prompts of one operation with lists of six, `each` of every seed."""
-    found: list[testbed.Item] = []
+    items: list[testbed.Item] = []
     for at, seed in enumerate(seeds, 1):
         random = Random(denoising.PROMPTS_SEED + seed)
-        while len(found) < at * each:
+        while len(items) < at * each:
             item = testbed.BY_NAME["lists"].make(random)
             if item.prompt.startswith(operation) and len(_parts(item)[2]) == N:
-                found.append(item)
-    return found
+                items.append(item)
+    return items
 
 
 def _parts(item: testbed.Item) -> tuple[str, str, list[str]]:

@@ -48,9 +48,9 @@ def run(budget: Budget) -> Claim:
     same = fixed.at(ours.forwards)
     loss, truncated, by_chance = difference(ours, full), difference(ours, same), difference(ours, drawn)
     places: tuple[tuple[str, Mapping[int, int]], ...] = (("anchor", testbed.anchor()), ("no anchor", {}))
-    seen = {name: _convergence(trial, whole, anchor) for name, anchor in places}
-    known = {name: _known(found) for name, found in seen.items()}
-    settled = {name: [float(one.by(0.5, True)) for one in found] for name, found in seen.items()}
+    convergences = {name: _convergence(trial, whole, anchor) for name, anchor in places}
+    known = {name: _known(results) for name, results in convergences.items()}
+    settled = {name: [float(one.by(0.5, True)) for one in results] for name, results in convergences.items()}
     checks = _checks(share([(ours.nfe, full.nfe)]), loss, {"after": truncated, "random": by_chance}, settled)
     rows: dict[str, tuple[Any, ...]] = {}
     for arm in (full, ours, same, drawn, plain, both, *fixed.arms[1:]):
@@ -117,9 +117,9 @@ def result(text: str) -> str:
 
 def _run(trial: SamplerTrial, name: str, sampler: Sampler) -> Arm:
     """An arm that is right where its result is."""
-    found = testbed.judge(trial.bed, sampler, trial.asked, fixed=testbed.anchor())
-    right = [result(text) == result(item.answer) for text, item in zip(found.texts, trial.asked, strict=True)]
-    trial.done[name] = Arm(name, np.array(right, dtype=float), np.array(found.nfe, dtype=float))
+    judged = testbed.judge(trial.bed, sampler, trial.asked, fixed=testbed.anchor())
+    right = [result(text) == result(item.answer) for text, item in zip(judged.texts, trial.asked, strict=True)]
+    trial.done[name] = Arm(name, np.array(right, dtype=float), np.array(judged.nfe, dtype=float))
     return trial.done[name]
 
 
@@ -130,16 +130,16 @@ def _extract(bed: testbed.TestBed) -> Callable[[Sequence[int]], str]:
 
 def _convergence(trial: SamplerTrial, sampler: Sampler, fixed: Mapping[int, int]) -> list[Convergence]:
     """When each of the first prompts' results was known."""
-    asked = list(trial.asked[:LOOKED])
+    items = list(trial.asked[:LOOKED])
     there = Prophet(start=testbed.ANCHOR_AT + len(testbed.ANCHOR) + 1)
-    log, extract = watched(trial.bed, sampler, asked, there, fixed), _extract(trial.bed)
-    return [answer_convergence(log.guesses[row], extract, result(item.answer)) for row, item in enumerate(asked)]
+    log, extract = watched(trial.bed, sampler, items, there, fixed), _extract(trial.bed)
+    return [answer_convergence(log.guesses[row], extract, result(item.answer)) for row, item in enumerate(items)]
 
 
-def _known(found: Sequence[Convergence]) -> dict[str, float]:
+def _known(convergences: Sequence[Convergence]) -> dict[str, float]:
     """Shares of prompts whose result was right, once or from then on, by a quarter and by half of the steps."""
     return {
-        f"{kind} by {100 * share:.0f} %": float(np.mean([one.by(share, kind == "stable") for one in found]))
+        f"{kind} by {100 * share:.0f} %": float(np.mean([one.by(share, kind == "stable") for one in convergences]))
         for kind in ("right", "stable")
         for share in (0.25, 0.5)
     }

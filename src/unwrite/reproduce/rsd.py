@@ -71,17 +71,17 @@ class IndependentDrafter(ConstantDrafter):
         frontier: list[int] = []
         for node in growing.frontier:
             p = growing.log_p[node].exp()
-            drawn = torch.multinomial(p, self.branching[depth - 1], True, generator=self.sampling.generator)
-            frontier += growing.add(node, drawn.tolist(), depth)
+            tokens = torch.multinomial(p, self.branching[depth - 1], True, generator=self.sampling.generator)
+            frontier += growing.add(node, tokens.tolist(), depth)
         growing.frontier = frontier
         return True
 
     def accept(self, tree: DraftTree, node: int, scores: Tensor, sampling: Sampling) -> tuple[int, int | None]:
         q = scores.softmax(-1).double()
         below = np.flatnonzero(tree.parents[0] == node).tolist()
-        drawn: Drawn = tree.draft
+        draft: Drawn = tree.draft
         for child in below:
-            token, p = int(tree.tokens[0, child]), drawn.log_p[node].double().exp()
+            token, p = int(tree.tokens[0, child]), draft.log_p[node].double().exp()
             if float(uniform([1], sampling, q)) * float(p[token]) < float(q[token]):
                 return token, child
             rest = (q - p).clamp_(min=0)
@@ -121,8 +121,8 @@ class DraftRates:
 
         def rates(of: DraftRates, which: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
             tokens, forwards = np.array(of.tokens).sum(0), np.array(of.forwards).sum(0)  # [prompts]
-            found: np.ndarray[Any, Any] = tokens[which].sum(1) / forwards[which].sum(1)
-            return found
+            per_forward: np.ndarray[Any, Any] = tokens[which].sum(1) / forwards[which].sum(1)
+            return per_forward
 
         everything = np.arange(len(self.tokens[0]))[None]
         value = float((rates(self, everything) / rates(other, everything))[0])
@@ -146,18 +146,18 @@ class DraftContender:
 
 def contenders() -> list[DraftContender]:
     """Every way to spend N nodes; `make(draft)` gives the strategy."""
-    found = []
+    candidates = []
     for nodes in NODES:
-        found.append(DraftContender("chain", nodes, f"1x{nodes}", nodes, _chain(nodes)))
+        candidates.append(DraftContender("chain", nodes, f"1x{nodes}", nodes, _chain(nodes)))
         for branching in BRANCHING[nodes]:
             assert sum(prod(branching[: i + 1]) for i in range(len(branching))) == nodes
             shape = "-".join(map(str, branching))
-            found.append(DraftContender("independent", nodes, shape, len(branching), _independent(branching)))
-            found.append(DraftContender("RSD-C", nodes, shape, len(branching), _constant(branching)))
+            candidates.append(DraftContender("independent", nodes, shape, len(branching), _independent(branching)))
+            candidates.append(DraftContender("RSD-C", nodes, shape, len(branching), _constant(branching)))
         for width, depth in BEAMS[nodes]:
             assert width * depth == nodes
-            found.append(DraftContender("RSD-S", nodes, f"{width}x{depth}", depth, _beam(width, depth)))
-    return found
+            candidates.append(DraftContender("RSD-S", nodes, f"{width}x{depth}", depth, _beam(width, depth)))
+    return candidates
 
 
 def _chain(depth: int) -> Callable[[Any], Strategy]:
@@ -211,10 +211,8 @@ def pair(size: str) -> DraftPair:
         name = "Llama-2-7B-chat with a draft of 68M weights, fp16"
     else:
         model, tokenizer = target("tiny" if size == "tiny" else "small")
-        draft, name = (
-            _cut(model, size),
-            f"{'a random Llama' if size == 'tiny' else 'SmolLM2-135M'} and its first layers",
-        )
+        draft = _cut(model, size)
+        name = f"{'a random Llama' if size == 'tiny' else 'SmolLM2-135M'} and its first layers"
     return DraftPair(model, draft, encoded(tokenizer, prompts(1, "free", SIZES[size][0])), name)
 
 
@@ -246,24 +244,23 @@ def _manual_pair(count: int) -> DraftPair:
     draft = load_model(trained(recipe, rows, range(len(rows)), 0)).eval()
     asked_pages = [page for of in corpora.values() for page in of][:count]
     prompts = [bed.tokenizer(" ".join(page.words[:PROMPT_WORDS]))["input_ids"] for page in asked_pages]
-    return DraftPair(
-        bed.load(), draft, prompts, "3.4M Llama that learnt 35 manual pages, draft of 0.4M that read the same"
-    )
+    name = "3.4M Llama that learnt 35 manual pages, draft of 0.4M that read the same"
+    return DraftPair(bed.load(), draft, prompts, name)
 
 
 def measure(
     pair: DraftPair,
-    made: Callable[[Any], Strategy] | None,
+    strategy_of: Callable[[Any], Strategy] | None,
     levels: int,
     temperature: float,
     seeds: Sequence[int],
     count: int,
 ) -> DraftRates:
     """Samples `count` tokens after every prompt with every seed; without a strategy, plain `generate`."""
-    found = DraftRates(levels)
+    rates = DraftRates(levels)
     for seed in seeds:
-        found.tokens.append([])
-        found.forwards.append([])
+        rates.tokens.append([])
+        rates.forwards.append([])
         for number, row in enumerate(pair.rows):
             ids = torch.tensor([row], device=pair.target.device)
             options: dict[str, Any] = {
@@ -272,41 +269,37 @@ def measure(
                 "temperature": temperature,
                 "top_k": 0,
             }
-            options |= {
-                "top_p": 1.0,
-                "pad_token_id": 0,
-                "attention_mask": torch.ones_like(ids),
-                "return_dict_in_generate": True,
-            }
-            if made is not None:
-                options["custom_generate"] = made(pair.draft)
+            options |= {"top_p": 1.0, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
+            options["return_dict_in_generate"] = True
+            if strategy_of is not None:
+                options["custom_generate"] = strategy_of(pair.draft)
             torch.manual_seed(seed * 1009 + number)
             start = time.perf_counter()
             out = pair.target.generate(ids, **options)
-            found.seconds += time.perf_counter() - start
+            rates.seconds += time.perf_counter() - start
             new = out.sequences.shape[1] - len(row)
-            forwards = new if made is None else out.stats.forwards
-            found.new += new
-            found.tokens[-1].append(new - 1)
-            found.forwards[-1].append(forwards - 1)
-    return found
+            forwards = new if strategy_of is None else out.stats.forwards
+            rates.new += new
+            rates.tokens[-1].append(new - 1)
+            rates.forwards[-1].append(forwards - 1)
+    return rates
 
 
 def run(budget: Budget) -> Claim:
     """Every way to spend 6 and 14 nodes, at two temperatures."""
     at_one, at_low, count = SIZES[budget.size]
     pair_ = pair(budget.size)
-    found: dict[tuple[float, str], DraftRates] = {}
+    rates: dict[tuple[float, str], DraftRates] = {}
     for temperature, prompts in ((1.0, at_one), (0.3, at_low)):
         if not prompts:
             continue
-        asked = replace(pair_, rows=pair_.rows[:prompts])
-        found[temperature, "plain"] = measure(asked, None, 0, temperature, budget.seeds[:1], count)
+        subset = replace(pair_, rows=pair_.rows[:prompts])
+        rates[temperature, "plain"] = measure(subset, None, 0, temperature, budget.seeds[:1], count)
         for one in contenders():
-            found[temperature, one.name] = measure(asked, one.make, one.levels, temperature, budget.seeds, count)
-    best = {(t, n): _best(found, t, n) for t in {t for t, _ in found} for n in NODES}
-    checks = _compared(found, best, 1.0)
-    rows = _rows(found, pair_.ratio)
+            rates[temperature, one.name] = measure(subset, one.make, one.levels, temperature, budget.seeds, count)
+    best = {(t, n): _best(rates, t, n) for t in {t for t, _ in rates} for n in NODES}
+    checks = _compared(rates, best, 1.0)
+    rows = _rows(rates, pair_.ratio)
     return Claim(
         slug="rsd",
         claim="trees sampled without replacement beat a single chain and trees of independent siblings at equal depth always, at "
@@ -316,35 +309,35 @@ def run(budget: Budget) -> Claim:
         columns=("N", "T", "tokens/forward", "memory-bound speed-up", "speed"),
         rows=rows,
         headline=headline(rows, {}),
-        reason=reason_of(checks, _reason(found, best)),
+        reason=reason_of(checks, _reason(rates, best)),
         checks=checks,
         seeds=budget.seeds,
         extra={"draft / target weights": pair_.ratio},
     )
 
 
-def _best(found: dict[tuple[float, str], DraftRates], temperature: float, nodes: int) -> dict[str, DraftContender]:
+def _best(rates: dict[tuple[float, str], DraftRates], temperature: float, nodes: int) -> dict[str, DraftContender]:
     """The better shape of every kind; "RSD" is the better of both modes."""
     best: dict[str, DraftContender] = {}
     for one in contenders():
         for kind in (one.kind, one.kind.split("-")[0]):
             rival = best.get(kind)
             if one.nodes == nodes and (
-                rival is None or found[temperature, one.name].mean > found[temperature, rival.name].mean
+                rival is None or rates[temperature, one.name].mean > rates[temperature, rival.name].mean
             ):
                 best[kind] = one
     return best
 
 
 def _compared(
-    found: dict[tuple[float, str], DraftRates],
+    rates: dict[tuple[float, str], DraftRates],
     best: dict[tuple[float, int], dict[str, DraftContender]],
     temperature: float,
 ) -> tuple[Check, ...]:
     """The claim's comparisons, each a ratio of tokens per forward; RSD over the usual chain is the headline."""
     checks = []
     for text, (ours, theirs) in pairs({nodes: best[temperature, nodes] for nodes in NODES}).items():
-        value, interval = found[temperature, ours].lead(found[temperature, theirs])
+        value, interval = rates[temperature, ours].lead(rates[temperature, theirs])
         checks.append(Check("claim", text, value, ">", 1.0, interval))
     return tuple(checks)
 
@@ -369,22 +362,22 @@ _TITLES = {"RSD": "RSD", "chain": "a chain", "independent": "independent sibling
 
 def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str:
     """Tokens per forward of the best shape of every kind, at the largest number of nodes."""
-    shown = []
+    parts = []
     for kinds, title in (
         (("RSD-S", "RSD-C"), "RSD"),
         (("independent",), "independent siblings"),
         (("chain",), "a chain"),
     ):
         names = [f"{one.name}, T 1" for one in contenders() if one.kind in kinds and one.nodes == NODES[-1]]
-        shown.append(f"{title} {max((figure(rows, name, 2) for name in names), key=float)}")
-    return f"tokens a forward with {NODES[-1]} nodes: {', '.join(shown)}"
+        parts.append(f"{title} {max((figure(rows, name, 2) for name in names), key=float)}")
+    return f"tokens a forward with {NODES[-1]} nodes: {', '.join(parts)}"
 
 
-def _rows(found: dict[tuple[float, str], DraftRates], ratio: float) -> dict[str, tuple[Any, ...]]:
+def _rows(rates: dict[tuple[float, str], DraftRates], ratio: float) -> dict[str, tuple[Any, ...]]:
     rows: dict[str, tuple[Any, ...]] = {}
     nodes = {one.name: one.nodes for one in contenders()}
-    for (temperature, name), one in found.items():
-        plain = found[temperature, "plain"]
+    for (temperature, name), one in rates.items():
+        plain = rates[temperature, "plain"]
         speed = (one.new / one.seconds) / (plain.new / plain.seconds)
         bound = one.mean / (1 + ratio * one.levels)
         figures = (spread(one.by_seed), f"{bound:.2f}x", f"{speed:.2f}x")
@@ -393,14 +386,14 @@ def _rows(found: dict[tuple[float, str], DraftRates], ratio: float) -> dict[str,
 
 
 def _reason(
-    found: dict[tuple[float, str], DraftRates], best: dict[tuple[float, int], dict[str, DraftContender]]
+    rates: dict[tuple[float, str], DraftRates], best: dict[tuple[float, int], dict[str, DraftContender]]
 ) -> str:
     parts = []
     for nodes in NODES:
         at = best[1.0, nodes]
-        shown = ", ".join(
-            f"{at[kind].name} {found[1.0, at[kind].name].mean:.2f}"
+        figures = ", ".join(
+            f"{at[kind].name} {rates[1.0, at[kind].name].mean:.2f}"
             for kind in ("RSD-S", "RSD-C", "independent", "chain")
         )
-        parts.append(f"{nodes} nodes: {shown}")
+        parts.append(f"{nodes} nodes: {figures}")
     return "tokens per forward at T 1: " + "; ".join(parts)

@@ -36,27 +36,27 @@ TUNED = {"num_train_epochs": 10, "per_device_train_batch_size": 64, "weight_deca
 L1, FT = "l1-sparse", "fine-tuned"
 DENSE = "dense"
 
-Found = dict[str, dict[str, list[Measured]]]  # {method and net: {setting: a measurement a seed}}
+Measurements = dict[str, dict[str, list[Measured]]]  # {method and net: {setting: a measurement a seed}}
 
 
 def grids(size: str) -> dict[str, dict[str, Setting]]:
     """{method: {what is set: setting}}; one point each where the budget is tiny."""
     ascent = {"num_train_epochs": 5, "per_device_train_batch_size": 64}
     ascents = (1e-4, 1e-3, 5e-3)
-    found = {
+    grid = {
         FT: {f"lr {lr:g}": Setting(FineTune(), {**TUNED, "learning_rate": lr}) for lr in (0.01, 0.04)},
         "gradient ascent": {f"lr {lr:g}": Setting(GradientAscent(), {**ascent, "learning_rate": lr}) for lr in ascents},
         "influence": {f"alpha {a:g}": Setting(Influence(alpha=a)) for a in (1.0, 10.0, 50.0)},
         "Fisher noise": {f"alpha {a:g}": Setting(FisherForgetting(alpha=a)) for a in (1e-7, 1e-6, 1e-5)},
     }
-    return {name: _few(settings, 0, 1) for name, settings in found.items()} if size == "tiny" else found
+    return {name: _few(settings, 0, 1) for name, settings in grid.items()} if size == "tiny" else grid
 
 
 def penalties(size: str) -> dict[str, Setting]:
     """The grid of l1-sparse. The published range ends at 1e-3, for ten times as many steps as there are here."""
     gammas = (1e-5, 1e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
-    found = {f"gamma {g:g}": Setting(L1Sparse(gamma=g), {**TUNED, "learning_rate": 0.01}) for g in gammas}
-    return _few(found, 2, 4) if size == "tiny" else found
+    settings = {f"gamma {g:g}": Setting(L1Sparse(gamma=g), {**TUNED, "learning_rate": 0.01}) for g in gammas}
+    return _few(settings, 2, 4) if size == "tiny" else settings
 
 
 def _few(settings: Mapping[str, Setting], first: int, last: int) -> dict[str, Setting]:
@@ -65,14 +65,14 @@ def _few(settings: Mapping[str, Setting], first: int, last: int) -> dict[str, Se
 
 def run(budget: Budget) -> Claim:
     """The card's comparison on every seed, for both kinds of forget set."""
-    found: dict[str, Found] = {task: {} for task in TASKS}
+    measurements: dict[str, Measurements] = {task: {} for task in TASKS}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that a layer of the sparsest nets is empty
         for seed in budget.seeds:
             for task, bed in TASKS.items():
-                _seed(ImageBed(BEDS[bed], seed), budget.size, found[task])
-    checks = _checks(found)
-    rows = {f"{task}: {name}": row for task in TASKS for name, row in rows_of(_shown(found[task])).items()}
+                _seed(ImageBed(BEDS[bed], seed), budget.size, measurements[task])
+    checks = _checks(measurements)
+    rows = {f"{task}: {name}": row for task in TASKS for name, row in rows_of(_shown(measurements[task])).items()}
     return Claim(
         slug="sparse",
         claim="On a model pruned to 95 % unlearning comes closer to retraining: 77 % better forgetting for fine-tuning; "
@@ -82,19 +82,19 @@ def run(budget: Budget) -> Claim:
         columns=COLUMNS,
         rows=rows,
         headline=headline(rows, {}),
-        reason=reason_of(checks, _reason(found)),
+        reason=reason_of(checks, _reason(measurements)),
         checks=checks,
         seeds=budget.seeds,
-        extra={"grid": {task: _grid(found[task]) for task in TASKS}},
+        extra={"grid": {task: _grid(measurements[task]) for task in TASKS}},
     )
 
 
-def _seed(bed: ImageBed, size: str, found: Found) -> None:
+def _seed(bed: ImageBed, size: str, measurements: Measurements) -> None:
     train = bed.split.train
     everything = range(len(train))
 
     def keep(name: str, setting: str, one: Measured) -> None:
-        found.setdefault(name, {}).setdefault(setting, []).append(one)
+        measurements.setdefault(name, {}).setdefault(setting, []).append(one)
 
     keep("before, dense", "", bed.measure(bed.before))
     keep("retrained, dense", "", bed.retraining())
@@ -104,22 +104,27 @@ def _seed(bed: ImageBed, size: str, found: Found) -> None:
             keep(f"{method}, {DENSE}", name, bed.apply(one.method, one.args))
     for rate in RATES[-1:] if size == "tiny" else RATES:
         sparse = omp(bed.recipe_of, train, everything, bed.seed, rate, REWIND)
-        _pruned(bed, f"{rate:.0%} pruned", sparse.model, sparse.masks, grids(size), found)
+        _pruned(bed, f"{rate:.0%} pruned", sparse.model, sparse.masks, grids(size), measurements)
     masks = random_masks(bed.before, RATES[-1], bed.seed)
     model = fitted(bed.recipe_of(masks=masks), train, everything, bed.seed)
     tuning = {FT: grids(size)[FT]}
-    _pruned(bed, f"{RATES[-1]:.0%} at random places", model, masks, tuning, found)
+    _pruned(bed, f"{RATES[-1]:.0%} at random places", model, masks, tuning, measurements)
 
 
 def _pruned(
-    bed: ImageBed, net: str, model: nn.Module, masks: Masks, methods: Mapping[str, Mapping[str, Setting]], found: Found
+    bed: ImageBed,
+    net: str,
+    model: nn.Module,
+    masks: Masks,
+    methods: Mapping[str, Mapping[str, Setting]],
+    measurements: Measurements,
 ) -> None:
     """Unlearns a sparse model, its zeros held, and compares with one retrained under the same mask."""
     oracle = fitted(bed.recipe_of(masks=masks), bed.split.train, bed.kept, bed.seed)
 
     def keep(name: str, setting: str, of: nn.Module, cost: float) -> None:
         measured = bed.measure(of, cost, oracle)
-        found.setdefault(f"{name}, {net}", {}).setdefault(setting, []).append(measured)
+        measurements.setdefault(f"{name}, {net}", {}).setdefault(setting, []).append(measured)
 
     keep("before", "", model, 0.0)
     keep("retrained", "", oracle, 3.0 * bed.bed.epochs * len(bed.kept))
@@ -133,47 +138,47 @@ def _best(settings: Mapping[str, Sequence[Measured]]) -> str:
     return min(settings, key=lambda name: fmean(one["avg_gap"] for one in settings[name]))
 
 
-def _shown(found: Found) -> dict[str, Sequence[Measured]]:
+def _shown(measurements: Measurements) -> dict[str, Sequence[Measured]]:
     """{method and net, with the best setting of its grid: measurements}."""
-    picked: Iterable[tuple[str, str]] = ((name, _best(settings)) for name, settings in found.items())
-    return {f"{name} ({best})" if best else name: found[name][best] for name, best in picked}
+    choices: Iterable[tuple[str, str]] = ((name, _best(settings)) for name, settings in measurements.items())
+    return {f"{name} ({best})" if best else name: measurements[name][best] for name, best in choices}
 
 
-def _grid(found: Found) -> dict[str, dict[str, dict[str, float]]]:
+def _grid(measurements: Measurements) -> dict[str, dict[str, dict[str, float]]]:
     """Means over seeds of every setting."""
     names = ("UA", "RA", "TA", "mia_confidence", "avg_gap")
     return {
         name: {s: {m: round(fmean(one[m] for one in seeds), 2) for m in names} for s, seeds in settings.items()}
-        for name, settings in found.items()
+        for name, settings in measurements.items()
         if len(settings) > 1
     }
 
 
-def _mean(found: Found, name: str, metric: str, setting: str | None = None) -> float:
-    settings = found[name]
+def _mean(measurements: Measurements, name: str, metric: str, setting: str | None = None) -> float:
+    settings = measurements[name]
     return fmean(one[metric] for one in settings[_best(settings) if setting is None else setting])
 
 
-def _each(found: Found, name: str, metric: str, setting: str | None = None) -> list[float]:
+def _each(measurements: Measurements, name: str, metric: str, setting: str | None = None) -> list[float]:
     """A figure a seed."""
-    settings = found[name]
+    settings = measurements[name]
     return [one[metric] for one in settings[_best(settings) if setting is None else setting]]
 
 
-def _checks(found: Mapping[str, Found]) -> tuple[Check, ...]:
+def _checks(measurements: Mapping[str, Measurements]) -> tuple[Check, ...]:
     """The card's three conditions; fine-tuning is compared at the learning rate that is best for the dense net."""
-    of_class, tuned, penalised = found["class"], f"{FT}, {DENSE}", f"{L1}, {DENSE}"
+    of_class, tuned, penalised = measurements["class"], f"{FT}, {DENSE}", f"{L1}, {DENSE}"
     same = _best(of_class[tuned])
     forgotten, least = _each(of_class, tuned, "UA"), _mean(of_class, tuned, "RA") - 3
-    kept = [name for name in of_class[penalised] if _mean(of_class, penalised, "RA", name) >= least]
-    most = max(kept, key=lambda name: _mean(of_class, penalised, "UA", name))
+    candidates = [name for name in of_class[penalised] if _mean(of_class, penalised, "RA", name) >= least]
+    most = max(candidates, key=lambda name: _mean(of_class, penalised, "UA", name))
 
     def ahead(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
         return [one - other for one, other in zip(ours, theirs, strict=True)]
 
     on_sparse = ahead(_each(of_class, f"{FT}, 95% pruned", "UA", same), forgotten)
     by_l1 = ahead(_each(of_class, penalised, "UA", most), forgotten)
-    nearer = [ahead(_each(one, tuned, "avg_gap"), _each(one, penalised, "avg_gap")) for one in found.values()]
+    nearer = [ahead(_each(one, tuned, "avg_gap"), _each(one, penalised, "avg_gap")) for one in measurements.values()]
     return (
         Check.by_seed("claim", "fine-tuning forgets more of the class on the net pruned to 95 %", on_sparse, ">", 0),
         Check.by_seed(
@@ -204,14 +209,16 @@ def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str
     return f"gap of fine-tuning to retraining: {dense} dense, {pruned} pruned to 5 %, {random} at random places"
 
 
-def _reason(found: Mapping[str, Found]) -> str:
+def _reason(measurements: Mapping[str, Measurements]) -> str:
     nets = (DENSE, "95% pruned", "95% at random places")
 
-    def told(task: str, metric: str) -> str:
-        tuned = ", ".join(f"{_mean(found[task], f'{FT}, {net}', metric):.1f} {net}" for net in nets)
-        return f"{tuned}; {L1} {_mean(found[task], f'{L1}, {DENSE}', metric):.1f}"
+    def figures(task: str, metric: str) -> str:
+        tuned = ", ".join(f"{_mean(measurements[task], f'{FT}, {net}', metric):.1f} {net}" for net in nets)
+        return f"{tuned}; {L1} {_mean(measurements[task], f'{L1}, {DENSE}', metric):.1f}"
 
-    gaps = ". ".join(f"Gap of fine-tuning, {task}: {told(task, 'avg_gap')}" for task in TASKS)
-    alike = _mean(found["class"], f"{FT}, {nets[2]}", "avg_gap") <= _mean(found["class"], f"{FT}, {nets[1]}", "avg_gap")
+    gaps = ". ".join(f"Gap of fine-tuning, {task}: {figures(task, 'avg_gap')}" for task in TASKS)
+    alike = _mean(measurements["class"], f"{FT}, {nets[2]}", "avg_gap") <= _mean(
+        measurements["class"], f"{FT}, {nets[1]}", "avg_gap"
+    )
     where = "Where the weights are pruned is not what helps" if alike else "Pruning the smallest weights is what helps"
-    return f"{gaps}. Share of the class forgotten by fine-tuning: {told('class', 'UA')}. {where}: compare with random places"
+    return f"{gaps}. Share of the class forgotten by fine-tuning: {figures('class', 'UA')}. {where}: compare with random places"

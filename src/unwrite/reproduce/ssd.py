@@ -27,26 +27,26 @@ from .checks import Check, reason_of
 # The card's 1, 5, 10 and 50, and between 5 and 10: no ratio exceeds 10 by much where a tenth of all rows is forgotten.
 ALPHAS, BATCHES = (1.0, 5.0, 7.0, 8.0, 9.0, 10.0, 50.0), (128, 16)
 FEW = 0.01  # of all rows, forgotten at random
-Found = dict[str, list[Measured]]
+Measurements = dict[str, list[Measured]]
 
 
 def run(budget: Budget) -> Claim:
     """The card's comparison on every seed."""
     alphas, batches = (ALPHAS[:2], BATCHES[1:]) if budget.size == "tiny" else (ALPHAS, BATCHES)
     grid = {f"SSD, alpha {a:g}, batch {b}": SSD(alpha=a, importance_batch=b) for b in batches for a in alphas}
-    found: Found = {}
-    few: Found = {}
+    measurements: Measurements = {}
+    few: Measurements = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that alphas of the grid select nothing, or much
         for seed in budget.seeds:
-            _class(ImageBed(BEDS["digits/class"], seed), grid, found)
+            _class(ImageBed(BEDS["digits/class"], seed), grid, measurements)
             _few(ImageBed(digits_at_random(FEW), seed), few)
-        best = _best(found)
-        kept = ImageBed(BEDS["digits/class"], budget.seeds[0])
-        cost = _with_stored(kept, grid[best])
-    random = found[_at_random(best)]
-    checks = _checks(found[best], random, found)
-    rows = rows_of(found) | {f"{FEW:.0%} at random: {name}": row for name, row in rows_of(few).items()}
+        best = _best(measurements)
+        bed = ImageBed(BEDS["digits/class"], budget.seeds[0])
+        cost = _with_stored(bed, grid[best])
+    random = measurements[_at_random(best)]
+    checks = _checks(measurements[best], random, measurements)
+    rows = rows_of(measurements) | {f"{FEW:.0%} at random: {name}": row for name, row in rows_of(few).items()}
     return Claim(
         slug="ssd",
         claim="Dampening forgets classes, sub-classes and samples without training, competitive with methods that retrain "
@@ -56,30 +56,32 @@ def run(budget: Budget) -> Claim:
         columns=COLUMNS,
         rows=rows,
         headline=headline(rows, {"best": best}),
-        reason=reason_of(checks, _reason(best, found, cost)),
+        reason=reason_of(checks, _reason(best, measurements, cost)),
         checks=checks,
         seeds=budget.seeds,
         extra={"best": best},
     )
 
 
-def _reason(best: str, found: Found, stored: float) -> str:
+def _reason(best: str, measurements: Measurements, stored_cost: float) -> str:
     def right(name: str) -> str:
-        kept, left = mean_of(found, name, "TA"), mean_of(found, name, "test_forget_accuracy")
-        return f"{left:.1f} % of unseen rows of the class still right, other unseen rows {kept:.1f} %"
+        others, left = mean_of(measurements, name, "TA"), mean_of(measurements, name, "test_forget_accuracy")
+        return f"{left:.1f} % of unseen rows of the class still right, other unseen rows {others:.1f} %"
 
     return (
-        f"{best}: {right(best)} ({mean_of(found, 'retrained', 'TA'):.1f} % retrained); as much at random places leaves "
-        f"{mean_of(found, _at_random(best), 'test_forget_accuracy'):.1f} % of the class. It costs "
-        f"{found[best][0].cost:.1f} forwards a row, {stored:.1f} where importances of all rows were stored after training, "
-        f"and fine-tuning {found['fine-tuned'][0].cost:.1f}. ASSD, batch 16, which needs no alpha: {right('ASSD, batch 16')}. "
-        f"Head only: avg gap {mean_of(found, 'head only', 'avg_gap'):.1f} with CKA 1, so the gap alone shows no removal"
+        f"{best}: {right(best)} ({mean_of(measurements, 'retrained', 'TA'):.1f} % retrained); as much at random places "
+        f"leaves {mean_of(measurements, _at_random(best), 'test_forget_accuracy'):.1f} % of the class. It costs "
+        f"{measurements[best][0].cost:.1f} forwards a row, {stored_cost:.1f} where importances of all rows were stored "
+        f"after training, and fine-tuning {measurements['fine-tuned'][0].cost:.1f}. ASSD, batch 16, which needs no alpha: "
+        f"{right('ASSD, batch 16')}. "
+        f"Head only: avg gap {mean_of(measurements, 'head only', 'avg_gap'):.1f} with CKA 1, "
+        "so the gap alone shows no removal"
     )
 
 
-def _class(bed: ImageBed, grid: Mapping[str, SSD], found: Found) -> None:
+def _class(bed: ImageBed, grid: Mapping[str, SSD], measurements: Measurements) -> None:
     def keep(name: str, one: Measured) -> None:
-        found.setdefault(name, []).append(one)
+        measurements.setdefault(name, []).append(one)
 
     keep("before", bed.measure(bed.before))
     keep("retrained", bed.retraining())
@@ -100,7 +102,7 @@ def _at_random(name: str) -> str:
     return name.replace("SSD", "random places", 1)
 
 
-def _few(bed: ImageBed, found: Found) -> None:
+def _few(bed: ImageBed, measurements: Measurements) -> None:
     models = {
         "before": bed.measure(bed.before),
         "retrained": bed.retraining(),
@@ -108,7 +110,7 @@ def _few(bed: ImageBed, found: Found) -> None:
         "ASSD, batch 16": bed.apply(ASSD(importance_batch=16)),
     }
     for name, one in models.items():
-        found.setdefault(name, []).append(one)
+        measurements.setdefault(name, []).append(one)
 
 
 def _with_stored(bed: ImageBed, method: SSD) -> float:
@@ -116,27 +118,27 @@ def _with_stored(bed: ImageBed, method: SSD) -> float:
     cost = Cost()
     with TemporaryDirectory() as folder:
         method.importances_of(bed.before, bed.split.train).save(Path(folder) / "all")
-        held = replace(method, stored=str(Path(folder) / "all"))
-        held.apply(bed.before, bed.split.forget, copy=True, cost=cost)
+        stored_method = replace(method, stored=str(Path(folder) / "all"))
+        stored_method.apply(bed.before, bed.split.forget, copy=True, cost=cost)
     return cost.forwards / len(bed.split.train)
 
 
-def _best(found: Mapping[str, Sequence[Measured]]) -> str:
+def _best(measurements: Mapping[str, Sequence[Measured]]) -> str:
     """The SSD of the grid with the smallest mean gap to the oracle."""
-    names = [name for name in found if name.startswith("SSD")]
-    return min(names, key=lambda name: fmean(one["avg_gap"] for one in found[name]))
+    names = [name for name in measurements if name.startswith("SSD")]
+    return min(names, key=lambda name: fmean(one["avg_gap"] for one in measurements[name]))
 
 
-def _checks(best: Sequence[Measured], random: Sequence[Measured], found: Found) -> tuple[Check, ...]:
+def _checks(best: Sequence[Measured], random: Sequence[Measured], measurements: Measurements) -> tuple[Check, ...]:
     """The card's three conditions. With importances of all data stored after training, only the forget rows' pass is paid."""
-    retrained = [one["TA"] for one in found["retrained"]]
+    retrained = [one["TA"] for one in measurements["retrained"]]
 
     def room(seeds: Sequence[Measured]) -> list[float]:
         """Points to the nearer of both bars: above 0 where a seed forgets the class and keeps the others."""
         pairs = zip(seeds, retrained, strict=True)
         return [min(10 - one["test_forget_accuracy"], one["TA"] - oracle + 3) for one, oracle in pairs]
 
-    tuning = fmean(one.cost for one in found["fine-tuned"])
+    tuning = fmean(one.cost for one in measurements["fine-tuned"])
     passes = [one.cost / tuning for one in best]
     return (
         Check.by_seed(
@@ -150,6 +152,6 @@ def _checks(best: Sequence[Measured], random: Sequence[Measured], found: Found) 
 def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str:
     """What is right of the forgotten class and of other unseen rows, and of the class at random places."""
     best = extra["best"]
-    left, kept = (figure(rows, best, COLUMNS.index(name)) for name in ("test, forgotten class", "TA"))
+    left, others = (figure(rows, best, COLUMNS.index(name)) for name in ("test, forgotten class", "TA"))
     random = figure(rows, _at_random(best), COLUMNS.index("test, forgotten class"))
-    return f"{left} % of the class right, {kept} % of others; at random places {random} % of the class"
+    return f"{left} % of the class right, {others} % of others; at random places {random} % of the class"

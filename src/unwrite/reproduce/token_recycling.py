@@ -28,17 +28,19 @@ def run(budget: Budget) -> Claim:
     free, copy, count = SIZES[budget.size]
     model, tokenizer = target(budget.size)
     seed = budget.seeds[0]
-    asked: tuple[tuple[Kind, int], ...] = (("free", free), ("copy", copy))
-    rows = {kind: encoded(tokenizer, prompts(1, kind, many, seed)) for kind, many in asked}
+    counts: tuple[tuple[Kind, int], ...] = (("free", free), ("copy", copy))
+    rows = {kind: encoded(tokenizer, prompts(1, kind, many, seed)) for kind, many in counts}
     width = model.config.vocab_size
     rows_of: dict[str, tuple[Any, ...]] = {}
-    found: dict[str, dict[str, TimedDecoding]] = {}
+    decodings: dict[str, dict[str, TimedDecoding]] = {}
     for name, strategy_of in contenders(width).items():
-        found[name] = {kind: decoded(model, rows[kind], count, [strategy_of() for _ in rows[kind]]) for kind in rows}
-        for kind, one in found[name].items():
-            rows_of[f"{kind}: {name}"] = one.figures(found["greedy"][kind])
-    hot, cold, lookup = (found[name]["free"] for name in ("recycling, hot", "recycling, cold", "prompt lookup"))
-    checks = _checks(found)
+        decodings[name] = {
+            kind: decoded(model, rows[kind], count, [strategy_of() for _ in rows[kind]]) for kind in rows
+        }
+        for kind, one in decodings[name].items():
+            rows_of[f"{kind}: {name}"] = one.figures(decodings["greedy"][kind])
+    hot, cold, lookup = (decodings[name]["free"] for name in ("recycling, hot", "recycling, cold", "prompt lookup"))
+    checks = _checks(decodings)
     return Claim(
         slug="token-recycling",
         claim="2.03x greedy's speed and 2.70 tokens a forward on Spec-Bench, without training and with less than 2 MB of "
@@ -57,16 +59,16 @@ def run(budget: Budget) -> Claim:
         seeds=(seed,),
         extra={
             "table_bytes": RecyclingTable(width).nbytes(),
-            "free": {name: each["free"].rate for name, each in found.items()},
+            "free": {name: each["free"].rate for name, each in decodings.items()},
         },
     )
 
 
-def _checks(found: Mapping[str, Mapping[str, TimedDecoding]]) -> tuple[Check, ...]:
+def _checks(decodings: Mapping[str, Mapping[str, TimedDecoding]]) -> tuple[Check, ...]:
     """The paper's speed-up first; what is accepted is compared prompt by prompt."""
-    greedy = found["greedy"]
+    greedy = decodings["greedy"]
     paying, hot, cold, lookup = (
-        found[name]["free"]
+        decodings[name]["free"]
         for name in ("recycling, hot, nodes that pay", "recycling, hot", "recycling, cold", "prompt lookup")
     )
 
@@ -74,7 +76,7 @@ def _checks(found: Mapping[str, Mapping[str, TimedDecoding]]) -> tuple[Check, ..
         speed, interval = one.speed(greedy["free"])
         return Check("claim", text, speed, ">", 1.0, interval)
 
-    own = all(one.texts == greedy[kind].texts for each in found.values() for kind, one in each.items())
+    own = all(one.texts == greedy[kind].texts for each in decodings.values() for kind, one in each.items())
     low, high = mean_interval(cold.per_forward)
     lookup_text = "hot table accepts more than prompt lookup on free prompts"
     return (

@@ -58,43 +58,43 @@ def run(budget: Budget) -> Claim:
     epochs = 1 if tiny else EPOCHS
     target, oracle = figures(bed.load(), bed), figures(bed.load("oracle"), bed)
     level = min(0.95, 1.2 * oracle["forget"] / target["forget"])
-    found: dict[str, list[dict[str, float]]] = {}
+    measurements: dict[str, list[dict[str, float]]] = {}
     for seed in seeds:
         for name, method in BASELINES.items():
             stop = StopWhenForgotten(bed.tokenizer, {"forget": bed.split.forget}, target=level, floor=0, every=1)
             model, _ = unlearn(bed, method, seed, (stop,), num_train_epochs=epochs)
-            found.setdefault(name, []).append(figures(model, bed))
+            measurements.setdefault(name, []).append(figures(model, bed))
         model, seconds = unlearn(
             bed, ULD(layers=LAYERS), seed, learning_rate=1e-3, num_train_epochs=epochs, lr_scheduler_type="linear"
         )
         _, peer_seconds = unlearn(bed, NPO(retain_loss="kl"), seed, num_train_epochs=epochs)
         timing = {"epoch": seconds / epochs, "npo epoch": peer_seconds / epochs}
-        found.setdefault("ULD", []).append(figures(model, bed) | timing)
+        measurements.setdefault("ULD", []).append(figures(model, bed) | timing)
         for strength in STRENGTHS:
             model.alpha = strength
-            found.setdefault(f"ULD, alpha {strength}", []).append(figures(model, bed))
-    return _claim(bed, found, target, oracle, seeds, epochs)
+            measurements.setdefault(f"ULD, alpha {strength}", []).append(figures(model, bed))
+    return _claim(bed, measurements, target, oracle, seeds, epochs)
 
 
 def _claim(
     bed: LanguageBed,
-    found: dict[str, list[dict[str, float]]],
+    measurements: dict[str, list[dict[str, float]]],
     target: dict[str, float],
     oracle: dict[str, float],
     seeds: tuple[int, ...],
     epochs: int,
 ) -> Claim:
     assert bed.split.retain is not None
-    mean = {name: {key: fmean(run[key] for run in runs) for key in runs[0]} for name, runs in found.items()}
+    mean = {name: {key: fmean(run[key] for run in runs) for key in runs[0]} for name, runs in measurements.items()}
     uld = mean["ULD"]
     remembered = remember_rows(bed.split.forget, 2)
     rows = 2 * min(len(remembered), len(uniform_rows(bed.split.forget, bed.split.retain, 2, 0)))
     per_row = (uld["epoch"] / rows) / (uld["npo epoch"] / (2 * len(bed.split.forget)))
     reached = {name: abs(m["forget"] - oracle["forget"]) <= 0.2 * oracle["forget"] for name, m in mean.items()}
-    checks = _checks(found, target, oracle)
+    checks = _checks(measurements, target, oracle)
     rows_of = {
         name: tuple(spread([run[key] for run in runs]) for key in ("forget", "rouge", "utility"))
-        for name, runs in {"target": [target], "oracle": [oracle], **found}.items()
+        for name, runs in {"target": [target], "oracle": [oracle], **measurements}.items()
     }
     return Claim(
         slug="uld",
@@ -119,23 +119,23 @@ def _claim(
 
 
 def _checks(
-    found: dict[str, list[dict[str, float]]], target: dict[str, float], oracle: dict[str, float]
+    measurements: dict[str, list[dict[str, float]]], target: dict[str, float], oracle: dict[str, float]
 ) -> tuple[Check, ...]:
     """The card's conditions, each a figure a seed. That it forgets comes first: keeping all is no unlearning."""
 
     def of(name: str, metric: str) -> list[float]:
-        return [run[metric] for run in found[name]]
+        return [run[metric] for run in measurements[name]]
 
     off = [abs(value - oracle["rouge"]) / oracle["rouge"] for value in of("ULD", "rouge")]
     epochs = [own / peer for own, peer in zip(of("ULD", "epoch"), of("ULD", "npo epoch"), strict=True)]
     forgets = "ULD's forget probability is within 20 % of the oracle's, or below"
-    kept, lost = 0.97 * target["utility"], 0.9 * target["utility"]
+    least, most = 0.97 * target["utility"], 0.9 * target["utility"]
     return (
         Check.by_seed("claim", forgets, of("ULD", "forget"), "<=", 1.2 * oracle["forget"]),
         Check.by_seed("claim", "ULD's forget ROUGE is within 20 % of the oracle's", off, "<=", 0.2),
-        Check.by_seed("claim", "ULD keeps 0.97 of the target's utility", of("ULD", "utility"), ">=", kept),
+        Check.by_seed("claim", "ULD keeps 0.97 of the target's utility", of("ULD", "utility"), ">=", least),
         *(
-            Check.by_seed("control", f"{name} {loses}", of(name, "utility"), "<=", lost)
+            Check.by_seed("control", f"{name} {loses}", of(name, "utility"), "<=", most)
             for loses in ("loses at least a tenth of the utility at the same forget level",)
             for name in ("GA", "NPO")
         ),
@@ -145,10 +145,10 @@ def _checks(
 
 def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str:
     """What is left of the forgotten rows, and of the utility."""
-    probability, utility, wanted, whole = (
+    probability, utility, retrained, whole = (
         figure(rows, name, column) for name, column in (("ULD", 0), ("ULD", 2), ("oracle", 0), ("target", 2))
     )
-    return f"forget probability {probability} (retrained {wanted}) at utility {utility} (before {whole})"
+    return f"forget probability {probability} (retrained {retrained}) at utility {utility} (before {whole})"
 
 
 def _strength_needed(mean: dict[str, dict[str, float]], oracle: dict[str, float], bed: LanguageBed) -> str:
