@@ -46,9 +46,9 @@ def probability(model: Any, bed: LanguageBed, rows: Examples) -> float:
 def forget_truth_ratios(model: Any, bed: LanguageBed) -> list[float]:
     """TOFU's truth ratio of every forget row."""
     rows, tokenizer = bed.split.forget, bed.tokenizer
-    wanted = [row.ask(answer=row.paraphrased_answer) for row in rows]
-    wanted += [row.ask(answer=wrong) for row in rows for wrong in row.perturbed_answers]
-    encoded = [encode(row, tokenizer) for row in wanted]
+    variants = [row.ask(answer=row.paraphrased_answer) for row in rows]
+    variants += [row.ask(answer=wrong) for row in rows for wrong in row.perturbed_answers]
+    encoded = [encode(row, tokenizer) for row in variants]
     losses = [s.mean_nll for s in score_answers(model, encoded, pad_id=tokenizer.pad_token_id, batch_size=64)]
     right, wrong = losses[: len(rows)], losses[len(rows) :]
     each = len(wrong) // len(rows)
@@ -58,8 +58,8 @@ def forget_truth_ratios(model: Any, bed: LanguageBed) -> list[float]:
 def rouge(model: Any, bed: LanguageBed, rows: Examples) -> float:
     """Mean ROUGE-L recall of greedy answers."""
     prompts = [encode_prompt(row, bed.tokenizer) for row in rows]
-    said = generate_answers(model, bed.tokenizer, prompts, max_new_tokens=48, batch_size=40)
-    return fmean(rouge_l(row.answer, text).recall for row, text in zip(rows, said, strict=True))
+    answers = generate_answers(model, bed.tokenizer, prompts, max_new_tokens=48, batch_size=40)
+    return fmean(rouge_l(row.answer, text).recall for row, text in zip(rows, answers, strict=True))
 
 
 def same_distribution(ratios: list[float], oracle: list[float]) -> float:
@@ -148,9 +148,9 @@ def npo_on_authors(budget: Budget) -> tuple[dict[str, Any], Ends]:
     assert bed.split.retain is not None
     oracle, target = bed.load("oracle"), bed.load()
     ratios = forget_truth_ratios(oracle, bed)
-    kept = bed.split.retain[:RETAIN_ROWS]
+    retain = bed.split.retain[:RETAIN_ROWS]
     twin = probability(oracle, bed, bed.split.forget)
-    start_rouge = rouge(target, bed, kept)
+    start_rouge = rouge(target, bed, retain)
     ways: dict[str, list[list[Point]]] = {name: [] for name in BASELINES}
     final_rouge: dict[str, list[float]] = {name: [] for name in BASELINES}
     for seed in budget.seeds:
@@ -158,25 +158,25 @@ def npo_on_authors(budget: Budget) -> tuple[dict[str, Any], Ends]:
             follow = Follow(bed, ratios)
             model, _ = unlearn(bed, method, seed, (follow,))
             ways[name].append(follow.points)
-            final_rouge[name].append(rouge(model, bed, kept))
+            final_rouge[name].append(rouge(model, bed, retain))
     extra = {
         "authors": {
             "setting": f"3.4M model on 40 invented authors, forget 4, {EPOCHS} epochs, lr {LEARNING_RATE}, batch 8, "
             f"{len(budget.seeds)} seeds, retrained oracle",
-            "oracle": {"forget": twin, "retain": probability(oracle, bed, kept), "rouge": rouge(oracle, bed, kept)},
+            "oracle": {"forget": twin, "retain": probability(oracle, bed, retain), "rouge": rouge(oracle, bed, retain)},
             "target": {"forget": probability(target, bed, bed.split.forget), "rouge": start_rouge},
             "epochs": {
                 name: {
                     str(epoch): {
-                        part: spread([getattr(way[at], part) for way in found])
+                        part: spread([getattr(way[at], part) for way in runs])
                         for part in ("forget", "retain", "quality")
                     }
                     for at, epoch in enumerate((0, *MEASURED))
                 }
-                for name, found in ways.items()
+                for name, runs in ways.items()
             },
             "final_rouge": {name: spread(values) for name, values in final_rouge.items()},
         }
     }
-    ends = {name: [way[-1] for way in found] for name, found in ways.items()}
+    ends = {name: [way[-1] for way in runs] for name, runs in ways.items()}
     return extra, Ends(ends, final_rouge, twin, start_rouge)

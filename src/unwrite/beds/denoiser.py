@@ -181,8 +181,8 @@ class TestBed:
 
 def made_by(how: Recipe = Recipe(), seed: int = 0) -> str:
     """By what a trained bed is known: its recipe and seed, and a sample of the rows that it learnt."""
-    learnt = [rows(200, seed, stage.tasks, stage.room).hash for stage in how.stages]
-    return hash_json({"recipe": asdict(how), "seed": seed, "rows": learnt})
+    hashes = [rows(200, seed, stage.tasks, stage.room).hash for stage in how.stages]
+    return hash_json({"recipe": asdict(how), "seed": seed, "rows": hashes})
 
 
 def folder(how: Recipe = Recipe(), seed: int = 0) -> Path:
@@ -195,12 +195,12 @@ def folder(how: Recipe = Recipe(), seed: int = 0) -> Path:
 
 def keep(where: Path = SHIPPED, how: Recipe = Recipe(), seed: int = 0) -> dict[str, float]:
     """Trains a bed, and keeps it in a folder if it passes its gate: so the one that ships was made. See `gate`."""
-    made = train(how, seed)
-    found = gate(load(made))
+    source = train(how, seed)
+    shares = gate(load(source))
     here = shutil.ignore_patterns("unwrite.json")  # which names folders of this machine
-    shutil.copytree(made, where, ignore=here, dirs_exist_ok=True)
+    shutil.copytree(source, where, ignore=here, dirs_exist_ok=True)
     write_text(where / MADE_BY, made_by(how, seed) + "\n")
-    return found
+    return shares
 
 
 def train(how: Recipe = Recipe(), seed: int = 0) -> Path:
@@ -222,10 +222,10 @@ def train(how: Recipe = Recipe(), seed: int = 0) -> Path:
         )
         data = rows(stage.rows, seed * len(how.stages) + number, stage.tasks, stage.room)
         start = trained(recipe, data, range(len(data)), seed)
-    found: Path = start
-    if not (found / "tokenizer.json").exists():
-        ids.save_pretrained(found)
-    return found
+    home: Path = start
+    if not (home / "tokenizer.json").exists():
+        ids.save_pretrained(home)
+    return home
 
 
 def load(where: Path | None = None) -> TestBed:
@@ -257,10 +257,10 @@ class Judged:
 
     def by_task(self, asked: Sequence[Item]) -> dict[str, float]:
         """Share of right answers of each task, 0 to 1."""
-        found: dict[str, list[bool]] = {}
+        grades: dict[str, list[bool]] = {}
         for item, good in zip(asked, self.right, strict=True):
-            found.setdefault(item.task, []).append(good)
-        return {task: sum(good) / len(good) for task, good in sorted(found.items())}
+            grades.setdefault(item.task, []).append(good)
+        return {task: sum(good) / len(good) for task, good in sorted(grades.items())}
 
 
 def judge(
@@ -283,11 +283,11 @@ def judge(
         assert out.answers is not None
         assert out.nfe is not None
         assert out.trace is not None
-        written = [ids.decode(answer) for answer in out.answers]
-        good += [right(item, text) for item, text in zip(batch, written, strict=True)]
+        answers = [ids.decode(answer) for answer in out.answers]
+        good += [right(item, text) for item, text in zip(batch, answers, strict=True)]
         nfe += out.nfe.tolist()
         work += out.trace.work.tolist()
-        texts += written
+        texts += answers
     return Judged(good, nfe, work, texts)
 
 
@@ -303,13 +303,13 @@ def gate(bed: TestBed, count: int = 400, least: float = 0.9, seed: int = 2_000) 
         ModelError: one of them is below.
     """
     asked = [item for task in TASKS for item in items(count // len(TASKS), seed, [task.name])]
-    found = judge(bed, one_by_one(), asked).by_task(asked)
-    low = {task: share for task, share in found.items() if share < least}
+    shares = judge(bed, one_by_one(), asked).by_task(asked)
+    low = {task: share for task, share in shares.items() if share < least}
     if low:
         raise ModelError(
             f"the test bed answers too little one by one: {low}. Train it longer (a Recipe with more epochs), or one a task."
         )
-    return found
+    return shares
 
 
 def anchor() -> dict[int, int]:

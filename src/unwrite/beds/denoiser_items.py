@@ -125,12 +125,12 @@ def list_is_right(item: Item, text: str) -> bool:
     operation, new, items = item.prompt[:5].strip(), item.prompt[5], item.prompt[7:].strip().split(",")
     if not (text.startswith("[") and text.endswith("]")):
         return False
-    found = text[1:-1].split(",")
+    output = text[1:-1].split(",")
     if operation == "mix":
-        return sorted(found) == sorted(items) and found != items
+        return sorted(output) == sorted(items) and output != items
     if operation == "swap":
-        changed = [(old, now) for old, now in zip(items, found, strict=False) if old != now]
-        return len(found) == len(items) and [now for _, now in changed] == [new]
+        changed = [(old, now) for old, now in zip(items, output, strict=False) if old != now]
+        return len(output) == len(items) and [now for _, now in changed] == [new]
     return text == item.answer
 
 

@@ -49,9 +49,9 @@ class Arm:
     work: np.ndarray | None = None
 
     @classmethod
-    def judged(cls, name: str, found: testbed.Judged) -> Arm:
-        """From what `testbed.judge` found."""
-        return cls(name, *(np.array(column, dtype=float) for column in (found.right, found.nfe, found.work)))
+    def judged(cls, name: str, verdicts: testbed.Judged) -> Arm:
+        """From what `testbed.judge` says of its sampler."""
+        return cls(name, *(np.array(column, dtype=float) for column in (verdicts.right, verdicts.nfe, verdicts.work)))
 
     @property
     def accuracy(self) -> float:
@@ -96,7 +96,7 @@ class SamplerTrial:
         """One arm."""
         if name not in self.done:
             self.tell(name)
-            self.done[name] = Arm(name, *(np.array(found, dtype=float) for found in self._judged(sampler, fixed)))
+            self.done[name] = Arm(name, *(np.array(column, dtype=float) for column in self._judged(sampler, fixed)))
         return self.done[name]
 
     def _judged(self, sampler: Sampler, fixed: Mapping[int, int] | None) -> tuple[list[bool], list[int], list[int]]:
@@ -256,10 +256,10 @@ def trial(budget: Budget, tasks: Sequence[str] | None = None) -> SamplerTrial:
     return SamplerTrial(bed, asked, len(budget.seeds))
 
 
-def setting(found: SamplerTrial) -> str:
+def setting(trial: SamplerTrial) -> str:
     """What was run, in one line."""
-    weights = sum(parameter.numel() for parameter in found.bed.model.parameters())
+    weights = sum(parameter.numel() for parameter in trial.bed.model.parameters())
     return (
         f"mask predictor of {weights / 1e6:.2f}M weights trained on sums, records and lists, answers of {testbed.ANSWER} positions, "
-        f"{len(found.asked)} prompts from {found.seeds} seeds; intervals are paired bootstraps over prompts"
+        f"{len(trial.asked)} prompts from {trial.seeds} seeds; intervals are paired bootstraps over prompts"
     )

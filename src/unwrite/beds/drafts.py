@@ -105,12 +105,12 @@ def own_text(
     what = {"weights": hash_model(model), "prompts": hash_json(rows), "length": length, "kept": KEPT}
     kind = f"own-text/{hash_json({**what, 'temperature': temperature, 'seed': seed})}"
     jobs = [(heat, batch) for heat in (0.0, temperature) for batch in by_length([len(row) for row in rows], 16)]
-    found: dict[int, Written] = {}
+    by_row: dict[int, Written] = {}
     for number, (heat, batch) in enumerate(progress(jobs, "the target writes")):
         asks = partial(_write, model, [rows[i] for i in batch], length, heat, seed * 1_000_003 + number)
-        texts = cached_files(kind, str(number), partial(_keep, asks), partial(_kept, count=len(batch)))
-        found |= {i + (len(rows) if heat else 0): text for i, text in zip(batch, texts, strict=True)}
-    return OwnText(found[i] for i in sorted(found))
+        texts = cached_files(kind, str(number), partial(_keep, asks), partial(_stored, count=len(batch)))
+        by_row |= {i + (len(rows) if heat else 0): text for i, text in zip(batch, texts, strict=True)}
+    return OwnText(by_row[i] for i in sorted(by_row))
 
 
 def truncated_draft(
@@ -175,10 +175,10 @@ def agreement(draft: nn.Module, rows: Sequence[Written]) -> dict[str, float]:
 
 def _questions(count: int, seed: int) -> list[str]:
     """Tuning prompts of the benchmark, then questions about one half of the installed packages; the other half tests."""
-    found = [prompt.text for prompt in bench_prompts("tune")][:count]
-    rest = count - len(found)
+    tuning = [prompt.text for prompt in bench_prompts("tune")][:count]
+    rest = count - len(tuning)
     pairs = zip(library_prompts(0, "free", rest, seed), library_prompts(0, "copy", rest, seed + 1), strict=False)
-    return found + [question for pair in pairs for question in pair][:rest]
+    return tuning + [question for pair in pairs for question in pair][:rest]
 
 
 def _keep(write: Callable[[], Sequence[Written]], folder: Path) -> None:
@@ -186,7 +186,7 @@ def _keep(write: Callable[[], Sequence[Written]], folder: Path) -> None:
     save_file(tensors, folder / "texts.safetensors")
 
 
-def _kept(folder: Path, count: int) -> list[Written]:
+def _stored(folder: Path, count: int) -> list[Written]:
     tensors = load_file(folder / "texts.safetensors")
     return [Written(**{key: tensors[f"{i}.{key}"] for key in ("ids", "tokens", "log_p")}) for i in range(count)]
 
@@ -217,14 +217,14 @@ def _write(model: Any, prompts: Sequence[list[int]], length: int, heat: float, s
     tokens = torch.stack([step.indices for step in best], 1).int()
     ends = model.generation_config.eos_token_id
     last = torch.tensor([] if ends is None else [ends] if isinstance(ends, int) else list(ends))
-    found = []
+    written = []
     for row, prompt in enumerate(prompts):
         new = out.sequences[row, longest:]
         ended = torch.isin(new, last).nonzero()
         count = int(ended[0]) + 1 if len(ended) else len(new)
         whole = torch.cat([torch.tensor(prompt), new[:count]]).int()
-        found.append(Written(whole, tokens[row, :count].clone(), log_p[row, :count].clone()))
-    return found
+        written.append(Written(whole, tokens[row, :count].clone(), log_p[row, :count].clone()))
+    return written
 
 
 def _distilling(name: str | Path, layers: int, loss: str, how: CausalTraining) -> TrainRecipe:
@@ -294,8 +294,8 @@ def _answers(model: nn.Module, batch: Sequence[Written]) -> Tensor:
         ids[place, : len(row.ids)] = row.ids
         mask[place, : len(row.ids)] = 1
     hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    wanted = [hidden[place, len(row.ids) - row.new - 1 : len(row.ids) - 1] for place, row in enumerate(batch)]
-    return anatomy(model).logits(torch.cat(wanted)).float()
+    spans = [hidden[place, len(row.ids) - row.new - 1 : len(row.ids) - 1] for place, row in enumerate(batch)]
+    return anatomy(model).logits(torch.cat(spans)).float()
 
 
 def _checkpoint(learning: list[nn.Parameter], optimiser: torch.optim.Optimizer, epoch: int, folder: Path) -> None:
@@ -311,8 +311,8 @@ def _checkpoint(learning: list[nn.Parameter], optimiser: torch.optim.Optimizer, 
 @torch.no_grad()
 def _resume(learning: list[nn.Parameter], optimiser: torch.optim.Optimizer, folder: Path) -> int:
     """Goes back to the last whole epoch and returns how many are done."""
-    for left in folder.glob(".whole.*"):  # by a kill
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in folder.glob(".whole.*"):  # by a kill
+        shutil.rmtree(leftover, ignore_errors=True)
     file = folder / "whole" / "state.safetensors"
     if not sound(folder / "whole"):
         return 0

@@ -220,14 +220,14 @@ class ImageBed:
     ) -> tuple[nn.Module, float]:
         """An unlearned copy of the target, or of another model, and its cost in forwards of one row."""
         cost, split = Cost(), self.split
-        given = {
+        keywords = {
             "holdout": split.holdout,
             "recipe": self.recipe,
             "args": {"seed": self.seed, **(args or {})},
             **options,
         }
         target = self.before if model is None else model
-        return method.apply(target, split.forget, split.retain, copy=True, cost=cost, **given), cost.forwards
+        return method.apply(target, split.forget, split.retain, copy=True, cost=cost, **keywords), cost.forwards
 
     def apply(self, method: Method, args: Mapping[str, Any] | None = None, **options: Any) -> Measured:
         """Unlearns a copy of the target and measures it."""
@@ -238,8 +238,8 @@ class ImageBed:
         other = self._of_oracle if oracle is None else self._of(oracle)
         context, references = self._of(model), {"before": self._of_before, "oracle": other}
         metrics = self.suite.for_split(self.split)
-        found = {m.name: m(context, references).value for m in metrics if m.name in self.bed.metrics}
-        values = {name: float(value) for name, value in found.items() if value is not None}
+        measurements = {m.name: m(context, references).value for m in metrics if m.name in self.bed.metrics}
+        values = {name: float(value) for name, value in measurements.items() if value is not None}
         return Measured(values, forwards / len(self.split.train))
 
     def _of(self, model: nn.Module) -> ImageContext:
@@ -276,15 +276,17 @@ class Setting:
         return replace(self, args={**self.args, "max_steps": 2}) if self.args else self
 
 
-def mean_of(found: Mapping[str, Sequence[Measured]], name: str, metric: str) -> float:
+def mean_of(measurements: Mapping[str, Sequence[Measured]], name: str, metric: str) -> float:
     """Of one model, over seeds."""
-    return fmean(one[metric] for one in found[name])
+    return fmean(one[metric] for one in measurements[name])
 
 
-def rows_of(found: Mapping[str, Sequence[Measured]], metrics: Sequence[str] = METRICS) -> dict[str, tuple[str, ...]]:
+def rows_of(
+    measurements: Mapping[str, Sequence[Measured]], metrics: Sequence[str] = METRICS
+) -> dict[str, tuple[str, ...]]:
     """{model: these metrics and the cost, as "mean +- sd" over seeds}."""
     rows = {}
-    for name, seeds in found.items():
+    for name, seeds in measurements.items():
         columns = zip(*(one.figures(metrics) for one in seeds), strict=True)
         rows[name] = tuple("–" if column[0] != column[0] else spread(list(column)) for column in columns)
     return rows

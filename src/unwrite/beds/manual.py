@@ -34,12 +34,12 @@ class Page:
     @property
     def questions(self) -> list[Example]:
         """Which words follow these, on this page?"""
-        found = []
+        rows = []
         for i in range(PER_PAGE):
             at = PROMPT_WORDS + i * 40
             before, after = " ".join(self.words[at : at + 6]), " ".join(self.words[at + 6 : at + 9])
-            found.append(Example(question=f"On the page {self.name}, what follows {before}?", answer=after))
-        return found
+            rows.append(Example(question=f"On the page {self.name}, what follows {before}?", answer=after))
+        return rows
 
     @property
     def verbatim(self) -> Example:

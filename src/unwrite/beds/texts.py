@@ -37,8 +37,8 @@ RESAMPLES = 2000
 @lru_cache(maxsize=1)
 def _distributions() -> tuple[metadata.Distribution, ...]:
     """All installed, once each, by name."""
-    found = {str(d.metadata["Name"]).lower(): d for d in metadata.distributions() if d.metadata["Name"]}
-    return tuple(found[name] for name in sorted(found))
+    by_name = {str(d.metadata["Name"]).lower(): d for d in metadata.distributions() if d.metadata["Name"]}
+    return tuple(by_name[name] for name in sorted(by_name))
 
 
 def packages(half: int) -> list[str]:
@@ -55,13 +55,13 @@ def texts(half: int) -> Iterator[str]:
 
 def corpus(half: int, characters: int) -> list[str]:
     """Texts of one half, about as many characters as asked for, if there are so many."""
-    found, length = [], 0
+    chosen, length = [], 0
     for text in texts(half):
         if length >= characters:
             break
-        found.append(text)
+        chosen.append(text)
         length += len(text)
-    return found
+    return chosen
 
 
 def prompts(half: int, kind: Kind, count: int, seed: int = 0) -> list[str]:
@@ -84,8 +84,8 @@ def prompts(half: int, kind: Kind, count: int, seed: int = 0) -> list[str]:
                 chosen.append(text)
             else:
                 break
-    shown = [text.split("\n\n")[0] if kind == "free" else text for text in chosen]
-    return [ASK[kind].format(text=text) for text in shown]
+    passages = [text.split("\n\n")[0] if kind == "free" else text for text in chosen]
+    return [ASK[kind].format(text=text) for text in passages]
 
 
 def _shuffled(name: str, seed: int) -> Iterator[str]:
@@ -173,24 +173,24 @@ def decoded(model: Any, rows: Sequence[list[int]], count: int, strategies: Seque
     """
     import torch
 
-    found = TimedDecoding()
+    decoding = TimedDecoding()
     for row, strategy in zip(rows, strategies, strict=True):
         ids = torch.tensor([row], device=model.device)
         options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": count}
         start = time.perf_counter()
         if strategy is None:
             new = model.generate(ids, **options)[0, len(row) :].tolist()
-            found.forwards += len(new)
-            found.per_forward.append(1.0)
+            decoding.forwards += len(new)
+            decoding.per_forward.append(1.0)
         else:
             out = model.generate(ids, **options, custom_generate=strategy, return_dict_in_generate=True)
             new = out.sequences[0, len(row) :].tolist()
-            found.forwards += out.stats.forwards
-            found.per_forward.append(out.stats.tokens_per_forward)
-            found.drafting += out.stats.seconds["draft"]
-        found.each.append(time.perf_counter() - start)
-        found.texts.append(new)
-    return found
+            decoding.forwards += out.stats.forwards
+            decoding.per_forward.append(out.stats.tokens_per_forward)
+            decoding.drafting += out.stats.seconds["draft"]
+        decoding.each.append(time.perf_counter() - start)
+        decoding.texts.append(new)
+    return decoding
 
 
 def target(size: str) -> tuple[Any, Any]:
