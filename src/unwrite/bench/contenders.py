@@ -45,7 +45,7 @@ FEW = 6  # repeats of a short run
 SAMPLED_TOKENS = 32  # of a text of a short run at temperatures above 0
 TOP_K = 50  # transformers' own default when it samples
 CORPUS = 1_000_000  # characters of installed packages' documentation that ADED's trigrams are counted in
-Made = Callable[[], Strategy]
+StrategyFactory = Callable[[], Strategy]
 
 
 class FirstTokens:
@@ -72,8 +72,8 @@ class FirstTokens:
 class OnTransformers:
     """`model.generate`, plainly, with some of its own arguments, or with a strategy."""
 
-    def __init__(self, model: Any, made: Made | None = None, **options: Any) -> None:
-        self.model, self.made, self.options = model, made, options
+    def __init__(self, model: Any, strategy_of: StrategyFactory | None = None, **options: Any) -> None:
+        self.model, self.strategy_of, self.options = model, strategy_of, options
 
     def __call__(self, ids: Sequence[int], count: int, temperature: float, seed: int) -> BenchSample:
         import torch
@@ -82,19 +82,19 @@ class OnTransformers:
         options = {"max_new_tokens": count, "do_sample": temperature > 0, "pad_token_id": 0, **self.options}
         if temperature > 0:
             options |= {"temperature": temperature, "top_k": TOP_K}
-        made = self.made() if self.made else None
+        strategy = self.strategy_of() if self.strategy_of else None
         torch.manual_seed(seed)
         watch = FirstTokens(1)
-        if made is not None:
-            made = dataclasses.replace(made, streamer=watch)
-            options |= {"custom_generate": made, "return_dict_in_generate": True}
+        if strategy is not None:
+            strategy = dataclasses.replace(strategy, streamer=watch)
+            options |= {"custom_generate": strategy, "return_dict_in_generate": True}
         else:
             options["streamer"] = watch
         start = time.perf_counter()
         out = self.model.generate(inputs, attention_mask=torch.ones_like(inputs), **options)
         seconds = time.perf_counter() - start
-        sequences = out if made is None else out.sequences
-        account = None if made is None else out.stats.json()
+        sequences = out if strategy is None else out.sequences
+        account = None if strategy is None else out.stats.json()
         new = tuple(sequences[0, len(ids) :].tolist())
         return BenchSample(seconds, new, watch.seen or (0.0, 0), account)
 
@@ -102,8 +102,8 @@ class OnTransformers:
 class OnLlamaCpp:
     """A GGUF file with a strategy."""
 
-    def __init__(self, runtime: LlamaCppRuntime, made: Made) -> None:
-        self.runtime, self.made = runtime, made
+    def __init__(self, runtime: LlamaCppRuntime, strategy_of: StrategyFactory) -> None:
+        self.runtime, self.strategy_of = runtime, strategy_of
 
     def __call__(self, ids: Sequence[int], count: int, temperature: float, seed: int) -> BenchSample:
         import torch
@@ -112,13 +112,13 @@ class OnLlamaCpp:
         config = GenerationConfig(max_new_tokens=count, do_sample=temperature > 0)
         if temperature > 0:
             config.temperature, config.top_k = temperature, TOP_K
-        made = self.made()
+        strategy = self.strategy_of()
         torch.manual_seed(seed)
         watch = FirstTokens(1)
         start = time.perf_counter()
-        found = generate(self.runtime, list(ids), made, config, streamer=watch)
+        output = generate(self.runtime, list(ids), strategy, config, streamer=watch)
         seconds = time.perf_counter() - start
-        return BenchSample(seconds, tuple(found.sequences[0]), watch.seen or (0.0, 0), found.stats.json())
+        return BenchSample(seconds, tuple(output.sequences[0]), watch.seen or (0.0, 0), output.stats.json())
 
 
 class PlainLoop:
@@ -141,13 +141,13 @@ class PlainLoop:
             return sampling.pick(sampling.scores(torch.from_numpy(logits), none))
 
         torch.manual_seed(seed)
-        one, wanted = np.ones(1, dtype=np.int64), np.ones(1, dtype=bool)
+        one, outputs = np.ones(1, dtype=np.int64), np.ones(1, dtype=bool)
         start = time.perf_counter()
         new = [pick(self._context.prefill(np.array(ids)))]
         first = time.perf_counter() - start
         while len(new) < count:
             place = np.array([len(ids) + len(new) - 1])
-            logits = self._context.decode(np.array(new[-1:]), place, one, np.zeros(1, dtype=np.int64), wanted)[0]
+            logits = self._context.decode(np.array(new[-1:]), place, one, np.zeros(1, dtype=np.int64), outputs)[0]
             new.append(pick(logits))
         return BenchSample(time.perf_counter() - start, tuple(new), (first, 1))
 
@@ -191,7 +191,7 @@ class Warm:
     recycling: RecyclingTable
     trigrams: TrigramTable
 
-    def strategies(self, draft: Any) -> dict[str, Made]:
+    def strategies(self, draft: Any) -> dict[str, StrategyFactory]:
         """Every strategy with the cost model on. draft: model or runtime for those that need one."""
 
         def recycling() -> TokenRecycling:
@@ -221,25 +221,27 @@ def warmed(model: Any, encode: Callable[[str], list[int]], corpus: Sequence[Sequ
 
 def on_transformers(model: Any, draft: Any, warm: Warm) -> dict[str, DecodeContender]:
     """transformers' own ways, then every strategy."""
-    found: dict[str, DecodeContender] = {
+    contenders: dict[str, DecodeContender] = {
         "transformers": OnTransformers(model),
         "transformers, prompt lookup": OnTransformers(model, prompt_lookup_num_tokens=10, max_matching_ngram_size=3),
         ASSISTED: OnTransformers(model, assistant_model=draft),
     }
-    return found | {name: OnTransformers(model, made) for name, made in warm.strategies(draft).items()}
+    return contenders | {
+        name: OnTransformers(model, strategy_of) for name, strategy_of in warm.strategies(draft).items()
+    }
 
 
 def on_llamacpp(runtime: LlamaCppRuntime, draft: LlamaCppRuntime, warm: Warm) -> dict[str, DecodeContender]:
     """llama.cpp's plain loops, then every strategy."""
-    found: dict[str, DecodeContender] = {
+    contenders: dict[str, DecodeContender] = {
         "llama.cpp": PlainLoop(runtime),
         HIGH_LEVEL: HighLevel(runtime.path, runtime.threads),
     }
-    return found | {name: OnLlamaCpp(runtime, made) for name, made in warm.strategies(draft).items()}
+    return contenders | {name: OnLlamaCpp(runtime, strategy_of) for name, strategy_of in warm.strategies(draft).items()}
 
 
 def run(
-    given: Files, minutes: float, most: int, tell: Callable[[str], None], keep: Callable[[dict[str, Any]], None]
+    files: Files, minutes: float, most: int, tell: Callable[[str], None], keep: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
     """Measures everything once, then what is undecided again while there is time.
 
@@ -255,9 +257,9 @@ def run(
     from ..models import load, load_model
 
     start = time.perf_counter()
-    loaded = load(given.model)
+    loaded = load(files.model)
     model, tokenizer = loaded.model.eval(), loaded.tokenizer
-    draft = load_model(given.draft).eval()
+    draft = load_model(files.draft).eval()
     for one in (model, draft):
         one.generation_config.eos_token_id = None
 
@@ -268,14 +270,14 @@ def run(
     tell("filling tables from the tuning prompts")
     texts = [tokenizer(text)["input_ids"] for text in corpus(0, CORPUS)]
     warm = warmed(model, encode, texts)
-    found: dict[str, Any] = {"rows": [], "costs": {}}
+    results: dict[str, Any] = {"rows": [], "costs": {}}
     with ExitStack() as stack:
         everyone = on_transformers(model, draft, warm)
         sampled = everyone if most > FEW else _without(everyone, ASSISTED)
         parts = [
             BenchPart("transformers", everyone, 0.0, 6),
             BenchPart("transformers", sampled, 0.7, 3),
-            *_native(given, warm, stack),
+            *_native(files, warm, stack),
         ]
         for number, part in enumerate(parts):
             if not number or parts[number - 1].runtime != part.runtime:
@@ -290,12 +292,12 @@ def run(
             tokens = SAMPLED_TOKENS if part.temperature > 0 and most <= FEW else TOKENS
             peer = next(iter(part.contenders))
             run = Measuring(part.contenders, peer, encode, deadline, part.runtime, tokens, tell)
-            found["rows"] += run.run((part.temperature,), most=most)
-            if part.runtime not in found["costs"]:
-                found["costs"] |= _costs(part, model)
-            found["seconds"] = time.perf_counter() - start
-            keep(found)
-    return found
+            results["rows"] += run.run((part.temperature,), most=most)
+            if part.runtime not in results["costs"]:
+                results["costs"] |= _costs(part, model)
+            results["seconds"] = time.perf_counter() - start
+            keep(results)
+    return results
 
 
 @dataclass(frozen=True)
@@ -330,8 +332,8 @@ def _one_a_kind() -> list[str]:
     return list({row.kind: row.text for row in prompts("tune")}.values())
 
 
-def _native(given: Files, warm: Warm, stack: ExitStack) -> Iterator[BenchPart]:
-    for form, (target, draft) in given.gguf.items():
+def _native(files: Files, warm: Warm, stack: ExitStack) -> Iterator[BenchPart]:
+    for form, (target, draft) in files.gguf.items():
         runtime, small = (stack.enter_context(LlamaCppRuntime(path)) for path in (target, draft))
         everyone, name = on_llamacpp(runtime, small, warm), f"llama.cpp {form}"
         if form == "q8_0":

@@ -92,13 +92,13 @@ def ratio_of(ours: list[list[float]], peer: list[list[float]], seed: int = 0) ->
 
 def copy_rate(prompt: Sequence[int], answer: Sequence[int], size: int = 4) -> float:
     """Share of the answer's tokens that end an n-gram already in the prompt or the answer before: what can be copied."""
-    text, found = [*prompt, *answer], 0
+    text, copied = [*prompt, *answer], 0
     seen = {tuple(prompt[i : i + size]) for i in range(len(prompt) - size + 1)}
     for end in range(len(prompt) + 1, len(text) + 1):
         gram = tuple(text[end - size : end])
-        found += gram in seen
+        copied += gram in seen
         seen.add(gram)
-    return found / max(1, len(answer))
+    return copied / max(1, len(answer))
 
 
 @dataclass

@@ -34,9 +34,10 @@ def cells(rows: Iterable[Row], runtime: str, temperature: float) -> list[str]:
     by_name: dict[str, dict[str, Row]] = {}
     for row in own:
         by_name.setdefault(row["strategy"], {})[row["kind"]] = row
-    for name, found in by_name.items():
+    for name, by_kind in by_name.items():
         texts = [
-            f"{r['ratio']:.2f} ({r['ratio_low']:.2f} to {r['ratio_high']:.2f})" for r in (found[kind] for kind in kinds)
+            f"{r['ratio']:.2f} ({r['ratio_low']:.2f} to {r['ratio_high']:.2f})"
+            for r in (by_kind[kind] for kind in kinds)
         ]
         lines.append(f"| {name} | " + " | ".join(texts) + " |")
     copied = [next(row["copy_rate"] for row in own if row["kind"] == kind) for kind in kinds]
@@ -49,17 +50,19 @@ def checks(rows: Sequence[Row]) -> dict[str, bool]:
     ours = [row for row in rows if row["strategy"] not in PEERS]
     slow = [row for row in ours if row["ratio_high"] < FLOOR]
     greedy = [row for row in rows if row["temperature"] == 0]
-    found = {f"no strategy below {FLOOR} of plain decoding in any of {len(ours)} cells": not slow}
+    promises = {f"no strategy below {FLOOR} of plain decoding in any of {len(ours)} cells": not slow}
     for kind in KINDS:
         rivals = [row["ratio"] for row in greedy if row["kind"] == kind and row["strategy"] in RIVALS]
         best = _best(greedy, "transformers", kind)
         if rivals and best:
-            found[f"{kind}: ahead of transformers' prompt lookup and assisted generation"] = best["ratio"] > max(rivals)
+            promises[f"{kind}: ahead of transformers' prompt lookup and assisted generation"] = best["ratio"] > max(
+                rivals
+            )
     for (runtime, kind), target in TARGETS.items():
         best = _best(greedy, runtime, kind)
         if best:
-            found[f"{runtime}, {kind}: {target:g}x"] = best["ratio"] >= target
-    return found
+            promises[f"{runtime}, {kind}: {target:g}x"] = best["ratio"] >= target
+    return promises
 
 
 def slow_cells(rows: Iterable[Row]) -> list[str]:
@@ -103,5 +106,7 @@ def bounds(rows: Sequence[Row], costs: Mapping[str, Mapping[Any, float]]) -> lis
 
 
 def _best(rows: Iterable[Row], runtime: str, kind: str) -> Row | None:
-    found = [row for row in rows if (row["runtime"], row["kind"]) == (runtime, kind) and row["strategy"] not in PEERS]
-    return max(found, key=lambda row: row["ratio"], default=None)
+    candidates = [
+        row for row in rows if (row["runtime"], row["kind"]) == (runtime, kind) and row["strategy"] not in PEERS
+    ]
+    return max(candidates, key=lambda row: row["ratio"], default=None)

@@ -41,8 +41,8 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 def losing_nothing(rows: Sequence[Row], least: float = -1.0) -> list[Row]:
     """Arms whose interval against one by one ends above `least` points, from few forwards to many."""
-    kept = [row for row in rows if row["against_one_by_one"]["low"] > least and row["kind"] != "control"]
-    return sorted(kept, key=lambda row: row["forwards"])
+    arms = [row for row in rows if row["against_one_by_one"]["low"] > least and row["kind"] != "control"]
+    return sorted(arms, key=lambda row: row["forwards"])
 
 
 def picture(rows: Sequence[Row]) -> dict[str, Any]:
@@ -64,16 +64,16 @@ def picture(rows: Sequence[Row]) -> dict[str, Any]:
 
 def _points(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """A point a row. The curve's are labelled by their threshold, others by number; what lies on another shares its label."""
-    found: list[dict[str, Any]] = []
+    points: list[dict[str, Any]] = []
     labels: dict[tuple[int, int, bool], dict[str, Any]] = {}
     for number, row in enumerate(rows, 1):
         point = {"kind": SHOWN[row["kind"]], "label": "", **{key: row[key] for key in ("sampler", "forwards", "right")}}
-        found.append(point)
+        points.append(point)
         curve = row["kind"] == "curve"
         first = labels.setdefault((round(24 * math.log2(row["forwards"])), round(row["right"]), curve), point)
         label = row["sampler"].removeprefix("threshold ") if curve else str(number)
         first["label"] += f", {label}" if first["label"] else label
-    return found
+    return points
 
 
 HEIGHT, LETTERS = 420, 12  # of a panel, and of the numbers in it, in pixels
@@ -169,22 +169,22 @@ class Panel:
         ]
 
 
-def html(found: Mapping[str, Any]) -> str:
+def html(results: Mapping[str, Any]) -> str:
     """A self-contained page: the picture as SVG and the table. Nothing is fetched, no script runs."""
     from html import escape
 
     import vl_convert
 
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table(found["rows"])]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table(results["rows"])]
     head, _, *body = lines
     cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in body)
-    svg = vl_convert.vegalite_to_svg(picture(found["rows"]))
+    svg = vl_convert.vegalite_to_svg(picture(results["rows"]))
     drawn = svg.replace("<svg ", '<svg role="img" aria-label="Right answers over forwards, a point a sampler" ', 1)
     return (
         "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width, initial-scale=1'>"
         f"<link rel=icon href=data:,><title>Samplers</title><style>{STYLE}</style></head><body><main>"
-        f"<h1>Right answers over forwards</h1><p>{found['prompts']} prompts. The line is the plain threshold at several values; what "
+        f"<h1>Right answers over forwards</h1><p>{results['prompts']} prompts. The line is the plain threshold at several values; what "
         f"lies above it gains at equal forwards. Numbers are those of the table.</p><div class=wide>{drawn}</div>"
         f"<div class=wide><table><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table></div></main></body></html>"
     )

@@ -66,15 +66,15 @@ def peers(model: nn.Module, batches: Batches) -> dict[str, tuple[Pass, Pass]]:
 
 def batch_loop(model: nn.Module, batches: Batches) -> dict[str, Tensor]:
     """The squared gradient of each batch's mean loss, as SSD's authors accumulate it."""
-    found = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
+    totals = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
     for images, labels in batches:
         model.zero_grad()
         F.cross_entropy(model(images), labels).backward()
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
-                found[name].data += parameter.grad.data.clone().pow(2)
+                totals[name].data += parameter.grad.data.clone().pow(2)
     model.zero_grad()
-    return {name: total / len(batches) for name, total in found.items()}
+    return {name: total / len(batches) for name, total in totals.items()}
 
 
 def row_loop(model: nn.Module, batches: Batches) -> dict[str, Tensor]:
@@ -92,11 +92,11 @@ def vmapped(model: nn.Module, batches: Batches) -> dict[str, Tensor]:
         return F.cross_entropy(torch.func.functional_call(model, weights, (image[None],)), label[None])
 
     own = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
-    found = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    totals = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     for images, labels in batches:
         for name, gradients in own(parameters, images, labels).items():
-            found[name] += gradients.square().sum(0)
-    return {name: total / sum(len(images) for images, _ in batches) for name, total in found.items()}
+            totals[name] += gradients.square().sum(0)
+    return {name: total / sum(len(images) for images, _ in batches) for name, total in totals.items()}
 
 
 def compare(ours: Pass, theirs: Pass, pairs: int) -> dict[str, Any]:
@@ -109,12 +109,12 @@ def compare(ours: Pass, theirs: Pass, pairs: int) -> dict[str, Any]:
     difference = max(float((mine[name] - t).abs().max() / t.abs().max().clamp(min=1e-30)) for name, t in other.items())
     times: list[tuple[float, float]] = []
     for number in range(pairs):
-        taken = {}
+        seconds = {}
         for side in (ours, theirs) if number % 2 == 0 else (theirs, ours):  # neither always goes first
             start = time.perf_counter()
             side()
-            taken[side] = time.perf_counter() - start
-        times.append((taken[ours], taken[theirs]))
+            seconds[side] = time.perf_counter() - start
+        times.append((seconds[ours], seconds[theirs]))
     ratios = sorted(a / b for a, b in times)
     return {
         "ours_s": median(a for a, _ in times),
@@ -130,7 +130,7 @@ def run_bench(
     batch: int = 32,
     pairs: int = 15,
     done: Sequence[dict[str, Any]] = (),
-    after: Callable[[list[dict[str, Any]]], None] = lambda found: None,
+    after: Callable[[list[dict[str, Any]]], None] = lambda results: None,
 ) -> list[dict[str, Any]]:
     """All cases against all peers; one dict each.
 
@@ -139,7 +139,7 @@ def run_bench(
         done: cases an earlier, stopped run measured already.
         after: gets all cases so far after each.
     """
-    found = list(done)
+    results = list(done)
     number = 0
     for case, (build, size) in CASES.items():
         generator = torch.Generator().manual_seed(0)
@@ -152,7 +152,7 @@ def run_bench(
         for peer, (ours, theirs) in peers(model, batches).items():
             number += 1
             if number > len(done):
-                told = {"case": case, "peer": peer, "rows": rows, "batch": batch, "pairs": pairs}
-                found.append({**told, **compare(ours, theirs, pairs)})
-                after(found)
-    return found
+                settings = {"case": case, "peer": peer, "rows": rows, "batch": batch, "pairs": pairs}
+                results.append({**settings, **compare(ours, theirs, pairs)})
+                after(results)
+    return results

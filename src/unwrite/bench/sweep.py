@@ -100,9 +100,9 @@ class Trial:
     def home(self) -> str:
         """What the bed and the seed are, as text."""
         bed = self.bed
-        made = {name: _named(getattr(bed, name), bed.name) for name in ("data", "split")}
+        functions = {name: _named(getattr(bed, name), bed.name) for name in ("data", "split")}
         plain = {name: getattr(bed, name) for name in ("name", "net", "epochs", "metrics")}
-        return canonical_json({**made, **plain, "seed": self.seed})
+        return canonical_json({**functions, **plain, "seed": self.seed})
 
     @cached_property
     def key(self) -> str:
@@ -129,14 +129,14 @@ def trials_of(contenders: Iterable[Contender], beds: Iterable[Bed], seeds: Itera
     Raises:
         MethodError: two contenders or two beds of one name; none of them; no seed.
     """
-    asked, beds, seeds = list(contenders), list(beds), list(seeds)
-    everyone = [*ALWAYS, *(one for one in asked if one not in ALWAYS)]
+    chosen, beds, seeds = list(contenders), list(beds), list(seeds)
+    everyone = [*ALWAYS, *(one for one in chosen if one not in ALWAYS)]
     for kind, names in (("contender", [one.name for one in everyone]), ("bed", [bed.name for bed in beds])):
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise MethodError(f"{kind} {twice!r} is there twice. Name each once.")
-    if not asked or not beds or not seeds:
+    if not chosen or not beds or not seeds:
         raise MethodError(
-            f"{len(asked)} methods, {len(beds)} beds and {len(seeds)} seeds are no sweep. Give 1 of each or more."
+            f"{len(chosen)} methods, {len(beds)} beds and {len(seeds)} seeds are no sweep. Give 1 of each or more."
         )
     return [Trial(one, bed, seed) for bed in beds for seed in seeds for one in everyone]
 
@@ -177,11 +177,11 @@ def _measured(trial: Trial) -> dict[str, Any]:
         start = time.perf_counter()
         model, forwards = bed.unlearn(one.method, one.args, target)
         seconds = time.perf_counter() - start
-        found = bed.measure(model, forwards)
+        measured = bed.measure(model, forwards)
     else:
-        found = bed.measure(target) if one.name == "before" else bed.retraining()
-    values = {name: value if math.isfinite(value) else None for name, value in found.values.items()}
-    return {"values": values, "cost": found.cost, "seconds": seconds}
+        measured = bed.measure(target) if one.name == "before" else bed.retraining()
+    values = {name: value if math.isfinite(value) else None for name, value in measured.values.items()}
+    return {"values": values, "cost": measured.cost, "seconds": seconds}
 
 
 def _prepare(trial: Trial) -> str | None:
@@ -241,7 +241,7 @@ def _train(todo: Sequence[Trial], each: Each, tell: Callable[[str], None]) -> No
 
     def running(some: Sequence[Trial]) -> None:
         where = "; ".join(f"{trial.bed.name}, seed {trial.seed}" for trial in some)
-        tell(f"targets and oracles: {done} of {len(homes)} done{_listed(where)}")
+        tell(f"targets and oracles: {done} of {len(homes)} done{_in_brackets(where)}")
 
     for trial, refused in each(_prepare, homes, running):
         if refused is not None:
@@ -257,8 +257,8 @@ def _run(todo: Sequence[Trial], total: int, each: Each, file: SweepFile, tell: C
 
     def running(some: Sequence[Trial]) -> None:
         took = time.monotonic() - start
-        left = f", {_told(took / ended * (methods - ended))} left" if ended else ""
-        tell(f"trials: {total - len(todo) + done} of {total} done{left}{_listed('; '.join(map(str, some)))}")
+        left = f", {_duration(took / ended * (methods - ended))} left" if ended else ""
+        tell(f"trials: {total - len(todo) + done} of {total} done{left}{_in_brackets('; '.join(map(str, some)))}")
 
     for trial, row in each(run_trial, todo, running):
         if "fault" in row:
@@ -269,11 +269,11 @@ def _run(todo: Sequence[Trial], total: int, each: Each, file: SweepFile, tell: C
     return faults
 
 
-def _listed(some: str) -> str:
+def _in_brackets(some: str) -> str:
     return f" ({some})" if some else ""
 
 
-def _told(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"about {max(1, round(seconds))} s"
     return f"about {round(seconds / 60)} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

@@ -75,14 +75,14 @@ def opened(path: Path, header: Mapping[str, Any]) -> Iterator[SweepFile]:
         file.seek(0)
         whole = _whole(file.read(), path)
         file.truncate(len(whole))
-        found = SweepFile(file)
+        sweep = SweepFile(file)
         if not whole:
-            found._write(header)
+            sweep._write(header)
         else:
             first, *rows = _lines(whole, path)
             _same(first, header, path)
-            found.rows = {row["key"]: row for row in rows}
-        yield found
+            sweep.rows = {row["key"]: row for row in rows}
+        yield sweep
 
 
 def _whole(content: bytes, path: Path) -> bytes:

@@ -45,14 +45,14 @@ def summary(rows: Iterable[Row], seconds: bool = False) -> list[dict[str, Any]]:
     beds: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
         beds.setdefault(row["bed"], {}).setdefault(row["contender"], []).append(row)
-    found = []
+    ordered = []
     for contenders in beds.values():
         everyone = [row for some in contenders.values() for row in some]
         metrics = _metrics(everyone)
         entries = [_entry(sorted(some, key=lambda row: row["seed"]), metrics, seconds) for some in contenders.values()]
         by = next((name for name in RANKED_BY if name in metrics), None)
-        found += _ordered(entries, by)
-    return found
+        ordered += _ordered(entries, by)
+    return ordered
 
 
 def _metrics(rows: Sequence[Row]) -> list[str]:
@@ -173,7 +173,7 @@ def tables(rows: Iterable[Row], seconds: bool = False) -> list[Any]:
     """The same for the terminal, each bed a rich table, its last lines what was refused."""
     from rich.table import Table
 
-    found = []
+    bed_tables = []
     for block in _blocks(rows, seconds):
         caption = text("\n").join(map(text, block.notes)) if block.notes else None
         how: dict[str, Any] = {"title_justify": "left", "caption_justify": "left", "box": None, "header_style": "bold"}
@@ -185,5 +185,5 @@ def tables(rows: Iterable[Row], seconds: bool = False) -> list[Any]:
             table.add_column(text(name))
         for line in block.lines:
             table.add_row(*map(text, line))
-        found.append(table)
-    return found
+        bed_tables.append(table)
+    return bed_tables

@@ -76,9 +76,9 @@ def our_step(
     objective = NPO(retain_loss=retain_loss)  # type: ignore[arg-type]
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     mask = objective.retain_positions()
-    wanted = Wanted(("forget",), ("retain",) if retain_loss == "kl" else (), (), mask)
+    quantities = Wanted(("forget",), ("retain",) if retain_loss == "kl" else (), (), mask)
     start = time.perf_counter()
-    reference = compute(model, wanted, rows, blocks=[], pad_id=pad_id, batch_size=len(rows["forget"]), disk=False)
+    reference = compute(model, quantities, rows, blocks=[], pad_id=pad_id, batch_size=len(rows["forget"]), disk=False)
     once = time.perf_counter() - start
 
     def step() -> float:
@@ -175,11 +175,11 @@ def _peaks(model_name: str, case: int, batch: int, base: str | None) -> dict[str
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
 
-    found = {}
+    peaks = {}
     for side in ("ours", "peer"):
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            found[f"{side}_mib"] = pool.submit(peak_memory, model_name, side, case, batch, base).result()
-    return found
+            peaks[f"{side}_mib"] = pool.submit(peak_memory, model_name, side, case, batch, base).result()
+    return peaks
 
 
 def run_bench(
@@ -187,7 +187,7 @@ def run_bench(
     batch: int = 4,
     pairs: int = 9,
     done: Sequence[dict[str, Any]] = (),
-    after: Callable[[list[dict[str, Any]]], None] = lambda found: None,
+    after: Callable[[list[dict[str, Any]]], None] = lambda results: None,
     base: str | None = None,
 ) -> list[dict[str, Any]]:
     """All cases; one dict each.
@@ -200,12 +200,12 @@ def run_bench(
     from ..models import load
 
     loaded = load(model_name, base=base)
-    found = list(done)
+    results = list(done)
     for number, (rows, retain_loss, forget, retain) in enumerate(cases(loaded.tokenizer, batch)):
-        if number < len(found):
+        if number < len(results):
             continue
         case = compare(loaded.model, forget, retain, loaded.tokenizer.pad_token_id, retain_loss, pairs)
         case |= _peaks(model_name, number, batch, base)
-        found.append({"rows": rows, "method": f"NPO + {retain_loss}", "batch": batch, "pairs": pairs, **case})
-        after(found)
-    return found
+        results.append({"rows": rows, "method": f"NPO + {retain_loss}", "batch": batch, "pairs": pairs, **case})
+        after(results)
+    return results

@@ -69,7 +69,7 @@ class Trained:
 
 def train(beds: Iterable[Bed], seed: int, tell: Callable[[str], None] = lambda line: None) -> list[Trained]:
     """Trains targets and oracles that the cache doesn't have; the data are made before the clock starts."""
-    found = []
+    trained = []
     for bed in beds:
         tell(f"target and oracle of {bed.name}")
         with one_thread():
@@ -77,8 +77,8 @@ def train(beds: Iterable[Bed], seed: int, tell: Callable[[str], None] = lambda l
             _ = image_bed.split
             start = time.perf_counter()
             _ = image_bed.before, image_bed.oracle
-        found.append(Trained(bed.name, time.perf_counter() - start))
-    return found
+        trained.append(Trained(bed.name, time.perf_counter() - start))
+    return trained
 
 
 def run(
