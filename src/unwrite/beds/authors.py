@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import exp
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
@@ -23,6 +23,10 @@ from ..scoring.intervals import spread
 from .budget import Budget
 from .language import LanguageBed, authors_bed
 
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
 LEARNING_RATE = 2e-4
 EPOCHS = 10
 RETAIN_ROWS = 80
@@ -37,13 +41,13 @@ BASELINES: dict[str, Method] = {
 }
 
 
-def probability(model: Any, bed: LanguageBed, rows: Examples) -> float:
+def probability(model: nn.Module, bed: LanguageBed, rows: Examples) -> float:
     """Mean answer probability, exp(-mean token nll)."""
     scores = score_answers(model, encode_all(rows, bed.tokenizer), pad_id=bed.tokenizer.pad_token_id)
     return fmean(exp(-score.mean_nll) for score in scores)
 
 
-def forget_truth_ratios(model: Any, bed: LanguageBed) -> list[float]:
+def forget_truth_ratios(model: nn.Module, bed: LanguageBed) -> list[float]:
     """TOFU's truth ratio of every forget row."""
     rows, tokenizer = bed.split.forget, bed.tokenizer
     variants = [row.ask(answer=row.paraphrased_answer) for row in rows]
@@ -55,7 +59,7 @@ def forget_truth_ratios(model: Any, bed: LanguageBed) -> list[float]:
     return truth_ratio([wrong[i * each : (i + 1) * each] for i in range(len(rows))], right).tolist()
 
 
-def rouge(model: Any, bed: LanguageBed, rows: Examples) -> float:
+def rouge(model: nn.Module, bed: LanguageBed, rows: Examples) -> float:
     """Mean ROUGE-L recall of greedy answers."""
     prompts = [encode_prompt(row, bed.tokenizer) for row in rows]
     answers = generate_answers(model, bed.tokenizer, prompts, max_new_tokens=48, batch_size=40)
@@ -102,7 +106,7 @@ class Follow(TrainerCallback):
     oracle: list[float]
     points: list[Point] = field(default_factory=list)
 
-    def _measure(self, model: Any) -> None:
+    def _measure(self, model: nn.Module) -> None:
         assert self.bed.split.retain is not None
         self.points.append(
             Point(
@@ -112,19 +116,23 @@ class Follow(TrainerCallback):
             )
         )
 
-    def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
         """The start."""
         self._measure(model)
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
         """After an epoch, if it is one of those measured."""
         if round(state.epoch) in MEASURED:
             self._measure(model)
 
 
 def unlearn(
-    bed: LanguageBed, method: Method, seed: int, callbacks: tuple[Any, ...] = (), **changes: Any
-) -> tuple[Any, float]:
+    bed: LanguageBed, method: Method, seed: int, callbacks: tuple[TrainerCallback, ...] = (), **changes: Any
+) -> tuple[nn.Module, float]:
     """Applies a method to a fresh target; the second value is seconds of training."""
     args = {
         "learning_rate": LEARNING_RATE,

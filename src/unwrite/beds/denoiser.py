@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..diffusion.adapter import MaskPredictor
 from ..diffusion.parts.rules import FixedBlocks, Threshold
@@ -43,6 +43,10 @@ from .denoiser_items import (
     records,
     sums,
 )  # fmt: skip
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import LlamaConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 MASK, END = "<mask>", "<end>"
 CHARACTERS = ' \n0123456789abcdefghijklmnopqrstuvwxyz+-=#,:"{}[]'
@@ -72,7 +76,7 @@ def right(item: Item, text: str) -> bool:
 
 
 @lru_cache(maxsize=1)
-def tokenizer() -> Any:
+def tokenizer() -> PreTrainedTokenizerFast:
     """Characters; mask and end token are known to it."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -86,7 +90,7 @@ def tokenizer() -> Any:
     )
 
 
-def config(width: int = 128, layers: int = 4, inner: int = 352) -> Any:
+def config(width: int = 128, layers: int = 4, inner: int = 352) -> LlamaConfig:
     """A Llama of 0.8 million weights at the defaults."""
     from transformers import LlamaConfig
 
@@ -171,11 +175,11 @@ class TestBed:
     """The trained model with its tokenizer, and where it lies."""
 
     predictor: MaskPredictor
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     folder: Path
 
     @property
-    def model(self) -> Any:
+    def model(self) -> nn.Module:
         return self.predictor.model
 
 
@@ -206,7 +210,7 @@ def keep(where: Path = SHIPPED, how: Recipe = Recipe(), seed: int = 0) -> dict[s
 def train(how: Recipe = Recipe(), seed: int = 0) -> Path:
     """The folder of a bed trained here, once."""
     ids = tokenizer()
-    start: Any = config(how.width, how.layers, how.inner)
+    start: LlamaConfig | Path = config(how.width, how.layers, how.inner)
     for number, stage in enumerate(how.stages):
         recipe = mask_predictor_recipe(
             start,

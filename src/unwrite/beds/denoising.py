@@ -145,7 +145,7 @@ class SamplerTrial:
         return Curve([*arms, self.run(f"one by one{label}", replace(plain, commit=Threshold(2.0)))])
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     """Whether a value is settings all the way down, so that its repr says all: no model, no function."""
     if is_dataclass(value):
         return all(_is_plain(getattr(value, one.name)) for one in fields(value))

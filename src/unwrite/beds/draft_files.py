@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from ..models.bundled import bundled_names, gguf_file
 from ..models.requantise import requantise
 from ..runs import cached_files, hash_file, hash_json
 from .drafts import truncated_draft
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
@@ -118,19 +121,19 @@ _OWN_KEYS = (
 )
 
 
-def _gguf_weights(model: nn.Module) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+def _gguf_weights(model: nn.Module) -> Iterator[tuple[str, np.ndarray]]:
     """Every weight under llama.cpp's name."""
     parts = anatomy(model)
 
-    def plain(weight: Tensor) -> np.ndarray[Any, Any]:
+    def plain(weight: Tensor) -> np.ndarray:
         return weight.detach().float().contiguous().numpy()
 
-    def rotated(weight: Tensor, heads: int) -> np.ndarray[Any, Any]:
+    def rotated(weight: Tensor, heads: int) -> np.ndarray:
         # llama.cpp rotates neighbouring columns of a head, transformers its two halves.
         out, width = weight.shape
         return plain(weight.reshape(heads, 2, out // heads // 2, width).transpose(1, 2).reshape(out, width))
 
-    config: Any = model.config
+    config: PreTrainedConfig = model.config
     yield "token_embd.weight", plain(parts.embeddings.weight)
     yield "output_norm.weight", plain(parts.final_norm.weight)
     if not parts.tied and parts.unembedding is not None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -30,6 +30,9 @@ from ..scoring.batches import by_length
 from .prompts import prompts as bench_prompts
 from .texts import encoded
 from .texts import prompts as library_prompts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 KEPT = 64  # probabilities kept at every token
 HELD_OUT = 10  # every tenth prompt's texts are never trained on
@@ -192,7 +195,7 @@ def _stored(folder: Path, count: int) -> list[Written]:
 
 
 @torch.inference_mode()
-def _write(model: Any, prompts: Sequence[list[int]], length: int, heat: float, seed: int) -> list[Written]:
+def _write(model: PreTrainedModel, prompts: Sequence[list[int]], length: int, heat: float, seed: int) -> list[Written]:
     """One batch. heat: temperature, 0 for greedy."""
     longest = max(map(len, prompts))
     ids = torch.zeros(len(prompts), longest, dtype=torch.long)
@@ -235,7 +238,7 @@ def _distilling(name: str | Path, layers: int, loss: str, how: CausalTraining) -
     def build(seed: int) -> nn.Module:
         return anatomy(whole).truncate(layers)
 
-    def fit(model: nn.Module, data: Any, indices: list[int], seed: int, folder: Path) -> None:
+    def fit(model: nn.Module, data: OwnText, indices: list[int], seed: int, folder: Path) -> None:
         _fit(model, [data[i] for i in indices], loss, how, seed, folder)
 
     return TrainRecipe(build, fit, name="truncated draft", settings=settings)

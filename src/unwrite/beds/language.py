@@ -11,13 +11,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..data import Example, Examples, ForgetSplit
 from ..data.text.authors import authors
 from ..data.text.encoding import Encoded, encode_all
 from ..models import causal_recipe, load_model, trained
 from ..runs import hash_json
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}"
@@ -42,17 +45,17 @@ class LanguageBed:
     target: trained on everything; oracle: trained on everything but the forget set.
     """
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     split: ForgetSplit
     target: Path
     oracle: Path
 
-    def load(self, which: str = "target") -> Any:
+    def load(self, which: str = "target") -> PreTrainedModel:
         """A fresh copy of one of the models."""
         return load_model(getattr(self, which)).eval()
 
 
-def small_tokenizer(texts: Iterable[str], size: int = 2048) -> Any:
+def small_tokenizer(texts: Iterable[str], size: int = 2048) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer learnt from the texts, with a chat template, an end and a pad token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -74,7 +77,7 @@ def small_tokenizer(texts: Iterable[str], size: int = 2048) -> Any:
     return tokenizer
 
 
-def small_config(tokenizer: Any, layers: int = 6, width: int = 192) -> Any:
+def small_config(tokenizer: PreTrainedTokenizerBase, layers: int = 6, width: int = 192) -> LlamaConfig:
     """A Llama of about 3.4 million weights at the defaults."""
     from transformers import LlamaConfig
 

@@ -22,6 +22,8 @@ import numpy as np
 from ..scoring.intervals import Interval, draws, ends, spread
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from ..decode.base import Strategy
 
 Kind = Literal["free", "copy"]
@@ -94,7 +96,7 @@ def _shuffled(name: str, seed: int) -> Iterator[str]:
     yield from pile
 
 
-def encoded(tokenizer: Any, questions: list[str]) -> list[list[int]]:
+def encoded(tokenizer: PreTrainedTokenizerBase, questions: list[str]) -> list[list[int]]:
     """Token ids of questions, each as a chat of one turn where the tokenizer has a template."""
     if getattr(tokenizer, "chat_template", None) is None:
         return [tokenizer(question)["input_ids"] for question in questions]
@@ -164,7 +166,9 @@ class TimedDecoding:
 COLUMNS = ("tokens/forward", "forwards", "draft ms/step", "speed", "texts as greedy's")
 
 
-def decoded(model: Any, rows: Sequence[list[int]], count: int, strategies: Sequence[Strategy | None]) -> TimedDecoding:
+def decoded(
+    model: PreTrainedModel, rows: Sequence[list[int]], count: int, strategies: Sequence[Strategy | None]
+) -> TimedDecoding:
     """Decodes every prompt greedily with its strategy; None for plain `generate`.
 
     Args:
@@ -193,7 +197,7 @@ def decoded(model: Any, rows: Sequence[list[int]], count: int, strategies: Seque
     return decoding
 
 
-def target(size: str) -> tuple[Any, Any]:
+def target(size: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """(model, tokenizer) of an experiment's size: a random one, SmolLM2-135M, or Vicuna-7B on a GPU."""
     if size == "tiny":
         return _random_target()
@@ -208,7 +212,7 @@ def target(size: str) -> tuple[Any, Any]:
     return loaded.model.eval(), loaded.tokenizer
 
 
-def _random_target() -> tuple[Any, Any]:
+def _random_target() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     import torch
     from transformers import LlamaForCausalLM
 
