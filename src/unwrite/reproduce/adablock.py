@@ -18,7 +18,7 @@ from ..beds import denoising
 from ..beds.budget import Budget
 from ..beds.denoising import Arm, Curve, Difference, SamplerTrial, difference, gains, share
 from ..diffusion import Sampler
-from ..diffusion.base import Step
+from ..diffusion.base import Blocks, Step
 from ..diffusion.parts.adablock import AdaBlock, DrawnBlocks, WholeCanvas, delimiters_of, late, premature
 from ..diffusion.parts.rules import FixedBlocks, Threshold
 from .base import Claim
@@ -136,11 +136,11 @@ def _blocks(trial: SamplerTrial, size: int) -> AdaBlock:
     return AdaBlock(size=size, delimiters=delimiters_of(trial.bed.tokenizer))
 
 
-def _sampler(blocks: Any, bar: float, cache: Literal["none", "dual"]) -> Sampler:
+def _sampler(blocks: Blocks, bar: float, cache: Literal["none", "dual"]) -> Sampler:
     return Sampler(gen_length=testbed.ANSWER, blocks=blocks, commit=Threshold(bar), cache=cache)
 
 
-def _arm(trial: SamplerTrial, kind: str, blocks: Any, bar: float, cache: Literal["none", "dual"]) -> Arm:
+def _arm(trial: SamplerTrial, kind: str, blocks: Blocks, bar: float, cache: Literal["none", "dual"]) -> Arm:
     return trial.run(f"{kind}, threshold {bar:g}, cache {cache}", _sampler(blocks, bar, cache))
 
 
@@ -154,7 +154,7 @@ def _ada(trial: SamplerTrial, size: int, bar: float, cache: Literal["none", "dua
     return arm, tuple(size for row in out.trace.blocks for size in row)
 
 
-def _rates(trial: SamplerTrial, blocks: Any) -> dict[str, float]:
+def _rates(trial: SamplerTrial, blocks: Blocks) -> dict[str, float]:
     """Shares of steps that were late, and of tokens that were premature, at threshold .9."""
     prompts = [trial.bed.tokenizer(item.prompt)["input_ids"] for item in trial.asked[:WATCHED]]
     reference = testbed.one_by_one()(trial.bed.predictor, None, prompts).sequences

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..beds.budget import Budget
 from ..beds.texts import COLUMNS, TimedDecoding, corpus, decoded, encoded, prompts, target
@@ -21,6 +21,10 @@ from ..decode.prompt_lookup import PromptLookup
 from ..decode.trigrams import Successors, TrigramTable
 from .base import Claim, figure
 from .checks import Check, Kind, reason_of
+
+if TYPE_CHECKING:
+    from ..decode.engine.runtime import Runtime
+    from ..decode.engine.sampling import Sampling
 
 # prompts, new tokens, characters of the corpus
 SIZES = {
@@ -45,7 +49,7 @@ class BestFirst(ADED):
     def key(self) -> str:
         return "BestFirst"
 
-    def drafter(self, runtime: Any, sampling: Any) -> BestFirstDrafter:
+    def drafter(self, runtime: Runtime, sampling: Sampling) -> BestFirstDrafter:
         drafter = super().drafter(runtime, sampling)
         return BestFirstDrafter(self, drafter.table)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from .. import catalog
 from ..beds.budget import Budget, Size
@@ -18,6 +18,9 @@ from ..runs.provenance import commit, machine
 from ..terminal import text
 from .checks import Check, Verdict, verdict_of
 from .freshness import hashes
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 FORM = 2  # of what is stored: 1 had {statement: true or false} and no headline
 HEADLINE = 100  # characters at most: it stands in a cell of README's tables
@@ -120,7 +123,7 @@ def store(record: Mapping[str, Any], folder: Path | None = None) -> Path:
     return path
 
 
-def table(claim: Claim) -> Any:
+def table(claim: Claim) -> Table:
     """The claim as a rich table."""
     from rich.table import Column, Table
 

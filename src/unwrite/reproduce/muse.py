@@ -7,20 +7,23 @@ sinks with every further request.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..audit import evaluate, sustainability
 from ..beds.authors import unlearn
 from ..beds.budget import Budget
 from ..beds.language import LanguageBed
 from ..beds.manual import manual_bed
-from ..data import ForgetSplit
+from ..data import Examples, ForgetSplit
 from ..forget import NPO, TaskVector
 from ..forget.base import Method
 from ..forget.gradient_ascent import GradientAscent, GradientDifference
 from ..scoring.intervals import spread
 from .base import Claim, figure
 from .checks import Check, reason_of
+
+if TYPE_CHECKING:
+    from torch import nn
 
 METHODS: dict[str, Method] = {
     "GA": GradientAscent(),
@@ -47,7 +50,7 @@ def folds(split: ForgetSplit) -> list[ForgetSplit]:
 def series(bed: LanguageBed, method: Method, seed: int, epochs: int) -> list[float]:
     """Utility after each of the four requests, one after another."""
 
-    def unlearn_fn(model: Any, forget: Any, retain: Any) -> Any:
+    def unlearn_fn(model: nn.Module, forget: Examples, retain: Examples | None) -> nn.Module:
         args = {
             "learning_rate": 2e-4,
             "num_train_epochs": epochs,

@@ -13,7 +13,7 @@ enumerated here. Tokens are drawn (T = 1): greedily, equal probabilities are a p
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from statistics import pstdev
@@ -61,7 +61,7 @@ class ListWriter:
 
     predictor: MaskPredictor
     frames: Sequence[Frame]
-    said: Any
+    said: Callable[[Sequence[int]], str]
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,9 @@ def _counted(pair: WriterPair, k: int) -> dict[str, Both]:
 
 
 def _rows(
-    counted: Mapping[Any, Mapping[str, Both]], greedy: Mapping[Any, Both], bars: Mapping[Any, Both]
+    counted: Mapping[tuple[str, int], Mapping[str, Both]],
+    greedy: Mapping[tuple[str, int], Both],
+    bars: Mapping[tuple[str, float], Both],
 ) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for (operation, k), results in counted.items():

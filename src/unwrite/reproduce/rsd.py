@@ -30,9 +30,13 @@ from .base import Claim, figure
 from .checks import Check, reason_of
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from ..decode.engine.runtime import Runtime
     from ..decode.engine.sampling import Sampling
     from ..decode.engine.tree import DraftTree
+
+    StrategyOf = Callable[[PreTrainedModel], Strategy]
 
 # prompts at temperature 1, where the claim is judged, and at 0.3; new tokens
 SIZES = {"tiny": (2, 0, 12), "small": (48, 16, 64), "medium": (50, 16, 64), "full": (80, 80, 128)}
@@ -119,9 +123,9 @@ class DraftRates:
         """This one's tokens per forward over the other's, with the 95 % interval of a paired bootstrap over prompts."""
         chosen = draws(len(self.tokens[0]), resamples)
 
-        def rates(of: DraftRates, which: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        def rates(of: DraftRates, which: np.ndarray) -> np.ndarray:
             tokens, forwards = np.array(of.tokens).sum(0), np.array(of.forwards).sum(0)  # [prompts]
-            per_forward: np.ndarray[Any, Any] = tokens[which].sum(1) / forwards[which].sum(1)
+            per_forward: np.ndarray = tokens[which].sum(1) / forwards[which].sum(1)
             return per_forward
 
         everything = np.arange(len(self.tokens[0]))[None]
@@ -137,7 +141,7 @@ class DraftContender:
     nodes: int
     shape: str
     levels: int
-    make: Callable[[Any], Strategy]
+    make: StrategyOf
 
     @property
     def name(self) -> str:
@@ -160,19 +164,19 @@ def contenders() -> list[DraftContender]:
     return candidates
 
 
-def _chain(depth: int) -> Callable[[Any], Strategy]:
+def _chain(depth: int) -> StrategyOf:
     return lambda draft: DraftModel(draft_model=draft, depth=depth, cost_model=False)
 
 
-def _independent(branching: tuple[int, ...]) -> Callable[[Any], Strategy]:
+def _independent(branching: tuple[int, ...]) -> StrategyOf:
     return lambda draft: Independent(draft_model=draft, branching=branching, cost_model=False)
 
 
-def _constant(branching: tuple[int, ...]) -> Callable[[Any], Strategy]:
+def _constant(branching: tuple[int, ...]) -> StrategyOf:
     return lambda draft: RSD(draft_model=draft, mode="C", branching=branching, cost_model=False)
 
 
-def _beam(width: int, depth: int) -> Callable[[Any], Strategy]:
+def _beam(width: int, depth: int) -> StrategyOf:
     return lambda draft: RSD(draft_model=draft, mode="S", beam_width=width, depth=depth, cost_model=False)
 
 
@@ -185,8 +189,8 @@ class DraftPair:
         name: of the pair, for the setting.
     """
 
-    target: Any
-    draft: Any
+    target: PreTrainedModel
+    draft: PreTrainedModel
     rows: list[list[int]]
     name: str
 
@@ -216,7 +220,7 @@ def pair(size: str) -> DraftPair:
     return DraftPair(model, draft, encoded(tokenizer, prompts(1, "free", SIZES[size][0])), name)
 
 
-def _cut(model: Any, size: str) -> Any:
+def _cut(model: PreTrainedModel, size: str) -> PreTrainedModel:
     """First layers of the target, distilled where it is a real one."""
     from ..models import anatomy, load_model
 
@@ -249,12 +253,7 @@ def _manual_pair(count: int) -> DraftPair:
 
 
 def measure(
-    pair: DraftPair,
-    strategy_of: Callable[[Any], Strategy] | None,
-    levels: int,
-    temperature: float,
-    seeds: Sequence[int],
-    count: int,
+    pair: DraftPair, strategy_of: StrategyOf | None, levels: int, temperature: float, seeds: Sequence[int], count: int
 ) -> DraftRates:
     """Samples `count` tokens after every prompt with every seed; without a strategy, plain `generate`."""
     rates = DraftRates(levels)

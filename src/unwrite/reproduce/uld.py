@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import ceil, log
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..audit import evaluate
 from ..beds.authors import EPOCHS, probability, rouge, unlearn
@@ -23,6 +23,9 @@ from ..scoring.intervals import spread
 from .base import Claim, figure
 from .checks import Check, reason_of
 
+if TYPE_CHECKING:
+    from torch import nn
+
 LAYERS = 2  # of 6, as the paper keeps 8 of 32
 STRENGTHS = (1.2, 1.6, 2.4)  # beside the paper's alpha of 0.8; the assistant stays as trained
 BASELINES: dict[str, Method] = {
@@ -33,7 +36,7 @@ BASELINES: dict[str, Method] = {
 }
 
 
-def utility(model: Any, bed: LanguageBed) -> float:
+def utility(model: nn.Module, bed: LanguageBed) -> float:
     """TOFU's model utility: probability, ROUGE and truth ratio on retain, real authors and world facts."""
     report = evaluate(model, bed.split, tokenizer=bed.tokenizer, suite="tofu", batch_size=64)
     value = report.value("model_utility")
@@ -41,7 +44,7 @@ def utility(model: Any, bed: LanguageBed) -> float:
     return value
 
 
-def figures(model: Any, bed: LanguageBed) -> dict[str, float]:
+def figures(model: nn.Module, bed: LanguageBed) -> dict[str, float]:
     """Forget probability and ROUGE, and utility."""
     return {
         "forget": probability(model, bed, bed.split.forget),
