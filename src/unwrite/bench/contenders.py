@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,6 +39,12 @@ from ..decode.engine.sampling import Sampling, from_processors
 from ..decode.joined import default_parts
 from .decode import TOKENS, BenchSample, DecodeContender, Measuring
 
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from ..decode.engine.llamacpp.context import NativeContext
+
 ASSISTED, HIGH_LEVEL = "transformers, assisted", "Llama.generate"
 STOCK = "transformers, its own forward"
 FEW = 6  # repeats of a short run
@@ -59,7 +65,7 @@ class FirstTokens:
         self.skip, self.start = skip, time.perf_counter()
         self.seen: tuple[float, int] | None = None
 
-    def put(self, value: Any) -> None:
+    def put(self, value: Tensor) -> None:
         if self.skip:
             self.skip -= 1
         elif self.seen is None:
@@ -72,7 +78,7 @@ class FirstTokens:
 class OnTransformers:
     """`model.generate`, plainly, with some of its own arguments, or with a strategy."""
 
-    def __init__(self, model: Any, strategy_of: StrategyFactory | None = None, **options: Any) -> None:
+    def __init__(self, model: PreTrainedModel, strategy_of: StrategyFactory | None = None, **options: Any) -> None:
         self.model, self.strategy_of, self.options = model, strategy_of, options
 
     def __call__(self, ids: Sequence[int], count: int, temperature: float, seed: int) -> BenchSample:
@@ -126,7 +132,7 @@ class PlainLoop:
 
     def __init__(self, runtime: LlamaCppRuntime) -> None:
         self.model, self.threads = runtime.model, runtime.threads
-        self._context: Any = None
+        self._context: NativeContext | None = None
 
     def __call__(self, ids: Sequence[int], count: int, temperature: float, seed: int) -> BenchSample:
         import torch
@@ -137,7 +143,7 @@ class PlainLoop:
             self._context = NativeContext(self.model, len(ids) + count, 2, self.threads)
         sampling, none = _sampling(temperature), torch.empty(1, 0, dtype=torch.long)
 
-        def pick(logits: Any) -> int:
+        def pick(logits: np.ndarray) -> int:
             return sampling.pick(sampling.scores(torch.from_numpy(logits), none))
 
         torch.manual_seed(seed)
@@ -191,7 +197,7 @@ class Warm:
     recycling: RecyclingTable
     trigrams: TrigramTable
 
-    def strategies(self, draft: Any) -> dict[str, StrategyFactory]:
+    def strategies(self, draft: PreTrainedModel | LlamaCppRuntime) -> dict[str, StrategyFactory]:
         """Every strategy with the cost model on. draft: model or runtime for those that need one."""
 
         def recycling() -> TokenRecycling:
@@ -208,7 +214,7 @@ class Warm:
         }
 
 
-def warmed(model: Any, encode: Callable[[str], list[int]], corpus: Sequence[Sequence[int]]) -> Warm:
+def warmed(model: PreTrainedModel, encode: Callable[[str], list[int]], corpus: Sequence[Sequence[int]]) -> Warm:
     """What the target's greedy answers to the tuning prompts leave in the tables; trigrams of the corpus before."""
     vocab = model.config.vocab_size
     warm = Warm(RecyclingTable(vocab), TrigramTable.fit(corpus, vocab))
@@ -219,7 +225,7 @@ def warmed(model: Any, encode: Callable[[str], list[int]], corpus: Sequence[Sequ
     return warm
 
 
-def on_transformers(model: Any, draft: Any, warm: Warm) -> dict[str, DecodeContender]:
+def on_transformers(model: PreTrainedModel, draft: PreTrainedModel, warm: Warm) -> dict[str, DecodeContender]:
     """transformers' own ways, then every strategy."""
     contenders: dict[str, DecodeContender] = {
         "transformers": OnTransformers(model),
@@ -311,7 +317,7 @@ class BenchPart:
     native: LlamaCppRuntime | None = None
 
 
-def _costs(part: BenchPart, model: Any) -> dict[str, dict[int, float]]:
+def _costs(part: BenchPart, model: PreTrainedModel) -> dict[str, dict[int, float]]:
     """{runtime: {rows: seconds of a forward}}; of a transformers model, what its own forward takes, too."""
     from ..decode import TransformersRuntime
 

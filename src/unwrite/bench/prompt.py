@@ -12,7 +12,7 @@ import pydoc_data.topics
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,11 @@ from ..errors import DataError, ModelError
 from ..models.loading import Loaded
 from ..scoring.intervals import ratio_interval
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..decode.base import Strategy
+
 __all__ = ["LENGTHS", "read_pairs", "run_bench"]
 
 LENGTHS = (16, 64, 256, 1024, 4096, 8000)
@@ -30,7 +35,7 @@ UNTIMED = 2  # calls of each side first: the second tries what the first did not
 RESAMPLES = 2000
 
 
-def prompt_of(tokenizer: Any, tokens: int) -> Tensor:
+def prompt_of(tokenizer: PreTrainedTokenizerBase, tokens: int) -> Tensor:
     """The first tokens of Python's manual, [1, tokens]."""
     text = "\n".join(pydoc_data.topics.topics.values())
     ids: list[int] = tokenizer(text[: 40 * tokens + 1000], add_special_tokens=False)["input_ids"][:tokens]
@@ -39,7 +44,7 @@ def prompt_of(tokenizer: Any, tokens: int) -> Tensor:
     return torch.tensor([ids])
 
 
-def seconds_of(model: Any, ids: Tensor, strategy: Any = None) -> float:
+def seconds_of(model: PreTrainedModel, ids: Tensor, strategy: Strategy | None = None) -> float:
     """Seconds of one call that reads a prompt and writes one token; transformers' own without a strategy."""
     options = {"custom_generate": strategy} if strategy is not None else {}
     start = time.perf_counter()

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..beds import denoiser as testbed
 from ..diffusion import MaskPredictor, Sampler
@@ -27,7 +27,7 @@ CANVAS = 256
 class LogitsRecorder:
     """A model that keeps the logits it gave, one tensor [rows, n, vocab] a forward."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self.model, self.config = model, model.config
         self.recording: list[Tensor] = []
 
@@ -48,7 +48,7 @@ class Replayed:
         elsewhere: seconds that laying the recorded logits into their place took, which are nobody's.
     """
 
-    def __init__(self, timing: Any, recording: Sequence[Tensor]) -> None:
+    def __init__(self, timing: nn.Module, recording: Sequence[Tensor]) -> None:
         self.model, self.config = timing, timing.config
         self.recording, self.place = recording, 0
         self.forward = self.elsewhere = 0.0
@@ -102,7 +102,7 @@ class Timed:
         return self.own / max(1e-12, self.seconds - self.own)
 
 
-def timing_model(seed: int = 0, layers: int = 30, vocabulary: int = 49152, width: int = 576) -> Any:
+def timing_model(seed: int = 0, layers: int = 30, vocabulary: int = 49152, width: int = 576) -> nn.Module:
     """SmolLM2-135M's shape, bidirectional, with random weights: only its cost matters. Its linear layers run on packed weights where
     this processor has them, as decoding's do: a sampler is measured against the fastest forward we have."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -124,7 +124,7 @@ def timing_model(seed: int = 0, layers: int = 30, vocabulary: int = 49152, width
     return packed_copy(LlamaForCausalLM(config).eval())[0]
 
 
-def timed(bed: testbed.TestBed, timing: Any, sampler: Sampler, items: Sequence[testbed.Item]) -> Timed:
+def timed(bed: testbed.TestBed, timing: nn.Module, sampler: Sampler, items: Sequence[testbed.Item]) -> Timed:
     """One prompt after the other, each recorded on the test bed and replayed."""
     ids, seconds, own, forwards, tokens, same = bed.tokenizer, 0.0, 0.0, 0, 0, True
     for item in items:

@@ -6,20 +6,23 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import active_children, get_context, parent_process
 from threading import Thread
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from threadpoolctl import threadpool_limits
 
 from ..errors import MethodError, MissingExtra, RunError, naming
 from ..runs import cache_dir, hush, silent
+
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
 
 __all__ = ["Each", "crew", "one_thread"]
 
@@ -113,7 +116,7 @@ def _processes(workers: int) -> Iterator[Each]:
         pool.shutdown()
 
 
-def _killed(jobs: Any) -> str:
+def _killed(jobs: Iterable[object]) -> str:
     return (
         f"a worker was killed, maybe for want of memory, at one of: {'; '.join(map(str, jobs))}. What is done is kept: "
         "run the same again, with fewer workers."
@@ -127,7 +130,7 @@ def _begin() -> None:
     Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
 
 
-def _end_with(parent: Any) -> None:
+def _end_with(parent: BaseProcess) -> None:
     parent.join()
     os._exit(1)
 

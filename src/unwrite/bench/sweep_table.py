@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..beds.images import COLUMNS, METRICS
 from ..terminal import text
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = ["markdown", "summary", "tables"]
 
@@ -169,7 +172,7 @@ def _one_line(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def tables(rows: Iterable[Row], seconds: bool = False) -> list[Any]:
+def tables(rows: Iterable[Row], seconds: bool = False) -> list[Table]:
     """The same for the terminal, each bed a rich table, its last lines what was refused."""
     from rich.table import Table
 

@@ -13,7 +13,7 @@ import pydoc_data.topics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,11 @@ from ..forget.engine.batch import make_parts, run
 from ..forget.engine.text.reference import Wanted, compute
 from ..scoring import prediction_mask
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..forget.base import RetainLoss
+
 Step = Callable[[], float]
 
 
@@ -37,15 +42,19 @@ def text_rows(count: int, words: int, skip: int = 0) -> Examples:
 
 
 def peer_step(
-    model: Any, reference: Any, forget: dict[str, Tensor], retain: dict[str, Tensor], retain_loss: str
+    model: PreTrainedModel,
+    reference: PreTrainedModel,
+    forget: dict[str, Tensor],
+    retain: dict[str, Tensor],
+    retain_loss: RetainLoss,
 ) -> Step:
     """NPO + retain term with a live reference and full logits."""
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
-    def logits(of: Any, rows: dict[str, Tensor]) -> Tensor:
+    def logits(of: PreTrainedModel, rows: dict[str, Tensor]) -> Tensor:
         return of(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).logits
 
-    def answer_nll(of: Any, rows: dict[str, Tensor]) -> Tensor:
+    def answer_nll(of: PreTrainedModel, rows: dict[str, Tensor]) -> Tensor:
         scores, labels = logits(of, rows)[:, :-1].contiguous(), rows["labels"][:, 1:].contiguous()
         return F.cross_entropy(scores.transpose(-1, -2), labels, reduction="none").sum(-1)
 
@@ -70,10 +79,14 @@ def peer_step(
 
 
 def our_step(
-    model: Any, rows: dict[str, list[Encoded]], tensors: dict[str, dict[str, Tensor]], pad_id: int, retain_loss: str
+    model: PreTrainedModel,
+    rows: dict[str, list[Encoded]],
+    tensors: dict[str, dict[str, Tensor]],
+    pad_id: int,
+    retain_loss: RetainLoss,
 ) -> tuple[Step, float]:
     """The same, as `UnlearnTrainer` computes it; the second value is the one-time reference pass, in seconds."""
-    objective = NPO(retain_loss=retain_loss)  # type: ignore[arg-type]
+    objective = NPO(retain_loss=retain_loss)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     mask = objective.retain_positions()
     quantities = Wanted(("forget",), ("retain",) if retain_loss == "kl" else (), (), mask)
@@ -104,7 +117,12 @@ def our_step(
 
 
 def compare(
-    model: Any, forget: list[Encoded], retain: list[Encoded], pad_id: int, retain_loss: str, pairs: int
+    model: PreTrainedModel,
+    forget: list[Encoded],
+    retain: list[Encoded],
+    pad_id: int,
+    retain_loss: RetainLoss,
+    pairs: int,
 ) -> dict[str, Any]:
     """Medians of paired steps on fixed rows, and their ratio with its middle half."""
     rows = {"forget": forget, "retain": retain}
@@ -136,7 +154,9 @@ def compare(
     }
 
 
-def cases(tokenizer: Any, batch: int) -> Iterator[tuple[str, str, list[Encoded], list[Encoded]]]:
+def cases(
+    tokenizer: PreTrainedTokenizerBase, batch: int
+) -> Iterator[tuple[str, RetainLoss, list[Encoded], list[Encoded]]]:
     """(rows, retain term, forget rows, retain rows)."""
     from ..data.text.authors import authors
 
