@@ -259,16 +259,16 @@ class Judged:
     work: list[int]
     texts: list[str]
 
-    def by_task(self, asked: Sequence[Item]) -> dict[str, float]:
+    def by_task(self, items: Sequence[Item]) -> dict[str, float]:
         """Share of right answers of each task, 0 to 1."""
         grades: dict[str, list[bool]] = {}
-        for item, good in zip(asked, self.right, strict=True):
+        for item, good in zip(items, self.right, strict=True):
             grades.setdefault(item.task, []).append(good)
         return {task: sum(good) / len(good) for task, good in sorted(grades.items())}
 
 
 def judge(
-    bed: TestBed, sampler: Sampler, asked: Sequence[Item], batch_size: int = 128, fixed: Mapping[int, int] | None = None
+    bed: TestBed, sampler: Sampler, items: Sequence[Item], batch_size: int = 128, fixed: Mapping[int, int] | None = None
 ) -> Judged:
     """Runs a sampler on items, in batches.
 
@@ -280,8 +280,8 @@ def judge(
     nfe: list[int] = []
     work: list[int] = []
     texts: list[str] = []
-    for start in range(0, len(asked), batch_size):
-        batch = asked[start : start + batch_size]
+    for start in range(0, len(items), batch_size):
+        batch = items[start : start + batch_size]
         seeded = replace(sampler, seed=sampler.seed * 1_000_003 + start)
         out = seeded(bed.predictor, None, [ids(item.prompt)["input_ids"] for item in batch], fixed=fixed)
         assert out.answers is not None
@@ -306,8 +306,8 @@ def gate(bed: TestBed, count: int = 400, least: float = 0.9, seed: int = 2_000) 
     Raises:
         ModelError: one of them is below.
     """
-    asked = [item for task in TASKS for item in items(count // len(TASKS), seed, [task.name])]
-    shares = judge(bed, one_by_one(), asked).by_task(asked)
+    prompts = [item for task in TASKS for item in items(count // len(TASKS), seed, [task.name])]
+    shares = judge(bed, one_by_one(), prompts).by_task(prompts)
     low = {task: share for task, share in shares.items() if share < least}
     if low:
         raise ModelError(

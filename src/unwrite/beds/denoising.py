@@ -252,8 +252,8 @@ def trial(budget: Budget, tasks: Sequence[str] | None = None) -> SamplerTrial:
     bed = testbed.load()
     if budget.size != "tiny":
         testbed.gate(bed)
-    asked = [item for seed in budget.seeds for item in prompts(SIZES[budget.size], seed, tasks)]
-    return SamplerTrial(bed, asked, len(budget.seeds))
+    items = [item for seed in budget.seeds for item in prompts(SIZES[budget.size], seed, tasks)]
+    return SamplerTrial(bed, items, len(budget.seeds))
 
 
 def setting(trial: SamplerTrial) -> str:

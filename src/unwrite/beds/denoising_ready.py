@@ -33,9 +33,9 @@ class After(Stop):
         return step.number + 1 >= limit
 
 
-def taught(bed: testbed.TestBed, asked: Sequence[testbed.Item], block: int, epochs: int) -> tuple[Records, Filter]:
+def taught(bed: testbed.TestBed, items: Sequence[testbed.Item], block: int, epochs: int) -> tuple[Records, Filter]:
     """What the model's own answers to these prompts teach: the records, and the filter."""
-    prompts = [bed.tokenizer(item.prompt)["input_ids"] for item in asked]
+    prompts = [bed.tokenizer(item.prompt)["input_ids"] for item in items]
     records = collect(bed.predictor, None, prompts, block=block, gen_length=testbed.ANSWER, batch_size=64)
     return records, train(records, epochs=epochs)
 
@@ -49,14 +49,14 @@ def written(bed: testbed.TestBed, ids: Sequence[int]) -> str:
 def calibrated(
     bed: testbed.TestBed,
     sampler: Sampler,
-    asked: Sequence[testbed.Item],
+    items: Sequence[testbed.Item],
     prophet: Prophet,
     extract: Callable[[Sequence[int]], Any],
     fixed: Mapping[int, int] | None = None,
 ) -> Prophet:
     """`prophet` with bars in this model's logits, from where its answers to these prompts, as `extract` finds them, no longer
     change."""
-    log = watched(bed, sampler, asked, prophet, fixed)
+    log = watched(bed, sampler, items, prophet, fixed)
     rows = sorted(log.gaps)
     bars = calibrated_bars([log.gaps[row] for row in rows], [log.guesses[row] for row in rows], extract)
     return replace(prophet, bars=bars)
@@ -65,12 +65,12 @@ def calibrated(
 def watched(
     bed: testbed.TestBed,
     sampler: Sampler,
-    asked: Sequence[testbed.Item],
+    items: Sequence[testbed.Item],
     prophet: Prophet,
     fixed: Mapping[int, int] | None,
 ) -> ProphetLog:
     """What `prophet` would see where nothing stops."""
     log = ProphetLog(replace(prophet, bars=(float("inf"),) * 3))
-    rows = [bed.tokenizer(item.prompt)["input_ids"] for item in asked]
+    rows = [bed.tokenizer(item.prompt)["input_ids"] for item in items]
     replace(sampler, stop=log.prophet, watch=log)(bed.predictor, None, rows, fixed=fixed)
     return log

@@ -71,8 +71,8 @@ class OwnText(list[Written]):
     def split(self) -> tuple[list[int], list[int]]:
         """Rows to train on and rows held out, the latter both texts of every tenth prompt."""
         half = len(self) // 2
-        held = [i for i in range(len(self)) if i % half % HELD_OUT == HELD_OUT - 1]
-        return [i for i in range(len(self)) if i not in set(held)], held
+        held_out = [i for i in range(len(self)) if i % half % HELD_OUT == HELD_OUT - 1]
+        return [i for i in range(len(self)) if i not in set(held_out)], held_out
 
 
 def own_text(
@@ -98,12 +98,12 @@ def own_text(
     """
     loaded = load(name)
     model = loaded.model.eval()
-    asked = list(questions or _questions(math.ceil(tokens / (2 * length)), seed))
+    prompts = list(questions or _questions(math.ceil(tokens / (2 * length)), seed))
     most = getattr(model.config, "max_position_embeddings", None) or 1 << 30
-    rows = [row for row in encoded(loaded.tokenizer, asked) if len(row) + length <= most]
+    rows = [row for row in encoded(loaded.tokenizer, prompts) if len(row) + length <= most]
     if not rows:
         raise DataError(
-            f"none of {len(asked)} prompts leaves room for {length} tokens within {most}. Use a smaller length."
+            f"none of {len(prompts)} prompts leaves room for {length} tokens within {most}. Use a smaller length."
         )
     what = {"weights": hash_model(model), "prompts": hash_json(rows), "length": length, "kept": KEPT}
     kind = f"own-text/{hash_json({**what, 'temperature': temperature, 'seed': seed})}"

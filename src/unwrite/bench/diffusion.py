@@ -147,16 +147,16 @@ def run(
     start = time.perf_counter()
     bed = testbed.load(where)
     passed = testbed.gate(bed)
-    asked = prompts(count, seed)
+    items = prompts(count, seed)
     with _one_thread():
         tell("calibrating Prophet, training Learn2PD's filter")
         everyone = contenders(bed, seed)
         arms = _counted(bed, everyone, count, seed, workers, tell)
-        controls = _controls(bed, everyone, arms, asked)
+        controls = _controls(bed, everyone, arms, items)
         arms |= _counted(bed, controls, count, seed, workers, tell)
         everyone |= controls
     curve = Curve([arms[name] for name, one in everyone.items() if one.kind == "curve"])
-    clocks = _clocks(bed, {name: one.sampler for name, one in everyone.items() if one.timed}, asked[:TIMED], tell)
+    clocks = _clocks(bed, {name: one.sampler for name, one in everyone.items() if one.timed}, items[:TIMED], tell)
     rows = []
     for name, one in everyone.items():
         arm = arms[name]
@@ -169,7 +169,7 @@ def run(
                 "right": arm.accuracy,
                 "ahead": {"points": ahead.points, "low": ahead.low, "high": ahead.high},
                 "against_one_by_one": vars(difference(arm, arms["one by one"])),
-                "by_task": _by_task(arm, asked),
+                "by_task": _by_task(arm, items),
                 **clocks.get(name, {}),
             }
         )
@@ -218,19 +218,19 @@ def _count(job: tuple[str, str, Sampler, int, int, slice]) -> Arm:
     """A part of one arm."""
     folder, name, sampler, count, seed, part = job
     torch.set_num_threads(1)
-    asked = prompts(count, seed)[part]
-    return Arm.judged(name, testbed.judge(testbed.load(Path(folder)), sampler, asked, batch_size=64))
+    items = prompts(count, seed)[part]
+    return Arm.judged(name, testbed.judge(testbed.load(Path(folder)), sampler, items, batch_size=64))
 
 
 def _controls(
     bed: testbed.TestBed,
     everyone: Mapping[str, DenoisingContender],
     arms: Mapping[str, Arm],
-    asked: Sequence[testbed.Item],
+    items: Sequence[testbed.Item],
 ) -> dict[str, DenoisingContender]:
     """AdaBlock's block sizes at boundaries that are drawn; Prophet's numbers of forwards, given to rows by chance."""
     ada, prophet = everyone["AdaBlock"].sampler, everyone["Prophet"].sampler
-    few = [bed.tokenizer(item.prompt)["input_ids"] for item in asked[:100]]
+    few = [bed.tokenizer(item.prompt)["input_ids"] for item in items[:100]]
     sizes = tuple(size for row in ada(bed.predictor, None, few).trace.blocks for size in row)
     after = After(tuple(int(forwards) for forwards in arms["Prophet"].nfe))
     return {
@@ -240,17 +240,17 @@ def _controls(
 
 
 def _clocks(
-    bed: testbed.TestBed, samplers: Mapping[str, Sampler], asked: Sequence[testbed.Item], tell: Callable[[str], None]
+    bed: testbed.TestBed, samplers: Mapping[str, Sampler], items: Sequence[testbed.Item], tell: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
     """Replays of each sampler, a prompt at a time in turns, with the plain threshold's as the peer."""
     from .replay import Timed, timed, timing_model
 
     timing = timing_model()
     replays: dict[str, list[Timed]] = {name: [] for name in samplers}
-    timed(bed, timing, samplers[PLAIN], asked[:1])  # what only a first call pays is nobody's
-    for number, item in enumerate(asked):
+    timed(bed, timing, samplers[PLAIN], items[:1])  # what only a first call pays is nobody's
+    for number, item in enumerate(items):
         for name, sampler in samplers.items():
-            tell(f"replaying prompt {number + 1} of {len(asked)}: {name}")
+            tell(f"replaying prompt {number + 1} of {len(items)}: {name}")
             replays[name].append(timed(bed, timing, sampler, [item]))
     peer = sum(one.seconds for one in replays[PLAIN])
     rows = {}
@@ -266,6 +266,6 @@ def _clocks(
     return rows
 
 
-def _by_task(arm: Arm, asked: Sequence[testbed.Item]) -> dict[str, float]:
-    tasks = np.array([item.task for item in asked])
+def _by_task(arm: Arm, items: Sequence[testbed.Item]) -> dict[str, float]:
+    tasks = np.array([item.task for item in items])
     return {task.name: arm.of(tasks == task.name).accuracy for task in testbed.TASKS if (tasks == task.name).any()}

@@ -195,8 +195,8 @@ def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str
 
 def _pair(bed: testbed.TestBed, operation: str, budget: Budget) -> WriterPair:
     each = denoising.SIZES[budget.size]
-    asked = lists(operation, each if operation in DEPENDENT else max(1, each // FEWER), budget.seeds)
-    return WriterPair(operation, asked, _test_bed(bed, asked), _perfect(asked * PASSES), len(budget.seeds))
+    prompts = lists(operation, each if operation in DEPENDENT else max(1, each // FEWER), budget.seeds)
+    return WriterPair(operation, prompts, _test_bed(bed, prompts), _perfect(prompts * PASSES), len(budget.seeds))
 
 
 def _counted(pair: WriterPair, k: int) -> dict[str, Both]:
@@ -236,11 +236,11 @@ def _as_predicted(pair: WriterPair, chance: float, perfect: Figure) -> bool:
 
 def _setting(bed: testbed.TestBed, pairs: Mapping[str, WriterPair]) -> str:
     weights = sum(parameter.numel() for parameter in bed.model.parameters())
-    asked = {operation: len(pair.asked) for operation, pair in pairs.items()}
+    counts = {operation: len(pair.asked) for operation, pair in pairs.items()}
     return (
         f"mask predictor of {weights / 1e6:.2f}M weights trained on sums, records and lists; lists of {N}, only the items are written, "
-        f"T = 1; {asked['mix']} prompts of mix and of swap, {asked['copy']} of each other operation, from {pairs['mix'].seeds} seeds; the "
-        f"perfect model writes {PASSES} answers to each"
+        f"T = 1; {counts['mix']} prompts of mix and of swap, {counts['copy']} of each other operation, from {pairs['mix'].seeds} seeds; "
+        f"the perfect model writes {PASSES} answers to each"
     )
 
 
@@ -275,36 +275,38 @@ def theory(operation: str, k: int) -> tuple[float, float]:
     return lower_bound(joint, steps), written_right(joint, steps)
 
 
-def _perfect(asked: Sequence[testbed.Item]) -> ListWriter:
+def _perfect(prompts: Sequence[testbed.Item]) -> ListWriter:
     tokens = ListTokens(tuple(testbed_items.LETTERS))
     frames = []
-    for operation, new, items in map(_parts, asked):
+    for operation, new, items in map(_parts, prompts):
         frames.append(tokens.prompt(OPERATIONS[operation], items, new if operation == "swap" else None))
     model = MaskPredictor(IdealListModel(tokens, changed=True), tokens.mask_id, (), probe=False)
     return ListWriter(model, frames, lambda ids: tokens.text(ids).replace('"', "").replace(" ", ""))
 
 
-def _test_bed(bed: testbed.TestBed, asked: Sequence[testbed.Item]) -> ListWriter:
+def _test_bed(bed: testbed.TestBed, prompts: Sequence[testbed.Item]) -> ListWriter:
     """All of each answer but its items is given."""
     ids = bed.tokenizer
     frames = []
-    for item in asked:
+    for item in prompts:
         tokens = [*ids(item.answer)["input_ids"], *[ids.eos_token_id] * testbed.ANSWER]
         fixed = {place: tokens[place] for place in range(testbed.ANSWER) if place >= 2 * N or place % 2 == 0}
         frames.append(Frame(ids(item.prompt)["input_ids"], testbed.ANSWER, fixed))
     return ListWriter(bed.predictor, frames, ids.decode)
 
 
-def measured(writer: ListWriter, asked: Sequence[testbed.Item], sampler: Sampler, seeds: int = 1) -> Figure:
+def measured(writer: ListWriter, prompts: Sequence[testbed.Item], sampler: Sampler, seeds: int = 1) -> Figure:
     """What a sampler does with a model. seeds: how many the prompts are from, those of one after those of another."""
     right, forwards = [], 0
-    for start in range(0, len(asked), BATCH):
+    for start in range(0, len(prompts), BATCH):
         frames = writer.frames[start : start + BATCH]
         fitted = replace(sampler, gen_length=frames[0].length, seed=start)
         out = fitted(writer.predictor, None, [one.prompt for one in frames], fixed=[one.fixed for one in frames])
         assert out.answers is not None
         assert out.nfe is not None
-        right += [testbed.right(item, writer.said(ids)) for item, ids in zip(asked[start:], out.answers, strict=False)]
+        right += [
+            testbed.right(item, writer.said(ids)) for item, ids in zip(prompts[start:], out.answers, strict=False)
+        ]
         forwards += int(out.nfe.sum())
     each = [100 * float(np.mean(part)) for part in np.array_split(right, seeds)]
-    return Figure(100 * float(np.mean(right)), tuple(each), N * len(asked) / forwards)
+    return Figure(100 * float(np.mean(right)), tuple(each), N * len(prompts) / forwards)
