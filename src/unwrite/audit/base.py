@@ -316,13 +316,13 @@ class Suite:
         Raises:
             MethodError: a metric for other data.
         """
-        listed = self.metrics(split) if callable(self.metrics) else self.metrics
-        odd = next((metric for metric in listed if not metric.reads.holds(split)), None)
+        metrics = self.metrics(split) if callable(self.metrics) else self.metrics
+        odd = next((metric for metric in metrics if not metric.reads.holds(split)), None)
         if odd is not None:
             raise MethodError(
                 f"{odd.name} measures {odd.reads.kind}, and {split.name} is other data. Leave it out of suite {self.name!r}."
             )
-        return [metric for metric in listed if metric.applies(split)]
+        return [metric for metric in metrics if metric.applies(split)]
 
     def on_axes(self) -> tuple[str, str] | None:
         """The metrics on the trade-off plot; None where none are declared."""

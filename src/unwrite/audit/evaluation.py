@@ -65,9 +65,9 @@ def evaluate(
     """
     kind = context_for(split)
     chosen = suite_for(suite, kind.kind, split)
-    given = _given(model, {"before": before, "oracle": oracle}, references or {})
-    exhibits = {role: one for role, one in given.items() if isinstance(one, Exhibit)}
-    models = {role: one for role, one in given.items() if role not in exhibits}
+    by_role = _by_role(model, {"before": before, "oracle": oracle}, references or {})
+    exhibits = {role: one for role, one in by_role.items() if isinstance(one, Exhibit)}
+    models = {role: one for role, one in by_role.items() if role not in exhibits}
     settings = PassSettings(batch_size, tokenizer, max_length)
     attacks = list(attacks)
     _check(kind, settings, models, exhibits, attacks)
@@ -85,10 +85,10 @@ def evaluate(
         results = [_attacked(attack, shown) for attack in attacks]
         samples = kind.samples(shown, {metric.name for metric in metrics})
         pictures = [*kind.pictures(shown), *(p for one in exhibits.values() for p in one.pictures(shown))]
-    made = _provenance(contexts, exhibits.values(), split, chosen) | {
+    origins = _provenance(contexts, exhibits.values(), split, chosen) | {
         "seconds": round(time.perf_counter() - started, 1)
     }
-    report = report_on(kind, split, chosen, metrics, columns, made)
+    report = report_on(kind, split, chosen, metrics, columns, origins)
     report = replace(report, samples=samples, attacks=results, pictures=tuple(pictures), notices=tuple(notices))
     return replace(report, summary=summarise(report, chosen, exhibits.values()))
 
@@ -110,12 +110,12 @@ def report_on(
     suite: Suite,
     metrics: Sequence[Metric],
     columns: Mapping[str, Mapping[str, Score]],
-    made: Mapping[str, str | float],
+    origins: Mapping[str, str | float],
 ) -> Report:
     """Puts figures into a report, which has no sentences yet.
 
     Args:
-        made: where the figures come from.
+        origins: where the figures come from.
     """
     return Report(
         suite=suite.name,
@@ -126,19 +126,19 @@ def report_on(
         axes=suite.on_axes(),
         scale=suite.scale,
         manner=kind.manner,
-        provenance=made,
+        provenance=origins,
     )
 
 
-def _given(model: object, short: Mapping[str, object], references: Mapping[str, object]) -> dict[str, object]:
+def _by_role(model: object, short: Mapping[str, object], references: Mapping[str, object]) -> dict[str, object]:
     """Joins the audited model and what it is measured beside, by role, in the report's order."""
     for role in ("after", *(role for role, one in short.items() if one is not None)):
         if role in references:
             raise MethodError(f"{role!r} is given twice: leave it out of {setting('references')}.")
-    given: dict[str, object] = {"before": None, "after": model, "oracle": None}
+    by_role: dict[str, object] = {"before": None, "after": model, "oracle": None}
     for role, one in [*short.items(), *references.items()]:
-        given[role] = given.get(role) if one is None else one
-    return {role: one for role, one in given.items() if one is not None}
+        by_role[role] = by_role.get(role) if one is None else one
+    return {role: one for role, one in by_role.items() if one is not None}
 
 
 def _check(
@@ -187,9 +187,9 @@ def _provenance(
     contexts: Mapping[str, Context], exhibits: Iterable[Exhibit], split: Split, suite: Suite
 ) -> dict[str, str | float]:
     """Collects what the figures depend on: data, suite, versions, settings, models and exhibits."""
-    made = provenance(split, suite) | contexts["after"].provenance()
+    origins = provenance(split, suite) | contexts["after"].provenance()
     for role, context in contexts.items():
-        made[f"{context.columns.get(role) or role} model"] = context.fingerprint or NOT_HASHED
+        origins[f"{context.columns.get(role) or role} model"] = context.fingerprint or NOT_HASHED
     for exhibit in exhibits:
-        made |= exhibit.provenance()
-    return made
+        origins |= exhibit.provenance()
+    return origins

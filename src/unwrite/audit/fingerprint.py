@@ -73,15 +73,15 @@ def _build(model: nn.Module) -> list[object]:
 
 def _methods(kind: type) -> dict[str, object]:
     """The code of a class's own methods and its plain attributes."""
-    found: dict[str, object] = {}
+    parts: dict[str, object] = {}
     for name, value in vars(kind).items():
         method = value.__func__ if isinstance(value, staticmethod | classmethod) else value
         method = method.fget if isinstance(method, property) else method
         if isinstance(method, types.FunctionType):
-            found[name] = _function(method, set())
+            parts[name] = _function(method, set())
         elif not name.startswith("__") and isinstance(method, _SCALARS):
-            found[name] = repr(method)
-    return found
+            parts[name] = repr(method)
+    return parts
 
 
 def _function(function: types.FunctionType, seen: set[types.FunctionType]) -> list[object]:

@@ -69,8 +69,8 @@ def _drive(
     metrics = chosen.for_split(on)
     if not metrics:
         raise MethodError(f"no metric of suite {chosen.name!r} applies to {on.name}; it has none of the sets needed.")
-    given = {"before": model} if oracle is None else {"before": model, "oracle": oracle}
-    fixed = TextContext.beside(given, on, chosen, PassSettings(batch_size, tokenizer))
+    models = {"before": model} if oracle is None else {"before": model, "oracle": oracle}
+    fixed = TextContext.beside(models, on, chosen, PassSettings(batch_size, tokenizer))
     columns = {role: measure(metrics, context, fixed) for role, context in fixed.items()}
     hashes = {f"{role} model": context.fingerprint or NOT_HASHED for role, context in fixed.items()}
     current, steps = model, []
@@ -92,13 +92,13 @@ def _trends(
     columns: Sequence[dict[str, Score]], sizes: np.ndarray, names: Sequence[str], unit: str
 ) -> dict[str, str | float]:
     """Returns the least-squares slope and last/first ratio of each named metric."""
-    found: dict[str, str | float] = {}
+    trends: dict[str, str | float] = {}
     for name in names:
         values = [column[name].value if name in column else None for column in columns]
         if len(values) < 2 or any(v is None for v in values) or len(set(sizes.tolist())) < 2:
             continue
         y = np.array(values, dtype=float)
-        found[f"{name} slope per {unit}"] = float(np.polyfit(sizes, y, 1)[0])
+        trends[f"{name} slope per {unit}"] = float(np.polyfit(sizes, y, 1)[0])
         if y[0] != 0:
-            found[f"{name} last/first"] = float(y[-1] / y[0])
-    return found
+            trends[f"{name} last/first"] = float(y[-1] / y[0])
+    return trends

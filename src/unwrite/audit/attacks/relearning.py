@@ -79,7 +79,7 @@ class Relearn(Attack[TextContext]):
         if not curve:
             return None
         start, end = curve[0]["unseen"], curve[-1]["unseen"]
-        told = f"{curve[-1]['step']:.0f} steps of fine-tuning on other forget rows move the rest from {start:.2f} to {end:.2f}"
+        clause = f"{curve[-1]['step']:.0f} steps of fine-tuning on other forget rows move the rest from {start:.2f} to {end:.2f}"
         if before and before[0]["unseen"] < WORTH_TELLING:
             known = f"the model gave the other forget rows {before[0]['unseen']:.2f} before"
             return Remark(f"{known}, so relearning had nothing to bring back", "unknown")
@@ -87,15 +87,15 @@ class Relearn(Attack[TextContext]):
             same = end <= oracle[-1]["unseen"] + 0.1
             verdict = "as a retrained model would" if same else "more than a retrained model, so traces remain"
             beside = f"({oracle[-1]['unseen']:.2f} for the retrained model)"
-            return Remark(f"{told} {beside}, {verdict}", "good" if same else "bad")
+            return Remark(f"{clause} {beside}, {verdict}", "good" if same else "bad")
         if not before:
-            return Remark(told, "mixed")
+            return Remark(clause, "mixed")
         if before[0]["unseen"] - start < WORTH_TELLING:
-            return Remark(f"{told}, and they had hardly gone (from {before[0]['unseen']:.2f})", "bad")
+            return Remark(f"{clause}, and they had hardly gone (from {before[0]['unseen']:.2f})", "bad")
         back = (end - start) / (before[0]["unseen"] - start)
         mark: Mark = "good" if back < 0.2 else "mixed" if back < 0.5 else "bad"
         way = "all" if back >= 1 else f"{max(0.0, back):.0%}"
-        return Remark(f"{told}, {way} of the way back to where it was", mark)
+        return Remark(f"{clause}, {way} of the way back to where it was", mark)
 
     def drawn(self, count: int) -> tuple[list[int], list[int]]:
         """Draws the row numbers that the attacker is shown, and returns the others beside them."""

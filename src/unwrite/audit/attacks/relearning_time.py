@@ -185,8 +185,8 @@ def _tensors(model: nn.Module, inputs: ArrayLike, targets: ArrayLike) -> tuple[T
 def _loss(model: nn.Module, inputs: ArrayLike, targets: ArrayLike, loss: LossOf) -> Tensor:
     """Returns the mean loss of a batch. Regression outputs and targets are flattened, so that [rows, 1] and [rows] don't broadcast."""
     x, y = _tensors(model, inputs, targets)
-    made = model(x)
-    output = made if isinstance(made, Tensor) else made.logits if hasattr(made, "logits") else made[0]
+    result = model(x)
+    output = result if isinstance(result, Tensor) else result.logits if hasattr(result, "logits") else result[0]
     if callable(loss):
         return loss(output, y)
     if loss == "cross_entropy":

@@ -35,20 +35,20 @@ def accuracy(logits: ArrayLike, labels: ArrayLike, name: str = "TA", without: in
         without: the forgotten class, whose rows are left out (they score None).
     """
     scores, own = labelled((logits, labels), name)
-    kept = np.ones(len(own), dtype=bool) if without is None else own != without
-    if not kept.any():
+    others = np.ones(len(own), dtype=bool) if without is None else own != without
+    if not others.any():
         raise DataError(f"every row is of the forgotten class {without}; {name} needs rows of other classes.")
     right = scores.argmax(1) == own
-    rows = [(100.0 if hit else 0.0) if counts else None for hit, counts in zip(right, kept, strict=True)]
-    note = "" if without is None else f"Without the {int((~kept).sum())} rows of class {without}."
-    return Score(name, 100 * int(right[kept].sum()) / int(kept.sum()), rows, "higher", note)
+    rows = [(100.0 if hit else 0.0) if counts else None for hit, counts in zip(right, others, strict=True)]
+    note = "" if without is None else f"Without the {int((~others).sum())} rows of class {without}."
+    return Score(name, 100 * int(right[others].sum()) / int(others.sum()), rows, "higher", note)
 
 
 def unlearning_accuracy(logits: ArrayLike, labels: ArrayLike) -> Score:
     """Returns UA, 100 less the accuracy on forget rows; both add up to exactly 100. Close to the oracle's is good, not high."""
-    kept = accuracy(logits, labels, "forget_accuracy")
-    missed: list[float | None] = [100.0 - (hit or 0.0) for hit in kept.per_example]
-    return Score("UA", 100 - (kept.value or 0.0), missed, "toward_reference")
+    hits = accuracy(logits, labels, "forget_accuracy")
+    missed: list[float | None] = [100.0 - (hit or 0.0) for hit in hits.per_example]
+    return Score("UA", 100 - (hits.value or 0.0), missed, "toward_reference")
 
 
 def accuracies(forget: Labelled, retain: Labelled, test: Labelled, without: int | None = None) -> dict[str, Score]:
@@ -57,8 +57,8 @@ def accuracies(forget: Labelled, retain: Labelled, test: Labelled, without: int 
     Args:
         without: the class that was forgotten, left out of TA; None after forgetting single rows.
     """
-    found = [unlearning_accuracy(*forget), accuracy(*retain, "RA"), accuracy(*test, "TA", without)]
-    return {score.name: score for score in found}
+    scores = [unlearning_accuracy(*forget), accuracy(*retain, "RA"), accuracy(*test, "TA", without)]
+    return {score.name: score for score in scores}
 
 
 def confusion(logits: ArrayLike, labels: ArrayLike) -> Whole:
@@ -80,9 +80,11 @@ def gaps(method: Mapping[str, Score | float], oracle: Mapping[str, Score | float
 
 def average_gap(method: Mapping[str, Score | float], oracle: Mapping[str, Score | float]) -> Score:
     """Returns the mean of the gaps, which must be in one unit; the note lists them."""
-    found = gaps(method, oracle)
-    told = ", ".join(f"{name} {gap:.2f}" for name, gap in found.items())
-    return Score("avg_gap", float(np.mean(list(found.values()))), [], "lower", f"Distance to the oracle: {told}.")
+    distances = gaps(method, oracle)
+    figures = ", ".join(f"{name} {gap:.2f}" for name, gap in distances.items())
+    return Score(
+        "avg_gap", float(np.mean(list(distances.values()))), [], "lower", f"Distance to the oracle: {figures}."
+    )
 
 
 def run_time_ratio(cost: float, retraining: float) -> Score:

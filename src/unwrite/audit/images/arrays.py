@@ -25,10 +25,10 @@ def floats(values: ArrayLike, what: str) -> Floats:
         values = values.detach().cpu()
         values = (values if values.is_complex() else values.double()).numpy()
     try:
-        given = np.asarray(values)
-        if given.dtype.kind not in "biuf":  # texts would be parsed, and of a complex number the real part taken
-            raise TypeError(f"they are {given.dtype}")
-        array = given.astype(np.float64)
+        raw = np.asarray(values)
+        if raw.dtype.kind not in "biuf":  # texts would be parsed, and of a complex number the real part taken
+            raise TypeError(f"they are {raw.dtype}")
+        array = raw.astype(np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{what} are not an array of numbers: {' '.join(str(error).split())}.") from None
     if array.size == 0:
@@ -67,10 +67,10 @@ def labels_of(labels: ArrayLike, rows: int, classes: int | None, name: str) -> W
 def labelled(rows: Labelled, name: str) -> tuple[Floats, Whole]:
     """Returns logits and labels of a set, checked against each other."""
     try:
-        given, own = rows
+        outputs, own = rows
     except (TypeError, ValueError):
         raise DataError(f"give the {name} set as a pair: logits [rows, classes] and labels [rows].") from None
-    logits = logits_of(given, name)
+    logits = logits_of(outputs, name)
     return logits, labels_of(own, len(logits), logits.shape[1], name)
 
 
@@ -78,8 +78,8 @@ def same_classes(**sets: Floats) -> None:
     """Refuses sets whose logits do not have one number of classes."""
     widths = {name: logits.shape[1] for name, logits in sets.items()}
     if len(set(widths.values())) > 1:
-        told = ", ".join(f"{name} {width}" for name, width in widths.items())
-        raise DataError(f"the sets have different numbers of classes ({told}); take all logits from one model.")
+        counts = ", ".join(f"{name} {width}" for name, width in widths.items())
+        raise DataError(f"the sets have different numbers of classes ({counts}); take all logits from one model.")
 
 
 def features_of(features: ArrayLike, name: str) -> Floats:
@@ -104,8 +104,8 @@ def same_rows(**columns: NDArray[Any]) -> None:
     """Refuses arrays that do not have one number of rows."""
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise DataError(f"the arrays do not belong to the same rows ({told}).")
+        counts = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise DataError(f"the arrays do not belong to the same rows ({counts}).")
 
 
 def log_softmax(logits: Floats) -> Floats:

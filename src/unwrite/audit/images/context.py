@@ -163,7 +163,7 @@ class ImageContext(Context[ImageSplit]):
         logits, features = [], []
         with evaluating(self.model):
             for first in range(0, len(rows), self.batch_size):
-                seen = self.layout.observe(rows.pixels[first : first + self.batch_size].to(device))
-                logits.append(seen.logits.cpu())
-                features.append(seen.features.cpu())
+                output = self.layout.observe(rows.pixels[first : first + self.batch_size].to(device))
+                logits.append(output.logits.cpu())
+                features.append(output.features.cpu())
         return {"logits": torch.cat(logits).contiguous(), "features": torch.cat(features).contiguous()}

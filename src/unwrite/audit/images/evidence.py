@@ -20,17 +20,17 @@ def gap_evidence(report: Report) -> Remark | None:
     gap, before = report.value("avg_gap"), report.value("avg_gap", "before")
     if gap is None:
         return None
-    told = f"on average {gap:.2g} points from the retrained model over UA, RA, TA and a membership attack"
+    clause = f"on average {gap:.2g} points from the retrained model over UA, RA, TA and a membership attack"
     mark: Mark = "good" if gap <= 2 else "mixed" if gap <= 8 else "bad"
     if before is not None:
-        told += f" ({before:.2g} before)"
+        clause += f" ({before:.2g} before)"
         if mark == "good" and gap >= before / 2:
-            told, mark = f"{told}, though the model before was hardly farther away", "mixed"
+            clause, mark = f"{clause}, though the model before was hardly farther away", "mixed"
     rows = report.rows.get("forget", 0)
     within = 196 * math.sqrt(0.25 / rows) if rows else 0.0
     if mark == "good" and within > 20:
-        told, mark = f"{told}, though {rows} forget rows tell such figures to {within:.0f} points only", "mixed"
-    return Remark(told, mark)
+        clause, mark = f"{clause}, though {rows} forget rows tell such figures to {within:.0f} points only", "mixed"
+    return Remark(clause, mark)
 
 
 def shadow_evidence(report: Report) -> Remark | None:
@@ -39,10 +39,10 @@ def shadow_evidence(report: Report) -> Remark | None:
     if auc is None:
         return None
     beside = "" if chance is None else f" ({chance:.2f} in the retrained model)"
-    told = f"LiRA with {report.provenance.get('shadow models', 'its')} shadow models"
+    clause = f"LiRA with {report.provenance.get('shadow models', 'its')} shadow models"
     apart = abs(auc - (0.5 if chance is None else chance))
     mark: Mark = "good" if apart <= 0.05 else "mixed" if apart <= 0.1 else "bad"
-    return Remark(f"{told} tells forget from unseen rows with AUC {auc:.2f}{beside}", mark)
+    return Remark(f"{clause} tells forget from unseen rows with AUC {auc:.2f}{beside}", mark)
 
 
 def feature_evidence(report: Report, gone: Headline) -> Remark | None:
@@ -59,17 +59,19 @@ def feature_evidence(report: Report, gone: Headline) -> Remark | None:
     if state == "nothing" and few and (oracle is not None or same_model(report)):
         return Remark("its answers on forget rows are those of before: nothing was forgotten", "bad")
     if state == "nothing" and not few and score.value > HARDLY:
-        told = f"its answers and features on forget rows are those of before ({figure}): nothing was forgotten"
-        return Remark(told, "bad")
+        clause = f"its answers and features on forget rows are those of before ({figure}): nothing was forgotten"
+        return Remark(clause, "bad")
     if few:
         return Remark(f"too few forget rows to tell by their features ({figure})", "mixed")
     if score.value <= HARDLY:
         changed: Mark = "good" if state == "something" else "mixed"
         return Remark(f"features of forget rows have changed ({figure})", changed)
-    told = f"features of forget rows {'are what they were' if score.value > SAME else 'have hardly changed'} ({figure})"
+    clause = (
+        f"features of forget rows {'are what they were' if score.value > SAME else 'have hardly changed'} ({figure})"
+    )
     if state != "something":
-        return Remark(f"{told}, and whether its answers on them changed is not known", "mixed")
+        return Remark(f"{clause}, and whether its answers on them changed is not known", "mixed")
     if oracle is not None and oracle > HARDLY:
-        return Remark(f"{told}, and so are the retrained model's ({oracle:.3f}), so they tell nothing", "mixed")
+        return Remark(f"{clause}, and so are the retrained model's ({oracle:.3f}), so they tell nothing", "mixed")
     deep = "only the head forgot" if score.value > SAME else "hardly more than the head forgot"
-    return Remark(f"{told}, so {deep}", "bad")
+    return Remark(f"{clause}, so {deep}", "bad")

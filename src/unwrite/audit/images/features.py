@@ -103,9 +103,9 @@ def knn_accuracy(
     own = labels_of(labels, len(rows), None, "query")
     if (reference is None) != (reference_labels is None):
         raise DataError("k-NN needs reference features and reference labels, or neither.")
-    found = neighbours(rows, reference, k, distance)
+    nearest = neighbours(rows, reference, k, distance)
     known = own if reference is None else labels_of(reference_labels, len(reference), None, "reference")
-    votes = known[found.index]  # [queries, k]
+    votes = known[nearest.index]  # [queries, k]
     count = (votes[:, :, None] == votes[:, None, :]).sum(2)  # of each neighbour's class among the k
     winner = votes[np.arange(len(own)), count.argmax(1)]  # the first, so the nearest, of the largest
     return Score.mean(f"{on}_knn", (100.0 * (winner == own)).tolist(), "toward_reference", f"k = {k}, {distance}.")

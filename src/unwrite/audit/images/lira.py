@@ -113,19 +113,23 @@ def lira(
             f"LiRA tells forget from holdout rows and needs both: {int(asked.sum())} of {asked.size} marks are forget, "
             f"for {len(scores)} rows."
         )
-    found, unseen = scores[asked], scores[~asked]
+    forget_scores, unseen = scores[asked], scores[~asked]
     prefix = "lira" if online else "lira_offline"
-    told = f"N = {len(values)} shadow models, {'online' if online else 'offline'}, {len(unseen)} holdout rows."
+    basis = f"N = {len(values)} shadow models, {'online' if online else 'offline'}, {len(unseen)} holdout rows."
     result = {
         f"{prefix}_auc": Score(
-            f"{prefix}_auc", auc(unseen.tolist(), found.tolist()), found.tolist(), "toward_reference", told
+            f"{prefix}_auc",
+            auc(unseen.tolist(), forget_scores.tolist()),
+            forget_scores.tolist(),
+            "toward_reference",
+            basis,
         )
     }
     for rate in fpr:
         name = f"{prefix}_tpr_at_{rate:g}"
-        hits = found > tpr_threshold(unseen, rate)
+        hits = forget_scores > tpr_threshold(unseen, rate)
         coarse = f" Fewer than {1 / rate:.0f} holdout rows: no false positive was allowed." if rate > 0 else ""
-        note = told + (coarse if rate * len(unseen) < 1 else "")
+        note = basis + (coarse if rate * len(unseen) < 1 else "")
         result[name] = Score.mean(name, hits.astype(float).tolist(), "toward_reference", note)
     return result
 

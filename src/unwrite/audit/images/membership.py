@@ -212,13 +212,13 @@ def attack_success_rate(
         random_state=seed,
     )
     attack.fit(_sorted_softmax(np.concatenate([members, learned])), _sides(members, learned))
-    found = attack.predict(_sorted_softmax(sets["forget"]))
+    calls = attack.predict(_sorted_softmax(sets["forget"]))
     rejected = 1 - attack.predict(_sorted_softmax(held))
-    value = 50 * float(found.mean() + rejected.mean())
+    value = 50 * float(calls.mean() + rejected.mean())
     note = (
-        f"{100 * found.mean():.1f} % of forget rows called members, {100 * rejected.mean():.1f} % of unseen rows not."
+        f"{100 * calls.mean():.1f} % of forget rows called members, {100 * rejected.mean():.1f} % of unseen rows not."
     )
-    return Score("asr", value, (100.0 * found).tolist(), "toward_reference", note)
+    return Score("asr", value, (100.0 * calls).tolist(), "toward_reference", note)
 
 
 def _sorted_softmax(logits: Floats) -> Floats:

@@ -192,8 +192,8 @@ class FeatureLikeness(ImageMetric):
 
     @property
     def about(self) -> str:
-        told = f"Likeness (CKA) of the {self.on} rows' features to those before"
-        return f"{told}: 1 where nothing below the head changed." if self.on == "forget" else f"{told}."
+        sentence = f"Likeness (CKA) of the {self.on} rows' features to those before"
+        return f"{sentence}: 1 where nothing below the head changed." if self.on == "forget" else f"{sentence}."
 
     @property
     def panel(self) -> Panel:

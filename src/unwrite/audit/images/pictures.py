@@ -58,9 +58,9 @@ def selection_picture(model: nn.Module, selected: Mapping[str, float | Tensor]) 
             continue
         own = parameters.get(name)
         if own is None or one.dtype != torch.bool or one.shape != own.shape:
-            wanted = "no parameter of this model" if own is None else f"{list(own.shape)} there"
+            expected = "no parameter of this model" if own is None else f"{list(own.shape)} there"
             raise MethodError(
-                f"the selection of {name} is {one.dtype} {list(one.shape)}, which is {wanted}. "
+                f"the selection of {name} is {one.dtype} {list(one.shape)}, which is {expected}. "
                 "Give booleans in the parameter's shape, or its share."
             )
         marks[name], shares[name] = one, float(one.double().mean())
@@ -129,7 +129,10 @@ def _neighbours(contexts: Mapping[str, ImageContext], forget: Images) -> Picture
     nearest = {role: _nearest(context, picks) for role, context in contexts.items()}
     for at, pick in enumerate(picks):
         strips.append(Strip("forgotten", (_tile(forget, pick),)))
-        strips += [Strip(role, tuple(_tile(rows, i) for rows, i in found[at])) for role, found in nearest.items()]
+        strips += [
+            Strip(role, tuple(_tile(rows, i) for rows, i in neighbourhoods[at]))
+            for role, neighbourhoods in nearest.items()
+        ]
     return Picture(
         "Nearest neighbours of forgotten rows",
         "The training rows that lie nearest to it in each model's features, below the head. A row that still lies among its "
@@ -143,9 +146,9 @@ def _nearest(context: ImageContext, picks: Sequence[int]) -> list[list[tuple[Ima
     features = context.features("forget")
     everything = np.concatenate([features, context.features("retain")])
     k = min(NEAREST + 1, len(everything))
-    found = neighbours(features[list(picks)], everything, k)
+    nearest = neighbours(features[list(picks)], everything, k)
     rows = []
-    for pick, near in zip(picks, found.index.tolist(), strict=True):
+    for pick, near in zip(picks, nearest.index.tolist(), strict=True):
         others = [i for i in near if i != pick][:NEAREST]
         rows.append([(forget, i) if i < len(forget) else (retain, i - len(forget)) for i in others])
     return rows

@@ -95,8 +95,8 @@ def regression_membership_attack(
         raise MethodError(unknown("member rows", members, ("retain", "repo")))
     if rows < 1:
         raise MethodError(f"the attack needs at least 1 row a side, not {rows}.")
-    judged, kept, unseen = _errors(forget, "forget"), _errors(retain, "retain"), _errors(test, "test")
-    pool = kept if members == "retain" else np.concatenate([kept, judged])
+    judged, retained, unseen = _errors(forget, "forget"), _errors(retain, "retain"), _errors(test, "test")
+    pool = retained if members == "retain" else np.concatenate([retained, judged])
     count = min(rows, len(pool), len(unseen))
     rng = np.random.default_rng(seed)
     inside, outside = (rng.permutation(side)[:count, None] for side in (pool, unseen))

@@ -88,9 +88,9 @@ class Shadows(Exhibit):
         forget, holdout = context.set("forget"), context.set("holdout")
         if not np.array_equal(self.index, torch.cat([forget.index, holdout.index]).numpy()):
             raise DataError(f"the shadow models are of other forget and holdout rows than {context.split.name} has.")
-        seen = [logit_confidence(*context.labelled(name)) for name in ("forget", "holdout")]
+        confidences = [logit_confidence(*context.labelled(name)) for name in ("forget", "holdout")]
         asked = np.arange(len(self.index)) < len(forget)
-        return lira(np.concatenate(seen), self.phi, self.inside, asked, least=self.least)
+        return lira(np.concatenate(confidences), self.phi, self.inside, asked, least=self.least)
 
     def metrics(self) -> Sequence[ImageMetric]:
         """Every figure of the attack, as a metric."""
@@ -123,11 +123,11 @@ class ShadowAttack(ImageMetric):
 
     @property
     def about(self) -> str:
-        told = "by LiRA" + (" with unlearned shadow models" if self.shadows.unlearned else "")
+        way = "by LiRA" + (" with unlearned shadow models" if self.shadows.unlearned else "")
         if self.figure == NAMES[0]:
-            return f"Forget rows told from unseen ones {told}: 1 is no error, 0.5 chance, below they look less seen."
+            return f"Forget rows told from unseen ones {way}: 1 is no error, 0.5 chance, below they look less seen."
         rate = self.figure.split("_")[-1]
-        return f"Share of forget rows called members {told} at a false-positive rate of {rate}."
+        return f"Share of forget rows called members {way} at a false-positive rate of {rate}."
 
     def measure(self, context: ImageContext, references: Contexts) -> Score:
         return self.shadows.of(context)[self.figure]
@@ -201,8 +201,8 @@ def _halves(rows: int, count: int, seed: int) -> NDArray[np.bool_]:
 @torch.no_grad()
 def _confidences(model: nn.Module, sets: tuple[Images, ...], batch_size: int = 256) -> Floats:
     """Returns phi of the sets' rows, one after the other."""
-    found, model = [], model.eval()
+    confidences, model = [], model.eval()
     for rows in sets:
         parts = [logits_of(model, rows.pixels[at : at + batch_size]) for at in range(0, len(rows), batch_size)]
-        found.append(logit_confidence(torch.cat(parts).double().numpy(), rows.target.numpy()))
-    return np.concatenate(found)
+        confidences.append(logit_confidence(torch.cat(parts).double().numpy(), rows.target.numpy()))
+    return np.concatenate(confidences)

@@ -27,8 +27,8 @@ def suite_named(suite: str | Suite) -> Suite:
     """A suite by name, or the suite itself; an unknown name is refused with the nearest known one."""
     if isinstance(suite, Suite):
         return suite
-    found: Suite = catalog.suite(suite).load()
-    return found
+    result: Suite = catalog.suite(suite).load()
+    return result
 
 
 def suite_for(suite: str | Suite, kind: str, split: Any) -> Suite:

@@ -351,12 +351,12 @@ def tofu_suite(mean: Mean = "geometric", retain_scores: str | Path | None = None
         words: "ascii" for ROUGE beside published figures, see `rouge_l`.
     """
 
-    def listed(split: ForgetSplit) -> list[TextMetric]:
+    def metrics(split: ForgetSplit) -> list[TextMetric]:
         return tofu_metrics(split, mean, retain_scores)
 
     return Suite(
         "tofu",
-        listed,
+        metrics,
         "Forget quality and model utility on fictitious authors.",
         gone=Headline("forget_rouge", "lower"),
         kept=Headline("retain_rouge|*_rouge", "higher"),

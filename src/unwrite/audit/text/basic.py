@@ -130,9 +130,9 @@ class Utility(TextMetric):
         return bool(kept_sets(split))
 
     def measure(self, context: TextContext, references: Mapping[str, TextContext]) -> Score:
-        kept = kept_sets(context.split)
-        parts = [metric(on, self.limit)(context).value for on in kept for metric in (Probability, RougeRecall)]
-        return Score(self.name, harmonic_mean([p or 0.0 for p in parts]), [], "higher", f"Over: {', '.join(kept)}.")
+        names = kept_sets(context.split)
+        parts = [metric(on, self.limit)(context).value for on in names for metric in (Probability, RougeRecall)]
+        return Score(self.name, harmonic_mean([p or 0.0 for p in parts]), [], "higher", f"Over: {', '.join(names)}.")
 
 
 def repetition(tokens: Sequence[int]) -> float:

@@ -143,8 +143,8 @@ class TextContext(Context[ForgetSplit]):
             )
             return [asdict(score) for score in passed]
 
-        kept = self.remember("score", [ids, moments], compute)
-        return [AnswerScore(**{**score, "index": row.index}) for score, row in zip(kept, rows, strict=True)]
+        scores = self.remember("score", [ids, moments], compute)
+        return [AnswerScore(**{**score, "index": row.index}) for score, row in zip(scores, rows, strict=True)]
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
         """Continues token-id prompts greedily."""

@@ -107,11 +107,11 @@ def answer_choices(
     if shortcut and not single:
         raise DataError("some letters are more than one token here, so the single-pass shortcut doesn't apply.")
     scores = _single_pass(context, rows) if single and shortcut is not False else _general(context, rows)
-    found = []
+    choices = []
     for item, values in zip(items, scores, strict=True):
         best = max(range(len(values)), key=values.__getitem__)  # the first of equals
-        found.append(Choice(values, best, best == item.answer, item.subject))
-    return found
+        choices.append(Choice(values, best, best == item.answer, item.subject))
+    return choices
 
 
 def _same_prompt(options: Sequence[Encoded]) -> bool:
@@ -176,9 +176,9 @@ class MultipleChoice(TextMetric):
         return len(self.items) > 0
 
     def measure(self, context: TextContext, references: Mapping[str, TextContext]) -> Score:
-        found = answer_choices(context, self.items, shots=self.shots)
+        choices = answer_choices(context, self.items, shots=self.shots)
         chance = sum(1 / len(item.choices) for item in self.items) / len(self.items)
-        return Score.mean(self.name, [float(c.correct) for c in found], self.better, f"Chance is {chance:.2f}.")
+        return Score.mean(self.name, [float(c.correct) for c in choices], self.better, f"Chance is {chance:.2f}.")
 
     def described(self) -> dict[str, Any]:
         return {**super().described(), "items": len(self.items)}

@@ -22,8 +22,8 @@ def samples_of(contexts: Mapping[str, TextContext], measured: Container[str]) ->
     split, samples = next(iter(contexts.values())).split, []
     for name in ["forget", *kept_sets(split)]:
         rows = rows_of(split, name, 200)
-        wanted = SHOWN_FORGET if name == "forget" and "forget_rouge" in measured else SHOWN_OTHER
-        picks = [i * len(rows) // wanted for i in range(wanted)] if len(rows) > wanted else list(range(len(rows)))
+        limit = SHOWN_FORGET if name == "forget" and "forget_rouge" in measured else SHOWN_OTHER
+        picks = [i * len(rows) // limit for i in range(limit)] if len(rows) > limit else list(range(len(rows)))
         if f"{name}_rouge" in measured:  # already generated: asking for all of them costs nothing
             said = {role: _pick(context.answers(rows), picks) for role, context in contexts.items()}
         else:
