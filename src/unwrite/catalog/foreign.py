@@ -34,24 +34,24 @@ FILE = "unwrite.toml"
 
 
 @lru_cache
-def foreign(kind: str, record: type[R], group: str, taken: frozenset[str]) -> dict[str, R]:
+def foreign(kind: str, record: type[R], group: str, own_names: frozenset[str]) -> dict[str, R]:
     """The records of a kind that other packages add, by slug, in the order of the packages' names.
 
     Args:
-        taken: names of ours.
+        own_names: names that unwrite itself has.
     """
-    found: dict[str, R] = {}
+    records: dict[str, R] = {}
     for point in sorted(entry_points(group=group), key=lambda point: (_package(point), point.name)):
         package = _package(point)
         try:
-            if point.name in taken:
+            if point.name in own_names:
                 raise UnwriteError(f"unwrite has a {kind} of this name; it needs another")
-            if point.name in found:
-                raise UnwriteError(f"the package {found[point.name].package} has a {kind} of this name")
-            found[point.name] = _record(kind, record, point, package)
+            if point.name in records:
+                raise UnwriteError(f"the package {records[point.name].package} has a {kind} of this name")
+            records[point.name] = _record(kind, record, point, package)
         except (Exception, SystemExit) as error:
             notice(f"the {kind} {point.name!r} of the package {package} is left out: {said(error)}.")
-    return found
+    return records
 
 
 def _package(point: EntryPoint) -> str:
@@ -61,15 +61,15 @@ def _package(point: EntryPoint) -> str:
 def _record(kind: str, record: type[R], point: EntryPoint, package: str) -> R:
     """The record beside the package's code, or what the class says."""
     family = point.group.partition(".")[2]
-    given: dict[str, Any] = {"slug": point.name, "family": family, "package": package, "entry": point.value}
+    fixed: dict[str, Any] = {"slug": point.name, "family": family, "package": package, "entry": point.value}
     written = _written(kind, point.value.partition(":")[0].partition(".")[0]).get(point.name, {})
-    said_too = {name: value for name, value in written.items() if name not in given}
+    said_too = {name: value for name, value in written.items() if name not in fixed}
     needed = {field.name for field in dataclasses.fields(record) if field.default is dataclasses.MISSING}
-    if needed - set(given) - set(said_too):
+    if needed - set(fixed) - set(said_too):
         assert issubclass(record, Member)
         member = load_entry(point.value)
         said_too = {**record.said_by(member), **getattr(member, "record", {}), **said_too}
-    return record.of(f"package {package}", {**said_too, **given})
+    return record.of(f"package {package}", {**said_too, **fixed})
 
 
 def _written(kind: str, module: str) -> Mapping[str, Any]:

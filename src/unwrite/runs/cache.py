@@ -262,8 +262,8 @@ def unwritable(error: BaseException) -> bool:
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
     # safetensors gives the system's number in words, and torch no more than that writing failed.
-    told = ("(os error ", "PytorchStreamWriter failed", "file write failed")
-    return any(getattr(one, "errno", None) in _DISK or any(words in str(one) for words in told) for one in causes)
+    messages = ("(os error ", "PytorchStreamWriter failed", "file write failed")
+    return any(getattr(one, "errno", None) in _DISK or any(words in str(one) for words in messages) for one in causes)
 
 
 def say_unwritable(folder: Path, error: Exception) -> None:

@@ -37,13 +37,13 @@ PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "numpy", 
 
 def versions() -> dict[str, str]:
     """Versions of unwrite, Python and the packages that results depend on."""
-    found = {"python": platform.python_version()}
+    numbers = {"python": platform.python_version()}
     for package in ("unwrite", *PACKAGES):
         try:
-            found[package] = version(package)
+            numbers[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return numbers
 
 
 ENTRIES = ("run.json", "metrics.jsonl", "model", "checkpoints", "report.json", "report.html")
@@ -211,9 +211,9 @@ class Run:
 
     def discard_if_empty(self) -> bool:
         """Removes the folder of a run that made nothing: no step was logged, no checkpoint, model or report written."""
-        made = [entry for entry in self.folder.iterdir() if entry.name not in ("run.json", "checkpoints", LOCK)]
+        entries = [entry for entry in self.folder.iterdir() if entry.name not in ("run.json", "checkpoints", LOCK)]
         checkpoints = self.folder / "checkpoints"
-        if made or (checkpoints.exists() and any(checkpoints.glob("checkpoint-*"))):
+        if entries or (checkpoints.exists() and any(checkpoints.glob("checkpoint-*"))):
             return False
         self.remove()
         self._release()

@@ -134,11 +134,11 @@ def conforms(value: Any, hint: Any) -> bool:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    members = dict(pairs)
+    if len(members) < len(pairs):
         names = [name for name, _ in pairs]
         raise Malformed(f"it names {next(name for name in names if names.count(name) > 1)!r:.80} twice")
-    return found
+    return members
 
 
 def _whole(digits: str) -> int:

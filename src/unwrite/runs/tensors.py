@@ -45,10 +45,10 @@ def read_tensors(
         does = "lacks" if odd[0] in kinds else "holds beside them"
         raise error(f"{path} is no {what}: it {does} {odd[0]!r:.60}. It needs {', '.join(kinds)}.")
     for name, tensor in tensors.items():
-        found = (str(tensor.dtype).removeprefix("torch."), tensor.ndim)
-        if kinds is not None and found != kinds[name]:
+        layout = (str(tensor.dtype).removeprefix("torch."), tensor.ndim)
+        if kinds is not None and layout != kinds[name]:
             raise error(
-                f"{path} is no {what}: its {name} is {found[0]} of {found[1]} dimensions, not {kinds[name][0]} of {kinds[name][1]}"
+                f"{path} is no {what}: its {name} is {layout[0]} of {layout[1]} dimensions, not {kinds[name][0]} of {kinds[name][1]}"
             )
         if finite and not _finite(tensor, framework):
             raise error(f"{path} is damaged: {name!r:.60} holds a number that is not finite")

@@ -15,8 +15,8 @@ def positions_of(model: Any) -> int | None:
     config: Any = getattr(model, "config", None)
     if hasattr(config, "get_text_config"):
         config = config.get_text_config()
-    found = (getattr(config, name, None) for name in _NAMES)
-    return next((value for value in found if isinstance(value, int) and value > 0), None)
+    limits = (getattr(config, name, None) for name in _NAMES)
+    return next((value for value in limits if isinstance(value, int) and value > 0), None)
 
 
 def row_length(model: Any, asked: int | None = None, default: int = MAX_LENGTH) -> int:
