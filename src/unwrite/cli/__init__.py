@@ -64,8 +64,8 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments is None:  # a process of our own
         sys.excepthook = show_traceback
     try:
-        given = sys.argv[1:] if arguments is None else arguments
-        with plain_notices(), naming("flags"), _offline_if_said(given) as rest:
+        words = sys.argv[1:] if arguments is None else arguments
+        with plain_notices(), naming("flags"), _offline_if_said(words) as rest:
             _need_utf8(rest)
             app(rest)
             _show_fields(rest)

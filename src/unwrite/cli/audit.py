@@ -108,11 +108,11 @@ def _models(
     """What is loaded, by role; of a run folder both of its models, as the run left them."""
     if (Path(model) / "run.json").exists():
         run = RunModels(run=Run.open(model).need_done(), options=options)
-        found = {"after": run.after()} | ({"before": run.before()} if before is None else {})
+        models = {"after": run.after()} | ({"before": run.before()} if before is None else {})
     else:
-        found = {"after": ModelRequest(name=model, base=_base_for(model, base), **options).load()}
+        models = {"after": ModelRequest(name=model, base=_base_for(model, base), **options).load()}
     named = {"before": before, "oracle": oracle}
-    return found | {
+    return models | {
         role: ModelRequest(name=name, base=_base_for(name, base), **options).load()
         for role, name in named.items()
         if name

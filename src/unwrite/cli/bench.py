@@ -198,10 +198,10 @@ def _unlearn_step(
     from ..bench.unlearn_step import run_bench
     from ..runs import write_json
 
-    def keep(found: list[dict[str, Any]]) -> None:
-        progress_console().print(label(f"{len(found)} of 4 cases", "dim"))
+    def keep(cases: list[dict[str, Any]]) -> None:
+        progress_console().print(label(f"{len(cases)} of 4 cases", "dim"))
         if out is not None:
-            write_json(out, {"cases": found, "complete": len(found) == 4, **setting})
+            write_json(out, {"cases": cases, "complete": len(cases) == 4, **setting})
 
     rows = run_bench(model, batch, pairs, _stopped(out, setting, batch, pairs), keep, base)
     if json:
@@ -254,10 +254,10 @@ def _importance(pairs: int, out: Path | None, json: bool, setting: dict[str, Any
     from ..bench.importance import run_bench
     from ..runs import write_json
 
-    def keep(found: list[dict[str, Any]]) -> None:
-        progress_console().print(label(f"{len(found)} of 9 cases", "dim"))
+    def keep(cases: list[dict[str, Any]]) -> None:
+        progress_console().print(label(f"{len(cases)} of 9 cases", "dim"))
         if out is not None:
-            write_json(out, {"cases": found, **setting})
+            write_json(out, {"cases": cases, **setting})
 
     rows = run_bench(pairs=pairs, after=keep)
     if json:
@@ -324,16 +324,16 @@ def _decode(model: str, full: bool, out: Path | None, json: bool, setting: dict[
         **setting,
     }
 
-    def keep(found: dict[str, Any]) -> None:
+    def keep(report: dict[str, Any]) -> None:
         if out is not None:
-            write_json(out, {**found, **extra})
+            write_json(out, {**report, **extra})
 
     with progress(None, "bench decode") as shown:
-        found = run(files, 60 * HOURS if full else MINUTES, 40 if full else FEW, shown.say, keep)
+        report = run(files, 60 * HOURS if full else MINUTES, 40 if full else FEW, shown.say, keep)
     if json:
-        print_json(found["rows"])
+        print_json(report["rows"])
     else:
-        _show(found["rows"])
+        _show(report["rows"])
 
 
 def _show(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -365,14 +365,14 @@ def _diffusion(
     from ..runs import write_json, write_text
 
     with progress(None, "bench diffusion") as shown:
-        found = run(bed, prompts, seed, tell=shown.say)
+        report = run(bed, prompts, seed, tell=shown.say)
     if out is not None:
-        write_json(out, {**found, **setting})
-        drawn = picture(found["rows"])
-        write_text(out.with_suffix(".html"), html(found))
+        write_json(out, {**report, **setting})
+        drawn = picture(report["rows"])
+        write_text(out.with_suffix(".html"), html(report))
         write_text(out.with_suffix(".svg"), vl_convert.vegalite_to_svg(drawn))
         out.with_suffix(".png").write_bytes(vl_convert.vegalite_to_png(drawn, scale=2))
     if json:
-        print_json(found["rows"])
+        print_json(report["rows"])
     else:
-        console().print(Markdown("\n".join(table(found["rows"])), hyperlinks=False))
+        console().print(Markdown("\n".join(table(report["rows"])), hyperlinks=False))

@@ -55,7 +55,7 @@ def denoise(
     seconds = time.perf_counter() - start
     answer, forwards = out.answers[0], int(out.nfe[0])
     text = loaded.tokenizer.decode(answer, skip_special_tokens=True)
-    told = {
+    result = {
         "text": text,
         "forwards": forwards,
         "positions": gen_length,
@@ -65,7 +65,7 @@ def denoise(
         "seconds": round(seconds, 3),
     }
     if json:
-        print_json({sampler: told})
+        print_json({sampler: result})
         return
     line = f"{forwards} forwards for {gen_length} positions ({gen_length / forwards:.2f} a forward), {len(answer)} before the end"
     console().print(label(f"{sampler}: {line}, {seconds:.2f} s", "dim"))

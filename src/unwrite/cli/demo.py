@@ -88,8 +88,10 @@ def asked(split: Any) -> Any:
     def thinned(rows: Any) -> Any:
         return type(rows)([rows[i * len(rows) // KEPT] for i in range(KEPT)], rows.name) if len(rows) > KEPT else rows
 
-    kept = {name: rows if name == "forget_paraphrases" else thinned(rows) for name, rows in split.evaluation.items()}
-    return replace(split, retain=thinned(split.retain), evaluation=kept)
+    evaluation = {
+        name: rows if name == "forget_paraphrases" else thinned(rows) for name, rows in split.evaluation.items()
+    }
+    return replace(split, retain=thinned(split.retain), evaluation=evaluation)
 
 
 def announced(split: Any) -> str:

@@ -70,12 +70,12 @@ def _meanings(cls: type) -> dict[str, str]:
     """What the docstrings of a class and its bases say under Args, the class before its bases."""
     from docstring_parser import parse
 
-    found: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     for one in reversed(cls.__mro__):
         for parameter in parse(vars(one).get("__doc__") or "").params:
             for name in parameter.arg_name.split(","):
-                found[name.strip()] = " ".join((parameter.description or "").split())
-    return found
+                meanings[name.strip()] = " ".join((parameter.description or "").split())
+    return meanings
 
 
 def _words(hint: Any) -> str:

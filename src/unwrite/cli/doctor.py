@@ -29,10 +29,10 @@ def doctor(*, json: bool = False) -> None:
     rows = []
     for package, (purpose, install) in PARTS.items():
         try:
-            found: str | None = version(package)
+            installed: str | None = version(package)
         except PackageNotFoundError:
-            found = None
-        rows.append({"package": package, "version": found, "for": purpose, "install": install})
+            installed = None
+        rows.append({"package": package, "version": installed, "for": purpose, "install": install})
     accelerator = None
     if importlib.util.find_spec("torch"):
         import torch

@@ -198,7 +198,7 @@ def _stop(ready: Ready) -> Any:
 
 def training(request: ForgetRequest, run: Run, resumed: bool = False) -> dict[str, Any]:
     """Training arguments from the flags that were given, with checkpoints in the run folder."""
-    given = {
+    flags = {
         "learning_rate": request.lr,
         "num_train_epochs": request.epochs,
         "per_device_train_batch_size": request.batch_size,
@@ -206,7 +206,7 @@ def training(request: ForgetRequest, run: Run, resumed: bool = False) -> dict[st
         "max_length": request.audit.max_length,
         "seed": request.seed,
     }
-    return {name: value for name, value in given.items() if value is not None} | {
+    return {name: value for name, value in flags.items() if value is not None} | {
         "output_dir": str(run.folder / "checkpoints"),
         "save_strategy": "epoch",
         "save_total_limit": 1,

@@ -255,16 +255,16 @@ class _LlamaCpp:
         torch.manual_seed(seed)
         streamer = _shown(runtime.decode, show)
         way = _with(way, draft_model=self.draft) if way is not None else Plain()
-        found = decode(runtime, ids, way, config, streamer=streamer)
-        return runtime.decode(found.sequences[0]), found.stats
+        decoded = decode(runtime, ids, way, config, streamer=streamer)
+        return runtime.decode(decoded.sequences[0]), decoded.stats
 
 
-def _with(way: Any, **given: Any) -> Any:
+def _with(way: Any, **parts: Any) -> Any:
     """The strategy with what a command line can't spell; a draft model that is needed and missing is refused."""
     import dataclasses
 
     names = {field.name for field in dataclasses.fields(way)}
-    values = {name: value for name, value in given.items() if name in names and value is not None}
+    values = {name: value for name, value in parts.items() if name in names and value is not None}
     return dataclasses.replace(way, **values)
 
 

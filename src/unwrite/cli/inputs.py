@@ -59,7 +59,7 @@ class AuditRequest:
         """
         if self.attacks is None:
             return None
-        names = list(dict.fromkeys(n.strip() for given in self.attacks for n in given.split(",") if n.strip()))
+        names = list(dict.fromkeys(n.strip() for text in self.attacks for n in text.split(",") if n.strip()))
         for name in names:
             if name not in (known := (*catalog.attacks(), NO_ATTACKS)):
                 raise MethodError(unknown("attack", name, known))
@@ -181,8 +181,8 @@ class ForgetRequest:
         name = type(chosen).__name__
         if "text" not in chosen.forgets:
             raise MethodError(f"{self.method} forgets images, by {name}().apply in Python. See unwrite methods.")
-        given = {"--epochs": self.epochs, "--lr": self.lr, "--accumulate": self.accumulate, "--lora": self.lora}
-        idle = [flag for flag, value in given.items() if value is not None and not chosen.trains]
+        flags = {"--epochs": self.epochs, "--lr": self.lr, "--accumulate": self.accumulate, "--lora": self.lora}
+        idle = [flag for flag, value in flags.items() if value is not None and not chosen.trains]
         if idle:
             raise MethodError(f"{self.method} trains nothing, so {idle[0]} has no meaning for it. Leave it out.")
         if self.stop_at is not None and not isinstance(chosen, Objective):

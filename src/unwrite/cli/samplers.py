@@ -54,20 +54,20 @@ def sampler_of(text: str, gen_length: int, **settings: Any) -> Any:
     several = {kind: value[0] if len(value) == 1 else tuple(value) for kind, value in chosen.items() if kind in SEVERAL}
     if make is not Sampler and settings.get("steps") is None:
         settings["steps"] = gen_length
-    found = make(gen_length=gen_length, **{key: value for key, value in settings.items() if value is not None})
-    return dataclasses.replace(found, **{**chosen, **several})
+    sampler = make(gen_length=gen_length, **{key: value for key, value in settings.items() if value is not None})
+    return dataclasses.replace(sampler, **{**chosen, **several})
 
 
 def split(text: str) -> list[str]:
     """The parts of a line; a "+" within parentheses belongs to a setting."""
-    found, depth = [""], 0
+    parts, depth = [""], 0
     for character in text.replace(" ", ""):
         depth += (character == "(") - (character == ")")
         if character == "+" and depth == 0:
-            found.append("")
+            parts.append("")
         else:
-            found[-1] += character
-    return found
+            parts[-1] += character
+    return parts
 
 
 def _read(word: str) -> tuple[str, dict[str, str]]:

@@ -158,8 +158,8 @@ class RunModels:
 
     def _source(self) -> Mapping[str, Any]:
         """What run.json says of the model before."""
-        given = self.run.record.get("source")
-        source: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
+        entry = self.run.record.get("source")
+        source: Mapping[str, Any] = entry if isinstance(entry, Mapping) else {}
         base = source.get("base")
         plain = isinstance(source.get("name"), str) and (
             base is None or (isinstance(base, Mapping) and isinstance(base.get("name"), str))

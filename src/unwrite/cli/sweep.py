@@ -104,9 +104,9 @@ def contender_of(text: str) -> Any:
     """One `Contender`; see `contenders_of`."""
     from ..bench.sweep import Contender
 
-    slug, colon, given = text.partition(":")
+    slug, colon, words = text.partition(":")
     settings: dict[str, str] = {}
-    for part in given.split(",") if colon else ():
+    for part in words.split(",") if colon else ():
         name, equals, value = (word.strip() for word in part.partition("="))
         name = name.replace("-", "_")
         if not equals and settings:
