@@ -25,7 +25,7 @@ def arena_of(batch, columns, layers=2, room=20):
     for index in range(layers):
         cache.update(states(batch, columns), -states(batch, columns), index)
     arena.settle(columns + room)
-    arena.kept([columns] * batch)
+    arena.set_lengths([columns] * batch)
     return arena, cache
 
 
@@ -95,7 +95,7 @@ def test_layers_of_different_shapes_roll_back_together():
     cache.update(states(1, 3), states(1, 3, width=6), 0)
     cache.update(states(1, 3, heads=5), states(1, 3, heads=5), 1)
     arena.settle(20)
-    arena.kept([3])
+    arena.set_lengths([3])
     arena.expect(3)
     cache.update(states(1, 3, start=50), states(1, 3, width=6, start=50), 0)
     cache.update(states(1, 3, heads=5, start=50), states(1, 3, heads=5, start=50), 1)

@@ -28,6 +28,8 @@ from .engine.tree import DraftTree, Ints
 from .trigrams import Successors, TrigramTable
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .engine.runtime import Output, Runtime
     from .engine.sampling import Sampling
     from .engine.tree import Path
@@ -118,7 +120,7 @@ class ADEDDrafter(Drafter):
         self._folded = 0
         self._ready: dict[tuple[int, int], tuple[DraftTree, dict[int, Successors]]] = {}
 
-    def reset(self, prompt: Ints, prefill: Any) -> None:
+    def reset(self, prompt: Ints, prefill: Tensor | None) -> None:
         self._folded = 0
 
     def propose(self, committed: Ints, budget: int) -> DraftTree:
@@ -165,14 +167,14 @@ class ADEDDrafter(Drafter):
         own = self.settings
         self.searches += 1
         random = Random(own.seed << 64 | self.table.key(first, second)).random
-        found = Search(self.table, (first, second), own.depth, own.c1, own.c2, own.reward, random)
-        found.run(math.ceil(own.iterations * budget / own.budget))
-        branches = trie(cut(found.drafts(own.n_drafts), own.budget, own.cut), own.budget)
+        search = Search(self.table, (first, second), own.depth, own.c1, own.c2, own.reward, random)
+        search.run(math.ceil(own.iterations * budget / own.budget))
+        branches = trie(cut(search.drafts(own.n_drafts), own.budget, own.cut), own.budget)
         place = {(): 0} | {branch: node for node, branch in enumerate(branches, 1)}
         parents, kinds, chances = [-1], [0], [1.0]
         for branch in branches:
             before = (first, second, *branch)[-3:-1]
-            share = found.successors(self.table.key(*before)).share(branch[-1])
+            share = search.successors(self.table.key(*before)).share(branch[-1])
             parents.append(place[branch[:-1]])
             kinds.append(len(branch) * SHARES + min(int(share * SHARES), SHARES - 1))
             chances.append(chances[parents[-1]] * share)
@@ -180,7 +182,7 @@ class ADEDDrafter(Drafter):
         if len(branches) > budget:
             # Parents are never less likely than their children, and come first where they are equally likely.
             tree = tree.keep(np.sort(np.argsort(-np.array(chances), kind="stable")[: budget + 1]))
-        return tree, found.read
+        return tree, search.read
 
 
 class Search:
@@ -221,10 +223,10 @@ class Search:
 
     def successors(self, key: int) -> Successors:
         """Of a pair, noting that it was looked at."""
-        found = self.read.get(key)
-        if found is None:
-            found = self.read[key] = self.table.successors(key)
-        return found
+        successors = self.read.get(key)
+        if successors is None:
+            successors = self.read[key] = self.table.successors(key)
+        return successors
 
     def run(self, iterations: int) -> None:
         """Selects, expands, rolls out and backs up, so many times."""
@@ -265,15 +267,15 @@ class Search:
     def _expand(self, node: int) -> int:
         """Makes all children of a node; returns how many."""
         word = self.words[node]
-        found = self.successors(self.before[node] * self.table.vocab + word)
-        many = len(found.tokens)
+        successors = self.successors(self.before[node] * self.table.vocab + word)
+        many = len(successors.tokens)
         if many:
             self.first[node], self.count[node] = len(self.words), many
-            weights = list(found.weights.values())
-            self.words += found.tokens
+            weights = list(successors.weights.values())
+            self.words += successors.tokens
             self.priors += weights
             # The official reward looks up the word that both pairs share, the node's own.
-            self.gains += [found.weights.get(word, 0.0)] * many if self.official else weights
+            self.gains += [successors.weights.get(word, 0.0)] * many if self.official else weights
             self.before += [word] * many
             self.parents += [node] * many
             self.scores += [0.0] * many
@@ -287,11 +289,13 @@ class Search:
         """The rewards of successors drawn by weight, until a pair is unknown."""
         reward = 0.0
         for _ in range(steps):
-            found = self.successors(before * self.table.vocab + word)
-            if not found.tokens:
+            successors = self.successors(before * self.table.vocab + word)
+            if not successors.tokens:
                 break
-            chosen = found.tokens[min(bisect_left(found.cumulative, self.uniform()), len(found.tokens) - 1)]
-            reward += found.weights.get(word, 0.0) if self.official else found.weights[chosen]
+            chosen = successors.tokens[
+                min(bisect_left(successors.cumulative, self.uniform()), len(successors.tokens) - 1)
+            ]
+            reward += successors.weights.get(word, 0.0) if self.official else successors.weights[chosen]
             before, word = word, chosen
         return reward
 
@@ -304,7 +308,7 @@ class Search:
         visited = [node for node, n in enumerate(self.visits) if n]
         pool = visited if len(visited) >= count else list(range(len(self.words)))
         ranked = sorted(pool, key=lambda node: (-self.visits[node], self._branches(node)))[:count]
-        found: dict[tuple[int, ...], None] = {}
+        drafts: dict[tuple[int, ...], None] = {}
         for node in ranked:
             branch: list[int] = []
             last = self.successors(self.before[node] * self.table.vocab + self.words[node]).tokens[:1]
@@ -313,17 +317,17 @@ class Search:
                 branch.append(self.words[at])
                 at = self.parents[at]
             if branch:
-                found[(*reversed(branch), *last)] = None
-        return list(found)
+                drafts[(*reversed(branch), *last)] = None
+        return list(drafts)
 
     def _branches(self, node: int) -> list[int]:
         """Which child was taken at every level down to a node: nodes sort by it as a walk of the tree meets them."""
-        taken: list[int] = []
+        branches: list[int] = []
         while node > 0:
             parent = self.parents[node]
-            taken.append(node - self.first[parent])
+            branches.append(node - self.first[parent])
             node = parent
-        return taken[::-1]
+        return branches[::-1]
 
 
 def exploration(parent_visits: int, c1: float, c2: float) -> float:

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+
     from .engine.runtime import Output, Runtime
     from .engine.sampling import Sampling
     from .engine.tree import DraftTree, Ints, Path
@@ -30,7 +33,7 @@ class Drafter(ABC):
     rests: ClassVar[bool] = False
     drafts: ClassVar[bool] = True
 
-    def reset(self, prompt: Ints, prefill: Any) -> None:  # noqa: B027
+    def reset(self, prompt: Ints, prefill: Tensor | None) -> None:  # noqa: B027
         """A new text begins. prompt: [length] ids; prefill: [vocab] logits after it."""
 
     @abstractmethod
@@ -49,7 +52,7 @@ class Drafter(ABC):
     def commit(self, path: Path) -> None:  # noqa: B027
         """Follow with a cache of one's own; path.nodes index the tree as it ran."""
 
-    def accept(self, tree: DraftTree, node: int, scores: Any, sampling: Sampling) -> tuple[int, int | None]:
+    def accept(self, tree: DraftTree, node: int, scores: Tensor, sampling: Sampling) -> tuple[int, int | None]:
         """For sampled drafts only: the token after `node` and the child that carries it, None where it leaves the tree.
 
         Args:
@@ -101,11 +104,11 @@ class Strategy(ABC):
 
     def __call__(
         self,
-        model: Any,
-        input_ids: Any,
-        logits_processor: Any = None,
-        stopping_criteria: Any = None,
-        generation_config: Any = None,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
+        generation_config: GenerationConfig | None = None,
         **model_kwargs: Any,
     ) -> Any:
         """What `generate(custom_generate=self)` calls."""

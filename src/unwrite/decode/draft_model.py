@@ -55,7 +55,7 @@ class ChainDrafter(ModelDrafter):
         self.depth = depth
 
     @cached_property
-    def plans(self) -> list[DraftTree]:  # type: ignore[override]
+    def plans(self) -> list[DraftTree]:
         """Chains of 1 to `depth` tokens."""
         return [
             DraftTree.of([0] * (n + 1), np.arange(-1, n), [0, *(kind_of(d, 0) for d in range(1, n + 1))])

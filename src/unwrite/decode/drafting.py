@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from .base import Drafter
 from .engine.runtime import Runtime
 from .engine.sampling import STATEFUL, Sampling
 from .engine.tree import DraftTree, Ints, Path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ROOM, LARGEST = 1 << 10, 1 << 7  # columns a draft's cache has for new tokens at first, and for a tree at most
 WIDE = 32  # siblings beyond this order share their statistics
@@ -148,7 +151,7 @@ class ModelDrafter(Drafter):
         self.draft, self.sampling = draft, sampling
         self._started, self._room, self._ends = False, ROOM, 0
 
-    def reset(self, prompt: Ints, prefill: Any) -> None:
+    def reset(self, prompt: Ints, prefill: Tensor | None) -> None:
         self._started = False
 
     @abstractmethod
@@ -253,7 +256,7 @@ class Growing:
         return torch.from_numpy(np.concatenate([self.committed, np.array(branch[::-1], dtype=np.int64)]))[None]
 
 
-def name_of(draft_model: Any) -> str:
+def name_of(draft_model: PreTrainedModel | Runtime | None) -> str:
     """Tells draft models of different shape apart, for what is remembered of them."""
     if isinstance(draft_model, Runtime):
         return draft_model.fingerprint
@@ -261,7 +264,7 @@ def name_of(draft_model: Any) -> str:
     return " ".join(str(getattr(config, key, "")) for key in ("model_type", "num_hidden_layers", "hidden_size"))
 
 
-def draft_runtime(draft_model: Any, target: Runtime, name: str) -> Runtime:
+def draft_runtime(draft_model: PreTrainedModel | Runtime | None, target: Runtime, name: str) -> Runtime:
     """A runtime for the draft model, checked against the target.
 
     Raises:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .. import catalog
 from ..errors import MethodError
@@ -18,6 +18,8 @@ from .base import Drafter, Strategy
 from .engine.tree import ROOT, DraftTree, Ints
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .engine.runtime import Output, Runtime
     from .engine.sampling import Sampling
     from .engine.tree import Path
@@ -71,7 +73,7 @@ class JoinedDrafter(Drafter):
     def rests(self) -> bool:  # type: ignore[override]
         return all(part.rests for part in self.parts)
 
-    def reset(self, prompt: Ints, prefill: Any) -> None:
+    def reset(self, prompt: Ints, prefill: Tensor | None) -> None:
         for part in self.parts:
             part.reset(prompt, prefill)
 

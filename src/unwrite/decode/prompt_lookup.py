@@ -52,9 +52,9 @@ class LookupDrafter(Drafter):
     def propose(self, committed: Ints, budget: int) -> DraftTree:
         root = int(committed[-1])
         for size in range(min(self.ngram, len(committed) - 1), 0, -1):
-            found = first_match(committed, size)
-            if found is not None:
-                copied = committed[found + size : found + size + min(self.count, budget)]
+            start = first_match(committed, size)
+            if start is not None:
+                copied = committed[start + size : start + size + min(self.count, budget)]
                 return DraftTree.chain(root, copied, [_kind(size, depth) for depth in range(len(copied))])
         return DraftTree.of([root], [-1])
 

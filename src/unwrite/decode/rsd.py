@@ -74,7 +74,7 @@ class ConstantDrafter(ModelDrafter):
         self.branching = branching
 
     @cached_property
-    def plans(self) -> list[DraftTree]:  # type: ignore[override]
+    def plans(self) -> list[DraftTree]:
         """The tree down to each of its levels; a plan is chosen before anything is drawn, so exactness stays."""
         return [_even_tree(self.branching[:levels]) for levels in range(1, len(self.branching) + 1)]
 
@@ -100,7 +100,7 @@ class BeamDrafter(ModelDrafter):
         self.width, self.depth = width, depth
 
     @cached_property
-    def plans(self) -> list[DraftTree]:  # type: ignore[override]
+    def plans(self) -> list[DraftTree]:
         """`width` sequences down to each level, as if each kept one child: what is drawn decides the true shape."""
         return [_even_tree((self.width, *[1] * (levels - 1))) for levels in range(1, self.depth + 1)]
 

@@ -27,6 +27,8 @@ from .base import Drafter, Strategy
 from .engine.tree import ROOT, DraftTree, Ints
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from .engine.runtime import Output, Runtime
     from .engine.sampling import Sampling
     from .engine.tree import Path
@@ -140,7 +142,7 @@ class RecyclingTable:
         MethodError: k below 1 or above the vocabulary.
     """
 
-    def __init__(self, vocab: int, k: int = 8, tokenizer: Any = None) -> None:
+    def __init__(self, vocab: int, k: int = 8, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         if not 1 <= k <= vocab:
             raise MethodError(f"k must lie between 1 and the vocabulary size {vocab}, not {k}")
         self.successors: NDArray[np.int32] = np.zeros((vocab, k), dtype=np.int32)
@@ -162,7 +164,7 @@ class RecyclingTable:
         return self.successors.nbytes + self.seen.nbytes
 
     @staticmethod
-    def of(rows: Any, seen: Any = None, tokenizer: Any = None) -> RecyclingTable:
+    def of(rows: Any, seen: Any = None, tokenizer: PreTrainedTokenizerBase | None = None) -> RecyclingTable:
         """A table with given rows. rows: [vocab, k] ids; seen: [vocab], all of them if None.
 
         Raises:
@@ -204,7 +206,7 @@ class RecyclingTable:
         save_file({"successors": self.successors, "seen": self.seen}, str(path), metadata)
 
     @staticmethod
-    def load(path: str | FilePath, tokenizer: Any = None) -> RecyclingTable:
+    def load(path: str | FilePath, tokenizer: PreTrainedTokenizerBase | None = None) -> RecyclingTable:
         """Reads what `save` wrote.
 
         Raises:
@@ -224,7 +226,7 @@ class RecyclingTable:
         table.check(tokenizer)
         return table
 
-    def check(self, tokenizer: Any) -> None:
+    def check(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Refuses a tokenizer that isn't the table's, where both are known.
 
         Raises:
@@ -301,7 +303,7 @@ class RecyclingDrafter(Drafter):
         self.table, self.template, self.prune_unseen = table, template, prune_unseen
         self.kinds = template.depths * table.k + template.ranks
 
-    def reset(self, prompt: Ints, prefill: Any) -> None:
+    def reset(self, prompt: Ints, prefill: Tensor | None) -> None:
         """The row of the prompt's last token: what the first forward's root is in the authors' loop."""
         if len(prompt) and prefill is not None:
             top = top_k(torch.as_tensor(prefill)[None], self.table.k).cpu().numpy()
@@ -310,14 +312,14 @@ class RecyclingDrafter(Drafter):
     def propose(self, committed: Ints, budget: int) -> DraftTree:
         template = self.template
         tokens = self.table.unroll(int(committed[-1]), template)
-        kept = template.order
+        order = template.order
         if self.prune_unseen:
             usable = np.ones(len(tokens), dtype=bool)
             for level in template.levels:
                 fathers = template.fathers[level]
                 usable[level] = usable[fathers] & self.table.seen[tokens[fathers]]
-            kept = kept[usable[kept]]
-        nodes = np.sort(kept[: budget + 1])
+            order = order[usable[order]]
+        nodes = np.sort(order[: budget + 1])
         place = np.full(len(tokens), ROOT)
         place[nodes] = np.arange(len(nodes))
         parents = place[template.fathers[nodes]]
@@ -354,6 +356,6 @@ def top_k(logits: Tensor, k: int) -> Tensor:
     return torch.where(picked < k * BLOCK, block * BLOCK + picked % BLOCK, picked + (blocks - k) * BLOCK)
 
 
-def fingerprint(tokenizer: Any) -> str | None:
+def fingerprint(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
     """A hash of a tokenizer's vocabulary; None without one."""
     return None if tokenizer is None else hash_json(tokenizer.get_vocab())

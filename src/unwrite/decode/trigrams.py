@@ -12,13 +12,16 @@ import sys
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, MethodError, setting
 from ..runs import hash_json, read_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 INCREMENT, CAP = 0.04, 3.0
 CHUNK = 1 << 22  # trigrams counted at once while fitting
@@ -57,7 +60,7 @@ class TrigramTable:
         MethodError: a vocabulary or a number of keys below 1, or a vocabulary above two million.
     """
 
-    def __init__(self, vocab: int, tokenizer: Any = None, max_keys: int = 1 << 18) -> None:
+    def __init__(self, vocab: int, tokenizer: PreTrainedTokenizerBase | None = None, max_keys: int = 1 << 18) -> None:
         if not 1 <= vocab <= LARGEST_VOCAB:
             raise MethodError(f"the vocabulary size must lie between 1 and {LARGEST_VOCAB}, not {vocab}")
         if max_keys < 1:
@@ -76,7 +79,7 @@ class TrigramTable:
         texts: Iterable[Sequence[int]],
         vocab: int,
         keep: int = 12,
-        tokenizer: Any = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         max_keys: int = 1 << 18,
     ) -> TrigramTable:
         """Counts the trigrams inside every text and normalises them per pair.
@@ -109,17 +112,17 @@ class TrigramTable:
 
     def successors(self, key: int) -> Successors:
         """Successors of a pair; the same object until the pair's weights change."""
-        found = self._ranked.get(key)
-        if found is None:
+        successors = self._ranked.get(key)
+        if successors is None:
             weights = self._learned.get(key)
             if weights is None:
-                found = self._fitted(key)
+                successors = self._fitted(key)
             else:
-                found = Successors(dict(sorted(weights.items(), key=lambda entry: (-entry[1], entry[0]))))
+                successors = Successors(dict(sorted(weights.items(), key=lambda entry: (-entry[1], entry[0]))))
             if len(self._ranked) >= MEMO:
                 self._ranked.clear()
-            self._ranked[key] = found
-        return found
+            self._ranked[key] = successors
+        return successors
 
     def weight(self, first: int, second: int, third: int) -> float:
         """One trigram's weight, 0 if it is unknown."""
@@ -180,7 +183,7 @@ class TrigramTable:
         save_file(arrays, str(path), metadata)
 
     @staticmethod
-    def load(path: str | Path, tokenizer: Any = None) -> TrigramTable:
+    def load(path: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> TrigramTable:
         """Reads what `save` wrote.
 
         Raises:
@@ -199,7 +202,7 @@ class TrigramTable:
         table.check(tokenizer)
         return table
 
-    def check(self, tokenizer: Any) -> None:
+    def check(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Refuses a tokenizer that isn't the table's, where both are known.
 
         Raises:
@@ -212,7 +215,9 @@ class TrigramTable:
                 "its ids mean other words. Fit a new one."
             )
 
-    def _store(self, keys: Any, tokens: Any, weights: Any, keep: int | None = None) -> None:
+    def _store(
+        self, keys: NDArray[np.int64], tokens: NDArray[np.int64], weights: NDArray[np.float64], keep: int | None = None
+    ) -> None:
         """Makes the fitted part from one entry per trigram, in any order: [trigrams] each."""
         order = np.lexsort((tokens, -weights, keys))
         pairs, starts, sizes = np.unique(keys[order], return_index=True, return_counts=True)

@@ -22,7 +22,18 @@ from .transformers.arena import filled_length
 from .tree import Ints
 
 if TYPE_CHECKING:
+    from transformers import (
+        Cache,
+        GenerationConfig,
+        LogitsProcessor,
+        LogitsProcessorList,
+        PreTrainedModel,
+        StoppingCriteriaList,
+    )
+    from transformers.generation.streamers import BaseStreamer
+
     from ..base import Strategy
+    from .transformers.runtime import TransformersRuntime
 
 # what `generate` hands on beside the named arguments, without a say in the text
 NEUTRAL = {"logits_to_keep", "cache_position", "synced_gpus", "return_dict"}
@@ -34,7 +45,7 @@ HONOURED = {
 
 
 @dataclass
-class DecodeOutput(GenerateDecoderOnlyOutput):  # type: ignore[misc]
+class DecodeOutput(GenerateDecoderOnlyOutput):
     """transformers' output with the call's statistics."""
 
     stats: Stats | None = None
@@ -42,18 +53,18 @@ class DecodeOutput(GenerateDecoderOnlyOutput):  # type: ignore[misc]
 
 def custom_generate(
     strategy: Strategy,
-    model: Any,
+    model: PreTrainedModel,
     input_ids: Tensor,
-    logits_processor: Any = None,
-    stopping_criteria: Any = None,
+    logits_processor: LogitsProcessorList | None = None,
+    stopping_criteria: StoppingCriteriaList | None = None,
     generation_config: Any = None,
     attention_mask: Tensor | None = None,
-    past_key_values: Any = None,
+    past_key_values: Cache | None = None,
     use_cache: bool = True,
     inputs_embeds: Tensor | None = None,
     position_ids: Tensor | None = None,
     **others: Any,
-) -> Any:
+) -> Tensor | DecodeOutput:
     """Decodes as `model.generate` asks, with the strategy's drafts. Returns ids [batch, length], or a `DecodeOutput`.
 
     Raises:
@@ -92,21 +103,21 @@ def custom_generate(
     return _result(decoded, input_ids, generation_config, runtime)
 
 
-def _cache_of(given: Any, others: dict[str, Any]) -> Any:
+def _cache_of(cache: Cache | None, others: dict[str, Any]) -> Cache | None:
     """The cache to fill, by whatever name; None for a static one that `generate` made, as the text does not depend on it."""
-    if isinstance(given, StaticCache) and not getattr(given, "_is_user_defined", False):
-        given = None
+    if isinstance(cache, StaticCache) and not getattr(cache, "_is_user_defined", False):
+        cache = None
     state_space = others.pop("cache_params", None)  # Mamba's name for it
-    return state_space if given is None else given
+    return state_space if cache is None else cache
 
 
 def generate(
     runtime: Runtime,
-    input_ids: Any,
+    input_ids: Tensor | Sequence[Any] | Ints,
     strategy: Strategy,
-    generation_config: Any = None,
+    generation_config: GenerationConfig | None = None,
     *,
-    streamer: Any = None,
+    streamer: BaseStreamer | None = None,
     sampling: Sampling | None = None,
     stopping: Stopping | None = None,
 ) -> Decoded:
@@ -161,7 +172,7 @@ def padding_of(attention_mask: Tensor | None, batch: int) -> list[int]:
     return counts
 
 
-def _rows(input_ids: Any, vocab: int) -> list[Ints]:
+def _rows(input_ids: Tensor | Sequence[Any] | Ints, vocab: int) -> list[Ints]:
     if isinstance(input_ids, Tensor):
         input_ids = input_ids.cpu().numpy()
     if isinstance(input_ids, Sequence) and input_ids and not np.isscalar(input_ids[0]):
@@ -180,14 +191,14 @@ def _rows(input_ids: Any, vocab: int) -> list[Ints]:
     return prompts
 
 
-def _limit(config: Any, longest: int) -> int:
+def _limit(config: GenerationConfig, longest: int) -> int:
     """The maximal length of prompt and answer."""
     if config.max_new_tokens is None and config.max_length is None:
         raise MethodError("generation_config sets no length. Set max_new_tokens.")
     return int(config.max_length if config.max_new_tokens is None else longest + config.max_new_tokens)
 
 
-def _refuse_config(config: Any) -> None:
+def _refuse_config(config: GenerationConfig) -> None:
     """Refuses what would change the text and isn't done here."""
     from transformers import GenerationConfig
 
@@ -230,7 +241,9 @@ def _refuse_state(sampling: Sampling, batch: int) -> None:
         raise MethodError(f"{stateful[0]} keeps the state of one text, and the batch has {batch}. Call it row by row.")
 
 
-def _refuse(strategy: Strategy, input_ids: Tensor, config: Any, use_cache: bool, inputs_embeds: Tensor | None) -> None:
+def _refuse(
+    strategy: Strategy, input_ids: Tensor, config: GenerationConfig, use_cache: bool, inputs_embeds: Tensor | None
+) -> None:
     name = type(strategy).__name__
     if inputs_embeds is not None or input_ids.shape[1] == 0:
         raise MethodError(f"{name} drafts token ids, and inputs_embeds has none. Pass input_ids.")
@@ -244,14 +257,14 @@ def _refuse(strategy: Strategy, input_ids: Tensor, config: Any, use_cache: bool,
         )
     if not use_cache:
         raise MethodError(f"{name} rolls a key-value cache back, and use_cache is False. Leave it at True.")
-    for wanted in ("output_attentions", "output_hidden_states", "output_logits"):
-        if getattr(config, wanted, None):
-            raise MethodError(f"{wanted} is not kept while drafting. Run the finished text through the model once.")
+    for option in ("output_attentions", "output_hidden_states", "output_logits"):
+        if getattr(config, option, None):
+            raise MethodError(f"{option} is not kept while drafting. Run the finished text through the model once.")
     if config.output_scores and len(input_ids) > 1:
         raise MethodError("output_scores is kept for one text at a time. Call it row by row.")
 
 
-def _ends(config: Any) -> frozenset[int]:
+def _ends(config: GenerationConfig) -> frozenset[int]:
     ends = config.eos_token_id
     if ends is None:
         return frozenset()
@@ -260,19 +273,19 @@ def _ends(config: Any) -> frozenset[int]:
     )
 
 
-def _streamer(streamer: Any, batch: int) -> Any:
+def _streamer(streamer: BaseStreamer | None, batch: int) -> BaseStreamer | None:
     if streamer is not None and batch > 1:
         raise MethodError(f"a streamer shows one text, and the batch has {batch}.")
     return streamer
 
 
-def _warpers(config: Any) -> list[Any]:
+def _warpers(config: GenerationConfig) -> list[LogitsProcessor]:
     """transformers' own warpers for a configuration without a model."""
     from transformers.generation import logits_process as warp
 
     if not config.do_sample:
         return []
-    warpers: list[Any] = []
+    warpers: list[LogitsProcessor] = []
     if config.temperature not in (None, 1.0):
         warpers.append(warp.TemperatureLogitsWarper(config.temperature))
     if config.top_k:
@@ -282,7 +295,9 @@ def _warpers(config: Any) -> list[Any]:
     return warpers
 
 
-def _result(decoded: Decoded, input_ids: Tensor, config: Any, runtime: Any) -> Any:
+def _result(
+    decoded: Decoded, input_ids: Tensor, config: GenerationConfig, runtime: TransformersRuntime
+) -> Tensor | DecodeOutput:
     width = max(len(new) for new in decoded.sequences)
     fill = config.pad_token_id if config.pad_token_id is not None else 0
     rows = [new + [fill] * (width - len(new)) for new in decoded.sequences]

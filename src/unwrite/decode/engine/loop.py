@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ from .stopping import Stopping
 from .tree import DraftTree, Ints, Path
 
 if TYPE_CHECKING:
+    from transformers.generation.streamers import BaseStreamer
+
     from ..base import Drafter, Strategy
 
 RUN = 8  # plain steps between two looks at what they cost
@@ -61,10 +63,10 @@ class Decoding:
         sampling: Sampling,
         stopping: Stopping,
         *,
-        streamer: Any = None,
+        streamer: BaseStreamer | None = None,
         keep_scores: bool = False,
         clock: Clock = time.perf_counter,
-        device: Any = "cpu",
+        device: torch.device | str = "cpu",
     ) -> None:
         self.runtime, self.strategy, self.sampling, self.stopping = runtime, strategy, sampling, stopping
         self.streamer, self.device = streamer, device
@@ -170,12 +172,12 @@ class Decoding:
             return
         route, length = self._route(), int(self.runtime.lengths.max())
         trees = [draft.tree for draft in drafts]
-        output, kept = self._forward(DraftTree.stack(trees), route, length)
+        output, committed = self._forward(DraftTree.stack(trees), route, length)
         paths = [
             self._verify(row, tree, output.row(index, tree.nodes)) if not self._waits(row) else Path(nodes=[])
             for index, (row, tree) in enumerate(zip(rows, trees, strict=True))
         ]
-        if not kept:
+        if not committed:
             self.runtime.commit([path.nodes for path in paths])
         for index, (row, tree, path) in enumerate(zip(rows, trees, paths, strict=True)):
             if path.nodes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -30,7 +30,9 @@ class Text:
         missing: ids by which the row is shorter than the batch is wide; they count for lengths alone.
     """
 
-    def __init__(self, row: Ints, room: int, device: Any = "cpu", padding: int = 0, missing: int = 0) -> None:
+    def __init__(
+        self, row: Ints, room: int, device: torch.device | str = "cpu", padding: int = 0, missing: int = 0
+    ) -> None:
         self._ids = np.empty(len(row) + room, dtype=np.int64)
         self._ids[: len(row)] = row
         self._tensor = torch.from_numpy(self._ids)[None]

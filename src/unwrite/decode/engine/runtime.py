@@ -142,8 +142,8 @@ def visible(trees: DraftTree, lengths: Ints) -> np.ndarray[Any, np.dtype[np.bool
     columns = max(lengths) + nodes; row b's node j lies in column lengths[b] + j.
     """
     batch, nodes = trees.tokens.shape
-    seen = np.zeros((batch, nodes, int(lengths.max()) + nodes), dtype=bool)
+    shown = np.zeros((batch, nodes, int(lengths.max()) + nodes), dtype=bool)
     for row, length in enumerate(lengths.tolist()):
-        seen[row, :, :length] = True
-        seen[row, :, length : length + nodes] = trees.ancestors[row]
-    return seen
+        shown[row, :, :length] = True
+        shown[row, :, length : length + nodes] = trees.ancestors[row]
+    return shown

@@ -13,12 +13,15 @@ import copy
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ...errors import NotFinite
+
+if TYPE_CHECKING:
+    from transformers import LogitsProcessor, LogitsProcessorList
 
 # Keep a state from call to call: calls for drafts, or for another row, would disturb the next of the target's.
 STATEFUL = ("SynthIDTextWatermarkLogitsProcessor", "UnbatchedClassifierFreeGuidanceLogitsProcessor")
@@ -95,12 +98,12 @@ def inverted(scores: Tensor, generator: torch.Generator | None = None) -> int:
     return int(support[place.clamp(max=len(support) - 1)])
 
 
-def from_processors(processors: Any, do_sample: bool, inverts: bool = False) -> Sampling:
+def from_processors(processors: LogitsProcessorList | None, do_sample: bool, inverts: bool = False) -> Sampling:
     """The sampling that a `LogitsProcessorList` describes."""
     return Sampling(tuple(processors or ()), do_sample, inverts=inverts)
 
 
-def _of_row(processor: Any, row: int) -> Any:
+def _of_row(processor: LogitsProcessor, row: int) -> LogitsProcessor:
     from transformers.generation import logits_process as known
 
     own: Any = copy.copy(processor)

@@ -7,9 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import StoppingCriteria, StoppingCriteriaList
+
+    from .rows import Text
 
 
 @dataclass
@@ -24,16 +30,16 @@ class Stopping:
 
     max_length: int
     ends: frozenset[int] = frozenset()
-    criteria: Sequence[Any] = ()
+    criteria: Sequence[StoppingCriteria] = ()
 
-    def __call__(self, text: Any, scores: Any) -> bool:
+    def __call__(self, text: Text, scores: Tensor) -> bool:
         """Whether the row ends after its last token. text: `Text`; scores: [vocab] of that token."""
         if text.padded_length >= self.max_length or int(text.ids[-1]) in self.ends:
             return True
         return any(bool(torch.as_tensor(criterion(text.tensor, (scores[None],))).any()) for criterion in self.criteria)
 
 
-def from_criteria(criteria: Any, max_length: int, ends: frozenset[int]) -> Stopping:
+def from_criteria(criteria: StoppingCriteriaList | None, max_length: int, ends: frozenset[int]) -> Stopping:
     """From a `StoppingCriteriaList`; what `Stopping` does itself is left out of it."""
     from transformers import EosTokenCriteria, MaxLengthCriteria
 

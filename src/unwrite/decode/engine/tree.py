@@ -122,19 +122,19 @@ class DraftTree:
 
     def without_twins(self) -> DraftTree:
         """Row 0 with equal siblings merged, their subtrees too: the same token twice below one node wastes a row."""
-        seen: dict[tuple[int, int], int] = {}
-        place, kept, parents = [0] * self.nodes, [0], [ROOT]
+        places: dict[tuple[int, int], int] = {}
+        place, nodes, parents = [0] * self.nodes, [0], [ROOT]
         tokens, above = self.tokens[0].tolist(), self.parents[0].tolist()
         for node in range(1, self.nodes):
             key = (place[above[node]], tokens[node])
-            if key not in seen:
-                seen[key] = len(kept)
-                kept.append(node)
+            if key not in places:
+                places[key] = len(nodes)
+                nodes.append(node)
                 parents.append(key[0])
-            place[node] = seen[key]
-        if len(kept) == self.nodes:
+            place[node] = places[key]
+        if len(nodes) == self.nodes:
             return self
-        return DraftTree.of(self.tokens[0, kept], parents, self.kinds[0, kept], self.draft)
+        return DraftTree.of(self.tokens[0, nodes], parents, self.kinds[0, nodes], self.draft)
 
 
 def depths_of(parents: Ints) -> Ints:
@@ -148,11 +148,11 @@ def depths_of(parents: Ints) -> Ints:
 
 def ancestors_of(parents: Ints) -> NDArray[np.bool_]:
     """[nodes, nodes] from [nodes]; every node sees itself."""
-    seen = np.eye(len(parents), dtype=bool)
+    ancestors = np.eye(len(parents), dtype=bool)
     for node, parent in enumerate(parents.tolist()):
         if parent != ROOT:
-            seen[node] |= seen[parent]
-    return seen
+            ancestors[node] |= ancestors[parent]
+    return ancestors
 
 
 @dataclass

@@ -53,7 +53,7 @@ class CheckedRuntime(Protocol):
 
 @dataclass(frozen=True)
 class Checked:
-    """What `check` found.
+    """What `check` measured.
 
     Args:
         rows: the most a forward may have; 1 for plain decoding.
@@ -113,8 +113,8 @@ def _shape(seconds: Mapping[int, Sequence[float]]) -> tuple[float, ...]:
     rows = sorted(seconds)
     known = np.maximum.accumulate([median(seconds[size]) for size in rows])  # more rows are never cheaper
     slope = (known[-1] - known[-2]) / (rows[-1] - rows[-2])
-    wanted = np.array(SIZES, dtype=float)
-    seconds_by_size = np.interp(wanted, rows, known) + slope * np.maximum(0, wanted - rows[-1])
+    sizes = np.array(SIZES, dtype=float)
+    seconds_by_size = np.interp(sizes, rows, known) + slope * np.maximum(0, sizes - rows[-1])
     return tuple((seconds_by_size / known[0]).tolist())
 
 

@@ -181,7 +181,7 @@ class NativeContext:
         flat = [np.ascontiguousarray(array, dtype=np.int32) for array in (tokens, positions, counts, ids)]
         starts = flat[3].ctypes.data + 4 * (np.cumsum(flat[2], dtype=np.uint64) - flat[2].astype(np.uint64))
         starts = np.ascontiguousarray(starts, dtype=np.uint64)
-        wanted = np.ascontiguousarray(outputs, dtype=np.int8)
+        flags = np.ascontiguousarray(outputs, dtype=np.int8)
         lib = self.lib
         batch = lib.llama_batch(
             n_tokens=len(tokens),
@@ -189,13 +189,13 @@ class NativeContext:
             pos=flat[1].ctypes.data_as(ctypes.POINTER(lib.llama_pos)),
             n_seq_id=flat[2].ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
             seq_id=starts.ctypes.data_as(ctypes.POINTER(ctypes.POINTER(lib.llama_seq_id))),
-            logits=wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+            logits=flags.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
         status = lib.llama_decode(self.pointer, batch)
         if status:
             why = "the cache is full" if status == 1 else f"status {status}"
             raise ModelError(f"llama.cpp refused {len(tokens)} rows at position {int(positions[0])}: {why}.")
-        rows = int(np.count_nonzero(wanted))
+        rows = int(np.count_nonzero(flags))
         return np.ctypeslib.as_array(lib.llama_get_logits(self.pointer), (rows, self.model.vocab))
 
     def one(self, token: int, position: int) -> Floats:
@@ -204,7 +204,7 @@ class NativeContext:
         if self._one is None:
             arrays = {name: np.zeros(1, dtype=np.int32) for name in ("token", "position", "sequence")}
             arrays["count"] = np.ones(1, dtype=np.int32)
-            wanted = np.ones(1, dtype=np.int8)
+            flags = np.ones(1, dtype=np.int8)
             starts = np.array([arrays["sequence"].ctypes.data], dtype=np.uint64)
             batch = lib.llama_batch(
                 n_tokens=1,
@@ -212,9 +212,9 @@ class NativeContext:
                 pos=arrays["position"].ctypes.data_as(ctypes.POINTER(lib.llama_pos)),
                 n_seq_id=arrays["count"].ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
                 seq_id=starts.ctypes.data_as(ctypes.POINTER(ctypes.POINTER(lib.llama_seq_id))),
-                logits=wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+                logits=flags.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
             )
-            self._one = (arrays, wanted, starts, batch)
+            self._one = (arrays, flags, starts, batch)
         arrays, *_, batch = self._one
         arrays["token"][0], arrays["position"][0] = token, position
         status = lib.llama_decode(self.pointer, batch)
@@ -247,10 +247,10 @@ class NativeContext:
         lib, spare = self.lib, self.spare
         self.share(source, spare, start, end)
         size = lib.llama_state_seq_get_size(self.pointer, spare)
-        kept = (ctypes.c_uint8 * size)()
-        written = lib.llama_state_seq_get_data(self.pointer, kept, size, spare)
+        state = (ctypes.c_uint8 * size)()
+        written = lib.llama_state_seq_get_data(self.pointer, state, size, spare)
         self.drop(-1, start)
-        if written != size or lib.llama_state_seq_set_data(self.pointer, kept, size, spare) != size:
+        if written != size or lib.llama_state_seq_set_data(self.pointer, state, size, spare) != size:
             raise ModelError(f"llama.cpp could not move {end - start} cells of its cache.")
         self.share(spare, 0, start, end)
         self.drop(spare, 0)

@@ -117,8 +117,8 @@ class LlamaCppRuntime(Runtime):
         if trees.nodes > self.max_nodes:
             raise MethodError(f"The tree has {trees.nodes} nodes, but {self.path.name} takes {self.max_nodes} a step.")
         if want - self.provides or graft is not None:
-            asked = ", ".join(sorted(want - self.provides)) or "a graft"
-            raise MethodError(f"LlamaCppRuntime gives logits only, not {asked}. Use TransformersRuntime.")
+            names = ", ".join(sorted(want - self.provides)) or "a graft"
+            raise MethodError(f"LlamaCppRuntime gives logits only, not {names}. Use TransformersRuntime.")
         self._tree = trees
         if trees.nodes == 1 and self.twin_from is not None and length >= self.twin_from:
             return Output(torch.from_numpy(self._with_twin(context, int(trees.tokens[0, 0]), length))[None])

@@ -39,7 +39,7 @@ class _Pending:
         tree: all that was proposed.
         children: of each node, by token.
         node: the last that was committed.
-        kept: nodes of a draft that was thought to pay and did not run, because too much was at stake; None for others.
+        watched: nodes of a draft that was thought to pay and did not run, because too much was at stake; None for others.
         risk: plain steps that this draft would have lost had all of it been refused.
         won: its nodes that were committed.
     """
@@ -47,7 +47,7 @@ class _Pending:
     tree: DraftTree
     children: list[dict[int, int]]
     node: int = 0
-    kept: frozenset[int] | None = None
+    watched: frozenset[int] | None = None
     risk: float = 0.0
     won: int = 0
 
@@ -187,10 +187,10 @@ class Planner:
             return tree
         return tree.keep(np.sort(np.concatenate([[0], order[:best]])))
 
-    def _watch(self, kept: frozenset[int], risk: float) -> None:
+    def _watch(self, nodes: frozenset[int], risk: float) -> None:
         """The last proposal is not run but followed, as one that should have paid; one at a time."""
-        if self._pending and all(pending.kept is None for pending in self._pending):
-            self._pending[-1].kept, self._pending[-1].risk = kept, risk
+        if self._pending and all(pending.watched is None for pending in self._pending):
+            self._pending[-1].watched, self._pending[-1].risk = nodes, risk
 
     def _risk_of(self, nodes: int, length: int) -> float:
         """Plain steps lost if all of a draft is refused."""
@@ -294,10 +294,10 @@ class Planner:
             self._credit(len(path.nodes) - 1 - self._risked)
             self._risked = 0.0
         if tree.draft is not None:
-            kept, kinds = set(path.nodes), tree.kinds[0].tolist()
+            accepted, kinds = set(path.nodes), tree.kinds[0].tolist()
             for node, parent in enumerate(tree.parents[0].tolist()):
-                if parent != ROOT and parent in kept:
-                    self.acceptance.observe(kinds[node], node in kept)
+                if parent != ROOT and parent in accepted:
+                    self.acceptance.observe(kinds[node], node in accepted)
             return
         for token in path.tokens:
             self.follow(token)
@@ -335,7 +335,7 @@ class Planner:
             self.acceptance.observe(int(kinds[node]), node == hit)
         if hit is None:
             return False
-        if pending.kept is not None and hit in pending.kept:
+        if pending.watched is not None and hit in pending.watched:
             pending.won += 1
             self._credit(min(1.0, max(0.0, pending.won - pending.risk)))
         pending.node = hit

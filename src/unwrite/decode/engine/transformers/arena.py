@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from transformers.cache_utils import CacheLayerMixin, DummyLayer, DynamicLayer, 
 
 from ....errors import ModelError
 from ..tree import Ints
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["GROWING", "Arena", "ArenaLayer"]
 
@@ -114,9 +117,9 @@ class Arena:
         ]
         twin.layer_class_to_replicate = None
         self.layers += [layer for layer in twin.layers if isinstance(layer, ArenaLayer)]
-        for name, held in vars(like).items():
-            if isinstance(held, Cache):
-                setattr(twin, name, self.cache(held, layers))
+        for name, inner in vars(like).items():
+            if isinstance(inner, Cache):
+                setattr(twin, name, self.cache(inner, layers))
         return twin
 
     def begin(self, batch: int, columns: int) -> None:
@@ -152,12 +155,12 @@ class Arena:
 
     def settle(self, columns: int) -> None:
         """After the first prompt: moves what the layers hold into storage of at least `columns`."""
-        held = [layer for layer in self.layers if layer.is_initialized]
-        if self._blocks or not held:
+        layers = [layer for layer in self.layers if layer.is_initialized]
+        if self._blocks or not layers:
             return
-        kept = [(layer.keys, layer.values) for layer in held]
-        self._allocate(len(kept[0][0]), columns)
-        for layer, (keys, values) in zip(held, kept, strict=True):
+        states = [(layer.keys, layer.values) for layer in layers]
+        self._allocate(len(states[0][0]), columns)
+        for layer, (keys, values) in zip(layers, states, strict=True):
             layer.keys[:, :, : keys.shape[2]] = keys
             layer.values[:, :, : values.shape[2]] = values
 
@@ -170,22 +173,22 @@ class Arena:
         Raises:
             ModelError: it has another number of layers.
         """
-        given = _layers_of(cache)
-        if len(given) != len(self.layers):
+        layers = _layers_of(cache)
+        if len(layers) != len(self.layers):
             raise ModelError(
-                f"the cache has {len(given)} layers, the model {len(self.layers)}. Pass the cache that this model "
+                f"the cache has {len(layers)} layers, the model {len(self.layers)}. Pass the cache that this model "
                 "filled, or none."
             )
-        length = given[0].get_seq_length()
+        length = layers[0].get_seq_length()
         if not self._blocks:
-            for own, layer in zip(self.layers, given, strict=True):
+            for own, layer in zip(self.layers, layers, strict=True):
                 own.lazy_initialization(layer.keys, layer.values)
             self.settle(columns)
         else:
-            for own, layer in zip(self.layers, given, strict=True):
+            for own, layer in zip(self.layers, layers, strict=True):
                 own.keys[:, :, :length] = layer.keys
                 own.values[:, :, :length] = layer.values
-        self.kept([length] * len(self.lengths))
+        self.set_lengths([length] * len(self.lengths))
 
     def reserve(self, columns: int) -> None:
         """Makes room for `columns` and keeps what is there."""
@@ -216,7 +219,7 @@ class Arena:
             storage.transpose(1, 2)[self._slots] = states.transpose(1, 2)
         return storage[:, :, : self._end]
 
-    def kept(self, lengths: Sequence[int] | Ints) -> None:
+    def set_lengths(self, lengths: Sequence[int] | Ints) -> None:
         """After a prompt: every row is this long."""
         self._set(np.asarray(lengths, dtype=np.int64))
 
@@ -236,8 +239,8 @@ class Arena:
         """Bytes of all storage; before the first prompt is settled, of what the layers hold."""
         if self._blocks:
             return sum(block.untyped_storage().nbytes() for block in self._blocks)
-        held = [layer for layer in self.layers if layer.is_initialized]
-        return sum(x.untyped_storage().nbytes() for layer in held for x in (layer.keys, layer.values))
+        layers = [layer for layer in self.layers if layer.is_initialized]
+        return sum(x.untyped_storage().nbytes() for layer in layers for x in (layer.keys, layer.values))
 
     def _set(self, lengths: Ints) -> None:
         self.lengths, self.longest = lengths, int(lengths.max())
@@ -250,8 +253,8 @@ class Arena:
         for layer in self.layers:
             if layer.is_initialized:
                 for name in ("keys", "values"):
-                    held = getattr(layer, name)
-                    key = held.shape[1], held.shape[3], held.dtype, held.device
+                    states = getattr(layer, name)
+                    key = states.shape[1], states.shape[3], states.dtype, states.device
                     groups.setdefault(key, []).append((layer, name))
         for (heads, width, dtype, device), parts in groups.items():
             # A short row of a batch reads zeros where a longer one holds keys; a lone row reads only what it wrote.
@@ -264,11 +267,11 @@ class Arena:
 
 def _layers_of(cache: Cache) -> list[DynamicLayer]:
     """Its layers, then those of every cache it holds, in the order `Arena.cache` makes them."""
-    found = [layer for layer in cache.layers if type(layer) is not DummyLayer]
-    for held in vars(cache).values():
-        if isinstance(held, Cache):
-            found += _layers_of(held)
-    return found
+    layers = [layer for layer in cache.layers if type(layer) is not DummyLayer]
+    for inner in vars(cache).values():
+        if isinstance(inner, Cache):
+            layers += _layers_of(inner)
+    return layers
 
 
 def filled_length(cache: Cache | None) -> int:
@@ -292,29 +295,29 @@ def fill(cache: Cache, twin: Cache, length: int, starts: Sequence[int] = ()) -> 
             continue
         if own.is_initialized:
             layer.lazy_initialization(own.keys, own.values)
-            layer.keys, layer.values = (_shifted(held, length, starts) for held in (own.keys, own.values))
+            layer.keys, layer.values = (_shifted(states, length, starts) for states in (own.keys, own.values))
         if isinstance(layer, DynamicSlidingWindowLayer) and own.is_initialized:
             layer.cumulative_length = length
             if length >= layer.sliding_window:
                 layer.keys, layer.values = (
-                    held[:, :, 1 - layer.sliding_window :] for held in (layer.keys, layer.values)
+                    states[:, :, 1 - layer.sliding_window :] for states in (layer.keys, layer.values)
                 )
-    for name, held in vars(twin).items():
-        if isinstance(held, Cache):
-            fill(getattr(cache, name), held, length, starts)
+    for name, inner in vars(twin).items():
+        if isinstance(inner, Cache):
+            fill(getattr(cache, name), inner, length, starts)
 
 
-def _shifted(held: Tensor, length: int, starts: Sequence[int]) -> Tensor:
+def _shifted(states: Tensor, length: int, starts: Sequence[int]) -> Tensor:
     """[batch, heads, length, width]: every row from its own column on, zeros before it."""
     if not any(starts):
-        return held[:, :, :length].clone()
-    moved = held.new_zeros(*held.shape[:2], length, held.shape[3])
+        return states[:, :, :length].clone()
+    moved = states.new_zeros(*states.shape[:2], length, states.shape[3])
     for row, start in enumerate(starts):
-        moved[row, :, start:] = held[row, :, : length - start]
+        moved[row, :, start:] = states[row, :, : length - start]
     return moved
 
 
-def empty_cache(model: Any) -> Cache:
+def empty_cache(model: PreTrainedModel) -> Cache:
     """What a model's forward wants: its own `empty_cache()` where it has one, else a DynamicCache."""
     own = getattr(model, "empty_cache", None)
     return own() if callable(own) else DynamicCache(config=model.config)

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -26,6 +27,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ..runtime import Output
 from .arena import Arena
 from .packed import Pack, Unpacked, pack_of, packable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["FusedLoop", "is_stock"]
 
@@ -40,7 +44,7 @@ LIBRARIES = tuple(str(Path(str(package.__file__)).parent) for package in (transf
 Product = Pack | Unpacked
 
 
-def is_stock(model: Any) -> bool:
+def is_stock(model: PreTrainedModel) -> bool:
     """Whether the fused loop computes exactly what this model's own forward does.
 
     True for a float32 Llama, Mistral, Qwen2 or Qwen3 in main memory whose every module is of transformers' own class
@@ -92,12 +96,12 @@ def _theirs(function: Any) -> bool:
     return False
 
 
-def _captures(hook: Any) -> bool:
+def _captures(hook: Callable[..., Any]) -> bool:
     """transformers' own hook for `output_hidden_states`, idle unless a forward asks for them."""
     return getattr(hook, "__module__", "") == "transformers.utils.output_capturing"
 
 
-def _regular(model: Any) -> bool:
+def _regular(model: PreTrainedModel) -> bool:
     """Whether shapes are those the loop assumes."""
     norm = model.model.norm.weight
     return norm.dtype is torch.float32 and all(
@@ -118,7 +122,7 @@ class FusedBlock:
         qkv, out, gate_up, down: [rows, in] to [rows, out].
     """
 
-    layer: Any
+    layer: nn.Module
     qkv: Product
     out: Product
     gate_up: Product
@@ -133,7 +137,7 @@ class FusedLoop:
         pack: multiply by packs; else by the model's own weights.
     """
 
-    def __init__(self, model: Any, pack: bool) -> None:
+    def __init__(self, model: PreTrainedModel, pack: bool) -> None:
         def product(owner: nn.Module, *modules: nn.Module) -> Product:
             return pack_of(owner, modules) if pack else Unpacked(modules)
 
@@ -198,11 +202,11 @@ class FusedLoop:
         )
 
 
-def _norm(module: Any, x: Tensor) -> Tensor:
+def _norm(module: nn.Module, x: Tensor) -> Tensor:
     return F.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
 
 
-def _rotation(cos: Tensor, sin: Tensor, attention: Any) -> tuple[Tensor, Tensor]:
+def _rotation(cos: Tensor, sin: Tensor, attention: nn.Module) -> tuple[Tensor, Tensor]:
     """Factors for query, key and value heads alike, [rows, heads, width]; values are turned by nothing.
 
     turn(x) = x * cos + roll(x, width / 2) * sin, with the sign of the first half's sine already in it.
@@ -242,10 +246,10 @@ def _attend(
     store = arena.layers[own.layer_idx]
     keys = arena.write(store.keys, turned[:, heads : heads + kv])
     values = arena.write(store.values, turned[:, heads + kv :])
-    seen = F.scaled_dot_product_attention(
+    attended = F.scaled_dot_product_attention(
         turned[:, :heads], keys, values, attn_mask=mask, is_causal=causal, scale=own.scaling, enable_gqa=heads != kv
     )
-    return block.out.add_to(x, seen.transpose(1, 2).reshape(len(x), -1))
+    return block.out.add_to(x, attended.transpose(1, 2).reshape(len(x), -1))
 
 
 def _expand(block: FusedBlock, x: Tensor) -> Tensor:

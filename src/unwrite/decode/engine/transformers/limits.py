@@ -9,13 +9,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DummyLayer, DynamicSlidingWindowLayer
 
 from .arena import GROWING, empty_cache
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 __all__ = ["Support", "columns", "decoders", "limits", "never"]
 
@@ -42,7 +46,7 @@ class Support:
         return self.limit == 0
 
 
-def decoders(model: Any) -> Iterator[Any]:
+def decoders(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """The model, and what decodes inside it."""
     yield model
     for part in model.modules():
@@ -50,7 +54,7 @@ def decoders(model: Any) -> Iterator[Any]:
             yield part
 
 
-def never(model: Any) -> str:
+def never(model: PreTrainedModel) -> str:
     """What rules trees out at every length."""
     config, attention = model.config, getattr(model.config, "_attn_implementation", None)
     if getattr(config, "add_cross_attention", False):
@@ -71,12 +75,12 @@ def never(model: Any) -> str:
     return ""
 
 
-def _takes_dynamic_cache(model: Any) -> bool:
+def _takes_dynamic_cache(model: PreTrainedModel) -> bool:
     supports = getattr(model, "_supports_default_dynamic_cache", None)
     return supports is None or bool(supports())
 
 
-def limits(model: Any) -> Iterator[tuple[int, str]]:
+def limits(model: PreTrainedModel) -> Iterator[tuple[int, str]]:
     """(tokens, what happens beyond them) for every window and switch of the model and of those inside it."""
     for part in decoders(model):
         config = part.config.get_text_config(decoder=True)
@@ -88,17 +92,17 @@ def limits(model: Any) -> Iterator[tuple[int, str]]:
         yield from _switches(module)
 
 
-def _named(config: Any) -> Iterator[tuple[int, str]]:
+def _named(config: PreTrainedConfig) -> Iterator[tuple[int, str]]:
     """Windows that attention reads from the config and the cache does not know of."""
     if "local" in (getattr(config, "attention_layers", None) or ()):
         yield config.window_size, f"has layers that see only the last {config.window_size} tokens"
-    if kept := getattr(config, "keep_window_size", None):
-        yield kept, f"chooses what it attends to from {kept} tokens on"
+    if window := getattr(config, "keep_window_size", None):
+        yield window, f"chooses what it attends to from {window} tokens on"
     if getattr(config, "attn_temperature_tuning", False) and (scale := getattr(config, "floor_scale", None)):
         yield int(scale) - 1, f"scales its queries by their column from {scale} tokens on"
 
 
-def _switches(module: Any) -> Iterator[tuple[int, str]]:
+def _switches(module: nn.Module) -> Iterator[tuple[int, str]]:
     """Where a rotary embedding begins to turn otherwise."""
     kinds = getattr(module, "rope_type", None)
     kinds = kinds if isinstance(kinds, dict) else {None: kinds}
@@ -114,7 +118,7 @@ def _switches(module: Any) -> Iterator[tuple[int, str]]:
             yield last, f"turns keys by another frequency behind {last} tokens (longrope)"
 
 
-def columns(model: Any) -> Iterator[int]:
+def columns(model: PreTrainedModel) -> Iterator[int]:
     """Sizes of masks that the model made once, and windows that it counts in columns, where the nodes of a tree lie side by side."""
     for part in decoders(model):
         yield from (limit for limit, _ in _named(part.config.get_text_config(decoder=True)))

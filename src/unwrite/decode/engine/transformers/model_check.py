@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from transformers import Cache
 from transformers.cache_utils import DummyLayer, StaticLayer
@@ -10,10 +10,13 @@ from transformers.cache_utils import DummyLayer, StaticLayer
 from ....errors import ModelError
 from .arena import GROWING
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 __all__ = ["check_cache", "check_model"]
 
 
-def check_model(model: Any) -> None:
+def check_model(model: PreTrainedModel) -> None:
     """Refuses what is no causal model of transformers.
 
     Raises:
@@ -29,7 +32,7 @@ def check_model(model: Any) -> None:
         raise ModelError("learned prompts lie in the cache before the text. Use the adapter's own `generate`, or LoRA.")
 
 
-def check_cache(cache: Any, model: str) -> None:
+def check_cache(cache: Cache, model: str) -> None:
     """Refuses a cache in which drafts cannot be rolled back. model: its name.
 
     Raises:
@@ -47,6 +50,6 @@ def check_cache(cache: Any, model: str) -> None:
                 f"{model} was given a cache with a {type(layer).__name__}, which cannot be rolled back to an earlier token. "
                 "Pass an empty DynamicCache, or none."
             )
-    for held in vars(cache).values():
-        if isinstance(held, Cache):
-            check_cache(held, model)
+    for inner in vars(cache).values():
+        if isinstance(inner, Cache):
+            check_cache(inner, model)

@@ -8,13 +8,17 @@ on the left.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation import GenerationMode
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
+    from transformers.utils import ModelOutput
 
 __all__ = ["OwnSteps"]
 
@@ -35,10 +39,10 @@ class OwnSteps:
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         ids: Tensor,
         padding: Sequence[int],
-        cache: Any = None,
+        cache: Cache | None = None,
         room: int = 64,
         handed_over: bool = False,
     ) -> None:
@@ -54,7 +58,7 @@ class OwnSteps:
             self._make_cache(ids.shape[0], ids.shape[1] + room)
 
     @property
-    def cache(self) -> Any:
+    def cache(self) -> Cache | None:
         """What the model keeps of the text so far; None where it has shown none."""
         return next((self._kwargs[name] for name in CACHES if self._kwargs.get(name) is not None), None)
 
@@ -73,7 +77,7 @@ class OwnSteps:
         inputs = self.model.prepare_inputs_for_generation(self.ids, next_sequence_length=1, **self._kwargs)
         return self._after(self.model(**inputs, return_dict=True))
 
-    def _after(self, outputs: Any) -> Tensor:
+    def _after(self, outputs: ModelOutput) -> Tensor:
         self._kwargs = self.model._update_model_kwargs_for_generation(outputs, self._kwargs)
         logits: Tensor = outputs.logits[:, -1]
         return logits
@@ -84,14 +88,14 @@ class OwnSteps:
         rows, length = self.ids.shape
         columns = torch.arange(length, device=self.ids.device).expand(rows, -1)
         shown = columns >= torch.tensor(list(padding), device=self.ids.device)[:, None]
-        found: dict[str, Any] = {"use_cache": True}
+        inputs: dict[str, Any] = {"use_cache": True}
         if "attention_mask" in accepts:
-            found["attention_mask"] = shown.long() if any(padding) else None
+            inputs["attention_mask"] = shown.long() if any(padding) else None
         if "position_ids" in accepts:
-            found["position_ids"] = (shown.long().cumsum(-1) - 1).masked_fill(~shown, 0)
+            inputs["position_ids"] = (shown.long().cumsum(-1) - 1).masked_fill(~shown, 0)
         if self.model._supports_logits_to_keep():
-            found["logits_to_keep"] = 1
-        return found
+            inputs["logits_to_keep"] = 1
+        return inputs
 
     def _make_cache(self, rows: int, length: int) -> None:
         make = getattr(self.model, "empty_cache", None)
@@ -101,5 +105,5 @@ class OwnSteps:
         self.model._prepare_cache_for_generation(self._config, self._kwargs, GenerationMode.GREEDY_SEARCH, rows, length)
 
 
-def _accepted(forward: Any) -> frozenset[str]:
+def _accepted(forward: Callable[..., Any]) -> frozenset[str]:
     return frozenset(inspect.signature(forward).parameters)

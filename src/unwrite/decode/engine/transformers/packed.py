@@ -112,10 +112,10 @@ def pack_of(owner: nn.Module, modules: Sequence[nn.Module]) -> Pack:
         owner: what the pack is held for, weakly; the layer itself, or the module that holds all of them.
     """
     digest = _digest(modules)
-    held = _PACKS.get(owner)
-    if held is None or held.digest != digest:
-        held = _PACKS[owner] = _make(modules, digest)
-    return held
+    pack = _PACKS.get(owner)
+    if pack is None or pack.digest != digest:
+        pack = _PACKS[owner] = _make(modules, digest)
+    return pack
 
 
 def packable(module: nn.Module) -> bool:
@@ -137,9 +137,9 @@ def packable(module: nn.Module) -> bool:
 def fits_memory(model: nn.Module) -> bool:
     """Whether the packs of a model that are yet to be made take at most `MEMORY_SHARE` of the memory that is free."""
     modules = list(model.modules())
-    wanted = sum(_stored(module).numel() * 4 for module in modules if packable(module))
-    made = sum(pack.nbytes for module in modules if (pack := _PACKS.get(module)))
-    return wanted - made <= MEMORY_SHARE * psutil.virtual_memory().available
+    needed = sum(_stored(module).numel() * 4 for module in modules if packable(module))
+    packed = sum(pack.nbytes for module in modules if (pack := _PACKS.get(module)))
+    return needed - packed <= MEMORY_SHARE * psutil.virtual_memory().available
 
 
 def packed_copy(model: nn.Module) -> tuple[nn.Module, dict[int, nn.Module]]:

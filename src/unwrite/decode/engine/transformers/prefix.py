@@ -9,7 +9,7 @@ that the cache should hold, stops where it stores those keys, and they are compa
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,10 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from ....errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.cache_utils import CacheLayerMixin
 
 TOLERANCE = 1e-3  # and never less than a few roundings of the keys' number format
 ROUNDINGS = 8
@@ -32,16 +36,16 @@ class _Stored(Exception):
 class _Probe(DynamicLayer):
     """An empty layer in place of a given one."""
 
-    def __init__(self, given: Any) -> None:
+    def __init__(self, layer: CacheLayerMixin) -> None:
         super().__init__()
-        self.given = given
+        self.layer = layer
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        raise _Stored(key_states, self.given.keys)
+        raise _Stored(key_states, self.layer.keys)
 
 
 @torch.no_grad()
-def check_prefix(model: Any, cache: Cache, ids: Tensor) -> None:
+def check_prefix(model: PreTrainedModel, cache: Cache, ids: Tensor) -> None:
     """Refuses a cache of another text. A model that stores its keys some other way, or drops out, is let through.
 
     Args:
@@ -58,11 +62,11 @@ def check_prefix(model: Any, cache: Cache, ids: Tensor) -> None:
     inputs |= {"position_ids": torch.arange(ids.shape[1], device=ids.device).expand_as(ids)}
     try:
         model(**inputs)
-    except _Stored as found:
-        if not isinstance(found.held, Tensor) or found.held.shape != found.fresh.shape:
+    except _Stored as stored:
+        if not isinstance(stored.held, Tensor) or stored.held.shape != stored.fresh.shape:
             return
-        rounding = max(torch.finfo(keys.dtype).eps for keys in (found.fresh, found.held))
-        fresh, held = found.fresh.float(), found.held.to(found.fresh.device).float()
+        rounding = max(torch.finfo(keys.dtype).eps for keys in (stored.fresh, stored.held))
+        fresh, held = stored.fresh.float(), stored.held.to(stored.fresh.device).float()
         error, size = ((x.abs().mean((1, 3))) for x in (held - fresh, fresh))
         wrong = (error > max(TOLERANCE, ROUNDINGS * rounding) * size).nonzero()
         if len(wrong):
@@ -78,7 +82,7 @@ def _probing(cache: Cache) -> Cache:
     twin = copy.copy(cache)
     twin.layers = [_Probe(layer) for layer in cache.layers]
     twin.layer_class_to_replicate = None
-    for name, held in vars(cache).items():
-        if isinstance(held, Cache):
-            setattr(twin, name, _probing(held))
+    for name, inner in vars(cache).items():
+        if isinstance(inner, Cache):
+            setattr(twin, name, _probing(inner))
     return twin

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from transformers import Cache
 
@@ -11,6 +11,9 @@ from .limits import Support
 from .model_check import check_model
 from .support import able
 from .tree_runtime import TreeRuntime
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["TransformersRuntime"]
 
@@ -28,7 +31,7 @@ class TransformersRuntime(TreeRuntime):
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         *,
         pack: Literal["auto", "never", "always"] = "auto",
         cache: Cache | None = None,

@@ -12,13 +12,16 @@ tree against the same branches in the model's own steps.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ....errors import ModelError
 from ....models import unwrap
 from . import tree_check
 from .limits import Support, columns, decoders, limits, never
 from .model_check import check_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["able", "support_of", "why_plain"]
 
@@ -27,7 +30,7 @@ SMALLEST = 8  # tokens: behind a shorter limit no draft is worth its trouble
 _KNOWN: dict[Any, Support] = {}
 
 
-def support_of(model: Any) -> Support:
+def support_of(model: PreTrainedModel) -> Support:
     """What is known of this class with this config, after the first model of the kind from memory."""
     key = _key(model)
     known = _KNOWN.get(key) or _decide(model)
@@ -36,7 +39,7 @@ def support_of(model: Any) -> Support:
     return known
 
 
-def able(model: Any) -> Support:
+def able(model: PreTrainedModel) -> Support:
     """The same, of a model that decodes.
 
     Raises:
@@ -51,7 +54,7 @@ def able(model: Any) -> Support:
     return support
 
 
-def why_plain(model: Any) -> str | None:
+def why_plain(model: PreTrainedModel) -> str | None:
     """Why a model decodes plainly at every length, as a sentence; None where drafts run.
 
     Raises:
@@ -63,13 +66,13 @@ def why_plain(model: Any) -> str | None:
     return f"{type(model).__name__} {support.why}." if support.plain else None
 
 
-def _key(model: Any) -> Any:
+def _key(model: PreTrainedModel) -> tuple[Any, ...]:
     """Class, config and attention of the model and of every one inside it."""
     parts = [(type(part), repr(vars(part.config)), part.config._attn_implementation) for part in decoders(model)]
     return tuple(parts)
 
 
-def _decide(model: Any) -> Support:
+def _decide(model: PreTrainedModel) -> Support:
     if why := never(model):
         return Support(0, why, fault=tree_check.own_fault(model))
     limit, why = min(limits(model), default=(None, ""))

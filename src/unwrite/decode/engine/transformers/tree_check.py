@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from ..tree import DraftTree
 from .limits import Support
 from .own_steps import OwnSteps
 from .tree_runtime import TreeRuntime
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["disagreement", "own_fault"]
 
@@ -36,7 +39,7 @@ WHYS = (
 RIGHT = 0.75  # of the nodes must agree in shorter formats, where a router may choose another expert
 
 
-def own_fault(model: Any) -> str:
+def own_fault(model: PreTrainedModel) -> str:
     """What stops the model's own steps after a few tokens; empty where nothing does."""
     try:
         with _quiet(model):
@@ -48,7 +51,7 @@ def own_fault(model: Any) -> str:
     return ""
 
 
-def disagreement(model: Any) -> str:
+def disagreement(model: PreTrainedModel) -> str:
     """Why a tree cannot run, as the end of a sentence that begins with the model's name; empty where it can."""
     try:
         with _quiet(model):
@@ -63,7 +66,7 @@ def disagreement(model: Any) -> str:
     return ""
 
 
-def _compare(model: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _compare(model: PreTrainedModel) -> tuple[Tensor, Tensor, Tensor]:
     """Differences of logits, in their spreads, for each of `WHYS`: [1]; [2], one
     step behind it as well; [nodes + 1], one step behind a kept branch as well."""
     ids = _ids(model, len(BRANCHES))
@@ -100,7 +103,7 @@ def _distance(logits: Tensor, expected: Tensor) -> Tensor:
     return apart / expected[expected.isfinite()].std().clamp(min=1e-30)
 
 
-def _ids(model: Any, rows: int) -> Tensor:
+def _ids(model: PreTrainedModel, rows: int) -> Tensor:
     """[rows, PROMPT + depth + 1] ids of the branches behind one prompt; nodes that branches share have one token."""
     draw = np.random.default_rng(0)
     config = model.config.get_text_config(decoder=True)
@@ -109,7 +112,7 @@ def _ids(model: Any, rows: int) -> Tensor:
     return torch.tensor(np.array([[*prompt, *nodes[path]] for path in BRANCHES[:rows]]))
 
 
-def _first(model: Any) -> int:
+def _first(model: PreTrainedModel) -> int:
     """An id beyond those that mean padding, beginning and end in most vocabularies."""
     return min(5, int(model.config.get_text_config(decoder=True).vocab_size) - 1)
 
@@ -120,7 +123,7 @@ def _line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet(model: Any) -> Iterator[None]:
+def _quiet(model: PreTrainedModel) -> Iterator[None]:
     """No gradient, no dropout, and torch's random numbers as they were."""
     training = [module for module in model.modules() if module.training]
     devices = [model.device] if model.device.type == "cuda" else []

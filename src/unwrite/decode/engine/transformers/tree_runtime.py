@@ -16,7 +16,7 @@ import platform
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ from .observing import listening, observed_modules
 from .own_steps import OwnSteps
 from .packed import fits_memory, packable, packed_copy, structural_copy
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 __all__ = ["TreeRuntime"]
 
 # what the runtime passes itself; whatever else `prepare_inputs_for_generation` adds is the model's own wish
@@ -43,7 +46,7 @@ OURS = {
     "input_ids", "attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "inputs_embeds",
     "cache_position", "return_dict",
 }  # fmt: skip
-Twin = tuple[Any, dict[int, nn.Module]]  # a structural copy, and {id of an original: its copy}
+Twin = tuple[nn.Module, dict[int, nn.Module]]  # a structural copy, and {id of an original: its copy}
 
 
 class TreeRuntime(Runtime):
@@ -64,7 +67,7 @@ class TreeRuntime(Runtime):
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         support: Support,
         *,
         pack: Literal["auto", "never", "always"] = "auto",
@@ -165,7 +168,7 @@ class TreeRuntime(Runtime):
         self._bodies, self._readying, self._twin, self._routes = {}, {}, None, None
         logits = self._read(tokens, sizes - skip, skip, columns)
         self._arena.settle(columns)
-        self._arena.kept(sizes)
+        self._arena.set_lengths(sizes)
         return logits
 
     @torch.no_grad()
@@ -196,7 +199,7 @@ class TreeRuntime(Runtime):
         """See `Runtime.own_prefill`. A cache given goes on being filled, from what it holds."""
         cache = self._user if self._unread else None
         self._unread = False
-        self._arena.kept(np.zeros(len(ids), dtype=np.int64))
+        self._arena.set_lengths(np.zeros(len(ids), dtype=np.int64))
         self._own = OwnSteps(self.model, torch.from_numpy(ids), padding, cache, room)
         return self._own.prefill()
 
@@ -267,12 +270,12 @@ class TreeRuntime(Runtime):
         self, twin: Twin | None, tokens: Tensor, places: Tensor, mask: Tensor | None, want: frozenset[str]
     ) -> Output:
         """The model's own forward, or that of a structural copy."""
-        wanted = {name: self._observed[name] for name in want if name != "logits"}
-        if wanted and twin is None:
+        modules = {name: self._observed[name] for name in want if name != "logits"}
+        if modules and twin is None:
             twin = self._twin = self._twin or structural_copy(self.model)  # the user's model never carries our hooks
         body, copies = (self.model, {}) if twin is None else twin
-        heard = {name: (copies[id(module)], kind) for name, (module, kind) in wanted.items()}
-        with listening(heard) as hidden:
+        taps = {name: (copies[id(module)], kind) for name, (module, kind) in modules.items()}
+        with listening(taps) as hidden:
             result = body(
                 input_ids=tokens,
                 attention_mask=mask,
@@ -314,7 +317,7 @@ class TreeRuntime(Runtime):
         ends = torch.from_numpy(sizes - 1)
         return loop(tokens, places, mask, self._arena, LOGITS, causal=not skip, ends=ends).logits[:, 0]
 
-    def _prompt_logits(self, model: Any, tokens: Tensor, sizes: Ints, skip: int) -> Tensor:
+    def _prompt_logits(self, model: PreTrainedModel, tokens: Tensor, sizes: Ints, skip: int) -> Tensor:
         """A model's forward over prompts padded on the right, where no real token sees it. Returns [batch, vocab]."""
         last = torch.from_numpy(sizes - 1).to(tokens.device)
         even = bool((sizes == sizes[0]).all())
@@ -365,7 +368,7 @@ def _fitting_length(cache: Cache, sizes: Ints) -> int:
     return length
 
 
-def _extra_inputs(model: Any, tokens: Tensor, cache: Cache) -> dict[str, Any]:
+def _extra_inputs(model: PreTrainedModel, tokens: Tensor, cache: Cache) -> dict[str, Any]:
     """What a model asks for at generation beyond what every model takes."""
     prepared = model.prepare_inputs_for_generation(tokens, past_key_values=cache, attention_mask=None, use_cache=True)
     return {key: value for key, value in prepared.items() if key not in OURS and value is not None}
