@@ -12,10 +12,10 @@ leaks into it is tried out once, not assumed.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,13 +23,17 @@ from torch import Tensor
 from ..errors import ModelError
 from ..scoring import head_at
 
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
 __all__ = ["MaskPredictor"]
 
 # What the models' own repositories use; their configurations don't say all of it.
 _LLADA = {"mask_id": 126336, "end_ids": (126081, 126348), "shift": False}
 _DREAM = {"shift": True}
 _KNOWN: dict[str, dict[str, Any]] = {"llada": _LLADA, "dream": _DREAM, "diffucoder": _DREAM}
-_PROBED: weakref.WeakKeyDictionary[Any, dict[str, bool]] = weakref.WeakKeyDictionary()
+_PROBED: weakref.WeakKeyDictionary[nn.Module, dict[str, bool]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +52,7 @@ class MaskPredictor:
         ModelError: mask_id missing or equal to an end or pad id; a causal model.
     """
 
-    model: Any
+    model: nn.Module
     mask_id: int
     end_ids: tuple[int, ...] = ()
     shift: bool = False
@@ -72,8 +76,8 @@ class MaskPredictor:
     @classmethod
     def of(
         cls,
-        model: Any,
-        tokenizer: Any = None,
+        model: nn.Module | MaskPredictor,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         mask_id: int | None = None,
         end_ids: Iterable[int] | None = None,
@@ -86,17 +90,17 @@ class MaskPredictor:
         config = getattr(model, "config", None)
         known = _KNOWN.get(str(getattr(config, "model_type", "")).lower(), {})
 
-        def found(name: str) -> int | None:
+        def configured(name: str) -> int | None:
             value = getattr(tokenizer, name, None)
             return value if value is not None else getattr(config, name, None)
 
-        mask = next((m for m in (mask_id, found("mask_token_id"), known.get("mask_id")) if m is not None), None)
+        mask = next((m for m in (mask_id, configured("mask_token_id"), known.get("mask_id")) if m is not None), None)
         if mask is None:
             raise ModelError(
                 "neither the tokenizer nor the configuration names a mask token. Pass MaskPredictor(model, mask_id=...)."
             )
-        ends = tuple(end_ids) if end_ids is not None else known.get("end_ids") or _ends(found("eos_token_id"))
-        pad = found("pad_token_id")
+        ends = tuple(end_ids) if end_ids is not None else known.get("end_ids") or _ends(configured("eos_token_id"))
+        pad = configured("pad_token_id")
         if pad is None or pad == mask:
             pad = ends[0] if ends else int(mask == 0)
         return cls(model, mask, tuple(ends), bool(known.get("shift", False)) if shift is None else shift, pad, probe)
@@ -152,7 +156,7 @@ class MaskPredictor:
             logits = logits.gather(1, places)
         return logits
 
-    def _tried(self, what: str, trial: Any) -> bool:
+    def _tried(self, what: str, trial: Callable[[], bool]) -> bool:
         try:
             known = _PROBED.setdefault(self.model, {})
         except TypeError:  # not a kind of object that can be remembered weakly
@@ -200,7 +204,7 @@ def _ends(eos: Any) -> tuple[int, ...]:
 
 
 @contextmanager
-def _without_dropout(model: Any) -> Iterator[None]:
+def _without_dropout(model: nn.Module) -> Iterator[None]:
     """Evaluation mode within the block: chance alone would make two forwards differ."""
     training = [module for module in getattr(model, "modules", list)() if module.training]
     for module in training:

@@ -17,13 +17,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import MethodError
 from .memory import Desk, PartMemory
+
+if TYPE_CHECKING:
+    from .sampler import Sampler
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ class Step:
         a wider row beside it changes nothing."""
         return self.desk.random(self.rows, self.masked.shape[1:], self.end - self.start)
 
-    def memory(self, part: Any) -> PartMemory:
+    def memory(self, part: Part) -> PartMemory:
         """What `part` remembers of these rows."""
         return PartMemory(self, self.desk.memory(part))
 
@@ -174,7 +177,7 @@ class Part(ABC):
     reads: ClassVar[Literal["block", "canvas"]] = "block"
     reads_revealed: ClassVar[bool] = False
 
-    def check(self, sampler: Any) -> None:  # noqa: B027
+    def check(self, sampler: Sampler) -> None:  # noqa: B027
         """Refuses what this part cannot work with. sampler: the `Sampler`; a MethodError names both parts."""
 
 
@@ -344,14 +347,14 @@ def at_least_one(step: Step, reveal: Tensor) -> Tensor:
     return (reveal | best(step)) & step.masked
 
 
-def not_negative(owner: Any, **values: float | None) -> None:
+def not_negative(owner: object, **values: float | None) -> None:
     """Refuses missing, negative and NaN settings. Infinite ones have a meaning: they switch a rule off."""
     for name, value in values.items():
         if value is None or not value >= 0:
             raise MethodError(f"{type(owner).__name__}: {name} is {value}; use 0 or more.")
 
 
-def finite(owner: Any, **values: float) -> None:
+def finite(owner: object, **values: float) -> None:
     """Refuses infinity too, for settings that logits are multiplied with or divided by: -inf would become NaN."""
     not_negative(owner, **values)
     for name, value in values.items():

@@ -57,8 +57,8 @@ class _Layer(CacheLayerMixin):
         self.keys[rows[:, None], :, places] = key_states.transpose(1, 2)
         self.values[rows[:, None], :, places] = value_states.transpose(1, 2)
         if len(rows) == owner.batch:
-            return self.keys[:, :, : owner.seen], self.values[:, :, : owner.seen]
-        return self.keys[rows, :, : owner.seen], self.values[rows, :, : owner.seen]
+            return self.keys[:, :, : owner.span], self.values[:, :, : owner.span]
+        return self.keys[rows, :, : owner.span], self.values[rows, :, : owner.span]
 
     def get_seq_length(self) -> int:
         return 0
@@ -77,7 +77,7 @@ class _Store(Cache):
         self.batch, self.columns = batch, columns
         self.rows: Tensor = torch.arange(batch)
         self.places: Tensor | None = None
-        self.seen = columns
+        self.span = columns
         super().__init__(layers=[_Layer(self) for _ in range(layers)])
 
 
@@ -125,7 +125,7 @@ class BlockCache:
         # A row with fewer columns computes its last one again: the same keys land in the same place.
         places = first[:, None] + torch.minimum(ahead, count[:, None] - 1)  # [rows, n]
         store = self._store
-        store.rows, store.places, store.seen = rows, places, canvas.shape[1]
+        store.rows, store.places, store.span = rows, places, canvas.shape[1]
         visible = torch.arange(canvas.shape[1], device=canvas.device) < lengths[:, None]  # [rows, columns]
         dtype = next(predictor.model.parameters()).dtype
         mask = torch.zeros(len(rows), 1, places.shape[1], canvas.shape[1], dtype=dtype, device=canvas.device)
@@ -142,8 +142,8 @@ class BlockCache:
 
     def nbytes(self) -> int:
         """Bytes of the kept keys and values."""
-        kept = [t for layer in self._store.layers if layer.is_initialized for t in (layer.keys, layer.values)]
-        return sum(t.untyped_storage().nbytes() for t in kept)
+        tensors = [t for layer in self._store.layers if layer.is_initialized for t in (layer.keys, layer.values)]
+        return sum(t.untyped_storage().nbytes() for t in tensors)
 
 
 def check_cacheable(predictor: MaskPredictor) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,12 +18,15 @@ from torch import Tensor
 from ..errors import MethodError
 from .adapter import MaskPredictor
 
+if TYPE_CHECKING:
+    from torch import nn
+
 __all__ = ["log_likelihood"]
 
 
 @torch.no_grad()
 def log_likelihood(
-    model: Any,
+    model: nn.Module | MaskPredictor,
     prompt: Sequence[int],
     answer: Sequence[int],
     *,

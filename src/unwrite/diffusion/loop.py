@@ -58,7 +58,7 @@ class Denoising:
             canvas[row, len(prompt) : len(prompt) + size] = predictor.mask_id
             for place, token in fixed[row].items():
                 canvas[row, len(prompt) + place] = token
-        self.given = (canvas != predictor.mask_id).to(device)  # what guidance hides
+        self.preset = (canvas != predictor.mask_id).to(device)  # what guidance hides
         self.left = canvas == predictor.mask_id  # on the host
         self.canvas = canvas.to(device)
         self.number, self.in_block = torch.zeros(batch, dtype=torch.long), torch.zeros(batch, dtype=torch.long)
@@ -124,19 +124,19 @@ class Denoising:
         device, sampler = self.canvas.device, self.sampler
         start, length, prompt, opening = self.start[rows], self.length[rows], self.prompt[rows], self.opening[rows]
         default = torch.full_like(start, min(sampler.blocks.default, sampler.gen_length))
-        wanted = torch.where(opening, default.clamp(min=self.reach), self.end[rows] - start)
-        wanted = torch.minimum(wanted, length - start)
+        widths = torch.where(opening, default.clamp(min=self.reach), self.end[rows] - start)
+        widths = torch.minimum(widths, length - start)
         columns = int(length.max())
-        where, at = self._where(wanted, start, length, prompt)
+        where, at = self._where(widths, start, length, prompt)
         canvas = self.canvas[rows.to(device), :columns]
-        logits = self._forward(rows, canvas, where, wanted)
+        logits = self._forward(rows, canvas, where, widths)
         wide = None
         if self.reads_canvas:
             places = torch.minimum(
                 prompt[:, None] + torch.arange(sampler.gen_length), length[:, None] - 1
             )  # [rows, generated]
             exists = torch.arange(sampler.gen_length) < (length - prompt)[:, None]
-            known = exists & self._known(rows, places, wanted)
+            known = exists & self._known(rows, places, widths)
             everywhere = bool(known.all())  # on the host
             masked = (canvas.gather(1, places.to(device)) == self.predictor.mask_id) & exists.to(device)
             known = known.to(device)
@@ -146,7 +146,7 @@ class Denoising:
         else:
             ahead = logits
         shape = (sampler.gen_length if self.reads_canvas else ahead.shape[1], logits.shape[-1])
-        noise = self.desk.random(rows, shape, None if wide is not None else wanted) if sampler.propose.random else None
+        noise = self.desk.random(rows, shape, None if wide is not None else widths) if sampler.propose.random else None
         looks_ahead = self.reach > 0 and (bool(opening.any()) or sampler.watch is not None)
         ahead_noise = noise
         if noise is not None and wide is not None:
@@ -175,16 +175,16 @@ class Denoising:
             desk=self.desk,
         )
 
-    def _where(self, wanted: Tensor, start: Tensor, length: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
+    def _where(self, widths: Tensor, start: Tensor, length: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
         """Columns whose logits are asked for, and where among them each row's block lies."""
-        ahead = torch.minimum(start[:, None] + torch.arange(int(wanted.max())), length[:, None] - 1)
+        ahead = torch.minimum(start[:, None] + torch.arange(int(widths.max())), length[:, None] - 1)
         if not self.reads_canvas:
             return ahead, ahead
         size = self.sampler.gen_length
         wide = torch.minimum(prompt[:, None] + torch.arange(size), length[:, None] - 1)
         return wide, ahead - prompt[:, None]
 
-    def _known(self, rows: Tensor, places: Tensor, wanted: Tensor) -> Tensor:
+    def _known(self, rows: Tensor, places: Tensor, widths: Tensor) -> Tensor:
         """[rows, n] where this forward computes logits."""
         kind, opening = self.sampler.cache, self.opening[rows][:, None]
         start = self.start[rows][:, None]
@@ -193,14 +193,14 @@ class Denoising:
         after = places >= start
         if kind == "prefix":
             return opening | after
-        return opening | (after & (places < start + wanted[:, None]))
+        return opening | (after & (places < start + widths[:, None]))
 
-    def _forward(self, rows: Tensor, canvas: Tensor, where: Tensor, wanted: Tensor) -> Tensor:
+    def _forward(self, rows: Tensor, canvas: Tensor, where: Tensor, widths: Tensor) -> Tensor:
         """[rows, n, vocab] clean logits: guidance applied, the mask token removed."""
-        logits = self._predict(0, rows, canvas, where, wanted)
+        logits = self._predict(0, rows, canvas, where, widths)
         if self.sampler.guidance > 0:
-            given = self.given[rows.to(canvas.device), : canvas.shape[1]]
-            unconditional = self._predict(1, rows, canvas.masked_fill(given, self.predictor.mask_id), where, wanted)
+            preset = self.preset[rows.to(canvas.device), : canvas.shape[1]]
+            unconditional = self._predict(1, rows, canvas.masked_fill(preset, self.predictor.mask_id), where, widths)
             logits = unconditional + (self.sampler.guidance + 1) * (logits - unconditional)
         mask_id = self.predictor.mask_id
         if mask_id < logits.shape[-1]:
@@ -208,7 +208,7 @@ class Denoising:
             logits[..., mask_id] = -torch.inf
         return logits
 
-    def _predict(self, which: int, rows: Tensor, canvas: Tensor, where: Tensor, wanted: Tensor) -> Tensor:
+    def _predict(self, which: int, rows: Tensor, canvas: Tensor, where: Tensor, widths: Tensor) -> Tensor:
         lengths = self.length[rows].to(canvas.device)
         where = where.to(canvas.device)
         self.trace.nfe[rows] += 1
@@ -227,7 +227,7 @@ class Denoising:
                 part = cache.refresh(rows[some].to(canvas.device), canvas[there], lengths[there], where[there])
             else:
                 start = self.start[rows[some]]
-                count = wanted[some] if cache.kind == "dual" else self.length[rows[some]] - start
+                count = widths[some] if cache.kind == "dual" else self.length[rows[some]] - start
                 self.trace.work[rows[some]] += count + int(self.predictor.shift)  # and the column before
                 first, last = start[:, None].to(canvas.device), (start + count - 1)[:, None].to(canvas.device)
                 inside = torch.maximum(torch.minimum(where[there], last), first)
@@ -318,8 +318,8 @@ class Denoising:
         # Places past a shorter row's block repeat a column: they are written with what stands there.
         canvas = _written(canvas, columns, reveal, tokens)
         if commit.hide is not None:
-            given = self.given[step.rows, : canvas.shape[1]].gather(1, columns)
-            hide = commit.hide & step.inside & ~given & ~stopped[:, None]
+            preset = self.preset[step.rows, : canvas.shape[1]].gather(1, columns)
+            hide = commit.hide & step.inside & ~preset & ~stopped[:, None]
             canvas = _written(canvas, columns, hide, torch.full_like(tokens, mask_id))
         if step.wide is not None and self.sampler.stop is not None:
             assert step.wide.proposed is not None
@@ -332,17 +332,17 @@ class Denoising:
             length = torch.minimum(length, torch.maximum(part.edit(after, reveal), step.prompt + 1))
         self.trace.note(step, canvas, self.sampler.keep_history)
         self.canvas[step.rows, : canvas.shape[1]] = canvas
-        told = torch.cat([(canvas == mask_id).long(), torch.stack([stopped.long(), length, changed.long()], 1)], 1)
-        told = told.cpu()  # the step's one synchronisation
-        self.left[rows, : canvas.shape[1]] = told[:, :-3].bool()
-        self.trace.exits[rows[told[:, -3].bool()]] = self.number[rows[told[:, -3].bool()]]
-        self.length[rows] = told[:, -2]
+        outcome = torch.cat([(canvas == mask_id).long(), torch.stack([stopped.long(), length, changed.long()], 1)], 1)
+        outcome = outcome.cpu()  # the step's one synchronisation
+        self.left[rows, : canvas.shape[1]] = outcome[:, :-3].bool()
+        self.trace.exits[rows[outcome[:, -3].bool()]] = self.number[rows[outcome[:, -3].bool()]]
+        self.length[rows] = outcome[:, -2]
         self.end[rows] = torch.minimum(self.end[rows], self.length[rows])
-        self.done[rows] |= told[:, -3].bool()
+        self.done[rows] |= outcome[:, -3].bool()
         self.opening[rows] = False
         self.number[rows] += 1
         self.in_block[rows] += 1
-        self.idle = 0 if bool(told[:, -1].any()) else self.idle + 1
+        self.idle = 0 if bool(outcome[:, -1].any()) else self.idle + 1
         if self.idle > 4 * self.sampler.gen_length + (self.sampler.steps or 0):
             raise MethodError(
                 f"{type(self.sampler.commit).__name__} has revealed nothing for {self.idle} forwards. Let it fall back on the "
@@ -366,8 +366,8 @@ def _written(canvas: Tensor, columns: Tensor, where: Tensor, tokens: Tensor) -> 
 
 def all_parts(sampler: Sampler) -> list[Part]:
     """Every part, in the order they are asked."""
-    found = (
+    parts = (
         sampler.blocks, *parts_of(sampler.logits), sampler.propose, sampler.score, *parts_of(sampler.stop), sampler.quota,
         sampler.commit, *parts_of(sampler.constraint), *parts_of(sampler.edit),
     )  # fmt: skip
-    return list(found)
+    return list(parts)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .base import Step
+    from .base import Part, Step
 
 __all__ = ["Desk", "Memory", "PartMemory"]
 
@@ -18,28 +18,28 @@ class Memory:
 
     def __init__(self, batch: int) -> None:
         self.batch = batch
-        self.kept: dict[str, Tensor] = {}
+        self.tensors: dict[str, Tensor] = {}
 
     def get(self, name: str, rows: Tensor, shape: tuple[int, ...], fill: float, dtype: torch.dtype) -> Tensor:
         """[rows, *shape], filled where nothing was kept yet; a longer shape than before grows it."""
-        kept = self.kept.get(name)
-        if kept is None:
-            kept = torch.full((self.batch, *shape), fill, dtype=dtype, device=rows.device)
-        elif any(new > old for new, old in zip(shape, kept.shape[1:], strict=True)):
-            grown = [max(new, old) for new, old in zip(shape, kept.shape[1:], strict=True)]
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            tensor = torch.full((self.batch, *shape), fill, dtype=dtype, device=rows.device)
+        elif any(new > old for new, old in zip(shape, tensor.shape[1:], strict=True)):
+            grown = [max(new, old) for new, old in zip(shape, tensor.shape[1:], strict=True)]
             larger = torch.full((self.batch, *grown), fill, dtype=dtype, device=rows.device)
-            larger[tuple(slice(size) for size in kept.shape)] = kept
-            kept = larger
-        self.kept[name] = kept
-        return kept[rows][(slice(None), *(slice(size) for size in shape))]
+            larger[tuple(slice(size) for size in tensor.shape)] = tensor
+            tensor = larger
+        self.tensors[name] = tensor
+        return tensor[rows][(slice(None), *(slice(size) for size in shape))]
 
     def put(self, name: str, rows: Tensor, value: Tensor) -> None:
         """Keeps [rows, *shape] for the next step."""
-        kept = self.kept[name]
-        if len(rows) == self.batch and value.shape == kept.shape:
-            self.kept[name] = value.clone()  # a later put of some rows writes into it
+        tensor = self.tensors[name]
+        if len(rows) == self.batch and value.shape == tensor.shape:
+            self.tensors[name] = value.clone()  # a later put of some rows writes into it
         else:
-            kept[(rows, *(slice(size) for size in value.shape[1:]))] = value
+            tensor[(rows, *(slice(size) for size in value.shape[1:]))] = value
 
 
 class PartMemory:
@@ -66,13 +66,13 @@ class PartMemory:
 class Desk:
     """What the loop holds for the parts of one call: their memories, the random generators, the counts."""
 
-    def __init__(self, batch: int, seed: int = 0, device: Any = "cpu") -> None:
+    def __init__(self, batch: int, seed: int = 0, device: torch.device | str = "cpu") -> None:
         self.batch, self.device = batch, device
         self._memories: dict[int, Memory] = {}
         self._generators = [torch.Generator(device=device).manual_seed(seed * 1_000_003 + row) for row in range(batch)]
         self.counts: dict[str, Tensor] = {}
 
-    def memory(self, part: Any) -> Memory:
+    def memory(self, part: Part) -> Memory:
         return self._memories.setdefault(id(part), Memory(self.batch))
 
     def random(self, rows: Tensor, shape: tuple[int, ...], own: Tensor | None = None) -> Tensor:

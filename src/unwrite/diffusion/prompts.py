@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ..errors import MethodError
 from .adapter import MaskPredictor
+
+if TYPE_CHECKING:
+    pass
 
 __all__ = ["checked_prompts"]
 

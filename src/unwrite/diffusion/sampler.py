@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,11 +25,15 @@ from .parts.rules import Fading, FixedBlocks, Threshold, TopK, Uniform
 from .prompts import checked_prompts
 from .trace import Trace
 
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
+
 __all__ = ["DiffusionOutput", "Sampler"]
 
 
 @dataclass
-class DiffusionOutput(ModelOutput):  # type: ignore[misc]
+class DiffusionOutput(ModelOutput):
     """What was written.
 
     Attributes:
@@ -45,7 +49,7 @@ class DiffusionOutput(ModelOutput):  # type: ignore[misc]
     nfe: Tensor | None = None
     trace: Trace | None = None
 
-    def texts(self, tokenizer: Any) -> list[str]:
+    def texts(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """The answers as text."""
         return [tokenizer.decode(answer, skip_special_tokens=True) for answer in self.answers or []]
 
@@ -123,7 +127,7 @@ class Sampler:
 
     def __call__(
         self,
-        model: Any,
+        model: nn.Module | MaskPredictor,
         tokenizer: Any = None,
         prompts: Any = None,
         *,
@@ -147,8 +151,8 @@ class Sampler:
             MethodError, ModelError: what cannot be written, before the first forward.
         """
         if "generation_config" in generate:
-            given = tokenizer if input_ids is None else input_ids  # `generate` passes its ids second
-            return self._for_generate(model, given, **generate)
+            ids = tokenizer if input_ids is None else input_ids  # `generate` passes its ids second
+            return self._for_generate(model, ids, **generate)
         if generate:
             raise MethodError(f"{next(iter(generate))} is not known here. Set it as a field of the Sampler.")
         predictor = MaskPredictor.of(model, tokenizer)
@@ -173,10 +177,12 @@ class Sampler:
         return DiffusionOutput(sequences=canvas, answers=answers, nfe=trace.nfe, trace=trace)
 
     def _fixed(self, fixed: Any, batch: int, predictor: MaskPredictor) -> list[Fixed]:
-        given = list(fixed) if isinstance(fixed, list | tuple) else [fixed or {}] * batch
-        if len(given) != batch:
-            raise MethodError(f"fixed has {len(given)} entries for {batch} prompts. Give one for each, or one for all.")
-        for one in given:
+        entries = list(fixed) if isinstance(fixed, list | tuple) else [fixed or {}] * batch
+        if len(entries) != batch:
+            raise MethodError(
+                f"fixed has {len(entries)} entries for {batch} prompts. Give one for each, or one for all."
+            )
+        for one in entries:
             for place, token in one.items():
                 if not 0 <= place < self.gen_length:
                     raise MethodError(
@@ -184,18 +190,18 @@ class Sampler:
                     )
                 if token == predictor.mask_id:
                     raise MethodError(f"fixed sets position {place} to the mask token. Leave it out.")
-        return given
+        return entries
 
     def _for_generate(
         self,
-        model: Any,
+        model: nn.Module | MaskPredictor,
         input_ids: Tensor,
-        logits_processor: Any = None,
-        stopping_criteria: Any = None,
+        logits_processor: LogitsProcessorList | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
         generation_config: Any = None,
         attention_mask: Tensor | None = None,
         **others: Any,
-    ) -> Any:
+    ) -> Tensor | DiffusionOutput:
         """`generate(custom_generate=self)`: left-padded prompts in, left-padded prompts with answers out."""
         config = generation_config
         if logits_processor is not None and len(logits_processor):

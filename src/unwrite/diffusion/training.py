@@ -9,10 +9,10 @@ is no answer, so its logit is left out, as it is when writing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from ..errors import DataError, MethodError, ModelError, NotFinite
 from ..models import TrainRecipe
 from ..models.recipe import CausalTraining, Start, fit_rows
 from .adapter import MaskPredictor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 __all__ = [
     "MaskedCollator",
@@ -123,11 +126,11 @@ def masked_diffusion_loss(
     logits = predictor.logits(ids.masked_fill(hidden, predictor.mask_id), lengths, where).float()
     if predictor.mask_id < logits.shape[-1]:
         logits = logits.index_fill(-1, torch.tensor(predictor.mask_id, device=device), -torch.inf)
-    wanted = torch.arange(where.shape[1], device=device) < count[:, None]
+    counted = torch.arange(where.shape[1], device=device) < count[:, None]
     nll = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), ids.gather(1, where).flatten(), reduction="none"
     ).view_as(where)
-    return nll.masked_fill(~wanted, 0.0).sum(1) / share / answer.sum(1).clamp(min=1)
+    return nll.masked_fill(~counted, 0.0).sum(1) / share / answer.sum(1).clamp(min=1)
 
 
 class MaskedDiffusionTrainer(Trainer):
@@ -147,15 +150,15 @@ class MaskedDiffusionTrainer(Trainer):
 
     def __init__(
         self,
-        model: Any,
-        args: Any = None,
+        model: nn.Module,
+        args: TrainingArguments | None = None,
         *,
         mask_id: int | None = None,
         shift: bool | None = None,
         end_id: int | None = None,
         eps: float = 1e-3,
         short: float = 0.0,
-        processing_class: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
         **options: Any,
     ) -> None:
         if not 0 < eps < 1 or not 0 <= short <= 1:
@@ -183,7 +186,11 @@ class MaskedDiffusionTrainer(Trainer):
         return batches, rows
 
     def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """Sum over this batch's rows, divided by the rows of the step.
 
@@ -199,7 +206,11 @@ class MaskedDiffusionTrainer(Trainer):
         return total if num_items_in_batch is None else total * self.accelerator.num_processes
 
     def prediction_step(
-        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
     ) -> tuple[Any, Any, Any]:
         """The loss; what is hidden is drawn from the arguments' seed, the same at every evaluation."""
         with torch.no_grad():
@@ -207,11 +218,13 @@ class MaskedDiffusionTrainer(Trainer):
             rows = self._losses(model, self._prepare_inputs(inputs), generator)
         return rows.mean(), None, None
 
-    def _losses(self, model: Any, inputs: Any, generator: torch.Generator | None = None) -> Tensor:
+    def _losses(
+        self, model: nn.Module, inputs: Mapping[str, Tensor], generator: torch.Generator | None = None
+    ) -> Tensor:
         predictor = replace(self.predictor, model=model, probe=False)
         ids = inputs["input_ids"]
-        seen = torch.arange(ids.shape[1], device=ids.device) < inputs["lengths"][:, None]
-        if bool(((ids == predictor.mask_id) & seen).any()):
+        inside = torch.arange(ids.shape[1], device=ids.device) < inputs["lengths"][:, None]
+        if bool(((ids == predictor.mask_id) & inside).any()):
             raise DataError(f"a row holds the mask token {predictor.mask_id}. Use a token of its own.")
         return masked_diffusion_loss(
             predictor,
@@ -225,7 +238,7 @@ class MaskedDiffusionTrainer(Trainer):
 
 
 def mask_predictor_recipe(
-    start: Any,
+    start: str | Path,
     *,
     mask_id: int,
     end_id: int | None,
@@ -296,5 +309,5 @@ def _without(mask_id: int, data: Any, indices: Sequence[int]) -> list[Any]:
     return rows
 
 
-def _of(row: Any, name: str, default: Any = None) -> Any:
+def _of(row: MaskedRow | Mapping[str, Any], name: str, default: Any = None) -> Any:
     return row.get(name, default) if isinstance(row, dict) else getattr(row, name, default)

@@ -270,7 +270,7 @@ def sentence(topics: int) -> Maker:
 def parsed(context: str) -> tuple[str, ...]:
     """The items of a list's text; none where it is not one."""
     try:
-        found = parse_json(context)
+        items = parse_json(context)
     except ValueError:
         return ()
-    return tuple(map(str, found)) if isinstance(found, list) else ()
+    return tuple(map(str, items)) if isinstance(items, list) else ()

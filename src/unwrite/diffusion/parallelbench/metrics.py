@@ -18,63 +18,63 @@ Answer = str | Mapping[str, Any]
 Grammar = Callable[[str], bool]
 
 
-def listed(text: str, strict: bool = False) -> list[str] | None:
+def items_of(text: str, strict: bool = False) -> list[str] | None:
     """The items of a list in a text; None where there is strictly none."""
     if strict and ("[" not in text or "]" not in text.rsplit("[", 1)[1]):
         return None
     inner = text.rsplit("[", 1)[-1].split("]", 1)[0]
     if not strict:
         return [item.strip('" ') for item in inner.split(",") if item.strip()]
-    found = inner.split(", ")
-    if any(not re.fullmatch(r'"[^"]*"', item, re.DOTALL) for item in found):
+    items = inner.split(", ")
+    if any(not re.fullmatch(r'"[^"]*"', item, re.DOTALL) for item in items):
         return None
-    return [item[1:-1] for item in found]
+    return [item[1:-1] for item in items]
 
 
 def match(prediction: str, answer: Answer, strict: bool = False) -> bool:
     """The list is the right one."""
-    return listed(prediction, strict) == listed(str(answer))
+    return items_of(prediction, strict) == items_of(str(answer))
 
 
 def match_numbers(prediction: str, answer: Answer, strict: bool = False) -> bool:
     """The list of numbers is the right one; strictly written as [1, 2], without quotes."""
     if not strict:
-        return listed(prediction) == listed(str(answer))
+        return items_of(prediction) == items_of(str(answer))
     return prediction.strip() == str(answer)
 
 
 def shuffle(prediction: str, answer: Answer, strict: bool = False) -> bool:
     """The same items in another order."""
-    found, items = listed(prediction, strict), list(_of(answer)["input"])
-    return found is not None and sorted(found) == sorted(items) and found != items
+    guess, items = items_of(prediction, strict), list(_of(answer)["input"])
+    return guess is not None and sorted(guess) == sorted(items) and guess != items
 
 
 def insert_random(prediction: str, answer: Answer, strict: bool = False) -> bool:
     """Without the word, once, it is the list that was given."""
-    found, answer = listed(prediction, strict), _of(answer)
-    if found is None or answer["word"] not in found:
+    guess, answer = items_of(prediction, strict), _of(answer)
+    if guess is None or answer["word"] not in guess:
         return False
-    found.remove(answer["word"])
-    return found == list(answer["input"])
+    guess.remove(answer["word"])
+    return guess == list(answer["input"])
 
 
 def remove_random(prediction: str, answer: Answer, strict: bool = False) -> bool:
     """One item is gone, and the others are in their order."""
-    found, items = listed(prediction, strict), list(_of(answer)["input"])
-    if found is None or len(found) != len(items) - 1:
+    guess, items = items_of(prediction, strict), list(_of(answer)["input"])
+    if guess is None or len(guess) != len(items) - 1:
         return False
-    gone = set(items) - set(found)
-    return [item for item in items if item not in gone] == found
+    gone = set(items) - set(guess)
+    return [item for item in items if item not in gone] == guess
 
 
 def replace_random(prediction: str, answer: Answer, strict: bool = False) -> bool:
     """The word stands in the place of one item, and nothing else has changed."""
-    found, answer = listed(prediction, strict), _of(answer)
+    guess, answer = items_of(prediction, strict), _of(answer)
     items, word = list(answer["input"]), answer["word"]
-    if found is None or len(found) != len(items) or word not in found:
+    if guess is None or len(guess) != len(items) or word not in guess:
         return False
-    items[found.index(word)] = word
-    return found == items
+    items[guess.index(word)] = word
+    return guess == items
 
 
 def latin_square(prediction: str, answer: Answer, strict: bool = False) -> bool:
@@ -97,10 +97,14 @@ def sudoku(prediction: str, answer: Answer, strict: bool = False) -> bool:
 def domino(prediction: str, answer: Answer, strict: bool = False) -> bool:
     """A chain of the right length from the right start; loosely all numbers of the text are its list."""
     answer = _of(answer)
-    found = listed(prediction, True) if strict else re.findall(r"\d+", prediction)
-    if found is None or len(found) != answer["length"] or any(not re.fullmatch("[1-9][0-9]", one) for one in found):
+    numbers = items_of(prediction, True) if strict else re.findall(r"\d+", prediction)
+    if (
+        numbers is None
+        or len(numbers) != answer["length"]
+        or any(not re.fullmatch("[1-9][0-9]", one) for one in numbers)
+    ):
         return False
-    return found[0] == str(answer["start"]) and all(one[1] == two[0] for one, two in pairwise(found))
+    return numbers[0] == str(answer["start"]) and all(one[1] == two[0] for one, two in pairwise(numbers))
 
 
 def math_op(prediction: str, answer: Answer, strict: bool = False) -> bool:

@@ -12,7 +12,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +29,10 @@ from .ideal import Frame
 from .metrics import score
 from .summary import decode_order, oracle
 from .tasks import TASKS, TaskSample, load
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
 
 RULES = {
     "random": RandomOrder(), "left to right": LeftToRight(), "confidence": Confidence(), "margin": Margin(),
@@ -56,7 +60,7 @@ class TextTokens:
         mask_id: None for the tokenizer's own.
     """
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     infill: bool = False
     mask_id: int | None = None
 
@@ -158,17 +162,17 @@ class Sweep:
     ) -> list[SweepPoint]:
         """From few to many tokens a step. samplers, task: None for all."""
         chosen = None if samplers is None else set(samplers)
-        found: dict[str, list[SweepRow]] = defaultdict(list)
+        groups: dict[str, list[SweepRow]] = defaultdict(list)
         for row in self.rows:
             if (chosen is None or row.sampler in chosen) and task in (None, row.task):
-                found[row.sampler].append(row)
+                groups[row.sampler].append(row)
         points = [
             SweepPoint(
                 name,
                 sum(row.tokens_per_step for row in rows) / len(rows),
                 sum(row.strict if strict else row.loose for row in rows) / len(rows),
             )
-            for name, rows in found.items()
+            for name, rows in groups.items()
         ]
         return sorted(points, key=lambda point: (point.tokens_per_step, point.sampler))
 
@@ -202,7 +206,7 @@ class Sweep:
 
 
 def sweep(
-    model: Any,
+    model: nn.Module | MaskPredictor,
     samplers: Mapping[str, Sampler],
     tasks: Sequence[str] | Mapping[str, Sequence[TaskSample]],
     tokens: Tokens,
@@ -240,13 +244,13 @@ def sweep(
                     _fitted(sampler, length, masks, sampler.seed)
                 except MethodError as error:
                     raise MethodError(f"{name} cannot write {task}, {masks} of {length} positions: {error}") from None
-    found = Sweep()
+    result = Sweep()
     pairs = [(task, name) for task in framed for name in samplers]
     for task, name in progress(pairs, "sweep"):
         row, right, steps = _measured(predictor, task, name, samplers[name], framed[task], tokens, batch_size)
-        found.rows.append(row)
-        found.right[task, name], found.steps[task, name] = right, steps
-    return found
+        result.rows.append(row)
+        result.right[task, name], result.steps[task, name] = right, steps
+    return result
 
 
 def _measured(
@@ -274,8 +278,8 @@ def _measured(
         frames = [framed[at][1] for at in places]
         out = fitted(predictor, None, [frame.prompt for frame in frames], fixed=[frame.fixed for frame in frames])
         order = out.trace.order.cpu()
-        kept = torch.arange(length) < torch.tensor([len(answer) for answer in out.answers])[:, None]
-        for suffix, those in (("", None), ("_answer", kept)):
+        inside = torch.arange(length) < torch.tensor([len(answer) for answer in out.answers])[:, None]
+        for suffix, those in (("", None), ("_answer", inside)):
             for kind, values in decode_order(order, those).items():
                 orders[kind + suffix] += values.tolist()
         steps[places], written[places] = out.nfe.double(), (order >= 0).sum(1).double()
@@ -314,16 +318,16 @@ def paper_samplers(length: int = 32, temperature: float = 0.0) -> dict[str, Samp
     if length < 1 or length & (length - 1):
         raise MethodError(f"length is {length}; the grid halves it, so use a power of two.")
     sizes = [1 << power for power in range(length.bit_length())]
-    found = {}
+    grid = {}
     for block in sizes:
         common = Sampler(gen_length=length, blocks=FixedBlocks(block), propose=Gumbel(temperature))
         for rule, order in RULES.items():
             for k in sizes:
                 if k <= block and (rule != "left to right" or block == length):  # blocks change nothing there
                     counted = replace(common, steps=length // k, score=order, commit=TopK())
-                    found[f"{rule} k={k} block={block}"] = counted
+                    grid[f"{rule} k={k} block={block}"] = counted
         for threshold in THRESHOLDS:
-            found[f"threshold {threshold} block={block}"] = replace(common, commit=Threshold(threshold))
+            grid[f"threshold {threshold} block={block}"] = replace(common, commit=Threshold(threshold))
         for factor in FACTORS:
-            found[f"factor {factor} block={block}"] = replace(common, commit=Factor(factor))
-    return found
+            grid[f"factor {factor} block={block}"] = replace(common, commit=Factor(factor))
+    return grid

@@ -171,7 +171,7 @@ def _sample(task: WritingTask, template: str, draft: Draft, shown: Draft | None)
 
 def _read(task: WritingTask, file: Path) -> list[tuple[Draft, Draft | None]]:
     """Drafts of a stored file, each with its example."""
-    found = []
+    drafts = []
     try:
         lines = file.read_bytes().rstrip(b"\n").split(b"\n")
     except OSError as error:
@@ -182,12 +182,12 @@ def _read(task: WritingTask, file: Path) -> list[tuple[Draft, Draft | None]]:
             inputs = dict(row["input"])
             examples = inputs.pop("icl_examples", None) or [None]
             shown = _stored(task, examples[0], examples[0]["input"]) if examples[0] else None
-            found.append((_stored(task, row, inputs), shown))
+            drafts.append((_stored(task, row, inputs), shown))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{file} line {number} is no sample of {task.name} ({error!r}). Give one with input and answer."
             ) from None
-    return found
+    return drafts
 
 
 def _stored(task: WritingTask, row: Mapping[str, Any], inputs: Mapping[str, Any]) -> Draft:
@@ -251,48 +251,48 @@ def _lists(
 
 
 def _registry() -> dict[str, WritingTask]:
-    found: list[WritingTask] = []
+    tasks: list[WritingTask] = []
     for operation, story in _QUEUES.items():
-        found.append(_lists("waiting_line", operation, names(), 3, 6, _QUEUE + story, 32))
-        found.append(_lists("waiting_line_n15", operation, names(), 15, 15, _QUEUE + story, 128))
+        tasks.append(_lists("waiting_line", operation, names(), 3, 6, _QUEUE + story, 32))
+        tasks.append(_lists("waiting_line_n15", operation, names(), 15, 15, _QUEUE + story, 128))
     for family, words in (("letters", LETTERS), ("words", WORDS)):
         for operation, text in _ITEMS.items():
-            found.append(_lists(family, operation, words, 6, 15, text, 64))
-            found += [_lists(f"{family}_n{n}", operation, words, n, n, text, 64) for n in range(6, 17, 2)]
+            tasks.append(_lists(family, operation, words, 6, 15, text, 64))
+            tasks += [_lists(f"{family}_n{n}", operation, words, n, n, text, 64) for n in range(6, 17, 2)]
     latin = (
         "Fill a {size} x {size} Latin square with the symbols {symbols}. Answer with its rows as CSV and nothing else."
     )
     for size in (3, 4, 5):
         own = f"latin_square_n{size}"
-        found.append(
+        tasks.append(
             WritingTask(f"puzzle/{own}", "latin_square", latin, make.latin_square(size), (size,), own, one_shot=True)
         )
     grid = (
         "Replace every 0 in this 4x4 grid by a digit from 1 to 4, so that no row, no column and none of the four 2x2 corners "
         "holds a digit twice. Answer with the grid's four lines and nothing else.\n{sudoku}"
     )
-    found.append(
+    tasks.append(
         WritingTask("puzzle/sudoku_n4_12", "sudoku", grid, make.sudoku(12), (12,), "sudoku_n4_12", True, samples=108)
     )
     words_text = "Write one sentence that makes sense and uses the words {words}."
     for level, topics in (("easy", 1), ("medium", 2), ("hard", 4)):
-        found.append(
+        tasks.append(
             WritingTask(f"words_to_sentence/{level}", "inclusion", words_text, make.sentence(topics), (4,), level)
         )
     domino = (
         "Write a list of {length} numbers of two digits that begins with {start}. Every number begins with the digit that the "
         "one before it ends with." + _END
     )
-    found.append(WritingTask("extras/domino", "domino", domino, make.domino(3, 12), tuple(range(3, 13)), "domino"))
+    tasks.append(WritingTask("extras/domino", "domino", domino, make.domino(3, 12), tuple(range(3, 13)), "domino"))
     digits = tuple(range(5, 51, 5))
     kinds = {"l2_plus": ("+", 2), "l2_minus": ("-", 2), "l2_multiply": ("*", 2), "l3": ("+-*", 3), "l4": ("+-*", 4)}
     for kind, (operators, numbers) in kinds.items():
         maker = make.arithmetic(tuple(operators), numbers, digits)
         text = "{equation} Provide only the resulting number."
-        found.append(WritingTask(f"extras/math_op_{kind}", "math_op", text, maker, digits, f"math_op_{kind}"))
+        tasks.append(WritingTask(f"extras/math_op_{kind}", "math_op", text, maker, digits, f"math_op_{kind}"))
     sums = "Replace every number of the list {list} by the sum of it and all numbers before it." + _END
-    found.append(WritingTask("extras/cumsum", "match_numbers", sums, make.cumulative(), tuple(range(3, 13)), "cumsum"))
-    return {task.name: task for task in found}
+    tasks.append(WritingTask("extras/cumsum", "match_numbers", sums, make.cumulative(), tuple(range(3, 13)), "cumsum"))
+    return {task.name: task for task in tasks}
 
 
 TASKS: Mapping[str, WritingTask] = _registry()

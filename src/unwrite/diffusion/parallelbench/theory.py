@@ -61,13 +61,13 @@ class Joint:
         """From {outcome: probability}, where an outcome is a sequence of tokens; outcomes of probability 0 are left out."""
         if isinstance(joint, Joint):
             return joint
-        kept = {tuple(outcome): p for outcome, p in joint.items() if p != 0}
-        lengths = {len(outcome) for outcome in kept}
+        probabilities = {tuple(outcome): p for outcome, p in joint.items() if p != 0}
+        lengths = {len(outcome) for outcome in probabilities}
         if len(lengths) != 1:
             raise MethodError(f"outcomes have lengths {sorted(lengths)}. Give at least one, all of one length.")
         ids: dict[Hashable, int] = {}
-        rows = [[ids.setdefault(token, len(ids)) for token in outcome] for outcome in kept]
-        return cls(np.asarray(rows), np.asarray(list(kept.values()), dtype=float))
+        rows = [[ids.setdefault(token, len(ids)) for token in outcome] for outcome in probabilities]
+        return cls(np.asarray(rows), np.asarray(list(probabilities.values()), dtype=float))
 
     @property
     def length(self) -> int:
@@ -78,16 +78,16 @@ class Joint:
         """[outcomes] numbers from 0 that tell apart what stands at these positions."""
         if positions not in self._codes:
             if len(positions) == self.length:
-                found = np.arange(len(self.outcomes), dtype=np.int32)
+                codes = np.arange(len(self.outcomes), dtype=np.int32)
             elif len(positions) < 2:
-                found = _numbered(
+                codes = _numbered(
                     self.outcomes[:, min(positions)] if positions else np.zeros(len(self.outcomes), np.int8)
                 )
             else:
                 last = max(positions)
                 before, own = self.codes(positions - {last}), self.codes(frozenset({last}))
-                found = _numbered(before.astype(np.int64) * (int(own.max()) + 1) + own)
-            self._codes[positions] = found
+                codes = _numbered(before.astype(np.int64) * (int(own.max()) + 1) + own)
+            self._codes[positions] = codes
         return self._codes[positions]
 
     def marginal(self, positions: frozenset[int]) -> np.ndarray:
@@ -104,9 +104,9 @@ class Joint:
 
     def lost(self, revealed: frozenset[int], together: frozenset[int]) -> float:
         """E_{revealed} [ C(together | revealed) ]."""
-        given = self.entropy(revealed)
-        single = sum(self.entropy(revealed | {y}) - given for y in together)
-        return single - (self.entropy(revealed | together) - given)
+        before = self.entropy(revealed)
+        single = sum(self.entropy(revealed | {y}) - before for y in together)
+        return single - (self.entropy(revealed | together) - before)
 
 
 def total_correlation(joint: Joint | Mapping[Any, float]) -> float:
@@ -168,17 +168,17 @@ def written_right(
     joint = Joint.of(joint)
     right = np.ones(len(joint.probabilities))
     for before, together in _steps(joint, partition):
-        given = joint.codes(before)
+        context = joint.codes(before)
         for place in together:
             here = joint.codes(before | {place})
             p = joint.marginal(before | {place})
             group = np.zeros(len(p), dtype=np.int64)
-            group[here] = given  # which context each continuation belongs to
+            group[here] = context  # which context each continuation belongs to
             if greedy:
-                most = np.zeros(int(given.max()) + 1)
+                most = np.zeros(int(context.max()) + 1)
                 np.maximum.at(most, group, p)
                 p = (p >= most[group] * (1 - 1e-12)).astype(float)
-            right *= p[here] / np.bincount(group, weights=p)[given]
+            right *= p[here] / np.bincount(group, weights=p)[context]
     return float(right.sum())
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from torch import Tensor
 from ...errors import MethodError, ModelError, unknown
 from ..base import Blocks, Edit, Step, Wide, not_negative
 from ..vocabulary import probability_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = [
     "AdaBlock",
@@ -124,8 +127,8 @@ class AdaBlock(Blocks):
         looked = torch.arange(width, device=tokens.device) < window
         masked = step.canvas.gather(1, step.columns_ahead(width)) == step.mask_id
         ids = torch.tensor(self.delimiters, dtype=tokens.dtype, device=tokens.device)
-        asked = looked & masked & torch.isin(tokens, ids)
-        return probability_of(step.ahead[:, :width], tokens, asked).masked_fill(~asked, -torch.inf)
+        candidates = looked & masked & torch.isin(tokens, ids)
+        return probability_of(step.ahead[:, :width], tokens, candidates).masked_fill(~candidates, -torch.inf)
 
     def _window(self, step: Step) -> Tensor:
         """[rows] positions looked at, none past the row's end."""
@@ -145,7 +148,7 @@ class AdaBlock(Blocks):
             raise MethodError(f"AdaBlock: delimiter {mask_id} is the mask token. Take it out.")
 
 
-def delimiters_of(tokenizer: Any, text: str = "\n") -> tuple[int, ...]:
+def delimiters_of(tokenizer: PreTrainedTokenizerBase, text: str = "\n") -> tuple[int, ...]:
     """All ids whose text contains `text`, the mask token apart.
 
     Raises:
@@ -153,10 +156,10 @@ def delimiters_of(tokenizer: Any, text: str = "\n") -> tuple[int, ...]:
     """
     ids = [[token] for token in range(len(tokenizer)) if token != getattr(tokenizer, "mask_token_id", None)]
     texts = tokenizer.batch_decode(ids, clean_up_tokenization_spaces=False)
-    found = tuple(token for (token,), one in zip(ids, texts, strict=True) if text in one)
-    if not found:
+    delimiters = tuple(token for (token,), one in zip(ids, texts, strict=True) if text in one)
+    if not delimiters:
         raise ModelError(f"no token of the tokenizer contains {text!r}. Give AdaBlock delimiters that it has.")
-    return found
+    return delimiters
 
 
 @dataclass(frozen=True)
@@ -237,19 +240,19 @@ def confidence_profile(steps: Iterable[Step], shares: Sequence[float] = (0.0, 0.
     Returns:
         [shares, generated] the mean over rows, a written position at 1; nan where no row was seen.
     """
-    wanted = torch.tensor(shares, dtype=torch.float64)
-    total = number = taken = None
+    levels = torch.tensor(shares, dtype=torch.float64)
+    total = number = reached = None
     for step in steps:
         wide, sure = _seen(step)
-        if total is None or number is None or taken is None:
-            total = sure.new_zeros(len(wanted), step.size)
-            number, wanted = torch.zeros_like(total), wanted.to(sure.device)
-            taken = torch.zeros(len(wanted), len(step.rows), dtype=torch.bool, device=sure.device)
+        if total is None or number is None or reached is None:
+            total = sure.new_zeros(len(levels), step.size)
+            number, levels = torch.zeros_like(total), levels.to(sure.device)
+            reached = torch.zeros(len(levels), len(step.rows), dtype=torch.bool, device=sure.device)
         exists = torch.arange(step.size, device=sure.device) < (step.length - step.prompt)[:, None]
         written = exists & ~wide.masked
         share = written.sum(1) / exists.sum(1)
-        now = (share >= wanted[:, None]) & ~taken[:, step.rows]  # [shares, rows]
-        taken[:, step.rows] |= now
+        now = (share >= levels[:, None]) & ~reached[:, step.rows]  # [shares, rows]
+        reached[:, step.rows] |= now
         used = written | (wide.masked & wide.known)
         value = torch.where(written, torch.ones_like(sure), sure) * used
         total += now.to(value.dtype) @ value

@@ -11,7 +11,7 @@ Token and confidence come from q. Credit is zero when a block is opened and belo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from torch import Tensor
 from ...errors import MethodError, unknown
 from ..base import Commit, CommitRule, Logits, Step, at_least_one, best, finite, not_negative
 from ..vocabulary import logsumexp, probability_of, top_token
+
+if TYPE_CHECKING:
+    from ..sampler import Sampler
 
 __all__ = ["CreditDecoding", "CreditThreshold"]
 
@@ -80,7 +83,7 @@ class CreditDecoding(Logits):
         """The variant without tuning (section 4.3)."""
         return cls(rates="adaptive", **others)
 
-    def check(self, sampler: Any) -> None:
+    def check(self, sampler: Sampler) -> None:
         """Refuses an order that takes no notice of the confidence."""
         drawn = sampler.score.ranks_by == "chance"
         if drawn or sampler.commit.draws_places:

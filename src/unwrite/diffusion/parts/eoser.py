@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from torch import Tensor
 from ...errors import MethodError, unknown
 from ..base import Blocks, Quota, Ranking, Score, Step
 from .proposing import Confidence, is_end
+
+if TYPE_CHECKING:
+    from ..sampler import Sampler
 
 __all__ = ["Ascending", "AscendingBlocks", "EOSReject", "ascending_sizes", "ascending_steps"]
 
@@ -64,7 +67,7 @@ class EOSReject(Score):
     def ranks_by(self) -> Ranking:  # type: ignore[override]
         return self.inner.ranks_by
 
-    def check(self, sampler: Any) -> None:
+    def check(self, sampler: Sampler) -> None:
         """Refuses a score that a factor below 1 does not lower."""
         if self.inner.ranks_by != "probability":
             raise MethodError(
@@ -98,7 +101,7 @@ class EOSReject(Score):
 class Ascending(Quota):
     """1, 2, 4, 8, ... positions a step, and in the last step all that are left."""
 
-    def check(self, sampler: Any) -> None:
+    def check(self, sampler: Sampler) -> None:
         """Refuses lengths, steps and parts that the counts do not fit."""
         size, steps, blocks = sampler.gen_length, ascending_steps(sampler.gen_length), sampler.blocks
         if sampler.steps != steps:
@@ -135,7 +138,7 @@ class AscendingBlocks(Blocks):
         if self.number < 1:
             raise MethodError(f"AscendingBlocks: number is {self.number}; use at least 1.")
 
-    def check(self, sampler: Any) -> None:
+    def check(self, sampler: Sampler) -> None:
         """Refuses more blocks than steps."""
         steps = ascending_steps(sampler.gen_length)
         if self.number > steps:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,9 @@ from torch import Tensor
 
 from ...errors import MethodError
 from ..base import Commit, CommitRule, Step, best, not_negative, ranked
+
+if TYPE_CHECKING:
+    from ..sampler import Sampler
 
 __all__ = ["LocalLeap", "RandomNeighbours", "Settled", "delays", "settled"]
 
@@ -52,7 +55,7 @@ class LocalLeap(CommitRule):
         """What a neighbour needs."""
         return self.threshold if self.relaxed is None else self.relaxed
 
-    def check(self, sampler: Any) -> None:
+    def check(self, sampler: Sampler) -> None:
         """Refuses an order without confidence: drawn scores make anchors of anything."""
         if sampler.score.ranks_by == "chance":
             raise MethodError(
@@ -187,11 +190,11 @@ def delays(steps: Iterable[Step], sequences: Tensor) -> Tensor:
         place = place.masked_fill(~step.masked, step.size)  # what is written goes to a column of its own
         number = step.number[:, None].expand_as(place)
         same = step.proposed == sequences[step.rows].gather(1, step.columns)
-        held = since[step.rows].gather(1, place)
-        held = torch.where(held < 0, number, held).masked_fill(~same, -1)
-        since[step.rows] = since[step.rows].scatter(1, place, held)
+        since_step = since[step.rows].gather(1, place)
+        since_step = torch.where(since_step < 0, number, since_step).masked_fill(~same, -1)
+        since[step.rows] = since[step.rows].scatter(1, place, since_step)
         shown = step.masked & (step.tokens != step.mask_id)
-        gap = (number - held).masked_fill(held < 0, 0)
+        gap = (number - since_step).masked_fill(since_step < 0, 0)
         waited[step.rows] = waited[step.rows].scatter(1, place.masked_fill(~shown, step.size), gap)
     if waited is None:
         raise MethodError("delays: there are no steps. Collect them with Sampler(watch=steps.append).")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,11 @@ from ...errors import DataError, MethodError, unknown
 from ..base import Step, Stop, Wide
 from ..vocabulary import top_token
 from .proposing import is_end
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ..sampler import Sampler
 
 __all__ = [
     "Convergence",
@@ -83,7 +88,7 @@ class Prophet(Stop):
                 f"Prophet: bars {self.bars} rise; an answer usually needs less of a gap later on.", stacklevel=3
             )
 
-    def check(self, sampler: Any) -> None:
+    def check(self, sampler: Sampler) -> None:
         """Refuses fewer steps than blocks, each of which takes one."""
         block = sampler.blocks.block_size(sampler.gen_length)
         if sampler.steps is None or block is None:
@@ -145,7 +150,7 @@ class Prophet(Stop):
     def _start(self, step: Step, wide: Wide) -> Tensor:
         """[rows] where the answer begins; found at the call's first step, when what isn't masked was given."""
         memory = step.memory(self)
-        if "start" in memory.inner.kept:
+        if "start" in memory.inner.tensors:
             return memory.get("start", dtype=torch.long)
         if self.start is not None:
             start = torch.full_like(step.start, self.start)
@@ -180,7 +185,7 @@ def _canvas(step: Step) -> Wide:
     return step.wide
 
 
-def anchors(text: str, tokenizer: Any, gen_length: int) -> dict[int, int]:
+def anchors(text: str, tokenizer: PreTrainedTokenizerBase, gen_length: int) -> dict[int, int]:
     """Fixed positions from text such as "200:The|201:answer|202:is": what `Sampler` takes as `fixed`.
 
     Args:
@@ -191,7 +196,7 @@ def anchors(text: str, tokenizer: Any, gen_length: int) -> dict[int, int]:
     Raises:
         MethodError: an entry that can't be read or has no tokens, a position outside the answer, words that overlap.
     """
-    found: dict[int, int] = {}
+    tokens: dict[int, int] = {}
     for entry in text.split("|"):
         place, colon, word = entry.partition(":")
         if not colon or not place.strip().isdecimal() or not word.strip():
@@ -204,10 +209,10 @@ def anchors(text: str, tokenizer: Any, gen_length: int) -> dict[int, int]:
                 raise MethodError(
                     f"{entry!r} reaches position {at}, and the answer has {gen_length}. Move it to the left."
                 )
-            if at in found:
+            if at in tokens:
                 raise MethodError(f"{entry!r} overlaps the word before: both take position {at}. Leave more room.")
-            found[at] = int(token)
-    return found
+            tokens[at] = int(token)
+    return tokens
 
 
 class ProphetLog:
@@ -227,8 +232,8 @@ class ProphetLog:
         self.guesses: dict[int, list[list[int]]] = {}
 
     def __call__(self, step: Step) -> None:
-        kept = zip(step.rows.tolist(), self.prophet.gap(step).tolist(), guesses(step).tolist(), strict=True)
-        for row, gap, ids in kept:
+        rows = zip(step.rows.tolist(), self.prophet.gap(step).tolist(), guesses(step).tolist(), strict=True)
+        for row, gap, ids in rows:
             self.gaps.setdefault(row, []).append(gap)
             self.guesses.setdefault(row, []).append(ids)
 
@@ -247,8 +252,8 @@ class Convergence:
 
     def by(self, share: float, stable: bool = True) -> bool:
         """Whether it was so after this share of the forwards."""
-        found = self.stable if stable else self.first
-        return found is not None and found <= share
+        point = self.stable if stable else self.first
+        return point is not None and point <= share
 
 
 def answer_convergence(

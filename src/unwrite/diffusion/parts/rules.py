@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from torch import Tensor
 from ...errors import MethodError
 from ..base import Blocks, Commit, CommitRule, Edit, Logits, Quota, Step, at_least_one, not_negative, ranked
 from .proposing import is_end
+
+if TYPE_CHECKING:
+    from ..sampler import Sampler
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Uniform(Quota):
 
     spreads_evenly: ClassVar[bool] = True
 
-    def check(self, sampler: Any) -> None:
+    def check(self, sampler: Sampler) -> None:
         """Refuses steps that do not divide into the blocks."""
         size, steps = sampler.gen_length, sampler.steps or sampler.gen_length
         block = sampler.blocks.block_size(size)
@@ -226,7 +229,7 @@ class ReMDM(CommitRule):
                 f"ReMDM: extra {self.extra}, number {self.number}, after {self.after}; use extra >= 0, number >= 1, 0 < after < 1."
             )
 
-    def check(self, sampler: Any) -> None:
+    def check(self, sampler: Sampler) -> None:
         """Refuses other quotas: the steps put in need to know where the regular ones stand."""
         if not sampler.quota.spreads_evenly:
             raise MethodError(

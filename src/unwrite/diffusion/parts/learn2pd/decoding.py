@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from ...base import Commit, CommitRule, Edit, Step, not_negative, ranked
 from ...vocabulary import probability_of, top_token
 from ..proposing import is_end
 from .filter import Filter
+
+if TYPE_CHECKING:
+    from ...sampler import Sampler
 
 __all__ = ["EoTP", "LearnedSelect"]
 
@@ -38,7 +41,7 @@ class LearnedSelect(CommitRule):
     def __post_init__(self) -> None:
         not_negative(self, accept=self.accept)
 
-    def check(self, sampler: Any) -> None:
+    def check(self, sampler: Sampler) -> None:
         """Refuses blocks of another size than the filter's, and scores it was not trained on."""
         if sampler.score.ranks_by != "probability":
             raise MethodError(
@@ -102,7 +105,7 @@ class EoTP(Edit):
     def reads(self) -> Literal["block", "canvas"]:  # type: ignore[override]
         return "canvas" if self.mode == "aggressive" else "block"
 
-    def check(self, sampler: Any) -> None:
+    def check(self, sampler: Sampler) -> None:
         """Refuses aggressive cuts that don't know their rule."""
         if self.mode == "aggressive" and sampler.commit.accepts and self.select != sampler.commit:
             raise MethodError("EoTP: aggressive cuts depend on what LearnedSelect accepts. Pass it as select too.")

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,7 @@ class Filter(nn.Module):
         save_file(weights, str(path), {"format": _FORMAT, **self.source, **shape})
 
     @staticmethod
-    def load(path: str | Path, model: Any = None) -> Filter:
+    def load(path: str | Path, model: nn.Module | MaskPredictor | None = None) -> Filter:
         """Reads what `save` wrote.
 
         Args:
@@ -100,13 +100,13 @@ class Filter(nn.Module):
             )
         if odd := next((name for name, one in weights.items() if one.dtype != torch.float32), None):
             raise DataError(f"{path} is damaged: {odd} is {str(weights[odd].dtype)[6:]}, not float32. Train one anew.")
-        found = Filter(size, depth, source)
-        found.load_state_dict(weights)
+        net = Filter(size, depth, source)
+        net.load_state_dict(weights)
         if model is not None:
-            found.check(model)
-        return found.eval()
+            net.check(model)
+        return net.eval()
 
-    def check(self, model: Any) -> None:
+    def check(self, model: nn.Module | MaskPredictor) -> None:
         """Warns of a model that is not the one the filter's records came from."""
         here = source_of(MaskPredictor.of(model, probe=False))
         odd = [name for name, value in self.source.items() if here.get(name, value) != value]
@@ -235,7 +235,7 @@ def _fit(
 
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr)
     losses: list[tuple[float, float]] = []
-    best, least, kept = 0, float("inf"), copy.deepcopy(model.state_dict())
+    best, least, state = 0, float("inf"), copy.deepcopy(model.state_dict())
     for epoch in progress(range(1, epochs + 1), "training the filter"):
         optimiser.zero_grad()
         loss = loss_of(0)
@@ -245,11 +245,11 @@ def _fit(
             validation = float(loss_of(1))
         losses.append((float(loss.detach()), validation))
         if validation < least:
-            best, least, kept = epoch, validation, copy.deepcopy(model.state_dict())
+            best, least, state = epoch, validation, copy.deepcopy(model.state_dict())
         elif patience is not None and epoch - best >= patience:
             break
     if keep == "best":
-        model.load_state_dict(kept)
+        model.load_state_dict(state)
     return losses, best
 
 
@@ -261,15 +261,15 @@ def judge(model: Filter, records: Records, accept: float = 0.9) -> FilterQuality
         DataError: records without a masked position.
     """
     p, right = _masked(model, records)
-    kept = p > accept
+    passing = p > accept
     tenth = (p * 10).long().clamp(max=9)
     bins = [
         (float(p[tenth == n].mean()), float(right[tenth == n].float().mean()), int((tenth == n).sum()))
         for n in tenth.unique()
     ]
-    wrong = float((kept & ~right).sum() / kept.sum()) if kept.any() else float("nan")
+    wrong = float((passing & ~right).sum() / passing.sum()) if passing.any() else float("nan")
     accuracy = float(((p > 0.5) == right).float().mean())
-    return FilterQuality(accuracy, float(right.float().mean()), float(kept.float().mean()), wrong, tuple(bins))
+    return FilterQuality(accuracy, float(right.float().mean()), float(passing.float().mean()), wrong, tuple(bins))
 
 
 @torch.no_grad()

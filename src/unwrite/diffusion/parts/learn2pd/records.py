@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,12 @@ from ...prompts import checked_prompts
 from ...sampler import Sampler
 from ..proposing import Gumbel
 from ..rules import FixedBlocks, TopK
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+    from ...sampler import Sampler
 
 __all__ = ["Oracle", "Records", "collect"]
 
@@ -39,7 +45,7 @@ class Oracle(CommitRule):
 
     answers: Tensor
 
-    def check(self, sampler: Any) -> None:
+    def check(self, sampler: Sampler) -> None:
         """Refuses drawn tokens, and answers of another length."""
         if sampler.propose.random:
             raise MethodError("Oracle compares the likeliest tokens with the answers. Use temperature 0.")
@@ -110,8 +116,8 @@ class Records:
                 f"the records are of {len(order)} prompts, too few to split three ways. Collect at least 3."
             )
         parts = order[:first], order[first : first + second], order[first + second :]
-        found = [self.at(torch.isin(self.prompt, part)) for part in parts]
-        return found[0], found[1], found[2]
+        splits = [self.at(torch.isin(self.prompt, part)) for part in parts]
+        return splits[0], splits[1], splits[2]
 
     @staticmethod
     def joined(parts: Sequence[Records]) -> Records:
@@ -152,14 +158,14 @@ class Records:
         tensors, source = read_tensors(path, "file of records", DataError, _KINDS)
         if source.pop("format", None) != _FORMAT:
             raise DataError(f"{path} holds no records of a filter's training. Make them with learn2pd.collect.")
-        found = Records(**tensors, source=source)
-        if {found.confidence.shape} != {one.shape for one in (found.right, found.masked)} or {len(found)} != {
+        records = Records(**tensors, source=source)
+        if {records.confidence.shape} != {one.shape for one in (records.right, records.masked)} or {len(records)} != {
             len(tensors[name]) for name in _TENSORS
         }:
             raise DataError(f"{path} is damaged: its tensors have different numbers of records. Collect them anew.")
-        if len(found) and not (found.confidence.min() >= 0 and found.confidence.max() <= 1 + 1e-3):
+        if len(records) and not (records.confidence.min() >= 0 and records.confidence.max() <= 1 + 1e-3):
             raise DataError(f"{path} is damaged: confidences lie outside 0..1. Collect them anew.")
-        return found
+        return records
 
 
 _TENSORS = tuple(one.name for one in fields(Records) if one.name != "source")
@@ -168,8 +174,8 @@ _KINDS |= {name: ("int64", 1) for name in _TENSORS if name not in _KINDS}
 
 
 def collect(
-    model: Any,
-    tokenizer: Any = None,
+    model: nn.Module | MaskPredictor,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     prompts: Any = None,
     *,
     block: int = 32,
@@ -209,17 +215,17 @@ class _Recorder:
 
     def __init__(self) -> None:
         self.first = 0
-        self.kept: list[tuple[Tensor, ...]] = []
+        self.steps: list[tuple[Tensor, ...]] = []
 
     def __call__(self, step: Step) -> None:
         place = (step.start - step.prompt) // step.masked.shape[1]
         # Wherever the prediction is right the canvas holds it by now, elsewhere another token or still the mask.
         right = step.proposed == step.tokens
-        kept = (step.confidence.float(), right, step.masked, step.rows + self.first, place, step.in_block)
-        self.kept.append(tuple(one.cpu() for one in kept))
+        columns = (step.confidence.float(), right, step.masked, step.rows + self.first, place, step.in_block)
+        self.steps.append(tuple(one.cpu() for one in columns))
 
     def records(self, source: Mapping[str, str]) -> Records:
-        columns = (torch.cat(parts) for parts in zip(*self.kept, strict=True))
+        columns = (torch.cat(parts) for parts in zip(*self.steps, strict=True))
         return Records(**dict(zip(_TENSORS, columns, strict=True)), source=source)
 
 
