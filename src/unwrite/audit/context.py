@@ -17,6 +17,9 @@ from ..runs import cached_json, hash_json
 from .fingerprint import fingerprint
 
 if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
     from .base import Suite
     from .report.parts import Picture, Sample
 
@@ -48,7 +51,7 @@ class PassSettings:
     """
 
     batch_size: int = 16
-    tokenizer: Any = None
+    tokenizer: PreTrainedTokenizerBase | None = None
     max_length: int | None = None
 
 
@@ -74,7 +77,9 @@ class Context(ABC, Generic[S]):
     columns: ClassVar[Mapping[str, str | None]] = {"before": "before", "after": "after", "oracle": "oracle"}
     manner: ClassVar[str] = "Every model saw the same rows."
 
-    def __init__(self, model: Any, split: S, *, role: str = "after", batch_size: int = 16, cached: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module, split: S, *, role: str = "after", batch_size: int = 16, cached: bool = True
+    ) -> None:
         self.model, self.split, self.role = model, split, role
         self.batch_size, self.cached = batch_size, cached
         self._memory: dict[str, Any] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..errors import MethodError, ModelError, noticing, setting, unknown
 from ..runs import progress
@@ -21,6 +21,9 @@ from .report.report import NOT_HASHED, Report
 from .report.summary import summarise
 from .suites.known import DEFAULT, suite_for
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 __all__ = ["evaluate", "measure", "report_on"]
 
 
@@ -29,7 +32,7 @@ def evaluate(
     split: Split,
     *,
     suite: str | Suite = DEFAULT,
-    tokenizer: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     before: object = None,
     oracle: object = None,
     references: Mapping[str, object] | None = None,

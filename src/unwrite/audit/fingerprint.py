@@ -27,7 +27,7 @@ class _Opaque(Exception):
     """A part of a model can't be told from another of its kind."""
 
 
-def fingerprint(model: Any) -> str | None:
+def fingerprint(model: nn.Module) -> str | None:
     """What this model does, as a hash; None where its weights and its build don't say.
 
     A model with a `fingerprint()` of its own (a guard: same weights, other inference) is taken at its word. One with

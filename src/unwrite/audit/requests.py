@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,10 +26,13 @@ from .report.summary import summarise
 from .suites.known import suite_for
 from .text.context import TextContext
 
-Unlearn = Callable[[Any, Examples, Examples | None], Any]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Unlearn = Callable[["PreTrainedModel", Examples, Examples | None], "PreTrainedModel"]
 
 
-def scalability(unlearn_fn: Unlearn, model: Any, folds: Sequence[ForgetSplit], **settings: Any) -> Report:
+def scalability(unlearn_fn: Unlearn, model: PreTrainedModel, folds: Sequence[ForgetSplit], **settings: Any) -> Report:
     """Unlearns every fold from the same model.
 
     Args:
@@ -45,21 +48,23 @@ def scalability(unlearn_fn: Unlearn, model: Any, folds: Sequence[ForgetSplit], *
     return _drive(unlearn_fn, model, folds, chained=False, **settings)
 
 
-def sustainability(unlearn_fn: Unlearn, model: Any, folds: Sequence[ForgetSplit], **settings: Any) -> Report:
+def sustainability(
+    unlearn_fn: Unlearn, model: PreTrainedModel, folds: Sequence[ForgetSplit], **settings: Any
+) -> Report:
     """Unlearns the folds one after another, each from the model the last one left. Arguments as `scalability`."""
     return _drive(unlearn_fn, model, folds, chained=True, **settings)
 
 
 def _drive(
     unlearn_fn: Unlearn,
-    model: Any,
+    model: PreTrainedModel,
     folds: Sequence[ForgetSplit],
     *,
     chained: bool,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     on: ForgetSplit | None = None,
     suite: str | Suite = "muse",
-    oracle: Any = None,
+    oracle: PreTrainedModel | None = None,
     batch_size: int = 16,
 ) -> Report:
     if not folds:

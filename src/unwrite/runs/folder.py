@@ -140,14 +140,14 @@ class Run:
         """
         folder = Path(folder)
         cls.check(folder, arguments, kind=kind, resume=resume, overwrite=overwrite)
-        held = made_and_held(folder)
+        lock = made_and_held(folder)
         try:
             # Looked at again: another process may have come first.
             existing = cls._check(folder, arguments, kind, resume, overwrite)
             for entry in [entry for entry in folder.iterdir() if _left(entry)]:
                 _remove(entry)
             if existing is not None and resume:
-                existing._held = held
+                existing._held = lock
                 existing._compare_threads()
                 existing.update(status="running")
                 return existing
@@ -155,10 +155,10 @@ class Run:
                 existing.remove()
             key = hash_json([kind, dict(arguments)])
             record = {"kind": kind, "key": key, "arguments": dict(arguments), "versions": versions()}
-            run = cls(folder, {**record, "threads": threads(), "started": time.time()}, held)
+            run = cls(folder, {**record, "threads": threads(), "started": time.time()}, lock)
             run.update(status="running")
         except BaseException:
-            free(held, folder)
+            free(lock, folder)
             raise
         return run
 

@@ -26,11 +26,11 @@ def claimed(folder: str | Path) -> Iterator[None]:
     """
     folder = Path(folder)
     was_there = folder.exists()
-    held = made_and_held(folder)
+    lock = made_and_held(folder)
     try:
         yield
     finally:
-        free(held, folder)
+        free(lock, folder)
         if not was_there:
             with contextlib.suppress(OSError):  # where something was written, it stays
                 folder.rmdir()

@@ -17,9 +17,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sized
-from typing import Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from ..terminal import one_line
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 __all__ = ["Progress", "hush", "progress", "silent", "training_progress"]
 
@@ -188,7 +191,7 @@ def clock(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def training_progress(trainer: Any, description: str) -> Iterator[None]:
+def training_progress(trainer: Trainer, description: str) -> Iterator[None]:
     """Shows the steps of a transformers Trainer while `trainer.train()` runs inside the block, unless it does so itself."""
     if not trainer.args.disable_tqdm or not trainer.is_world_process_zero():
         yield
@@ -198,10 +201,12 @@ def training_progress(trainer: Any, description: str) -> Iterator[None]:
     class Advance(TrainerCallback):
         """Tells the progress of every step, from the one that training begins with."""
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_train_begin(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        ) -> None:
             self.shown = around.enter_context(progress(state.max_steps, description, done=state.global_step))
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
             self.shown.advance(state.global_step - self.shown.done)
 
     callback = Advance()

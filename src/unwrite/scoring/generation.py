@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,8 +14,11 @@ from ..runs import progress
 from .batches import by_length
 from .lengths import positions_of
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-def end_ids(model: Any, tokenizer: Any) -> list[int]:
+
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every token at which an answer ends: the model's own, the tokenizer's, and the one its chat template writes."""
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ends = {own} if isinstance(own, int) else set(own or ())
@@ -24,7 +27,7 @@ def end_ids(model: Any, tokenizer: Any) -> list[int]:
 
 
 @contextlib.contextmanager
-def plain_defaults(model: Any) -> Iterator[None]:
+def plain_defaults(model: PreTrainedModel) -> Iterator[None]:
     """Within the block the model has no generation defaults of its own: `generate` fills what a call leaves open with them."""
     from transformers import GenerationConfig
 
@@ -40,7 +43,7 @@ def plain_defaults(model: Any) -> Iterator[None]:
             part.generation_config = own
 
 
-def new_tokens_within(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
+def new_tokens_within(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
     """New tokens that fit behind the longest prompt within the model's positions."""
     positions, longest = positions_of(model), max(len(prompt) for prompt in prompts)
     if positions is None or longest + max_new_tokens <= positions:
@@ -55,8 +58,8 @@ def new_tokens_within(model: Any, prompts: Sequence[Sequence[int]], max_new_toke
 
 @torch.inference_mode()
 def generate_answers(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int = 64,

@@ -29,8 +29,8 @@ def ends(figures: np.ndarray[Any, Any]) -> Interval:
 
 def mean_interval(values: Sequence[float] | np.ndarray[Any, Any], resamples: int = 1000, seed: int = 0) -> Interval:
     """The interval of a mean over rows; of a mean difference where the values are differences by row."""
-    known = np.asarray(values, dtype=float)
-    return ends(known[draws(len(known), resamples, seed)].mean(1))
+    array = np.asarray(values, dtype=float)
+    return ends(array[draws(len(array), resamples, seed)].mean(1))
 
 
 def ratio_interval(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any], seed: int, resamples: int) -> Interval:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..data.text.encoding import MAX_LENGTH
 from ..errors import DataError, ModelError, setting
 
+if TYPE_CHECKING:
+    from torch import nn
+
 _NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
 
 
-def positions_of(model: Any) -> int | None:
+def positions_of(model: nn.Module) -> int | None:
     """How many positions a model was made for; None where its configuration names no limit."""
     config: Any = getattr(model, "config", None)
     if hasattr(config, "get_text_config"):
@@ -19,25 +22,25 @@ def positions_of(model: Any) -> int | None:
     return next((value for value in limits if isinstance(value, int) and value > 0), None)
 
 
-def row_length(model: Any, asked: int | None = None, default: int = MAX_LENGTH) -> int:
+def row_length(model: nn.Module, limit: int | None = None, default: int = MAX_LENGTH) -> int:
     """Tokens a row may have.
 
     Args:
-        asked: what the user wants; None takes the default, or all of the model's positions where there are fewer.
+        limit: what the user wants; None takes the default, or all of the model's positions where there are fewer.
 
     Raises:
         DataError: fewer than 2 tokens.
         ModelError: more than the model has positions for.
     """
     positions = positions_of(model)
-    if asked is None:
+    if limit is None:
         return default if positions is None else min(default, positions)
-    if asked < 2:
+    if limit < 2:
         raise DataError(
-            f"{setting('max_length')} is {asked}; a row needs at least 2 tokens, one to read and one to predict."
+            f"{setting('max_length')} is {limit}; a row needs at least 2 tokens, one to read and one to predict."
         )
-    if positions is not None and asked > positions:
+    if positions is not None and limit > positions:
         raise ModelError(
-            f"{setting('max_length')} is {asked}, but the model has positions for {positions} tokens. Use at most {positions}."
+            f"{setting('max_length')} is {limit}, but the model has positions for {positions} tokens. Use at most {positions}."
         )
-    return asked
+    return limit

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,10 @@ from ..data.text.encoding import IGNORE, Encoded, pad
 from ..errors import DataError
 from ..runs import progress
 from .batches import by_length
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
 
 
 @dataclass
@@ -32,7 +36,7 @@ class HeadTap:
 
 
 @contextlib.contextmanager
-def head_at(model: Any, where: Tensor, shape: tuple[int, ...] | None = None) -> Iterator[HeadTap]:
+def head_at(model: PreTrainedModel, where: Tensor, shape: tuple[int, ...] | None = None) -> Iterator[HeadTap]:
     """Within the block the model's head sees only some positions.
 
     Args:
@@ -46,7 +50,7 @@ def head_at(model: Any, where: Tensor, shape: tuple[int, ...] | None = None) -> 
         yield tap
         return
 
-    def pick(_module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def pick(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden = inputs[0]
         if hidden.dim() != 3 or hidden.shape[:2] != expected:
             return inputs
@@ -70,7 +74,9 @@ def prediction_mask(labels: Tensor) -> Tensor:
     return mask
 
 
-def logits_at(model: Any, input_ids: Tensor, attention_mask: Tensor, where: Tensor) -> tuple[Tensor, Tensor | None]:
+def logits_at(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, where: Tensor
+) -> tuple[Tensor, Tensor | None]:
     """Logits [positions, vocab] at the true positions of `where` [rows, length], and the head's input there.
 
     The second value is None for models whose logits don't come out of one head.
@@ -141,7 +147,7 @@ class AnswerScore:
 
 @torch.inference_mode()
 def score_answers(
-    model: Any,
+    model: PreTrainedModel,
     rows: Sequence[Encoded],
     *,
     pad_id: int,
@@ -184,7 +190,9 @@ def score_answers(
     return [score for score in scores if score is not None]
 
 
-def score_rows(model: Any, rows: Sequence[Sequence[Encoded]], *, pad_id: int, **options: Any) -> list[AnswerScore]:
+def score_rows(
+    model: PreTrainedModel, rows: Sequence[Sequence[Encoded]], *, pad_id: int, **options: Any
+) -> list[AnswerScore]:
     """As `score_answers`, for rows that are lists of windows: one score a row."""
     scored = iter(score_answers(model, [window for row in rows for window in row], pad_id=pad_id, **options))
     return [AnswerScore.joined([next(scored) for _ in row]) for row in rows]

@@ -10,7 +10,12 @@ from __future__ import annotations
 
 import unicodedata
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from nltk.stem.porter import PorterStemmer
+    from regex import Pattern
+    from rouge_score.rouge_scorer import RougeScorer
 
 Words = Literal["unicode", "ascii"]
 WORDS: dict[str, str] = {
@@ -32,7 +37,7 @@ class Rouge(NamedTuple):
 
 
 @lru_cache(maxsize=1)
-def _pattern() -> Any:
+def _pattern() -> Pattern[str]:
     import regex
 
     unspaced = "".join(rf"\p{{Script={name}}}" for name in _UNSPACED)
@@ -41,7 +46,7 @@ def _pattern() -> Any:
 
 
 @lru_cache(maxsize=1)
-def _stemmer() -> Any:
+def _stemmer() -> PorterStemmer:
     from nltk.stem.porter import PorterStemmer
 
     return PorterStemmer()
@@ -63,7 +68,7 @@ class UnicodeWords:
 
 
 @lru_cache(maxsize=4)
-def _scorer(stemmer: bool, words: Words) -> Any:
+def _scorer(stemmer: bool, words: Words) -> RougeScorer:
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(["rougeL"], use_stemmer=stemmer, tokenizer=UnicodeWords(stemmer) if words == "unicode" else None)

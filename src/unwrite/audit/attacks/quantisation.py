@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from ..base import Attack, Point
 from ..context import Context
 from ..text.context import TextContext
 from ..text.rows import has_rows, rows_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Quantise(Attack[TextContext]):
         return context.remember("quantisation", [asdict(self), ids], attack)
 
 
-def quantise(model: Any, bits: int = 4, group: int = 64) -> Any:
+def quantise(model: PreTrainedModel, bits: int = 4, group: int = 64) -> PreTrainedModel:
     """Returns a copy of the model whose linear weights (nn.Linear and transformers' Conv1D) lie on a `bits`-bit grid.
 
     Raises:

@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from ..base import Attack, Point
 from ..context import Context
 from ..report.parts import Mark, Remark
 from ..text.context import TextContext
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainerState, TrainingArguments
 
 WORTH_TELLING = 0.05  # a probability below it is none to bring back, and a fall below it none to speak of
 
@@ -106,8 +109,8 @@ class Relearn(Attack[TextContext]):
         return sorted(order[:shown]), sorted(order[shown:])
 
     def attack(
-        self, model: Any, rows: Sequence[Sequence[Encoded]], pad_id: int, score_batch: int
-    ) -> tuple[Any, list[Point]]:
+        self, model: PreTrainedModel, rows: Sequence[Sequence[Encoded]], pad_id: int, score_batch: int
+    ) -> tuple[PreTrainedModel, list[Point]]:
         """Returns the relearned copy and the curve; `model` stays as it is. A row is the list of its windows."""
         attacked = _trainable_copy(model)
         shown, unseen = self.drawn(len(rows))
@@ -132,8 +135,13 @@ class Relearn(Attack[TextContext]):
 
 
 def relearn(
-    model: Any, tokenizer: Any, forget: Examples, *, max_length: int | None = None, **settings: Any
-) -> tuple[Any, list[Point]]:
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    forget: Examples,
+    *,
+    max_length: int | None = None,
+    **settings: Any,
+) -> tuple[PreTrainedModel, list[Point]]:
     """Attacks a copy of `model`; `settings` are `Relearn`'s fields.
 
     Returns:
@@ -143,7 +151,7 @@ def relearn(
     return Relearn(**settings).attack(model, context.encoded(forget), tokenizer.pad_token_id, context.batch_size)
 
 
-def _trainable_copy(model: Any) -> Any:
+def _trainable_copy(model: PreTrainedModel) -> PreTrainedModel:
     if not hasattr(model, "state_dict") or not hasattr(model, "config"):
         raise ModelError(
             f"relearning fine-tunes weights, and a {type(model).__name__} has none of its own to train. "
@@ -156,14 +164,16 @@ def _trainable_copy(model: Any) -> Any:
 
 
 def _train(
-    attacked: Any, rows: list[Encoded], pad_id: int, settings: Relearn, after_step: Callable[[int], None]
+    attacked: PreTrainedModel, rows: list[Encoded], pad_id: int, settings: Relearn, after_step: Callable[[int], None]
 ) -> None:
     """Runs transformers' Trainer for a fixed number of steps; the caller's random state is left as it was."""
 
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     class Measure(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_step_end(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        ) -> None:
             after_step(state.global_step)
 
     def collate(batch: list[dict[str, Encoded]]) -> dict[str, torch.Tensor]:
@@ -192,7 +202,7 @@ def _train(
         trainer = Trainer(
             attacked,
             arguments,
-            train_dataset=[{"row": row} for row in rows],  # type: ignore[arg-type]
+            train_dataset=[{"row": row} for row in rows],
             data_collator=collate,
             callbacks=[Measure()],
         )

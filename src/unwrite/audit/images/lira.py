@@ -107,13 +107,13 @@ def lira(
             f"{len(values)} and report N."
         )
     scores = lira_scores(phi, values, inside, online=online, variance=variance, centre=centre)
-    asked = _truths(forget, "forget marks")
-    if asked.shape != scores.shape or asked.all() or not asked.any():
+    of_forget = _truths(forget, "forget marks")
+    if of_forget.shape != scores.shape or of_forget.all() or not of_forget.any():
         raise DataError(
-            f"LiRA tells forget from holdout rows and needs both: {int(asked.sum())} of {asked.size} marks are forget, "
+            f"LiRA tells forget from holdout rows and needs both: {int(of_forget.sum())} of {of_forget.size} marks are forget, "
             f"for {len(scores)} rows."
         )
-    forget_scores, unseen = scores[asked], scores[~asked]
+    forget_scores, unseen = scores[of_forget], scores[~of_forget]
     prefix = "lira" if online else "lira_offline"
     basis = f"N = {len(values)} shadow models, {'online' if online else 'offline'}, {len(unseen)} holdout rows."
     result = {

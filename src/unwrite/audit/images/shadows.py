@@ -89,8 +89,8 @@ class Shadows(Exhibit):
         if not np.array_equal(self.index, torch.cat([forget.index, holdout.index]).numpy()):
             raise DataError(f"the shadow models are of other forget and holdout rows than {context.split.name} has.")
         confidences = [logit_confidence(*context.labelled(name)) for name in ("forget", "holdout")]
-        asked = np.arange(len(self.index)) < len(forget)
-        return lira(np.concatenate(confidences), self.phi, self.inside, asked, least=self.least)
+        of_forget = np.arange(len(self.index)) < len(forget)
+        return lira(np.concatenate(confidences), self.phi, self.inside, of_forget, least=self.least)
 
     def metrics(self) -> Sequence[ImageMetric]:
         """Every figure of the attack, as a metric."""
@@ -170,22 +170,22 @@ def shadow_models(
         raise MethodError(f"LiRA tells forget from holdout rows, and the split {split.name} has no holdout. Draw one.")
     if split.forget.labels is None:
         raise DataError("LiRA needs labels, and these rows have regression targets. See regression_membership_attack.")
-    asked = torch.cat([split.forget.index, split.holdout.index])
+    index = torch.cat([split.forget.index, split.holdout.index])
     pool = split.train.joined(split.holdout)
-    at = pool.positions(asked).numpy()
+    at = pool.positions(index).numpy()
     if halves == "all":
         inside = _halves(len(pool), count, seed)
     else:
         inside = np.ones((count, len(pool)), dtype=bool)
         inside[:, at] = _halves(len(at), count, seed)
     models = fitted_many(recipe, pool, [(np.flatnonzero(own).tolist(), seed + i) for i, own in enumerate(inside)], tell)
-    rows, attacked = (split.forget, split.holdout), torch.isin(pool.index, asked)
+    rows, attacked = (split.forget, split.holdout), torch.isin(pool.index, index)
     phi = []
     for model, own in zip(models, torch.from_numpy(inside), strict=True):
         if unlearn is not None:
             model = unlearn(model, pool.where(own & attacked, "forget"), pool.where(own & ~attacked, "retain"))
         phi.append(_confidences(model, rows))
-    return Shadows(asked.numpy(), np.stack(phi), inside[:, at], least, unlearn is not None)
+    return Shadows(index.numpy(), np.stack(phi), inside[:, at], least, unlearn is not None)
 
 
 def _halves(rows: int, count: int, seed: int) -> NDArray[np.bool_]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ... import catalog
 from ...data.images.splits import ImageSplit
@@ -11,6 +11,9 @@ from ...data.text.examples import ForgetSplit
 from ...errors import MethodError, notice
 from ..base import Suite, need_roles
 from .vision import VISION, VISION_REGRESSION
+
+if TYPE_CHECKING:
+    from ..context import Split
 
 DEFAULT = "basic"
 
@@ -31,7 +34,7 @@ def suite_named(suite: str | Suite) -> Suite:
     return result
 
 
-def suite_for(suite: str | Suite, kind: str, split: Any) -> Suite:
+def suite_for(suite: str | Suite, kind: str, split: Split) -> Suite:
     """As `suite_named`, for a split of this kind of data; "basic" is the default suite of every kind.
 
     Raises:

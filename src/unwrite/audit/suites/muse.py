@@ -84,10 +84,10 @@ class VerbMem(TextMetric):
         expected = [
             tok.decode(encode_text(row.answer, tok)[:VERBATIM_TOKENS], skip_special_tokens=True) for row in rows
         ]
-        said = context.generate(prompts, VERBATIM_TOKENS)
+        answers = context.generate(prompts, VERBATIM_TOKENS)
         values = [
             100 * rouge_l(ref, text, stemmer=self.stemmer, words=context.words).f1
-            for ref, text in zip(expected, said, strict=True)
+            for ref, text in zip(expected, answers, strict=True)
         ]
         return Score.mean(self.name, values, self.better, _stemmed(self.stemmer))
 
@@ -134,10 +134,10 @@ class KnowMem(TextMetric):
             raise DataError(f"KnowMem asks after a few examples, and the set {icl!r} is missing. Add it to the split.")
         rows, shots, tok = rows_of(split, f"knowmem_{self.of}"), rows_of(split, icl), context.tokenizer
         prompts = [encode_text(few_shot_prompt(row.question or "", shots, blank=self.blank), tok) for row in rows]
-        said = context.generate(prompts, ANSWER_TOKENS)
+        answers = context.generate(prompts, ANSWER_TOKENS)
         values = [
             100 * rouge_l(row.answer, cut_answer(text.lstrip(" ")), stemmer=self.stemmer, words=context.words).f1
-            for row, text in zip(rows, said, strict=True)
+            for row, text in zip(rows, answers, strict=True)
         ]
         return Score.mean(self.name, values, self.better, _stemmed(self.stemmer))
 

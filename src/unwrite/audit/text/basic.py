@@ -81,8 +81,8 @@ class RougeRecall(SetMetric):
         return f"{self.on}_rouge"
 
     def measure(self, context: TextContext, references: Mapping[str, TextContext]) -> Score:
-        said = context.answers(self.rows(context.split))
-        values = [rouge_l(ref, text, stemmer=True, words=context.words).recall for ref, text in said]
+        pairs = context.answers(self.rows(context.split))
+        values = [rouge_l(ref, text, stemmer=True, words=context.words).recall for ref, text in pairs]
         return Score.mean(self.name, values, self.better, self._note(context.split))
 
 
@@ -152,9 +152,9 @@ class Repetition(TextMetric):
 
     def measure(self, context: TextContext, references: Mapping[str, TextContext]) -> Score:
         values: list[float | None] = []
-        for _, said in context.answers(context.split.forget):
-            ids = context.tokenizer(said, add_special_tokens=False)["input_ids"]
-            values.append(repetition(ids) if said else None)
+        for _, text in context.answers(context.split.forget):
+            ids = context.tokenizer(text, add_special_tokens=False)["input_ids"]
+            values.append(repetition(ids) if text else None)
         return Score.mean(self.name, values, self.better, _empty(values))
 
 
@@ -173,8 +173,8 @@ class Perplexity(TextMetric):
 
     def measure(self, context: TextContext, references: Mapping[str, TextContext]) -> Score:
         forget = context.split.forget
-        said = [text for _, text in context.answers(forget)]
-        rows = [row.ask(answer=text) for row, text in zip(forget, said, strict=True)]
+        texts = [text for _, text in context.answers(forget)]
+        rows = [row.ask(answer=text) for row, text in zip(forget, texts, strict=True)]
         judged = [row for row in rows if self._long_enough(row, context)]
         losses = dict(zip(map(id, judged), (s.mean_nll for s in references["before"].scores(judged)), strict=True))
         values = [math.exp(min(losses[id(row)], 700)) if id(row) in losses else None for row in rows]

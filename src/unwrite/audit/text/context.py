@@ -21,6 +21,8 @@ from .rows import sets_of
 from .samples import samples_of
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from ..base import Suite
     from ..report.parts import Sample
 
@@ -47,9 +49,9 @@ class TextContext(Context[ForgetSplit]):
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         split: ForgetSplit,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         *,
         role: str = "after",
         batch_size: int = 16,
@@ -95,7 +97,7 @@ class TextContext(Context[ForgetSplit]):
             for role, model in models.items()
         }
 
-    def of(self, model: Any, role: str = "after") -> Self:
+    def of(self, model: PreTrainedModel, role: str = "after") -> Self:
         """Another model with the same rows and settings."""
         return type(self)(
             model,

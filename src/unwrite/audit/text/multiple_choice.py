@@ -10,7 +10,7 @@ from __future__ import annotations
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 
@@ -21,6 +21,9 @@ from ...scoring import logits_at
 from ..base import Better, Panel, Score
 from .context import TextContext
 from .metric import TextMetric
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class ChoiceItem(Protocol):
@@ -59,7 +62,9 @@ def _asked(item: ChoiceItem) -> str:
     return "\n".join([item.question.strip(), *lines, "Answer:"])
 
 
-def encode_continuation(context: str, continuation: str, tokenizer: Any, max_length: int = 2048) -> Encoded:
+def encode_continuation(
+    context: str, continuation: str, tokenizer: PreTrainedTokenizerBase, max_length: int = 2048
+) -> Encoded:
     """Tokenises both together and labels what follows the context's own tokens; long contexts lose their beginning.
 
     A tokenizer that puts BOS before a text puts it here, too, as in the harness.

@@ -25,12 +25,12 @@ def samples_of(contexts: Mapping[str, TextContext], measured: Container[str]) ->
         limit = SHOWN_FORGET if name == "forget" and "forget_rouge" in measured else SHOWN_OTHER
         picks = [i * len(rows) // limit for i in range(limit)] if len(rows) > limit else list(range(len(rows)))
         if f"{name}_rouge" in measured:  # already generated: asking for all of them costs nothing
-            said = {role: _pick(context.answers(rows), picks) for role, context in contexts.items()}
+            by_role = {role: _pick(context.answers(rows), picks) for role, context in contexts.items()}
         else:
-            said = {role: context.answers([rows[i] for i in picks]) for role, context in contexts.items()}
+            by_role = {role: context.answers([rows[i] for i in picks]) for role, context in contexts.items()}
         for at, i in enumerate(picks):
-            reference = next(iter(said.values()))[at][0]
-            answers = {role: texts[at][1] for role, texts in said.items()}
+            reference = next(iter(by_role.values()))[at][0]
+            answers = {role: texts[at][1] for role, texts in by_role.items()}
             samples.append(Sample(name, _asked(rows[i], reference), reference, answers, rows[i].history))
     return samples
 
