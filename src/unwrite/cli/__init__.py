@@ -7,7 +7,10 @@ import itertools
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cyclopts import App
 
 # Before torch is imported: idle worker threads sleep after about 0.1 ms, instead of spinning against other programs for long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -34,7 +37,7 @@ COMMANDS = {
 }
 
 
-def commands() -> Any:
+def commands() -> App:
     """The command line, as an App of cyclopts."""
     from cyclopts import App
 

@@ -368,10 +368,10 @@ def _diffusion(
         report = run(bed, prompts, seed, tell=shown.say)
     if out is not None:
         write_json(out, {**report, **setting})
-        drawn = picture(report["rows"])
+        chart = picture(report["rows"])
         write_text(out.with_suffix(".html"), html(report))
-        write_text(out.with_suffix(".svg"), vl_convert.vegalite_to_svg(drawn))
-        out.with_suffix(".png").write_bytes(vl_convert.vegalite_to_png(drawn, scale=2))
+        write_text(out.with_suffix(".svg"), vl_convert.vegalite_to_svg(chart))
+        out.with_suffix(".png").write_bytes(vl_convert.vegalite_to_png(chart, scale=2))
     if json:
         print_json(report["rows"])
     else:

@@ -5,13 +5,20 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import MethodError
 from ..terminal import visible
 from .fields import parse
 from .output import console, label, print_json, quiet_libraries
 from .samplers import sampler_of
+
+if TYPE_CHECKING:
+    from rich.text import Text
+    from transformers import PreTrainedTokenizerBase
+
+    from ..diffusion import MaskPredictor, Sampler
+    from ..diffusion.base import Step
 
 OPEN = "·"  # a position that is still masked
 
@@ -71,13 +78,13 @@ def denoise(
     console().print(label(f"{sampler}: {line}, {seconds:.2f} s", "dim"))
 
 
-def _shown(sampler: Any, predictor: Any, tokenizer: Any, ids: list[int]) -> Any:
+def _shown(sampler: Sampler, predictor: MaskPredictor, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Any:
     from rich.live import Live
     from rich.text import Text
 
     with Live(Text(OPEN * 8), console=console(), refresh_per_second=20) as live:
 
-        def watch(step: Any) -> None:
+        def watch(step: Step) -> None:
             live.update(canvas_text(tokenizer, step.canvas[0, len(ids) : int(step.length[0])].tolist(), predictor))
 
         out = dataclasses.replace(sampler, watch=watch)(predictor, tokenizer, [ids])
@@ -85,7 +92,7 @@ def _shown(sampler: Any, predictor: Any, tokenizer: Any, ids: list[int]) -> Any:
     return out
 
 
-def canvas_text(tokenizer: Any, tokens: list[int], predictor: Any) -> Any:
+def canvas_text(tokenizer: PreTrainedTokenizerBase, tokens: list[int], predictor: MaskPredictor) -> Text:
     """The generated part: runs of known tokens as text, what is masked as dots, nothing after a finished end."""
     from rich.text import Text
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..runs import Run
 from ..terminal import visible
@@ -107,7 +107,7 @@ class Answer:
         tokenizer, self.model = loaded.tokenizer, loaded.model
         prompt = encode_prompt(Example(question=question, answer="-"), tokenizer)
         ids = torch.tensor([prompt], device=next(self.model.parameters()).device)
-        self.streamer: Any = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.error: Exception | None = None
         self.settings = {
             "input_ids": ids,

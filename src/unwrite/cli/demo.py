@@ -12,7 +12,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import catalog
 from ..errors import noticing
@@ -21,6 +21,11 @@ from .inputs import AuditRequest, need_number
 from .outcome import UNCHANGED, Moved, finish, moved_weights, say_if_unchanged
 from .output import console, quiet_libraries, say_where
 from .sources import ModelRequest
+
+if TYPE_CHECKING:
+    from ..audit import Report
+    from ..data import ForgetSplit
+    from ..models import Loaded
 
 LEARNING_RATE = 2e-5
 RETAIN_WEIGHT = 10.0  # the forget term is a sum over answer tokens, the retain term a mean
@@ -71,7 +76,7 @@ def demo(
         sys.exit(UNCHANGED)
 
 
-def _carry_out(run: Run, loaded: Any, seed: int, notices: list[str]) -> tuple[Any, str, dict[str, float]]:
+def _carry_out(run: Run, loaded: Loaded, seed: int, notices: list[str]) -> tuple[Report, str, dict[str, float]]:
     try:
         report, moved, stopped, seconds = _unlearn_and_audit(run, loaded, seed)
     except BaseException as error:
@@ -82,7 +87,7 @@ def _carry_out(run: Run, loaded: Any, seed: int, notices: list[str]) -> tuple[An
     return finish(run, report, notices, moved, stopped=stopped, seconds=seconds), stopped, seconds
 
 
-def asked(split: Any) -> Any:
+def short_split(split: ForgetSplit) -> ForgetSplit:
     """The split with every set but the forgotten one thinned to `KEPT` rows, so that the audit takes a minute or two."""
 
     def thinned(rows: Any) -> Any:
@@ -94,7 +99,7 @@ def asked(split: Any) -> Any:
     return replace(split, retain=thinned(split.retain), evaluation=evaluation)
 
 
-def announced(split: Any) -> str:
+def announced(split: ForgetSplit) -> str:
     """What is about to be forgotten: how many questions, and that all are about one landmark."""
     from ..data.text.landmarks import LANDMARK
 
@@ -104,7 +109,7 @@ def announced(split: Any) -> str:
     )
 
 
-def _store(report: Any, stopped: str, seconds: dict[str, float]) -> None:
+def _store(report: Report, stopped: str, seconds: dict[str, float]) -> None:
     from importlib.resources import files
 
     from ..reproduce.freshness import DEMO, hashes
@@ -127,7 +132,7 @@ def _program() -> str:
     return "unwrite" if shutil.which("unwrite") else f"{Path(sys.executable).parent / 'unwrite'}"
 
 
-def _load(name: str, base: str | None) -> Any:
+def _load(name: str, base: str | None) -> Loaded:
     """The model, once it is known that it can read the rows."""
     from ..data import landmarks
 
@@ -138,7 +143,7 @@ def _load(name: str, base: str | None) -> Any:
     return loaded
 
 
-def _unlearn_and_audit(run: Run, loaded: Any, seed: int) -> tuple[Any, Moved | None, str, dict[str, float]]:
+def _unlearn_and_audit(run: Run, loaded: Loaded, seed: int) -> tuple[Report, Moved | None, str, dict[str, float]]:
     from ..audit import Relearn, evaluate
     from ..data import landmarks
     from ..forget import NPO, StopWhenForgotten
@@ -190,7 +195,7 @@ def _unlearn_and_audit(run: Run, loaded: Any, seed: int) -> tuple[Any, Moved | N
     suite = replace(catalog.suite("basic").load(), max_new_tokens=ANSWER_TOKENS)
     report = evaluate(
         unlearned,
-        asked(split),
+        short_split(split),
         tokenizer=tokenizer,
         suite=suite,
         before=loaded.model,

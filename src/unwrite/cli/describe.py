@@ -6,9 +6,12 @@ import dataclasses
 import types
 import typing
 from dataclasses import MISSING, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..terminal import text
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = ["Described", "described", "field_table", "summary"]
 
@@ -50,7 +53,7 @@ def described(cls: type) -> list[Described]:
     ]
 
 
-def field_table(cls: type) -> Any:
+def field_table(cls: type) -> Table:
     """The fields as a table that fits 80 columns."""
     from rich.table import Table
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -14,6 +14,15 @@ from .inputs import AuditRequest, ForgetRequest, Ready
 from .outcome import UNCHANGED, finish, kept_notices, moved_weights, say_if_unchanged
 from .output import console, print_json, quiet_libraries, say_where
 from .sources import DataRequest, Dtype, ModelRequest, Turns
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from peft import LoraConfig
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+    from ..audit import Report
+    from ..forget import StopWhenForgotten
 
 
 def forget(
@@ -114,7 +123,7 @@ def forget(
         sys.exit(UNCHANGED)
 
 
-def _run(request: ForgetRequest, out: Path, resume: bool, overwrite: bool, notices: list[str]) -> tuple[Run, Any]:
+def _run(request: ForgetRequest, out: Path, resume: bool, overwrite: bool, notices: list[str]) -> tuple[Run, Report]:
     """Checks everything, and only then makes the run folder and carries out the request in it."""
     request.check()
     arguments = request.arguments()
@@ -138,7 +147,7 @@ def _run(request: ForgetRequest, out: Path, resume: bool, overwrite: bool, notic
         raise
 
 
-def _carry_out(run: Run, ready: Ready, notices: list[str], resumed: bool) -> Any:
+def _carry_out(run: Run, ready: Ready, notices: list[str], resumed: bool) -> Report:
     import copy
 
     from ..audit import evaluate
@@ -184,7 +193,7 @@ def _carry_out(run: Run, ready: Ready, notices: list[str], resumed: bool) -> Any
     return finish(run, report, notices, moved, **({} if stop is None else {"stopped": stop.reason}))
 
 
-def _stop(ready: Ready) -> Any:
+def _stop(ready: Ready) -> StopWhenForgotten | None:
     """The callback of --stop-at, or None."""
     target, split = ready.request.stop_at, ready.split
     if target is None:
@@ -215,7 +224,7 @@ def training(request: ForgetRequest, run: Run, resumed: bool = False) -> dict[st
     }
 
 
-def _lora(rank: int | None) -> Any:
+def _lora(rank: int | None) -> LoraConfig | None:
     if rank is None:
         return None
     from peft import LoraConfig
@@ -223,14 +232,21 @@ def _lora(rank: int | None) -> Any:
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
-def log_to(run: Run) -> Any:
+def log_to(run: Run) -> TrainerCallback:
     """A trainer callback that writes every logged line to the run's metrics.jsonl."""
     from transformers import TrainerCallback
 
     class LogToRun(TrainerCallback):
         """Writes every logged line to the run's metrics.jsonl."""
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        def on_log(
+            self,
+            args: TrainingArguments,
+            state: TrainerState,
+            control: TrainerControl,
+            logs: Mapping[str, float] | None = None,
+            **_: Any,
+        ) -> None:
             if state.is_world_process_zero and logs:
                 run.log({"step": state.global_step, **logs})
 

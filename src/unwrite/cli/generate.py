@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from cyclopts import Parameter
 
@@ -14,6 +14,13 @@ from ..runs import progress
 from .fields import build_strategy
 from .inputs import need_number
 from .output import console, label, print_json, quiet_libraries, write
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from ..decode.base import Strategy
+    from ..decode.engine.stats import Stats
 
 PLAIN, DEFAULT = "plain", "token-recycling"
 
@@ -97,8 +104,14 @@ class Writer(Protocol):
     """Writes an answer with one model."""
 
     def __call__(
-        self, prompt: str, way: Any, count: int, temperature: float, seed: int, show: Callable[[str], None] | None
-    ) -> tuple[str, Any]:
+        self,
+        prompt: str,
+        way: Strategy | None,
+        count: int,
+        temperature: float,
+        seed: int,
+        show: Callable[[str], None] | None,
+    ) -> tuple[str, Stats]:
         """(text, statistics)."""
 
     def why_plain(self) -> str | None:
@@ -127,7 +140,7 @@ class _Show:
         self._ids: list[int] = []
         self._shown = 0
 
-    def put(self, value: Any) -> None:
+    def put(self, value: Tensor) -> None:
         self._ids.extend(int(token) for token in value.flatten().tolist())
         text = self.decode(self._ids)
         # A character may span tokens; what is not yet complete ends in the replacement sign.
@@ -162,8 +175,14 @@ class _Transformers:
         return why_plain(self.loaded.model)
 
     def __call__(
-        self, prompt: str, way: Any, count: int, temperature: float, seed: int, show: Callable[[str], None] | None
-    ) -> tuple[str, Any]:
+        self,
+        prompt: str,
+        way: Strategy | None,
+        count: int,
+        temperature: float,
+        seed: int,
+        show: Callable[[str], None] | None,
+    ) -> tuple[str, Stats]:
         import time
 
         import torch
@@ -204,10 +223,10 @@ class _Transformers:
 class _SkipPrompt:
     """The prompt is streamed first, and not shown."""
 
-    inner: Any
+    inner: _Show
     seen: bool = False
 
-    def put(self, value: Any) -> None:
+    def put(self, value: Tensor) -> None:
         if self.seen:
             self.inner.put(value)
         self.seen = True
@@ -216,7 +235,7 @@ class _SkipPrompt:
         self.inner.end()
 
 
-def _shown(decode: Callable[[list[int]], str], show: Callable[[str], None] | None) -> Any:
+def _shown(decode: Callable[[list[int]], str], show: Callable[[str], None] | None) -> _SkipPrompt | None:
     return _SkipPrompt(_Show(decode, show)) if show else None
 
 
@@ -236,8 +255,14 @@ class _LlamaCpp:
         return None
 
     def __call__(
-        self, prompt: str, way: Any, count: int, temperature: float, seed: int, show: Callable[[str], None] | None
-    ) -> tuple[str, Any]:
+        self,
+        prompt: str,
+        way: Strategy | None,
+        count: int,
+        temperature: float,
+        seed: int,
+        show: Callable[[str], None] | None,
+    ) -> tuple[str, Stats]:
         import torch
         from transformers import GenerationConfig
 
@@ -259,7 +284,7 @@ class _LlamaCpp:
         return runtime.decode(decoded.sequences[0]), decoded.stats
 
 
-def _with(way: Any, **parts: Any) -> Any:
+def _with(way: Strategy, **parts: Any) -> Strategy:
     """The strategy with what a command line can't spell; a draft model that is needed and missing is refused."""
     import dataclasses
 
@@ -268,7 +293,7 @@ def _with(way: Any, **parts: Any) -> Any:
     return dataclasses.replace(way, **values)
 
 
-def encoded(tokenizer: Any, prompt: str, raw: bool) -> Any:
+def encoded(tokenizer: PreTrainedTokenizerBase, prompt: str, raw: bool) -> Tensor:
     """[1, length] ids of a question in the model's chat form, or of the text as it is.
 
     Raises:
@@ -292,7 +317,7 @@ def encoded(tokenizer: Any, prompt: str, raw: bool) -> Any:
         ) from error
 
 
-def _table(results: dict[str, tuple[str, Any]]) -> None:
+def _table(results: dict[str, tuple[str, Stats]]) -> None:
     from rich.table import Table
 
     table = Table("strategy", "tokens/s", "tokens/forward", "forwards", "same text", header_style="bold")

@@ -19,7 +19,12 @@ from .fields import build
 from .sources import DataRequest, ModelRequest
 
 if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+    from ..audit.base import Attack
     from ..data import ForgetSplit
+    from ..forget.base import Method
     from ..models import Loaded
 
 NO_ATTACKS = "none"
@@ -82,7 +87,7 @@ class AuditRequest:
         need_number("--batch-size", self.batch_size, at_least=1)
         need_number("--max-length", self.max_length, at_least=2)
 
-    def attacks_on(self, split: ForgetSplit) -> list[Any]:
+    def attacks_on(self, split: ForgetSplit) -> list[Attack]:
         """The attacks to run on these rows.
 
         Raises:
@@ -98,7 +103,7 @@ class AuditRequest:
             chosen = tuple(name for name in chosen if name != "relearn")
         return [catalog.attack(name).load()() for name in chosen]
 
-    def lengths(self, models: Sequence[Any]) -> int:
+    def lengths(self, models: Sequence[nn.Module]) -> int:
         """Tokens a row may have in the audit.
 
         Raises:
@@ -111,7 +116,12 @@ class AuditRequest:
         return min(row_length(model, self.max_length, default) for model in models)
 
     def check_rows(
-        self, split: ForgetSplit, tokenizer: Any, models: Sequence[Any], *, references: Collection[str]
+        self,
+        split: ForgetSplit,
+        tokenizer: PreTrainedTokenizerBase,
+        models: Sequence[nn.Module],
+        *,
+        references: Collection[str],
     ) -> None:
         """Refuses a suite that these rows can't serve, and rows that can't be scored.
 
@@ -161,7 +171,7 @@ class ForgetRequest:
         audit = {"suite": self.audit.suite, "attacks": attacks, "max_length": self.audit.max_length}
         return {**self.data.arguments(), **self.model.arguments(), **audit, **own, "fields": dict(self.fields)}
 
-    def check(self) -> Any:
+    def check(self) -> Method:
         """The method, once nothing is wrong with the flags; nothing is read or loaded.
 
         Raises:
@@ -221,7 +231,7 @@ class ForgetRequest:
         split = self.data.read()
         return with_general_rows(split) if build(self.method, self.fields).needs_retain else split
 
-    def _length(self, model: Any) -> int:
+    def _length(self, model: nn.Module) -> int:
         from ..scoring import row_length
 
         return row_length(model, self.audit.max_length)
@@ -235,7 +245,7 @@ class ForgetRequest:
         self.audit.check_rows(split, loaded.tokenizer, [loaded.model], references=("before",))
 
 
-def _need_linear_layers(model: Any) -> None:
+def _need_linear_layers(model: nn.Module) -> None:
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
@@ -254,10 +264,10 @@ class Ready:
     """
 
     request: ForgetRequest
-    method: Any
+    method: Method
     split: ForgetSplit
     loaded: Loaded
-    attacks: Sequence[Any]
+    attacks: Sequence[Attack]
 
     @property
     def record(self) -> dict[str, Any]:
@@ -284,7 +294,7 @@ class Ready:
             raise RunError(_changed("the rows", record["data"], self.split.hash))
 
 
-def _changed(what: str, then: Any, now: Any) -> str:
+def _changed(what: str, then: object, now: object) -> str:
     return (
         f"{what} has changed since this run was started (hash {now}, then {then}), so it can't be resumed. Restore it, or "
         "start again with --overwrite."

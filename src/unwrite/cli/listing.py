@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import catalog
 from ..catalog.records import OURS, MethodRecord
 from ..reproduce import freshness
 from ..terminal import text
 from .output import console, label, print_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
 
 VERDICT_COLOURS = {"reproduced": "green", "partly": "yellow", "not reproduced": "red", "inconclusive": "blue"}
 
@@ -100,7 +104,7 @@ def _one(record: MethodRecord, json: bool) -> None:
     print_(f"unwrite forget --method {record.slug} ..." if texts else f"unwrite sweep --methods {record.slug} ...")
 
 
-def _verdict(system: str | None) -> Any:
+def _verdict(system: str | None) -> Text | None:
     """The verdict on a system's claim, marked where it is to be measured again; None without one."""
     verdict = catalog.system(system).verdict if system else None
     if system is None or verdict is None:
@@ -117,7 +121,7 @@ def _of(record: MethodRecord) -> str:
     return "both" if len(record.forgets) > 1 else record.forgets[0]
 
 
-def plain_table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:
+def plain_table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     """A table for 80 columns: the first column is never cut, the last takes what is left."""
     from rich.table import Table
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import notice
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from ..audit import Report
     from ..runs import Run
@@ -27,7 +27,7 @@ class Moved:
     of: int
 
 
-def moved_weights(before: Any, after: Any) -> Moved | None:
+def moved_weights(before: nn.Module, after: nn.Module) -> Moved | None:
     """Counts the weights that differ, adapters folded in; None for a guard, whose weights stay by design."""
     import torch
 
@@ -43,7 +43,7 @@ def moved_weights(before: Any, after: Any) -> Moved | None:
     return Moved(moved, of)
 
 
-def _effective(model: Any) -> dict[str, Callable[[], Tensor]]:
+def _effective(model: nn.Module) -> dict[str, Callable[[], Tensor]]:
     """Every weight by the name it has without adapters, computed when asked for."""
     from ..models import unwrap
 
@@ -66,7 +66,7 @@ def _same(parameter: Tensor) -> Tensor:
     return parameter
 
 
-def _merged(layer: Any) -> Tensor:
+def _merged(layer: nn.Module) -> Tensor:
     """The weight of a layer with its adapters, rounded to the weight's own type as merging does."""
     weight = layer.get_base_layer().weight
     total: Tensor = weight + sum(layer.get_delta_weight(name) for name in layer.active_adapters)

@@ -17,23 +17,29 @@ import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import Notice
 from ..terminal import one_line, text, visible
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from rich.console import Console
+    from rich.text import Text
 
 _UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")  # what JSON may hold as it is
 
 
 @lru_cache(maxsize=2)
-def _terminal(stderr: bool) -> Any:
+def _terminal(stderr: bool) -> Console:
     from rich.console import Console
     from rich.segment import Segment
 
     class Terminal(Console):
         """A console that sends no control sign but its own."""
 
-        def render_str(self, text: str, **options: Any) -> Any:  # type: ignore[override]
+        def render_str(self, text: str, **options: Any) -> Any:
             return super().render_str(visible(text, lines=True), **options)
 
         def render(self, renderable: Any, options: Any = None) -> Any:
@@ -45,17 +51,17 @@ def _terminal(stderr: bool) -> Any:
     return Terminal(stderr=stderr, markup=False, emoji=False)
 
 
-def console() -> Any:
+def console() -> Console:
     """The terminal, by rich."""
     return _terminal(stderr=False)
 
 
-def progress_console() -> Any:
+def progress_console() -> Console:
     """Where progress goes, beside the output: standard error."""
     return _terminal(stderr=True)
 
 
-def label(words: object, style: str = "bold", then: object = "") -> Any:
+def label(words: object, style: str = "bold", then: object = "") -> Text:
     """Words in a style, followed by others in none."""
     return text(words, style) if then == "" else text("").append_text(text(words, style)).append_text(text(then))
 
@@ -78,12 +84,12 @@ def complain(words: object) -> None:
     print(f"unwrite: {one_line(words)}", file=sys.stderr)
 
 
-def show_traceback(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Prints an error that nobody expected, for `sys.excepthook`: its message may hold anything, too."""
     sys.stderr.write(visible("".join(traceback.format_exception(kind, error, trace)), lines=True))
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """JSON on standard output, for `--json`; what a terminal could obey stands as \\uXXXX, which means the same."""
     plain = (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
     words = jsonlib.dumps(value, indent=2, ensure_ascii=not plain, sort_keys=False)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..errors import MethodError, naming
 from ..runs import progress
 from .fields import build, parse
 from .output import console, print_json, progress_console, quiet_libraries, write
+
+if TYPE_CHECKING:
+    from ..bench.sweep import Contender
 
 # Settings that are of training and not of a method: (training argument, type).
 TRAINING: dict[str, tuple[str, type]] = {
@@ -79,7 +82,7 @@ def sweep(
         console().print(*tables(rows, seconds), sep="\n")
 
 
-def contenders_of(text: str) -> list[Any]:
+def contenders_of(text: str) -> list[Contender]:
     """`Contender`s from "scrub,ssd:alpha=5,fine-tune:epochs=2,lr=0.01".
 
     "vision" stands for the twelve of `unwrite bench vision`. What has a "=" and no ":" before it belongs to the method before it, as
@@ -100,7 +103,7 @@ def contenders_of(text: str) -> list[Any]:
     return [one for text in texts for one in (CONTENDERS if text == "vision" else [contender_of(text)])]
 
 
-def contender_of(text: str) -> Any:
+def contender_of(text: str) -> Contender:
     """One `Contender`; see `contenders_of`."""
     from ..bench.sweep import Contender
 
