@@ -43,10 +43,12 @@ def measured() -> str:
 
 def verdicts() -> str:
     """How many systems were measured again, and what came out, in one line."""
-    counts = Counter(system.verdict for system in catalog.systems().values() if system.verdict)
-    total, done = len(catalog.systems()), sum(counts.values())
-    said = ", ".join(f"{number} {verdict}" for verdict, number in counts.most_common())
-    return "\n".join([f"{done} of {total} measured again: {said}.", *_foot(catalog.systems())])
+    measured_again = {slug: system.verdict for slug, system in catalog.systems().items() if system.verdict}
+    counts = Counter(measured_again.values())
+    verdict_counts = ", ".join(f"{number} {verdict}" for verdict, number in counts.most_common())
+    line = f"{len(measured_again)} of {len(catalog.systems())} measured again: {verdict_counts}."
+    old = sum(slug in freshness.stale() for slug in measured_again)
+    return f"{line}\n{old} of these were measured with earlier code, and are to be measured once more." if old else line
 
 
 def demo_short() -> str:
@@ -54,7 +56,7 @@ def demo_short() -> str:
     record = stored_result("demo")
     if record is None:
         return "not measured yet"
-    lines = ["| | before | after |", "|---|---|---|"]
+    lines = _demo_head()
     for name, words in DEMO.items():
         lines.append(f"| {words} | {record['figures'][name]['before']:.3f} | {record['figures'][name]['after']:.3f} |")
     curve = record["attacks"][0]["curves"]["after"]
@@ -73,6 +75,11 @@ DEMO = {
     "neighbours_rouge": "neighbouring facts, never trained on (ROUGE-L)",
     "general_rouge": "general knowledge, never trained on (ROUGE-L)",
 }
+
+
+def _demo_head() -> list[str]:
+    heads = ("figure", *(freshness.marked(freshness.DEMO, when) for when in ("before", "after")))
+    return [f"| {' | '.join(heads)} |", "|---|---|---|"]
 
 
 def _foot(slugs: Iterable[str]) -> list[str]:
@@ -252,8 +259,7 @@ def demo() -> str:
     stored = stored_result("demo")
     if stored is None:
         return "not measured yet"
-    heads = ("figure", *(freshness.marked(freshness.DEMO, when) for when in ("before", "after")))
-    lines = [f"| {' | '.join(heads)} |", "|---|---|---|"]
+    lines = _demo_head()
     for name, values in stored["figures"].items():
         lines.append(f"| {name.replace('_', ' ')} | {values['before']:.3f} | {values['after']:.3f} |")
     times = ", ".join(f"{value:.0f} s of {part}" for part, value in stored["seconds"].items())
