@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import ctypes
 import io
+import math
 import multiprocessing
 import os
 import random
@@ -180,9 +181,9 @@ def _memory() -> str | None:
 
 
 def shares(count: int, only: str | None = None) -> dict[str, int]:
-    """How many cases each reader gets: a costly one fewer, as the root of its cost, none less than 8."""
+    """How many cases each reader gets: a costly one fewer, as the root of its cost, none less than 8; no fewer in all than `count`."""
     weights = {name: reader.cost**-0.75 for name, reader in READERS.items() if only in (None, name)}
-    return {name: max(8, round(count * weight / sum(weights.values()))) for name, weight in weights.items()}
+    return {name: max(8, math.ceil(count * weight / sum(weights.values()))) for name, weight in weights.items()}
 
 
 Chunk = tuple[str, range]

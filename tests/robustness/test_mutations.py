@@ -16,6 +16,13 @@ def test_damaged_input_is_a_value_or_one_line(reader, monkeypatch):
     assert not failures, "\n".join(f"{one.case}  {one.kind}  {one.detail}" for one in failures)
 
 
+@pytest.mark.parametrize("count", [1, 4000, 1_000_000])
+def test_no_fewer_cases_are_read_than_were_asked_for(count):
+    numbers = shares(count)
+    assert count <= sum(numbers.values()) <= count + 9 * len(READERS)
+    assert min(numbers.values()) >= 8
+
+
 def test_a_case_is_made_of_its_name_alone():
     assert damaged("csv", "0:csv:7") == damaged("csv", "0:csv:7")
     assert len({damaged("csv", f"0:csv:{number}")["rows.csv"] for number in range(50)}) > 40
