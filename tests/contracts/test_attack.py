@@ -48,7 +48,10 @@ def test_gives_every_model_a_curve_and_leaves_the_models_alone(slug):
         for point in points:
             assert attack.x in point
             assert len(point) >= 2
+            assert set(point) <= {attack.x, *attack.series}
             assert all(map(math.isfinite, point.values()))
+    assert result.judged == attack.judged
+    assert attack.judged == "" or all(attack.judged in point for points in result.curves.values() for point in points)
     assert result.curves["after"] != result.curves["before"]
     assert {name: hash_model(model) for name, model in models.items()} == before
     assert not any(model.training for model in models.values())

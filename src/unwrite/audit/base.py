@@ -194,6 +194,8 @@ class Attack(ABC, Generic[C]):
         name: in messages and reports.
         about: one line for the report.
         x, label: the key of the x axis in a point, and its words.
+        series: the other keys of a point, each a share or a probability by which one can see what came back.
+        judged: the one that says whether the forgotten rows came back, which a requirement on the attack bounds; empty for none.
     """
 
     reads: ClassVar[type[Context]]
@@ -201,6 +203,8 @@ class Attack(ABC, Generic[C]):
     about: ClassVar[str] = ""
     x: ClassVar[str]
     label: ClassVar[str]
+    series: ClassVar[tuple[str, ...]] = ()
+    judged: ClassVar[str] = ""
 
     @abstractmethod
     def __call__(self, context: C) -> list[Point]:

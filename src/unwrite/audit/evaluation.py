@@ -19,6 +19,7 @@ from .provenance import provenance
 from .report.parts import AttackResult
 from .report.report import NOT_HASHED, Report
 from .report.summary import summarise
+from .requirements import Requirement, check_requirements, outcomes, parse_requirements
 from .suites.known import DEFAULT, suite_for
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def evaluate(
     oracle: object = None,
     references: Mapping[str, object] | None = None,
     attacks: Iterable[Attack] = (),
+    require: str | Sequence[Requirement] = (),
     batch_size: int = 16,
     max_length: int | None = None,
 ) -> Report:
@@ -55,6 +57,8 @@ def evaluate(
             its head changed (`HeadOnly`), in a column of its own; "random", an untrained model of the same kind, for
             ZRF; and, under any name, what is no model: `shadow_models(...)` for LiRA, a `Selection` to be drawn.
         attacks: applied to every model alike.
+        require: bounds that the figures must keep, such as "forget_probability<=0.1x,utility>=0.95x,relearn<=0.15" (x: times
+            what it was before); the report's `met` says whether they do.
         batch_size: rows per pass; the scores don't depend on it.
         max_length: of texts, tokens a row may have: longer answers are cut, longer texts read in windows that cover
             them. None takes the suite's, within the model's positions.
@@ -63,7 +67,7 @@ def evaluate(
         A `Report` with columns before, after and oracle. All passes are cached by the models' content.
 
     Raises:
-        MethodError: a suite, attack, reference or argument that has no meaning for this kind of data.
+        MethodError: a suite, attack, reference, requirement or argument that has no meaning for this kind of data.
         ModelError: two roles are one object; a model that doesn't fit the data.
     """
     kind = context_for(split)
@@ -80,6 +84,8 @@ def evaluate(
         raise MethodError(
             f"no metric of suite {chosen.name!r} applies to {split.name}; it has none of the sets needed."
         )
+    requirements = parse_requirements(require) if isinstance(require, str) else tuple(require)
+    check_requirements(requirements, metrics, attacks, models)
     started = time.perf_counter()
     with noticing() as notices:
         contexts = kind.beside(models, split, chosen, settings)
@@ -93,6 +99,7 @@ def evaluate(
     }
     report = report_on(kind, split, chosen, metrics, columns, origins)
     report = replace(report, samples=samples, attacks=results, pictures=tuple(pictures), notices=tuple(notices))
+    report = replace(report, outcomes=outcomes(requirements, report))
     return replace(report, summary=summarise(report, chosen, exhibits.values()))
 
 
@@ -183,7 +190,8 @@ def _check(
 def _attacked(attack: Attack, shown: Mapping[str, Context]) -> AttackResult:
     """Attacks every model, and notes what the attack says of the one that the report is about."""
     curves = {column: attack(context) for column, context in shown.items()}
-    return AttackResult(attack.name, attack.about, attack.x, attack.label, curves, attack.remark(curves, "after"))
+    remark = attack.remark(curves, "after")
+    return AttackResult(attack.name, attack.about, attack.x, attack.label, curves, remark, attack.judged)
 
 
 def _provenance(

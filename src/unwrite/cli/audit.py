@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from ..errors import noticing
 from ..runs import Run, claimed, need_free
 from .inputs import AuditRequest
+from .outcome import UNMET, say_outcomes
 from .output import console, print_json, quiet_libraries, say_where
 from .sources import DataRequest, ModelRequest, RunModels, Turns
 
@@ -26,6 +28,7 @@ def audit(
     oracle: str | None = None,
     suite: str = "basic",
     attacks: tuple[str, ...] | None = None,
+    require: str | None = None,
     batch_size: int = 16,
     max_length: int | None = None,
     out: Path | None = None,
@@ -37,7 +40,7 @@ def audit(
     base: str | None = None,
     json: bool = False,
 ) -> None:
-    """Measure forgetting, utility and leakage.
+    """Measure forgetting, utility and leakage. Ends with status 1 if a requirement is not met.
 
     Args:
         model: the unlearned model; or a run folder, whose model before is then the one of the run.
@@ -50,6 +53,7 @@ def audit(
         oracle: a model trained without the forget set.
         suite: what to measure.
         attacks: what to try to bring the answers back with: all that the rows allow unless given, such as relearn,quantise; none for none.
+        require: bounds that the audit's figures must keep, such as forget_probability<=0.1x,utility>=0.95x,relearn<=0.15 (x: times what it was before).
         batch_size: rows a forward pass.
         max_length: tokens a row may have; 512 (or the suite's) unless given.
         out: folder for report.html and report.json.
@@ -65,7 +69,7 @@ def audit(
 
     if out is not None:
         need_free(out / "report.json", out / "report.html", overwrite=overwrite)
-    request = AuditRequest(suite=suite, attacks=attacks, batch_size=batch_size, max_length=max_length)
+    request = AuditRequest(suite=suite, attacks=attacks, require=require, batch_size=batch_size, max_length=max_length)
     request.check()
     quiet_libraries()
     options = {"device": device, "allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
@@ -77,7 +81,7 @@ def audit(
         loaded = _models(model, before, oracle, base, options)
         main = loaded.pop("after")
         models = [main.model, *(one.model for one in loaded.values())]
-        request.check_rows(split, main.tokenizer, models, references=tuple(loaded))
+        request.check_rows(split, main.tokenizer, models, references=tuple(loaded), attacks=chosen)
         with nullcontext() if out is None else claimed(out):
             if out is not None:  # another audit may have ended in it since
                 need_free(out / "report.json", out / "report.html", overwrite=overwrite)
@@ -87,6 +91,7 @@ def audit(
                 tokenizer=main.tokenizer,
                 suite=suite,
                 attacks=chosen,
+                require=request.requirements,
                 batch_size=batch_size,
                 max_length=max_length,
                 **{role: one.model for role, one in loaded.items()},
@@ -96,10 +101,13 @@ def audit(
                 report.save(out)
     if json:
         print_json(report.json())
-        return
-    console().print(report.table())
-    if out is not None:
-        say_where(out / "report.html")
+    else:
+        console().print(report.table())
+        say_outcomes(report)
+        if out is not None:
+            say_where(out / "report.html")
+    if not report.met:
+        sys.exit(UNMET)
 
 
 def _models(

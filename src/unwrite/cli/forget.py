@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from ..errors import noticing
 from ..runs import Run, hash_json
 from .inputs import AuditRequest, ForgetRequest, Ready
-from .outcome import UNCHANGED, finish, kept_notices, moved_weights, say_if_unchanged
+from .outcome import UNCHANGED, UNMET, finish, kept_notices, moved_weights, say_if_unchanged, say_outcomes
 from .output import console, print_json, quiet_libraries, say_where
 from .sources import DataRequest, Dtype, ModelRequest, Turns
 
@@ -45,6 +45,7 @@ def forget(
     stop_at: float | None = None,
     suite: str = "basic",
     attacks: tuple[str, ...] | None = None,
+    require: str | None = None,
     dtype: Dtype = "float32",
     device: str = "auto",
     base: str | None = None,
@@ -56,7 +57,7 @@ def forget(
     json: bool = False,
     **fields: Annotated[str, Parameter(help="The method's own fields, such as --beta 0.1 (see unwrite methods).")],
 ) -> None:
-    """Make a model forget, save it, and audit it. Ends with status 3 if not one weight has changed.
+    """Make a model forget, save it, and audit it. Ends with status 3 if not one weight has changed, with 1 if a requirement is not met.
 
     Args:
         model: bundled name, local folder, .gguf file or Hub id.
@@ -77,6 +78,7 @@ def forget(
         stop_at: stop once the forget answers' probability is this share of before, such as 0.1.
         suite: what the audit measures.
         attacks: what the audit tries to bring the answers back with: all that the rows allow unless given, such as relearn,quantise; none for none.
+        require: bounds that the audit's figures must keep, such as forget_probability<=0.1x,utility>=0.95x,relearn<=0.15 (x: times what it was before).
         dtype: of the weights.
         device: cpu, cuda, or auto.
         base: of an adapter, the model it stands on, where its own file may not choose that.
@@ -99,7 +101,7 @@ def forget(
             trust_remote_code=trust_remote_code,
             base=base,
         ),
-        audit=AuditRequest(suite=suite, attacks=attacks, max_length=max_length),
+        audit=AuditRequest(suite=suite, attacks=attacks, require=require, max_length=max_length),
         method=method,
         fields=fields,
         epochs=epochs,
@@ -116,11 +118,14 @@ def forget(
         print_json({"run": str(out), "status": run.record["status"], "report": report.json()})
     else:
         console().print(report.table())
+        say_outcomes(report)
         if "stopped" in run.record:
             console().print(f"training ended: {run.record['stopped']}")
         say_where(out / "report.html", out)
     if run.record["status"] == "unchanged":
         sys.exit(UNCHANGED)
+    if not report.met:
+        sys.exit(UNMET)
 
 
 def _run(request: ForgetRequest, out: Path, resume: bool, overwrite: bool, notices: list[str]) -> tuple[Run, Report]:
@@ -186,6 +191,7 @@ def _carry_out(run: Run, ready: Ready, notices: list[str], resumed: bool) -> Rep
         suite=request.audit.suite,
         before=before,
         attacks=ready.attacks,
+        require=request.audit.requirements,
         batch_size=request.audit.batch_size,
         max_length=request.audit.max_length,
     )

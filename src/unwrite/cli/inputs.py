@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ..audit.base import Attack
+    from ..audit.requirements import Requirement
     from ..data import ForgetSplit
     from ..forget.base import Method
     from ..models import Loaded
@@ -48,10 +49,12 @@ class AuditRequest:
 
     Args:
         attacks: names, also several in one joined by commas; None for those that the rows allow, "none" for none.
+        require: bounds that the figures must keep; None for none.
     """
 
     suite: str = "basic"
     attacks: tuple[str, ...] | None = None
+    require: str | None = None
     batch_size: int = 16
     max_length: int | None = None
 
@@ -72,18 +75,29 @@ class AuditRequest:
             raise MethodError(f"--attacks is {','.join(names)}; {NO_ATTACKS} stands alone.")
         return tuple(name for name in names if name != NO_ATTACKS)
 
+    @property
+    def requirements(self) -> tuple[Requirement, ...]:
+        """The bounds that the figures must keep.
+
+        Raises:
+            MethodError: what is no requirement.
+        """
+        from ..audit.requirements import parse_requirements
+
+        return () if self.require is None else parse_requirements(self.require)
+
     def check(self) -> None:
         """Refuses what is wrong whatever the rows and the model are.
 
         Raises:
-            MethodError: an unknown suite or attack, a number out of range.
+            MethodError: an unknown suite or attack, a number out of range, a requirement that is none.
         """
         from ..audit.suites.known import suite_named
 
         suite = suite_named(self.suite)
         if suite.of != "text":
             raise MethodError(f"--suite {self.suite} is for images; these rows are texts. Use --suite basic.")
-        _ = self.attack_names
+        _ = self.attack_names, self.requirements
         need_number("--batch-size", self.batch_size, at_least=1)
         need_number("--max-length", self.max_length, at_least=2)
 
@@ -122,19 +136,23 @@ class AuditRequest:
         models: Sequence[nn.Module],
         *,
         references: Collection[str],
+        attacks: Sequence[Attack] = (),
     ) -> None:
-        """Refuses a suite that these rows can't serve, and rows that can't be scored.
+        """Refuses a suite that these rows can't serve, a requirement without a figure, and rows that can't be scored.
 
         Args:
             references: the models there are besides, by role: before, oracle.
+            attacks: those of the audit.
 
         Raises:
             MethodError, DataError, ModelError: what is missing, or which row.
         """
-        from ..audit.suites.known import check_suite
+        from ..audit.requirements import check_requirements
+        from ..audit.suites.known import check_suite, suite_named
         from ..data.text.encoding import encode_rows
 
         check_suite(self.suite, split, references=references)
+        check_requirements(self.requirements, suite_named(self.suite).for_split(split), attacks, references)
         length = self.lengths(models)
         for rows in (split.forget, split.retain, split.holdout, *split.evaluation.values()):
             if rows is not None:
@@ -168,7 +186,12 @@ class ForgetRequest:
         own = {k: v for k, v in vars(self).items() if k not in ("data", "model", "audit", "fields")}
         names = self.audit.attack_names
         attacks = None if names is None else list(names)
-        audit = {"suite": self.audit.suite, "attacks": attacks, "max_length": self.audit.max_length}
+        audit = {
+            "suite": self.audit.suite,
+            "attacks": attacks,
+            "require": self.audit.require,
+            "max_length": self.audit.max_length,
+        }
         return {**self.data.arguments(), **self.model.arguments(), **audit, **own, "fields": dict(self.fields)}
 
     def check(self) -> Method:
@@ -221,7 +244,7 @@ class ForgetRequest:
         chosen.check_model(loaded.model, adapters=self.lora is not None)
         if self.lora is not None:
             _need_linear_layers(loaded.model)
-        self._check_rows(split, loaded, length)
+        self._check_rows(split, loaded, length, attacks)
         return Ready(self, chosen.fitted(loaded.model), split, loaded, attacks)
 
     def rows(self) -> ForgetSplit:
@@ -236,13 +259,13 @@ class ForgetRequest:
 
         return row_length(model, self.audit.max_length)
 
-    def _check_rows(self, split: ForgetSplit, loaded: Loaded, length: int) -> None:
+    def _check_rows(self, split: ForgetSplit, loaded: Loaded, length: int, attacks: Sequence[Attack]) -> None:
         from ..data.text.encoding import encode_rows
 
         for rows in (split.forget, split.retain):
             if rows is not None:
                 encode_rows(rows, loaded.tokenizer, length)
-        self.audit.check_rows(split, loaded.tokenizer, [loaded.model], references=("before",))
+        self.audit.check_rows(split, loaded.tokenizer, [loaded.model], references=("before",), attacks=attacks)
 
 
 def _need_linear_layers(model: nn.Module) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import notice
+from .listing import plain_table
+from .output import console
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from ..runs import Run
 
 UNCHANGED = 3  # the exit status of a run that moved no weight
+UNMET = 1  # and of one whose figures don't keep what was required of them
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,13 @@ def say_if_unchanged(method: str, moved: Moved | None) -> None:
     if moved is None or moved.weights:
         return
     notice(f"{method} changed none of the model's {moved.of} weights: nothing was forgotten.")
+
+
+def say_outcomes(report: Report) -> None:
+    """Prints what became of the requirements, where there were any."""
+    if report.outcomes:
+        rows = [(one.text, "met" if one.met else "not met", one.figures) for one in report.outcomes]
+        console().print(plain_table(("required", "", "measured"), rows))
 
 
 def kept_notices(run: Run, notices: list[str]) -> list[str]:

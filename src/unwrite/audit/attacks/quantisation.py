@@ -46,6 +46,8 @@ class Quantise(Attack[TextContext]):
     name: ClassVar[str] = "quantisation"
     x: ClassVar[str] = "bits"
     label: ClassVar[str] = "bits per weight"
+    series: ClassVar[tuple[str, ...]] = ("forget", "kept")
+    judged: ClassVar[str] = "forget"
     about: ClassVar[str] = "The weights are rounded to few bits; do the forget answers come back?"
 
     def __post_init__(self) -> None:

@@ -57,6 +57,8 @@ class Relearn(Attack[TextContext]):
     name: ClassVar[str] = "relearning"
     x: ClassVar[str] = "step"
     label: ClassVar[str] = "fine-tuning steps"
+    series: ClassVar[tuple[str, ...]] = ("unseen", "shown")
+    judged: ClassVar[str] = "unseen"
     about: ClassVar[str] = "The model is fine-tuned on a few forget rows; do the other forget rows come back?"
 
     def __post_init__(self) -> None:

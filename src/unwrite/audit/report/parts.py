@@ -36,6 +36,7 @@ class AttackResult:
         x, label: the key of the x axis in a point, and its words.
         curves: by column of the report.
         remark: what the summary says of it.
+        judged: the series that says whether the rows came back; empty where none does.
     """
 
     name: str
@@ -44,6 +45,34 @@ class AttackResult:
     label: str
     curves: Mapping[str, list[dict[str, float]]]
     remark: Remark | None = None
+    judged: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a requirement.
+
+    Args:
+        text: the requirement as it was asked for.
+        relation: which side of the limit is allowed.
+        value: what was measured; None where nothing could be.
+        limit: the bound as a value; None where it is a share of what couldn't be measured.
+        met: whether the value keeps the limit.
+    """
+
+    text: str
+    relation: str
+    value: float | None
+    limit: float | None
+    met: bool
+
+    @property
+    def figures(self) -> str:
+        """Value and limit in words."""
+        value = "not measured" if self.value is None else f"{self.value:.3g}"
+        side = "at most" if self.relation == "<=" else "at least"
+        limit = "a share of what was not measured before" if self.limit is None else f"{side} {self.limit:.3g}"
+        return f"{value} ({limit})"
 
 
 @dataclass(frozen=True)

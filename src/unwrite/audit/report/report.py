@@ -16,7 +16,7 @@ from ...errors import RunError
 from ...runs import clean, conforms, read_json, write_json, write_text
 from ...terminal import text, visible
 from ..base import Score
-from .parts import AttackResult, Picture, Remark, Sample, Strip, Summary, Tile
+from .parts import AttackResult, Outcome, Picture, Remark, Sample, Strip, Summary, Tile
 from .wording import GOOD, short, words
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Report:
         summary: the sentences on top, as the suite made them of these figures.
         pictures: what there is to see, of images.
         notices: what a reader should know of these figures: rows cut, rows twice, what was left out.
+        outcomes: what became of the requirements, in the order in which they were asked for.
     """
 
     suite: str
@@ -54,12 +55,18 @@ class Report:
     summary: Summary = field(default_factory=Summary)
     pictures: tuple[Picture, ...] = ()
     notices: tuple[str, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
     provenance: Mapping[str, str | float] = field(default_factory=dict)
 
     @property
     def main(self) -> str:
         """The column the report is about: "after", or a driver's last step."""
         return "after" if "after" in self.columns else list(self.columns)[-1]
+
+    @property
+    def met(self) -> bool:
+        """Whether every requirement is met; so it is where there is none."""
+        return all(outcome.met for outcome in self.outcomes)
 
     @property
     def roles(self) -> list[str]:
@@ -144,6 +151,7 @@ class Report:
             plain["summary"] = Summary(**plain["summary"])
             plain["pictures"] = tuple(_picture(picture) for picture in plain.get("pictures", ()))
             plain["notices"] = tuple(plain.get("notices", ()))
+            plain["outcomes"] = tuple(Outcome(**outcome) for outcome in plain.get("outcomes", ()))
             plain["axes"] = None if plain["axes"] is None else tuple(plain["axes"])
             report = cls(**plain)
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
