@@ -10,6 +10,7 @@ from unwrite.audit.base import Attack, Score
 from unwrite.audit.report.parts import AttackResult, Outcome
 from unwrite.audit.requirements import Requirement, check_requirements, outcomes, parse_requirements
 from unwrite.audit.suites.basic import BASIC
+from unwrite.audit.suites.tofu import ForgetQualityTest
 from unwrite.audit.text.context import TextContext
 from unwrite.data import ForgetSplit
 from unwrite.errors import MethodError, RunError, naming
@@ -164,6 +165,14 @@ def test_figures_of_the_suite_and_of_its_attacks_can_be_required(text):
 def test_a_requirement_that_will_have_no_figure_is_refused_before_anything_is_measured(text, more, why):
     with pytest.raises(MethodError, match=why.replace(".", r"\.")):
         checked(text, **more)
+
+
+def test_a_figure_that_needs_an_oracle_is_refused_without_one():
+    quality = ForgetQualityTest()
+    asked = parse_requirements(f"{quality.name}>=0.05")
+    check_requirements(asked, [quality], (), ("before", "oracle"))
+    with pytest.raises(MethodError, match=f"{quality.name} needs .*oracle"):
+        check_requirements(asked, [quality], (), ("before",))
 
 
 def test_an_attack_that_judges_no_series_wants_one_named():
