@@ -18,6 +18,7 @@ from .forget.dampening import RandomDampening as RandomDampening
 from .forget.gradient_ascent import GradientAscent as GradientAscent
 from .forget.gradient_ascent import GradientDifference as GradientDifference
 from .forget.gradient_ascent import KLAscent as KLAscent
+from .forget.needle import Needle as Needle
 from .forget.npo import NPO as NPO
 from .forget.refusal import DPO as DPO
 from .forget.refusal import IDK as IDK

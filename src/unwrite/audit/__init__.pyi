@@ -47,6 +47,11 @@ from .report.report import Report as Report
 from .requests import scalability as scalability
 from .requests import sustainability as sustainability
 from .suites.basic import BASIC as BASIC
+from .suites.concept_vectors import CONCEPT_VECTORS as CONCEPT_VECTORS
+from .suites.concept_vectors import ConceptCosine as ConceptCosine
+from .suites.concept_vectors import ConceptDistance as ConceptDistance
+from .suites.concept_vectors import ConceptJaccard as ConceptJaccard
+from .suites.concept_vectors import concept_suite as concept_suite
 from .suites.membership import MEMBERSHIP as MEMBERSHIP
 from .suites.muse import MUSE as MUSE
 from .suites.muse import KnowMem as KnowMem
@@ -67,6 +72,12 @@ from .text.basic import Probability as Probability
 from .text.basic import Repetition as Repetition
 from .text.basic import RougeRecall as RougeRecall
 from .text.basic import Utility as Utility
+from .text.concept_search import find_concepts as find_concepts
+from .text.concept_search import judged as judged
+from .text.concept_search import validate_concept as validate_concept
+from .text.concept_vectors import ConceptRecord as ConceptRecord
+from .text.concept_vectors import concept_changes as concept_changes
+from .text.concept_vectors import vector_change as vector_change
 from .text.context import TextContext as TextContext
 from .text.membership import Membership as Membership
 from .text.memorisation import ExactMemorisation as ExactMemorisation

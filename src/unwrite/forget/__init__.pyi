@@ -23,6 +23,7 @@ from .engine.text.trainer import UnlearnTrainer as UnlearnTrainer
 from .gradient_ascent import GradientAscent as GradientAscent
 from .gradient_ascent import GradientDifference as GradientDifference
 from .gradient_ascent import KLAscent as KLAscent
+from .needle import Needle as Needle
 from .npo import NPO as NPO
 from .refusal import DPO as DPO
 from .refusal import IDK as IDK

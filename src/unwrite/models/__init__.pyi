@@ -18,3 +18,9 @@ from .loading import register_loader as register_loader
 from .recipe import causal_recipe as causal_recipe
 from .saving import load_state as load_state
 from .saving import save as save
+from .value_vectors import VectorPlace as VectorPlace
+from .value_vectors import output_embeddings as output_embeddings
+from .value_vectors import rank_by_tokens as rank_by_tokens
+from .value_vectors import top_tokens as top_tokens
+from .value_vectors import value_vector as value_vector
+from .value_vectors import write_value_vector as write_value_vector
