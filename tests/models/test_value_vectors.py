@@ -142,6 +142,8 @@ def test_a_planted_vector_is_first_for_its_tokens_and_says_at_which_end(arch, wi
     assert [one.matches for one in second] == sorted((one.matches for one in second), reverse=True)
     only_top = rank_by_tokens(model, [words], k=6, count=3, both_ends=False)[0]
     assert (only_top[0].place == PLACE) is not lowest
+    elsewhere = rank_by_tokens(model, [words], k=6, count=100, layers=(0, 3))[0]
+    assert {one.place.layer for one in elsewhere} == {0, 3}
 
 
 def test_vectors_with_the_lowest_scores_of_their_block_are_dropped():
@@ -153,6 +155,16 @@ def test_vectors_with_the_lowest_scores_of_their_block_are_dropped():
 
     assert (0, 3) in places(0.0)
     assert (0, 3) not in places(0.3)
+
+
+def test_among_vectors_with_as_many_matches_the_higher_score_comes_first():
+    model = tiny_model("llama", layers=2, hidden_size=64)
+    indicator = torch.zeros(64, 1).index_fill(0, torch.tensor([10, 11]), 1)
+    planted = torch.linalg.lstsq(output_embeddings(model), indicator).solution[:, 0]
+    for place, factor in (((0, 3), 5.0), ((1, 0), 7.0), ((1, 9), 6.0)):
+        write_value_vector(model, place, factor * planted)
+    first = rank_by_tokens(model, [[10, 11]], k=2, count=3)[0]
+    assert [one.place for one in first] == [(1, 0), (1, 9), (0, 3)]
 
 
 def test_a_set_that_no_vector_names_has_no_candidates():

@@ -169,9 +169,7 @@ def top_tokens(vectors: Tensor, embeddings: Tensor, k: int = 200, *, lowest: boo
     """
     if k < 1:
         raise ModelError(f"the top {k} tokens are none. Use 1 or more; the paper has 200.")
-    logits = vectors.detach().float() @ embeddings.float().T  # [vectors, vocabulary]
-    values, ids = logits.topk(min(k, logits.shape[1]), dim=-1, largest=not lowest)
-    return TopTokens(ids, values)
+    return _ends_of(vectors.detach().float() @ embeddings.float().T, k, lowest)
 
 
 @torch.no_grad()
@@ -183,6 +181,7 @@ def rank_by_tokens(
     count: int = 10,
     drop: float = 0.3,
     both_ends: bool = True,
+    layers: Sequence[int] | None = None,
 ) -> list[list[RankedVector]]:
     """For each set of tokens the value vectors whose top tokens hold most of it, best first, in one scan of the model.
 
@@ -190,12 +189,16 @@ def rank_by_tokens(
         sets: token ids, one collection a concept.
         k: how many tokens of a projection count.
         count: vectors returned a set, at most; those without a match are left out.
-        drop: the share of each block's vectors, those with the lowest scores, that is left out first; 0.3 in the paper.
+        drop: the share of each block's vectors, those with the lowest scores, that is left out first, in [0, 1); 0.3 in
+            the paper.
         both_ends: also look at the tokens at the bottom (ours); the paper's are those at the top.
+        layers: the blocks that are scanned; None for all.
 
     Raises:
-        ModelError: a share outside 0 to 1, or as `value_vectors` and `output_embeddings`.
+        ModelError: a share outside [0, 1), k below 1, or as `value_vectors` and `output_embeddings`.
     """
+    if k < 1:
+        raise ModelError(f"the top {k} tokens are none. Use 1 or more; the paper has 200.")
     if not 0 <= drop < 1:
         raise ModelError(f"the share of vectors to drop is {drop}; it must be at least 0 and below 1.")
     embeddings = output_embeddings(model).float()
@@ -203,17 +206,27 @@ def rank_by_tokens(
     for row, ids in enumerate(sets):
         wanted[row, sorted(ids)] = True
     best: list[list[RankedVector]] = [[] for _ in sets]
-    for layer in progress(range(len(anatomy(model).blocks)), "projecting value vectors"):
-        for lowest in (False, True) if both_ends else (False,):
-            top = _scan(value_vectors(model, layer), embeddings, k, lowest)
+    ends = (False, True) if both_ends else (False,)
+    for layer in progress(range(len(anatomy(model).blocks)) if layers is None else layers, "projecting value vectors"):
+        for lowest, top in zip(ends, _scan(value_vectors(model, layer), embeddings, k, ends), strict=True):
             for row, found in enumerate(_best_of(layer, top, lowest, wanted, count, drop)):
                 best[row] = sorted([*best[row], *found], key=_rank)[:count]
     return best
 
 
-def _scan(vectors: Tensor, embeddings: Tensor, k: int, lowest: bool) -> TopTokens:
-    parts = [top_tokens(part, embeddings, k, lowest=lowest) for part in vectors.split(VECTORS_A_PASS)]
-    return TopTokens(torch.cat([part.ids for part in parts]), torch.cat([part.logits for part in parts]))
+def _scan(vectors: Tensor, embeddings: Tensor, k: int, ends: Sequence[bool]) -> list[TopTokens]:
+    """The tokens at each of these ends, of all vectors, which are projected once."""
+    parts: list[list[TopTokens]] = [[] for _ in ends]
+    for some in vectors.split(VECTORS_A_PASS):
+        logits = some.detach().float() @ embeddings.T  # [vectors, vocabulary]
+        for tops, lowest in zip(parts, ends, strict=True):
+            tops.append(_ends_of(logits, k, lowest))
+    return [TopTokens(torch.cat([t.ids for t in tops]), torch.cat([t.logits for t in tops])) for tops in parts]
+
+
+def _ends_of(logits: Tensor, k: int, lowest: bool) -> TopTokens:
+    values, ids = logits.topk(min(k, logits.shape[1]), dim=-1, largest=not lowest)
+    return TopTokens(ids, values)
 
 
 def _best_of(

@@ -61,6 +61,7 @@ def find_concepts(
     count: int = 10,
     drop: float = 0.3,
     both_ends: bool = True,
+    layers: Sequence[int] | None = None,
 ) -> dict[str, list[ConceptCandidate]]:
     """The candidates for each concept, best first, from lists of words: a judge that needs no second model (ours).
 
@@ -69,7 +70,7 @@ def find_concepts(
         k: how many tokens of a vector's projection count; 200 in the paper.
         at_least: how many of them must be words of the concept, >= 1 (ours).
         count: candidates a concept, at most.
-        drop, both_ends: as `rank_by_tokens`.
+        drop, both_ends, layers: as `rank_by_tokens`.
 
     Raises:
         DataError: a concept of whose words the tokenizer spells none by one token.
@@ -87,7 +88,7 @@ def find_concepts(
                 f"no word of {concept!r} is a token of this tokenizer. Add shorter words, or parts of words."
             )
         sets.append(ids)
-    ranked = rank_by_tokens(model, sets, k=k, count=count, drop=drop, both_ends=both_ends)
+    ranked = rank_by_tokens(model, sets, k=k, count=count, drop=drop, both_ends=both_ends, layers=layers)
     embeddings = anatomy(model).embeddings.weight
     return {
         concept: [
