@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from helpers.architectures import ARCHITECTURES, tiny_model, tiny_tokenizer
+from helpers.tiny import make_llama, make_tokenizer
 from unwrite.data import Example, Examples
 from unwrite.errors import DataError, MethodError, ModelError
 from unwrite.forget import Needle
@@ -142,6 +143,23 @@ def test_tokens_of_retain_answers_do_not_decide_where_a_concept_lies():
     retain = Examples([Example(answer=" ".join(common))], "retain")
     edited = Needle(top=8).apply(model, texts(*common, *own), retain, **given)
     assert list(changed_units(model, edited).values()) == [[PLACE.unit]]
+
+
+def test_the_end_of_an_answer_is_no_token_of_the_concept():
+    model, tokenizer = make_llama(hidden=64), make_tokenizer()
+    write_value_vector(model, (2, 4), 9 * naming(model, tokenizer, ["</s>"]))
+    write_value_vector(model, PLACE, naming(model, tokenizer, ["red"]))
+    forget = Examples([Example(question="what is it ?", answer="red")], "forget")
+    edited = Needle(top=1).apply(model, forget, processing_class=tokenizer, copy=True)
+    assert list(changed_units(model, edited).values()) == [[PLACE.unit]]
+
+
+def test_a_vector_that_is_named_twice_gets_its_noise_once():
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer(eos_token="</s>", pad_token="<pad>")
+    given = {"processing_class": tokenizer, "copy": True}
+    once = Needle(**NAMED).apply(model, texts("w1"), **given)
+    twice = Needle(layers=(1, 1), units=(7, 7)).apply(model, texts("w1"), **given)
+    assert hash_model(once) == hash_model(twice)
 
 
 def test_no_noise_changes_nothing():

@@ -165,6 +165,10 @@ def test_among_vectors_with_as_many_matches_the_higher_score_comes_first():
         write_value_vector(model, place, factor * planted)
     first = rank_by_tokens(model, [[10, 11]], k=2, count=3)[0]
     assert [one.place for one in first] == [(1, 0), (1, 9), (0, 3)]
+    for unit in range(INNER):  # all of a block alike, the last one longest
+        write_value_vector(model, (0, unit), (1 + unit) * planted)
+    first = rank_by_tokens(model, [[10, 11]], k=2, count=5, layers=[0])[0]
+    assert [one.place.unit for one in first] == [47, 46, 45, 44, 43]
 
 
 def test_a_set_that_no_vector_names_has_no_candidates():
