@@ -94,6 +94,12 @@ def test_a_model_has_not_changed_from_itself():
     assert answers.questions_rouge == answers.completions_rouge == answers.unrelated_rouge == 1
 
 
+def test_rounding_puts_no_cosine_above_one():
+    model = planted()
+    cosines = [vector_change(model, model, (layer, unit), k=1).cosine for layer in range(3) for unit in range(40)]
+    assert max(cosines) == 1
+
+
 def test_bleu_of_a_short_text_with_itself_is_below_one_because_of_smoothing():
     assert bleu("a b c d", "a b c d") == 1
     assert 0 < bleu("red", "red") < bleu("red stone", "red stone") < bleu("a red stone", "a red stone") < 1
