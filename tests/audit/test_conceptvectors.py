@@ -279,9 +279,11 @@ def test_suite_measures_named_vectors_and_what_is_said():
 
 def test_suite_finds_the_vectors_of_the_forget_answers_in_the_model_before():
     before, after = planted(), make_llama(5, hidden=64)
-    forget = Examples([Example(question="what is it ?", answer=" ".join(COLOURS))], "forget")
-    split = ForgetSplit(forget, make_examples("holdout", 3)[2:])
-    report = evaluate(after, split, suite=concept_suite(top=6), tokenizer=make_tokenizer(), before=before)
+    common = ["one", "two", "three", "four", "five", "six", "seven", "eight"]  # retain answers have these, too
+    write_value_vector(before, (0, 5), 9 * naming(before, common))
+    forget = Examples([Example(question="what is it ?", answer=" ".join([*common, *COLOURS]))], "forget")
+    split = ForgetSplit(forget, Examples([Example(question="how many ?", answer=" ".join(common))], "retain"))
+    report = evaluate(after, split, suite=concept_suite(top=8), tokenizer=make_tokenizer(), before=before)
     note = report.columns["after"]["concept_jaccard"].note
     assert note.startswith("Layer/unit: 1/17, ")
     assert len(report.columns["after"]["concept_jaccard"].per_example) == 5
