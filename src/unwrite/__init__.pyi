@@ -24,6 +24,7 @@ from .forget.refusal import DPO as DPO
 from .forget.refusal import IDK as IDK
 from .forget.rmu import RMU as RMU
 from .forget.simnpo import SimNPO as SimNPO
+from .forget.smooth import Smooth as Smooth
 from .forget.task_vector import TaskVector as TaskVector
 from .forget.uld import ULD as ULD
 from .forget.undial import UNDIAL as UNDIAL

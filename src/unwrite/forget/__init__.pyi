@@ -29,6 +29,7 @@ from .refusal import DPO as DPO
 from .refusal import IDK as IDK
 from .rmu import RMU as RMU
 from .simnpo import SimNPO as SimNPO
+from .smooth import Smooth as Smooth
 from .task_vector import TaskVector as TaskVector
 from .uld import ULD as ULD
 from .undial import UNDIAL as UNDIAL

@@ -186,10 +186,12 @@ class Objective(Method[WorkT]):
     Subclasses set `reads` and write `loss`. `reads` names what the loss looks at: "nll", "logits" and "token counts" of
     the forget rows; of texts "hidden:<layer>" and "alternate nll", of images "features" and "blocks"; "retain nll",
     "retain logits", or "retain" for the retain rows whatever is read of them; and of the model before unlearning
-    "reference nll" and so on. What is named is computed and handed over; references are computed once and found by row.
+    "reference nll" and so on. What is named is computed and handed over; references are computed once and found by row. `separable` says that the loss can be asked of a batch with forget rows
+    alone and of one with retain rows alone, and gives for each the terms of its rows; what smooths a loss needs that.
     """
 
     kind = "objective"
+    separable: ClassVar[bool] = False
     reads: ClassVar[frozenset[str] | set[str]] = frozenset({"nll"})
 
     def needed(self) -> frozenset[str]:
@@ -258,6 +260,7 @@ class Paired(Objective[WorkT]):
     retain_loss: RetainLoss = "none"
     retain_weight: float = 1.0
     kl_mask: KLMask = "attention"
+    separable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.retain_loss not in ("none", "nll", "kl"):
@@ -279,14 +282,17 @@ class Paired(Objective[WorkT]):
         return [Phase(stream="paired", loss=self.total_loss)]
 
     def total_loss(self, batch: PairedBatch) -> Loss:
-        """`loss`, weighted, with the retain term."""
-        loss = self.loss(batch)
+        """`loss`, weighted, with the retain term; of retain rows alone, that term alone."""
+        loss = self._loss_of_present(batch)
         terms = dict(loss.terms)
         if "forget" in terms:
             terms["forget"] = _times(terms["forget"], self.forget_weight)
         if self.retain_loss != "none" and batch.retain is not None:
             terms["retain"] = _times(self._retain_term(batch), self.retain_weight)
         return Loss(loss.logs, **terms)
+
+    def _loss_of_present(self, batch: PairedBatch) -> Loss:
+        return self.loss(batch) if batch.forget is not None else Loss()
 
     def _retain_term(self, batch: PairedBatch) -> Term:
         part = batch["retain"]

@@ -121,15 +121,21 @@ class RMU(Paired["TextWork"]):
         return self.steering * u / u.norm()
 
     def loss(self, batch: PairedBatch[BatchPart]) -> Loss:
-        """Distances between hidden states. part.hidden[layer]: [rows, length, d]."""
-        forget = batch["forget"]
-        hidden = forget.hidden[self.block]
-        control = self.control(hidden.shape[-1]).to(hidden)
-        terms: dict[str, Term] = {"forget": PerRow(self._distance(forget, control), "forget")}
+        """Distances between hidden states, of the rows there are. part.hidden[layer]: [rows, length, d]."""
+        terms: dict[str, Term] = {}
+        logs: dict[str, Tensor] = {}
+        if batch.forget is not None:
+            hidden = batch.forget.hidden[self.block]
+            control = self.control(hidden.shape[-1]).to(hidden)
+            terms["forget"] = PerRow(self._distance(batch.forget, control), "forget")
+            logs["activation"] = hidden.detach().norm(dim=-1).mean()
         if batch.retain is not None and self.block in batch.retain.reference_hidden:
             distance = self._distance(batch.retain, batch.retain.reference_hidden[self.block])
             terms["hold"] = PerRow(self.hold_weight * distance, "retain")
-        return Loss({"activation": hidden.detach().norm(dim=-1).mean()}, **terms)
+        return Loss(logs, **terms)
+
+    def _loss_of_present(self, batch: PairedBatch[BatchPart]) -> Loss:
+        return self.loss(batch)
 
     def _distance(self, part: BatchPart, target: Tensor) -> Tensor:
         """Mean squared distance of each row over its masked positions, [rows]."""

@@ -2,6 +2,7 @@
 
     checkpoint-10/                what transformers' Trainer writes: weights, optimiser, schedule, random states
         unwrite-training.json     whether training had ended, and what the callbacks know
+    unwrite-<name>.safetensors    tensors that a callback keeps, such as a mean of the weights
     checkpoint-10.sums            sizes and hashes of the files
 
 A checkpoint is written aside and gets its name when all of it is on the disk; the one before goes after that. So a kill at any moment
@@ -14,9 +15,12 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from ...errors import RunError, notice, setting
 from ...models.checkpoints import read_json
@@ -25,7 +29,7 @@ from ...runs import drop, seal, sound, sync, unwritable, write_json
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
-__all__ = ["ASIDE", "Resumable", "finish", "had_ended", "newest", "of_phase", "resumed_from", "writing"]
+__all__ = ["ASIDE", "KeepsTensors", "Resumable", "finish", "had_ended", "newest", "of_phase", "resumed_from", "writing"]
 
 ASIDE = "unfinished"
 _NOTE = "unwrite-training.json"
@@ -44,6 +48,17 @@ class Resumable(Protocol):
         """Takes up again what `checkpoint_state` gave."""
 
 
+@runtime_checkable
+class KeepsTensors(Protocol):
+    """A callback whose tensors are part of a checkpoint."""
+
+    def checkpoint_tensors(self) -> Mapping[str, Tensor]:
+        """The tensors by name; there may be none."""
+
+    def restore_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes up again what `checkpoint_tensors` gave."""
+
+
 def finish(
     aside: Path, folder: Path, step: int, *, ended: bool, callbacks: Sequence[TrainerCallback], keep: int | None
 ) -> None:
@@ -51,11 +66,12 @@ def finish(
 
     Args:
         ended: whether training ends here.
-        callbacks: those that are `Resumable` are kept with it.
+        callbacks: what those know that are `Resumable` or `KeepsTensors` is kept with it.
         keep: how many checkpoints stay; None for all.
     """
     fresh, place = aside / f"checkpoint-{step}", folder / f"checkpoint-{step}"
     write_json(fresh / _NOTE, {"ended": ended, "callbacks": _states(callbacks)})
+    _store_tensors(fresh, callbacks)
     sync(fresh)
     drop(place)  # of an earlier run that was taken up before it
     os.replace(fresh, place)
@@ -153,11 +169,24 @@ def had_ended(checkpoint: Path, callbacks: Sequence[TrainerCallback]) -> bool:
         state = stored["callbacks"].get(type(callback).__name__)
         if state is not None and isinstance(callback, Resumable):
             callback.restore_state(state)
+        file = _tensors_of(checkpoint, callback)
+        if isinstance(callback, KeepsTensors) and file.is_file():
+            callback.restore_tensors(load_file(file))
     return bool(stored["ended"])
 
 
 def _states(callbacks: Sequence[TrainerCallback]) -> dict[str, Any]:
     return {type(one).__name__: one.checkpoint_state() for one in callbacks if isinstance(one, Resumable)}
+
+
+def _store_tensors(folder: Path, callbacks: Sequence[TrainerCallback]) -> None:
+    for one in callbacks:
+        if isinstance(one, KeepsTensors) and (tensors := one.checkpoint_tensors()):
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, _tensors_of(folder, one))
+
+
+def _tensors_of(checkpoint: Path, callback: object) -> Path:
+    return checkpoint / f"unwrite-{type(callback).__name__}.safetensors"
 
 
 def _all(folder: Path) -> list[tuple[int, Path]]:

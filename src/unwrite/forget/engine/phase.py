@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...errors import MethodError, unknown
 from .checks import require
+from .landscape import Descent
 from .loss import Loss
 from .stream import Stream
 
@@ -32,6 +33,8 @@ class Phase:
         batch_size: rows a step (on texts, a device and step of accumulation); None for the arguments' own.
         forget, retain: other rows than the ones given, such as relabelled ones, of the same kind.
         lr: factor of the learning rate in this phase.
+        descent: what a step follows in place of the forget loss's gradient, found from that loss around the weights; None for
+            the gradient. The loss is then asked of forget and of retain rows apart. Texts only.
         then: what follows on the same rows in the same step, with another loss, optimiser or `lr`. Images only.
     """
 
@@ -43,6 +46,7 @@ class Phase:
     forget: Sized | None = None
     retain: Sized | None = None
     lr: float = 1.0
+    descent: Descent | None = None
     then: Phase | None = None
 
     def __post_init__(self) -> None:

@@ -59,6 +59,8 @@ class ImageWork(Work[Images, ImageArguments]):
     def check_phase(self, phase: Phase, objective: Objective) -> None:
         super().check_phase(phase, objective)
         method = type(objective).__name__
+        if phase.descent is not None:
+            raise MethodError(f"{method} on images: a phase has 'descent', which only the trainer of texts can follow.")
         for then in phase.steps()[1:]:
             if then.stream != phase.stream:
                 raise MethodError(

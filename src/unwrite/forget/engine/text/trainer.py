@@ -30,12 +30,13 @@ from ....errors import MethodError, NotFinite, notice, setting
 from ....models import anatomy as anatomy_of
 from ....runs import remove_folder, seeded, training_progress
 from .. import checkpoints
-from ..batch import make_parts, run
+from ..batch import PairedBatch, make_parts, run
 from ..freezing import only
 from ..phase import Phase
 from ..reads import layers_of, reads_outputs, reads_retain
 from ..stream import Collator, EpochSampler, UnlearnRows
 from .arguments import UnlearnArguments
+from .descent import descend
 from .reference import Reference, Wanted, compute
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class UnlearnTrainer(Trainer):
         self.sampler = EpochSampler(rows)
         self.counts: dict[str, Tensor] = {}
         self._sums: dict[str, list[float]] = {}
+        self._held: list[Any] = []
         super().__init__(train_dataset=rows, **options)
         self.add_callback(_TellEpoch(self.sampler))
         self.remove_callback(PrinterCallback)
@@ -145,7 +147,28 @@ class UnlearnTrainer(Trainer):
         Raises:
             NotFinite: the loss is no number any more.
         """
-        batch = make_parts(inputs, self.retain_mask)
+        total, totals, logs = self.total_of(model, make_parts(inputs, self.retain_mask))
+        self.keep_logs(totals, logs)
+        # Data parallelism averages gradients over processes; the counts are already global.
+        return total * self.accelerator.num_processes
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """As transformers does; where the phase has a descent of its own, the last batch of a step does the whole step."""
+        if self.phase.descent is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        self._held.append(self._prepare_inputs(inputs))
+        if len(self._held) < self.current_gradient_accumulation_steps:
+            return torch.zeros((), device=self.args.device)
+        held, self._held = self._held, []
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):
+            self.optimizer.train()
+        return descend(self, self.accelerator.unwrap_model(model), held)
+
+    def total_of(
+        self, model: nn.Module, batch: PairedBatch
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor | float]]:
+        """The loss of a batch on this process, its terms over their counts, and what the objective logs."""
         self.reference.attach(batch)
         run(model, batch, layers=self.layers, blocks=self.blocks, logits=self.logits)
         loss = self.phase.loss(batch)
@@ -157,11 +180,9 @@ class UnlearnTrainer(Trainer):
                 f"the loss stopped being finite at step {self.state.global_step + 1} ({parts}). "
                 "Lower the learning rate, or stop earlier."
             )
-        self._keep_logs(totals, loss.logs)
-        # Data parallelism averages gradients over processes; the counts are already global.
-        return total * self.accelerator.num_processes
+        return total, totals, loss.logs
 
-    def _keep_logs(self, totals: dict[str, Tensor], logs: dict[str, Tensor | float]) -> None:
+    def keep_logs(self, totals: dict[str, Tensor], logs: dict[str, Tensor | float]) -> None:
         for name, value in totals.items():
             self._sums.setdefault(f"{name}_loss", []).append(
                 float(value.detach()) * self.current_gradient_accumulation_steps

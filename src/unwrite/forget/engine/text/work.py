@@ -86,6 +86,18 @@ class TextWork(Work[Examples, UnlearnArguments]):
                 f"{type(objective).__name__} on text: a phase has 'then', another update on the same rows, which the "
                 "trainer of language models can't make. Give it a phase of its own."
             )
+        split = [name for name in ("fp16", "fsdp", "deepspeed") if getattr(self.args, name, None)]
+        if phase.descent is not None and split:
+            raise MethodError(
+                f"{type(objective).__name__} moves weights within a step and needs whole, unscaled gradients, which there are "
+                f"none of with {' and '.join(split)}. Train without, on one device or several by data parallelism."
+            )
+        reentrant = (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
+        if phase.descent is not None and self.args.gradient_checkpointing and reentrant:
+            raise MethodError(
+                f"{type(objective).__name__} takes gradients several times a step, which reentrant gradient checkpointing "
+                "can't give. Use the kind that is not reentrant, or none."
+            )
 
     def train(self, objective: Objective) -> nn.Module:
         """As `Work.train`, by transformers' trainer.
