@@ -3,8 +3,8 @@
 Claim looked at (arXiv 2502.05374): SAM and other smoothers make unlearning harder to undo by fine-tuning on a few forget
 rows. Every method stops where the forget answers are at a twentieth of their probability; then ten of the forty are learnt again,
 and what counts are the other thirty. Controls: the plain objective, tuned as well, at gentler rates (as many steps as SAM
-needs), and a random move of SAM's length in place of the worst one. On a planted loss with a sharp and a flat valley SAM has to
-leave the sharp one.
+needs), and a random move of SAM's length in place of the worst one. In a planted valley with a level floor SAM has to drift to
+its flat end.
 """
 
 from __future__ import annotations
@@ -128,22 +128,25 @@ def at_random(bed: LanguageBed, rho: float) -> Smooth:
 
 
 def planted(method: Smooth | None, seed: int) -> float:
-    """Share of descents that end in the flat valley at 1, of those begun in the sharp one at -1."""
+    """How far a descent drifts to the flat end of a valley whose floor is level: the mean of |x| at its end over the start's.
+
+    l(x, y) = y^2 (1 + x^2) / 2 has a minimum at every x of y = 0, flattest at x = 0.
+    """
     generator = torch.Generator().manual_seed(seed)
-    ends = []
-    for start in (-1 + 0.1 * torch.rand(STARTS, generator=generator) - 0.05).tolist():
-        x = torch.tensor([start], requires_grad=True)
+    shares = []
+    for start in (1.5 + torch.rand(STARTS, generator=generator)).tolist():
+        x, y = torch.tensor([start], requires_grad=True), torch.tensor([0.3], requires_grad=True)
 
-        def loss(x: torch.Tensor = x) -> torch.Tensor:
-            sharp, flat = torch.exp(-((x + 1) ** 2) / (2 * 0.05**2)), torch.exp(-((x - 1) ** 2) / 2)
-            return -(sharp + 3 * flat).sum()
+        def loss(x: torch.Tensor = x, y: torch.Tensor = y) -> torch.Tensor:
+            return (y**2 * (1 + x**2) / 2).sum()
 
-        for _ in range(500):
-            at = Landscape([x], [loss])
+        for _ in range(800):
+            at = Landscape([x, y], [loss])
             gradient = at.slope().gradient if method is None else method.descend(at)[0]
-            x.data -= 0.004 * gradient[0]
-        ends.append(float(x.detach()) > 0)
-    return fmean(ends)
+            x.data -= 0.05 * gradient[0]
+            y.data -= 0.05 * gradient[1]
+        shares.append(abs(float(x.detach())) / start)
+    return fmean(shares)
 
 
 def _claim(
@@ -201,8 +204,8 @@ def _checks(
         Check.by_seed("set-up", "the model knew the forget rows", [one.forget for one in ends["before"]], ">", 0.9),
         Check.by_seed("set-up", "relearning brings back 0.2 of NPO's unseen rows", back, ">=", 0.2),
         Check.by_seed("set-up", "it brings back 0.1 more than of a retrained model's", above, ">=", 0.1),
-        Check.by_seed("mechanism", "planted: SAM leaves the sharp valley for the flat one", leaves, ">=", 0.95),
-        Check.by_seed("mechanism", "planted: plain descent stays in the sharp valley", stays, "<=", 0.05),
+        Check.by_seed("mechanism", "planted: SAM drifts to a valley's flat end", leaves, "<=", 0.2),
+        Check.by_seed("mechanism", "planted: plain descent stays at its sharp end", stays, ">=", 0.8),
         Check.by_seed(
             "claim",
             "SAM gives back less than NPO, by more than NPO's spread over seeds",
