@@ -40,7 +40,7 @@ def test_the_page_has_commands_and_is_short():
 
 def test_every_flag_in_the_text_is_one():
     flags = {name.replace("_", "-") for command in ("forget", "audit", "chat") for name in _parameters(command)}
-    fields = {"beta", "layer", "steering", "mask", "alpha"}
+    fields = {"beta", "layer", "steering", "mask", "alpha", "inner", "by", "rho"}
     assert set(re.findall(r"--([a-z][a-z-]*)", TEXT)) <= flags | fields
 
 

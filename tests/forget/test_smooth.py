@@ -9,8 +9,10 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from conftest import make_examples, make_llama, make_tokenizer
+from unwrite.cli.fields import build
+from unwrite.data.images.images import Images
 from unwrite.errors import DataError, MethodError, Notice
-from unwrite.forget import DPO, IDK, NPO, RMU, SSD, ULD, GradientDifference, Phase, SimNPO, Smooth
+from unwrite.forget import DPO, IDK, NPO, RMU, SSD, ULD, UNDIAL, GradientDifference, Phase, SimNPO, Smooth
 from unwrite.forget.engine.averaging import WeightAverage
 from unwrite.forget.engine.landscape import Landscape, norm
 from unwrite.forget.smooth import curvature_penalty, gradient_penalty, randomised, sharpness_aware
@@ -444,6 +446,14 @@ def test_a_killed_training_goes_on_to_the_same_bits(by, killed, rows, tmp_path):
     assert all(torch.equal(tensor, weights(again)[name]) for name, tensor in weights(whole).items())
 
 
+def test_the_command_line_takes_the_inner_objective_by_its_name():
+    assert build("smooth", {"inner": "simnpo", "by": "rs", "samples": "2"}) == Smooth(SimNPO(), by="rs", samples=2)
+
+
+def test_the_inner_objectives_own_training_arguments_count():
+    assert Smooth(UNDIAL()).defaults() == UNDIAL().defaults() != {}
+
+
 # Refusals
 
 
@@ -554,10 +564,9 @@ def test_refuses_an_objective_of_two_phases(rows):
 
 
 def test_refuses_images_by_name():
-    from unwrite.data.images.sets import digits
-
+    pictures = Images(torch.zeros(2, 1, 4, 4), torch.tensor([0, 1]))
     with pytest.raises(DataError, match="Smooth has no meaning for images"):
-        Smooth().apply(torch.nn.Flatten(), digits().train)
+        Smooth().apply(torch.nn.Flatten(), pictures)
 
 
 def test_refuses_a_missing_retain_set_as_the_objective_does():

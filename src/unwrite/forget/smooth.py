@@ -99,7 +99,8 @@ class Smooth(Objective[Any]):
     Args:
         inner: the objective; None for NPO with its defaults, as in the paper. Its own training arguments count. It has to be
             `separable`: a forget term that needs forget rows alone, as all that are `Paired` here.
-        by: "sam", "rs", "gp", "cr" or "wa", see above.
+        by: "sam" (the worst point nearby), "rs" (random noise), "gp" (gradient penalty), "cr" (curvature penalty) or "wa"
+            (weight average).
         rho: radius of SAM, >= 0; the length of the whole step in weight space. 0.01 in the paper.
         sigma: standard deviation of RS's noise in every coordinate, >= 0; 1e-4 in the paper.
         samples: draws of RS a step, >= 1.
