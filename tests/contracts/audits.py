@@ -1,12 +1,14 @@
 """Every suite's audit of tiny models, once: before, after and retrained ones of texts, images and image regressors."""
 
+from dataclasses import replace
 from functools import cache
 
 from conftest import make_examples, make_llama, make_tokenizer
-from helpers.tiny import make_image_recipe, make_image_split, make_images
+from helpers.tiny import NAMES, NUMBERS, make_image_recipe, make_image_split, make_images
 from unwrite import catalog
-from unwrite.audit import evaluate
-from unwrite.data import Examples, ForgetSplit
+from unwrite.audit import TextContext, evaluate
+from unwrite.audit.suites.restor import FactAccuracy
+from unwrite.data import CorruptedFacts, Examples, Fact, ForgetSplit
 
 FOR_REGRESSORS = {"vision-regression"}
 
@@ -28,8 +30,22 @@ def text_split():
     return ForgetSplit(forget, retain, Examples(others[:8], "holdout"), evaluation, name="tiny")
 
 
+@cache
+def corrupted_split():
+    """Wrong facts about four people, whose true answers are what the retrained model says: a random model knows none."""
+    known = tuple(Fact(name, "place", f"where was {name} ?", ("river",)) for name in NAMES)
+    people = [f"{name} {number}" for name in NAMES[:2] for number in NUMBERS[:2]]
+    asked = tuple(Fact(one, "place", f"where was {one} ?", ("unheard",), "never", ("nowhere",)) for one in people)
+    split = CorruptedFacts(make_examples("forget", 4), facts=asked, known=known)
+    said = FactAccuracy().said(TextContext(make_llama(2, layers=2), split, make_tokenizer()))
+    facts = [replace(fact, answers=(answer,)) for fact, (answer,) in zip(split.facts, said, strict=True)]
+    return replace(split, facts=tuple(facts))
+
+
 def split_for(slug):
     """The rows a suite is measured on."""
+    if slug == "restor":
+        return corrupted_split()
     if catalog.suite(slug).load().of == "text":
         return text_split()
     regression = slug in FOR_REGRESSORS

@@ -46,6 +46,8 @@ from .images.shadows import shadow_models as shadow_models
 from .report.report import Report as Report
 from .requests import scalability as scalability
 from .requests import sustainability as sustainability
+from .restoring import FineTuning as FineTuning
+from .restoring import restore as restore
 from .suites.basic import BASIC as BASIC
 from .suites.concept_vectors import CONCEPT_VECTORS as CONCEPT_VECTORS
 from .suites.concept_vectors import ConceptCosine as ConceptCosine
@@ -58,6 +60,12 @@ from .suites.muse import KnowMem as KnowMem
 from .suites.muse import PrivLeak as PrivLeak
 from .suites.muse import VerbMem as VerbMem
 from .suites.muse import muse_suite as muse_suite
+from .suites.restor import RESTOR as RESTOR
+from .suites.restor import FactAccuracy as FactAccuracy
+from .suites.restor import Forgetting as Forgetting
+from .suites.restor import OptionGap as OptionGap
+from .suites.restor import Restoration as Restoration
+from .suites.restor import restor_suite as restor_suite
 from .suites.tofu import TOFU as TOFU
 from .suites.tofu import ForgetQualityTest as ForgetQualityTest
 from .suites.tofu import ModelUtility as ModelUtility

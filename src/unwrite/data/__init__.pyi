@@ -29,6 +29,10 @@ from .text.encoding import pad as pad
 from .text.examples import Example as Example
 from .text.examples import Examples as Examples
 from .text.examples import ForgetSplit as ForgetSplit
+from .text.facts import CorruptedFacts as CorruptedFacts
+from .text.facts import Fact as Fact
+from .text.facts import corrupted_facts as corrupted_facts
+from .text.facts import read_facts as read_facts
 from .text.general import general_rows as general_rows
 from .text.general import with_general_rows as with_general_rows
 from .text.landmarks import landmarks as landmarks

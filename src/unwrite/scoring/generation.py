@@ -65,8 +65,12 @@ def generate_answers(
     max_new_tokens: int = 64,
     batch_size: int = 16,
     label: str = "generating",
+    sample: bool = False,
 ) -> list[str]:
     """Greedy continuations as text, up to where the model ends its answer; one per prompt of token ids.
+
+    Args:
+        sample: draw each token from the model's distribution instead, by torch's global generator.
 
     Raises:
         DataError: a prompt that fills all of the model's positions.
@@ -79,7 +83,7 @@ def generate_answers(
     model.eval()
     settings = {
         "max_new_tokens": new_tokens_within(model, prompts, max_new_tokens),
-        "do_sample": False,
+        "do_sample": sample,
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": end_ids(model, tokenizer),
     }
