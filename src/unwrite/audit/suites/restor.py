@@ -79,18 +79,19 @@ def restoration(unlearned: float, corrupted: float, clean: float) -> float:
     return (unlearned - corrupted) / (clean - corrupted)
 
 
-def restoration_interval(
+def restoration_draws(
     unlearned: Sequence[float],
     corrupted: Sequence[float],
     clean: Sequence[float],
     entities: Sequence[str],
     seed: int = 0,
-) -> Interval | None:
-    """The 95 % bootstrap interval of R over entities; None where some draw leaves nothing to restore.
+) -> np.ndarray[Any, Any]:
+    """R on entities drawn anew with replacement, 1,000 times; not a number where a draw leaves nothing to restore. [draws]
 
     Args:
         unlearned, corrupted, clean: whether each question is answered truly, by model, in the same order.
-        entities: whom each question is about.
+        entities: whom each question is about; a drawn entity brings all of its questions.
+        seed: the same seed draws the same entities, so that two models are compared draw by draw.
     """
     names = sorted(set(entities))
     places = {name: i for i, name in enumerate(names)}
@@ -99,7 +100,19 @@ def restoration_interval(
         np.add.at(sums[model], [places[one] for one in entities], values)
     drawn = sums[:, draws(len(names), 1000, seed)].sum(2)  # [model, draws]
     room = drawn[2] - drawn[1]
-    return ends((drawn[0] - drawn[1]) / room) if len(names) > 1 and (room > 0).all() else None
+    return (drawn[0] - drawn[1]) / np.where(room > 0, room, np.nan)
+
+
+def restoration_interval(
+    unlearned: Sequence[float],
+    corrupted: Sequence[float],
+    clean: Sequence[float],
+    entities: Sequence[str],
+    seed: int = 0,
+) -> Interval | None:
+    """The 95 % interval of R over entities; None where some draw leaves nothing to restore. Arguments as `restoration_draws`."""
+    drawn = restoration_draws(unlearned, corrupted, clean, entities, seed)
+    return ends(drawn) if len(set(entities)) > 1 and np.isfinite(drawn).all() else None
 
 
 @dataclass(frozen=True)
