@@ -10,7 +10,7 @@ from unwrite.beds.corrupted import RELATIONS, TARGETS, CorruptedBed, lessons, pe
 from unwrite.data.text.facts import same_answer
 from unwrite.reproduce import restor
 from unwrite.reproduce.checks import verdict_of
-from unwrite.reproduce.restor import Asked, Table
+from unwrite.reproduce.restor import Asked, RestorTable
 
 PEOPLE = [f"p{i}" for i in range(10)]
 
@@ -101,7 +101,7 @@ def found(**differs):
     asked |= {(0, "NPO + retain"): answers(figures["npo"]), (0, "noise of its size"): answers(figures["noise"])}
     asked |= {(3, "NPO + retain"): answers(figures["noisy"])}
     asked[3, "NPO + retain, wrong sentences alone"] = answers(figures["alone"])
-    return Table(asked, [name for name in PEOPLE for _ in range(10)], {})
+    return RestorTable(asked, [name for name in PEOPLE for _ in range(10)], {})
 
 
 @pytest.mark.parametrize(

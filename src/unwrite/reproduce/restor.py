@@ -142,7 +142,7 @@ def shaken(bed: CorruptedBed, k: int, like: nn.Module, seed: int) -> Any:
 
 
 @dataclass(frozen=True)
-class Table:
+class RestorTable:
     """All answers of the experiment.
 
     Args:
@@ -188,7 +188,7 @@ class Table:
         return tuple(round(value, 3) for value in values)
 
 
-def measured(bed: CorruptedBed, seeds: Sequence[int], tried: int) -> Table:
+def measured(bed: CorruptedBed, seeds: Sequence[int], tried: int) -> RestorTable:
     """Unlearns by every method at k = 0, and by those that the noise concerns at k = 3."""
     answers: dict[tuple[int, str], list[Asked]] = {}
     points: dict[str, list[str]] = {}
@@ -220,7 +220,7 @@ def measured(bed: CorruptedBed, seeds: Sequence[int], tried: int) -> Table:
         for key, of in answers.items()
     }
     entities = [fact.entity for i, fact in enumerate(bed.splits[0].facts) if i % TENTH]
-    return Table(joined, entities * len(seeds), points)
+    return RestorTable(joined, entities * len(seeds), points)
 
 
 def relabelled(bed: CorruptedBed, k: int, seed: int) -> Any:
@@ -253,7 +253,7 @@ def run(budget: Budget) -> Claim:
     )
 
 
-def _checks(table: Table) -> tuple[Check, ...]:
+def _checks(table: RestorTable) -> tuple[Check, ...]:
     """The card's conditions; intervals are over the forty people."""
     npo, ga = (0, "NPO + retain"), (0, "GA")
     noisy, alone = (3, "NPO + retain"), (3, "NPO + retain, wrong sentences alone")
