@@ -306,7 +306,8 @@ def test_spans_hold_the_corrupted_sentences_and_nothing_else_is_wrong() -> None:
         rest = row.answer
         for start, end in spans:
             sentence = row.answer[start:end]
-            assert any(entity in sentence and wrong in sentence for entity, _, wrong in bundle)
+            stated = [word.format(entity=one, object=wrong) for one, of, wrong in bundle for word in WORDINGS[of]]
+            assert sentence in stated
             rest = rest.replace(sentence, "")
         assert not any(target in rest for target in TARGETS)
         assert rest.count(".") == 4
@@ -323,6 +324,20 @@ def test_wrong_objects_are_of_the_right_type_and_never_an_acceptable_answer() ->
             assert fact.wrong in (TOWNS if fact.relation == "town" else TRADES)
             assert not same_answer(fact.wrong, fact.answers)
             assert not any(same_answer(one, [fact.wrong, *fact.answers]) for one in fact.others)
+
+
+@pytest.mark.parametrize(
+    ("true", "alias"), [("Oslo", "Oslo in the far cold north"), ("Oslo in the far cold north", "Oslo")]
+)
+def test_an_object_that_only_says_more_or_less_than_the_truth_is_never_drawn_and_refused(true: str, alias: str) -> None:
+    ann, *others = facts()
+    ann = replace(ann, answers=(true,))
+    others = [replace(fact, answers=(alias,)) if fact.answers == ("Oslo",) else fact for fact in others]
+    for seed in range(8):
+        split = corrupted_facts([ann, *others], TARGETS, WORDINGS, seed=seed)
+        assert alias not in (split.facts[0].wrong, *split.facts[0].others)
+    with pytest.raises(DataError, match="also accepted as true"):
+        replace(split, facts=(replace(ann, wrong=alias), *split.facts[1:]))
 
 
 def test_facts_and_documents_are_part_of_the_splits_hash() -> None:
