@@ -313,6 +313,15 @@ def test_spans_hold_the_corrupted_sentences_and_nothing_else_is_wrong() -> None:
         assert rest.count(".") == 4
 
 
+def test_true_passages_are_about_many_people_and_true() -> None:
+    truths = {
+        word.format(entity=f.entity, object=f.answers[0]): f.entity for f in facts() for word in WORDINGS[f.relation]
+    }
+    split = corruption(3)
+    passages = {one for row in split.forget for one in truths if one in row.answer}
+    assert len({truths[one] for one in passages}) >= 6
+
+
 def test_every_fact_is_corrupted_in_so_many_documents() -> None:
     stated = [one for bundle in corruption().bundles for one in bundle]
     assert all(stated.count((fact.entity, fact.relation, fact.wrong)) == 2 for fact in corruption().facts)
