@@ -7,7 +7,7 @@ import pytest
 
 from unwrite.audit import Quantise, Relearn, Report, evaluate
 from unwrite.audit.base import Attack, Score
-from unwrite.audit.report.parts import AttackResult, Outcome
+from unwrite.audit.report.parts import AttackResult, RequirementOutcome
 from unwrite.audit.requirements import Requirement, check_requirements, outcomes, parse_requirements
 from unwrite.audit.suites.basic import BASIC
 from unwrite.audit.suites.tofu import ForgetQualityTest
@@ -100,8 +100,8 @@ def test_a_bound_itself_is_allowed(text, value, met):
 
 def test_an_x_is_a_share_of_what_was_before():
     columns = {"before": {"a": 0.4, "b": 0.5}, "after": {"a": 0.05, "b": 0.4}}
-    assert outcome("a<=0.1x", columns) == Outcome("a<=0.1x", "<=", 0.05, 0.1 * 0.4, False)
-    assert outcome("b>=0.5x", columns) == Outcome("b>=0.5x", ">=", 0.4, 0.25, True)
+    assert outcome("a<=0.1x", columns) == RequirementOutcome("a<=0.1x", "<=", 0.05, 0.1 * 0.4, False)
+    assert outcome("b>=0.5x", columns) == RequirementOutcome("b>=0.5x", ">=", 0.4, 0.25, True)
 
 
 def test_the_column_is_the_audited_model_and_not_the_oracle():
@@ -112,7 +112,7 @@ def test_the_column_is_the_audited_model_and_not_the_oracle():
 def test_an_attack_counts_at_the_worst_point_of_its_curve():
     attack = relearning(before=[0.6, 0.9, 0.8], after=[0.05, 0.3, 0.2])
     columns = {"before": {}, "after": {}}
-    assert outcome("relearn<=0.25", columns, [attack]) == Outcome("relearn<=0.25", "<=", 0.3, 0.25, False)
+    assert outcome("relearn<=0.25", columns, [attack]) == RequirementOutcome("relearn<=0.25", "<=", 0.3, 0.25, False)
     assert outcome("relearning<=0.3", columns, [attack]).met
     assert outcome("relearn>=0.1", columns, [attack]).value == 0.05
     assert outcome("relearn.shown<=1", columns, [attack]).value == 0.6
@@ -126,14 +126,14 @@ def test_what_could_not_be_measured_meets_nothing(value):
         assert outcome(text, columns).met is False
         assert "not measured" in outcome(text, columns).figures
     reverse = {"before": {"a": value}, "after": {"a": 0.5}}
-    assert outcome("a<=1x", reverse) == Outcome("a<=1x", "<=", 0.5, None, False)
+    assert outcome("a<=1x", reverse) == RequirementOutcome("a<=1x", "<=", 0.5, None, False)
     assert outcome("relearn<=1", {"after": {}}, [relearning(after=[0.1, math.nan])]).met is False
 
 
 def test_a_report_without_requirements_meets_them_and_one_unmet_is_enough():
     plain = report({"after": {"a": 0.5}})
     assert plain.met
-    one, other = Outcome("a<=1", "<=", 0.5, 1.0, True), Outcome("a<=0", "<=", 0.5, 0.0, False)
+    one, other = RequirementOutcome("a<=1", "<=", 0.5, 1.0, True), RequirementOutcome("a<=0", "<=", 0.5, 0.0, False)
     for given, met in (((one,), True), ((one, other), False)):
         assert Report(**{**vars(plain), "outcomes": given}).met is met
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from .. import catalog
 from ..errors import MethodError, setting, unknown
 from .base import Attack, Metric, need_roles
-from .report.parts import Outcome
+from .report.parts import RequirementOutcome
 
 if TYPE_CHECKING:
     from .report.report import Report
@@ -118,17 +118,17 @@ def check_requirements(
             need_roles(str(one), ("before",), references)
 
 
-def outcomes(requirements: Iterable[Requirement], report: Report) -> tuple[Outcome, ...]:
+def outcomes(requirements: Iterable[Requirement], report: Report) -> tuple[RequirementOutcome, ...]:
     """What became of every requirement in a report, in order."""
     return tuple(_outcome(one, report) for one in requirements)
 
 
-def _outcome(one: Requirement, report: Report) -> Outcome:
+def _outcome(one: Requirement, report: Report) -> RequirementOutcome:
     value = _figure(one, report, report.main)
     before = _figure(one, report, "before") if one.relative else None
     limit = one.bound if not one.relative else None if before is None else one.bound * before
     met = value is not None and limit is not None and one.keeps(value, limit)
-    return Outcome(str(one), one.relation, value, limit, met)
+    return RequirementOutcome(str(one), one.relation, value, limit, met)
 
 
 def _figure(one: Requirement, report: Report, role: str) -> float | None:

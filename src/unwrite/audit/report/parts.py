@@ -49,7 +49,7 @@ class AttackResult:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RequirementOutcome:
     """What became of a requirement.
 
     Args:

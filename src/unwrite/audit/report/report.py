@@ -16,7 +16,7 @@ from ...errors import RunError
 from ...runs import clean, conforms, read_json, write_json, write_text
 from ...terminal import text, visible
 from ..base import Score
-from .parts import AttackResult, Outcome, Picture, Remark, Sample, Strip, Summary, Tile
+from .parts import AttackResult, RequirementOutcome, Picture, Remark, Sample, Strip, Summary, Tile
 from .wording import GOOD, short, words
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Report:
     summary: Summary = field(default_factory=Summary)
     pictures: tuple[Picture, ...] = ()
     notices: tuple[str, ...] = ()
-    outcomes: tuple[Outcome, ...] = ()
+    outcomes: tuple[RequirementOutcome, ...] = ()
     provenance: Mapping[str, str | float] = field(default_factory=dict)
 
     @property
@@ -151,7 +151,7 @@ class Report:
             plain["summary"] = Summary(**plain["summary"])
             plain["pictures"] = tuple(_picture(picture) for picture in plain.get("pictures", ()))
             plain["notices"] = tuple(plain.get("notices", ()))
-            plain["outcomes"] = tuple(Outcome(**outcome) for outcome in plain.get("outcomes", ()))
+            plain["outcomes"] = tuple(RequirementOutcome(**outcome) for outcome in plain.get("outcomes", ()))
             plain["axes"] = None if plain["axes"] is None else tuple(plain["axes"])
             report = cls(**plain)
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
