@@ -16,7 +16,7 @@ from ...errors import RunError
 from ...runs import clean, conforms, read_json, write_json, write_text
 from ...terminal import text, visible
 from ..base import Score
-from .parts import AttackResult, RequirementOutcome, Picture, Remark, Sample, Strip, Summary, Tile
+from .parts import AttackResult, Picture, Remark, RequirementOutcome, Sample, Strip, Summary, Tile
 from .wording import GOOD, short, words
 
 if TYPE_CHECKING:
