@@ -525,10 +525,34 @@ def test_facts_are_read_from_lines(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["{", '{"entity": "Ann"}', "3", '{"entity":"a","relation":"b","question":"c","answers":"d"}']
+    "line",
+    [
+        *("{", '{"entity": "Ann"}', "3", "[" * 5000),
+        *(f'{{"entity":"a","relation":"b","question":"c","answers":{one}}}' for one in ("[]", "[3]", '""', "null")),
+        '{"entity":"a","relation":3,"question":"c","answers":["d"]}',
+        '{"entity":"a","entity":"b","relation":"b","question":"c","answers":["d"]}',
+        '{"entity":"a","relation":"b","question":"c","answers":["d"],"others":3}',
+    ],
 )
 def test_refuses_a_line_that_is_no_fact_and_says_which(tmp_path: Any, line: str) -> None:
     file = tmp_path / "facts.jsonl"
     file.write_text(f"\n{line}\n")
     with pytest.raises(DataError, match=r"facts\.jsonl:2"):
         read_facts(file)
+
+
+def test_refuses_a_file_of_facts_that_is_not_there_or_says_nothing(tmp_path: Any) -> None:
+    with pytest.raises(DataError, match=r"there is no file .*facts\.jsonl"):
+        read_facts(tmp_path / "facts.jsonl")
+    (tmp_path / "facts.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match=r"facts\.jsonl"):
+        read_facts(tmp_path / "facts.jsonl")
+    (tmp_path / "facts.jsonl").write_text("\n")
+    with pytest.raises(DataError, match=r"facts\.jsonl has no facts"):
+        read_facts(tmp_path / "facts.jsonl")
+
+
+def test_facts_are_read_from_a_table_with_a_list_in_a_cell(tmp_path: Any) -> None:
+    file = tmp_path / "facts.csv"
+    file.write_text('entity,relation,question,answers,wrong\nAnn,town,Where?,"[""Oslo"", ""Bergen""]",Rome\n')
+    assert read_facts(file) == [Fact("Ann", "town", "Where?", ("Oslo", "Bergen"), "Rome")]

@@ -2,8 +2,9 @@
 
     forget_probability<=0.1x, utility>=0.95x, relearn<=0.15
 
-A figure is a metric's name, or an attack's: then the series that says whether the rows came back (another one is `relearn.shown`), at the point
-of its curve that keeps the bound worst. A bound ends in x where it is a share of what the same figure was before unlearning.
+A figure is a metric's name, or an attack's: then the series that says whether the rows came back (another one is
+`relearn.shown`), at the point of its curve that keeps the bound worst. A bound ends in x where it is a share of what the same
+figure was before unlearning.
 """
 
 from __future__ import annotations

@@ -186,8 +186,9 @@ class Objective(Method[WorkT]):
     Subclasses set `reads` and write `loss`. `reads` names what the loss looks at: "nll", "logits" and "token counts" of
     the forget rows; of texts "hidden:<layer>" and "alternate nll", of images "features" and "blocks"; "retain nll",
     "retain logits", or "retain" for the retain rows whatever is read of them; and of the model before unlearning
-    "reference nll" and so on. What is named is computed and handed over; references are computed once and found by row. `separable` says that the loss can be asked of a batch with forget rows
-    alone and of one with retain rows alone, and gives for each the terms of its rows; what smooths a loss needs that.
+    "reference nll" and so on. What is named is computed and handed over; references are computed once and found by row.
+    `separable` says that the loss can be asked of a batch with forget rows alone and of one with retain rows alone, and gives for
+    each the terms of its rows; what smooths a loss needs that.
     """
 
     kind = "objective"

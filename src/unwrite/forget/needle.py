@@ -4,6 +4,8 @@ It is the oracle of the ConceptVectors benchmark: told where the knowledge is, w
 (Intrinsic Evaluation of Unlearning Using Parametric Knowledge Traces, arXiv 2406.11614)
 
     v <- v + eps,  eps ~ N(0, noise^2 I)      then, on request, gradient ascent on the forget rows over v alone
+
+The official code can also train the vectors by NPO or DPO and stop at a loss; only the ascent is here.
 """
 
 from __future__ import annotations

@@ -8,6 +8,9 @@ model never saw them: it is the ideal, no retraining needed, and stands where ot
 
 R is 1 for a restored model, 0 for one that is as wrong as before, below 0 for one that is worse; F alone is 1 for any model
 that says nothing sensible. (arXiv 2411.00204; the normalisation of R is ours)
+
+Facts come from a table (`data.read_facts`) or are made; the published files, the scenario on SQuAD and the repair on LIMA are not here:
+`audit.restore` takes any repair.
 """
 
 from __future__ import annotations

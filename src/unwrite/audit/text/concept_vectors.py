@@ -4,6 +4,8 @@ A concept's value vector v is compared with v' in the unlearned model: by its di
 200 tokens that each names. (Intrinsic Evaluation of Unlearning Using Parametric Knowledge Traces, arXiv 2406.11614)
 
     cos(v, v'),   |v - v'|,   J = |T(v) & T(v')| / |T(v) | T(v')|,   T the first 200 tokens of E v
+
+Of the benchmark, its jailbreak prompts (roles, stories, another language) and its count of vectors that halve a concept are not here.
 """
 
 from __future__ import annotations

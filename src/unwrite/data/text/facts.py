@@ -8,16 +8,19 @@ whose question is whether unlearning brings the true answers back. (RESTOR, arXi
 
 from __future__ import annotations
 
-import json
 import random
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ...errors import DataError
 from ...runs import hash_json
 from .examples import Example, Examples, ForgetSplit
+from .files import located, rows_in
+from .layouts import BadRow
+from .values import shown, strings_of, text_of
 
 __all__ = ["CorruptedFacts", "Fact", "corrupted_facts", "read_facts", "same_answer"]
 
@@ -25,6 +28,7 @@ Judge = Callable[[str, Sequence[str]], bool]  # (what a model says, acceptable a
 Span = tuple[int, int]
 ARTICLES = {"a", "an", "the"}
 AGREES = 0.5  # token F1 from which an answer is taken for an acceptable one (ours: the benchmark asks a chat model)
+NEEDED = ("entity", "relation", "question", "answers")
 
 
 @dataclass(frozen=True)
@@ -258,24 +262,33 @@ def _document(
 
 
 def read_facts(file: str | Path) -> list[Fact]:
-    """Reads facts from JSON lines: entity, relation, question, answers (a list), and optionally wrong and others.
+    """Reads facts from a table (JSON lines, JSON, CSV, Parquet): entity, relation, question, answers, and optionally wrong and others.
 
     Raises:
-        DataError: a line that is no such object; says which.
+        DataError: no such file, none in it, or a row that is no fact; says which.
     """
     facts = []
-    for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
+    for place, row in rows_in(*located(file)):
         try:
-            cells = json.loads(line)
-            entity, relation, question = (str(cells[part]) for part in ("entity", "relation", "question"))
-            lists = [cells["answers"], cells.get("others", [])]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(
-                f"{file}:{number} is no fact ({error}). It needs entity, relation, question, answers."
-            ) from None
-        if not all(isinstance(one, list) and all(isinstance(text, str) for text in one) for one in lists):
-            raise DataError(f"{file}:{number}: answers and others are lists of strings.")
-        facts.append(Fact(entity, relation, question, tuple(lists[0]), str(cells.get("wrong", "")), tuple(lists[1])))
+            facts.append(_fact(row))
+        except BadRow as error:
+            raise DataError(f"{place} is no fact: {error}. It needs {', '.join(NEEDED)}.") from None
+    if not facts:
+        raise DataError(f"{file} has no facts. Each is a row with {', '.join(NEEDED)}.")
     return facts
+
+
+def _fact(row: Any) -> Fact:
+    if isinstance(row, BadRow):
+        raise row
+    if not isinstance(row, Mapping):
+        raise BadRow(f"it is no object but {shown(row)}")
+    if missing := [name for name in NEEDED if name not in row]:
+        raise BadRow(f"it has no {missing[0]}")
+    entity, relation, question = (text_of(row[name], name) for name in NEEDED[:3])
+    answers = strings_of(row["answers"], "answers")
+    if not answers:
+        raise BadRow("answers is empty")
+    wrong = text_of(row["wrong"], "wrong") if row.get("wrong") else ""
+    others = strings_of(row["others"], "others") if row.get("others") else ()
+    return Fact(entity, relation, question, answers, wrong, others)

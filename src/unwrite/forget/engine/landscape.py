@@ -64,8 +64,8 @@ class Landscape:
         seed: numbers from which noise is drawn, other ones a step.
         total: sums a tensor over all processes.
 
-    `value` is the loss of the first pass for a slope. `forwards` and `backwards` count passes over the step's forget rows, however these are cut; a backward through a
-    backward counts as two.
+    `value` is the loss of the first pass for a slope. `forwards` and `backwards` count passes over the step's rows, however these
+    are cut; a backward through a backward counts as two.
     """
 
     parameters: Sequence[Tensor]
