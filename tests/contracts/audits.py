@@ -7,9 +7,14 @@ from conftest import make_examples, make_llama, make_tokenizer
 from helpers.tiny import NAMES, NUMBERS, make_image_recipe, make_image_split, make_images
 from unwrite import catalog
 from unwrite.audit import TextContext, evaluate
+from unwrite.audit.probes.depth import Depth
+from unwrite.audit.probes.prompts import BestOf
+from unwrite.audit.probes.tampering import Relearned
+from unwrite.audit.suites.removal import PROBES, QUICK, removal_suite
 from unwrite.audit.suites.restor import FactAccuracy
 from unwrite.data import CorruptedFacts, Examples, Fact, ForgetSplit
 
+SHORT = {"removal": PROBES, "removal-quick": QUICK}
 FOR_REGRESSORS = {"vision-regression"}
 
 
@@ -42,8 +47,24 @@ def corrupted_split():
     return replace(split, facts=tuple(facts))
 
 
+def short_probes(probes):
+    """The same probes with few steps and samples; a random model's states carry no answer, so depth counts every layer."""
+    short = {Relearned: {"steps": (1, 2)}, BestOf: {"samples": 2}, Depth: {"tau": 0.0}}
+    return [replace(probe, **short.get(type(probe), {})) for probe in probes]
+
+
+@cache
+def suite_of(slug):
+    """A suite as it is, or, where it would take minutes, with less of everything."""
+    if slug in SHORT:
+        return removal_suite(short_probes(SHORT[slug]), name=slug, fewest=8)
+    return catalog.suite(slug).load()
+
+
 def split_for(slug):
     """The rows a suite is measured on."""
+    if slug in SHORT:
+        return ForgetSplit(make_examples("forget", 12), make_examples("retain", 8), make_examples("holdout", 8))
     if slug == "restor":
         return corrupted_split()
     if catalog.suite(slug).load().of == "text":
@@ -55,14 +76,14 @@ def split_for(slug):
 
 def audit(slug):
     """A report of one suite. Models of other seeds stand for those before and retrained."""
-    suite = catalog.suite(slug).load()
+    suite = suite_of(slug)
     if suite.of == "text":
         models = {role: make_llama(seed, layers=2) for role, seed in (("model", 0), ("before", 1), ("oracle", 2))}
-        return evaluate(split=split_for(slug), suite=slug, tokenizer=make_tokenizer(), **models)
+        return evaluate(split=split_for(slug), suite=suite, tokenizer=make_tokenizer(), **models)
     build = make_image_recipe(regression=slug in FOR_REGRESSORS).build
     model, *others = (build(seed).eval() for seed in range(5))
     references = dict(zip(("before", "oracle", "control", "random"), others, strict=True))
-    return evaluate(model, split_for(slug), suite=slug, references=references)
+    return evaluate(model, split_for(slug), suite=suite, references=references)
 
 
 @cache

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 import pytest
-from audits import audited, split_for, text_split
+from audits import audited, split_for, suite_of, text_split
 
 from conftest import make_llama, make_tokenizer
 from unwrite import catalog
@@ -22,8 +22,8 @@ every_metric = pytest.mark.parametrize("slug", METRICS)
 def measured(slug):
     """(metric, its score on the model after) in every suite that has it, or in one of its own."""
     cls, found = METRICS[slug].load(), []
-    for name, record in catalog.suites().items():
-        metrics = record.load().for_split(split_for(name))
+    for name in catalog.suites():
+        metrics = suite_of(name).for_split(split_for(name))
         found += [(m, audited(name).columns["after"][m.name]) for m in metrics if type(m) is cls]
     if not found:
         metric = cls(**GIVEN.get(slug, {}))

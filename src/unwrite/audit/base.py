@@ -22,13 +22,14 @@ from ..scoring.rouge import Words
 from .context import Context
 
 if TYPE_CHECKING:
-    from .report.parts import Picture, Remark
+    from .report.parts import Picture, Remark, Verdict
     from .report.report import Report
 
 Better = Literal["higher", "lower", "toward_reference"]
-Panel = Literal["forgotten", "kept", "fluency", "privacy"]
+Panel = Literal["recovery", "forgotten", "kept", "fluency", "privacy"]
 Point = dict[str, float]
 Evidence = Callable[["Report"], "Remark | None"]
+Judge = Callable[["Report"], "Verdict | None"]
 C = TypeVar("C", bound=Context)
 
 ALONE: Mapping[str, Any] = MappingProxyType({})  # no other model
@@ -50,6 +51,8 @@ class Score:
             otherwise (truth ratio, AUC).
         better: which way is good; "toward_reference" means close to the retrained model (or the stated constant).
         note: what a reader must know to read the value.
+        bounds: its 95 % interval, where the value is not the mean of its rows; None where there is none, or where the
+            rows give it.
     """
 
     name: str
@@ -57,8 +60,12 @@ class Score:
     per_example: list[float | None] = field(default_factory=list)
     better: Better = "higher"
     note: str = ""
+    bounds: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        if self.bounds is not None:  # JSON has lists
+            finite_bounds = tuple(self.bounds) if all(map(math.isfinite, self.bounds)) else None
+            object.__setattr__(self, "bounds", finite_bounds)
         if self.value is not None and not math.isfinite(self.value):
             object.__setattr__(self, "value", None)
             object.__setattr__(self, "note", f"{self.note} The value is not finite.".strip())
@@ -74,7 +81,9 @@ class Score:
         return cls(name, float(np.mean(known)), list(values), better, note)
 
     def interval(self, resamples: int = 1000, seed: int = 0) -> tuple[float, float] | None:
-        """The 95 % bootstrap interval of the mean over rows; None for scores that are not the mean of their rows."""
+        """The 95 % interval: the score's own, or the bootstrap's of the mean over rows; None where there is neither."""
+        if self.bounds is not None:
+            return self.bounds
         known = np.array([v for v in self.per_example if v is not None], dtype=float)
         if self.value is None or len(known) < 2 or not math.isclose(known.mean(), self.value, abs_tol=1e-9):
             return None
@@ -174,11 +183,19 @@ def need_roles(what: str, roles: Iterable[str], references: Collection[str]) -> 
     """
     if missing := _missing(roles, references):
         named = " and ".join(" or ".join(map(setting, role.split("|"))) for role in missing)
-        raise MethodError(f"{what} needs {_in_words(missing)}: pass {named}.")
+        raise MethodError(f"{what} needs {_in_words(missing)}: pass {named}.{_stand_in(missing)}")
 
 
 def _missing(roles: Iterable[str], references: Collection[str]) -> list[str]:
     return [role for role in roles if not any(one in references for one in role.split("|"))]
+
+
+def _stand_in(roles: Collection[str]) -> str:
+    """What to do where nothing was retrained, as a sentence; empty where no retrained model is asked for."""
+    if "oracle" not in roles:
+        return ""
+    base = setting("reference", "base")
+    return f" Where none was retrained, give the model from before it learnt any of the rows, and say {base}."
 
 
 def _in_words(roles: Iterable[str]) -> str:
@@ -290,6 +307,7 @@ class Suite:
         evidence: functions of the report, each giving a clause on how sure one may be, or none.
         attacks: attacks that look for hidden traces; the summary says which of them was not run.
         roles: models besides the audited one without which there is no audit; "oracle|before" is either.
+        judge: what the figures say as a whole, in one word and one sentence, which then comes first.
         requires: metrics without which the suite's figures aren't its own; `needs` says what they read.
         max_new_tokens: of texts, the longest generation; None picks twice the longest reference answer, 32 to 200.
         max_length: of texts, tokens a row may have, the same for every model.
@@ -308,6 +326,7 @@ class Suite:
     evidence: tuple[Evidence, ...] = ()
     attacks: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
+    judge: Judge | None = None
     requires: tuple[str, ...] = ()
     needs: str = ""
     max_new_tokens: int | None = None

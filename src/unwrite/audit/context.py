@@ -8,7 +8,7 @@ rows, so that a second audit of the same model reads files.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sized
+from collections.abc import Callable, Collection, Hashable, Mapping, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar
@@ -83,6 +83,7 @@ class Context(ABC, Generic[S]):
         self.model, self.split, self.role = model, split, role
         self.batch_size, self.cached = batch_size, cached
         self._memory: dict[str, Any] = {}
+        self._held: dict[Hashable, Any] = {}
 
     @classmethod
     @abstractmethod
@@ -131,6 +132,13 @@ class Context(ABC, Generic[S]):
     def fingerprint(self) -> str | None:
         """What this model does, as a hash; None where nothing may be kept of it on disk."""
         return fingerprint(self.model)
+
+    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """A value of any kind by key, computed once and kept in memory alone."""
+        if key not in self._held:
+            self._held[key] = compute()
+        value: T = self._held[key]
+        return value
 
     def remember(self, kind: str, key: object, compute: Callable[[], T]) -> T:
         """A JSON value by key: from memory, from the disk, or computed and kept in both."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from ..errors import MethodError, ModelError, noticing, setting, unknown
 from ..runs import progress
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate", "measure", "report_on"]
 
+Reference = Literal["retrained", "base"]
+BASE = "The oracle is the model from before it learnt any of the rows, not one retrained without the forget set."
+
 
 def evaluate(
     model: object,
@@ -37,6 +40,7 @@ def evaluate(
     before: object = None,
     oracle: object = None,
     references: Mapping[str, object] | None = None,
+    reference: Reference = "retrained",
     attacks: Iterable[Attack] = (),
     require: str | Sequence[Requirement] = (),
     batch_size: int = 16,
@@ -56,6 +60,8 @@ def evaluate(
         references: what else the model is measured beside, by role. Of images: "control", the model before with only
             its head changed (`HeadOnly`), in a column of its own; "random", an untrained model of the same kind, for
             ZRF; and, under any name, what is no model: `shadow_models(...)` for LiRA, a `Selection` to be drawn.
+        reference: what the oracle is: "retrained", or "base", the model from before it learnt any of the rows, which may
+            stand in for one and is then named so in the report.
         attacks: applied to every model alike.
         require: bounds that the figures must keep, such as "forget_probability<=0.1x,utility>=0.95x,relearn<=0.15" (x: times
             what it was before); the report's `met` says whether they do.
@@ -79,6 +85,7 @@ def evaluate(
     attacks = list(attacks)
     _check(kind, settings, models, exhibits, attacks)
     need_roles(f"suite {chosen.name!r}", chosen.roles, models)
+    _check_reference(reference, models)
     metrics = [*chosen.for_split(split), *(metric for one in exhibits.values() for metric in one.metrics())]
     if not metrics:
         raise MethodError(
@@ -97,9 +104,13 @@ def evaluate(
     origins = _provenance(contexts, exhibits.values(), split, chosen) | {
         "seconds": round(time.perf_counter() - started, 1)
     }
+    if reference == "base":
+        origins["reference"] = BASE
+        notices = [*notices, BASE]
     report = report_on(kind, split, chosen, metrics, columns, origins)
     report = replace(report, samples=samples, attacks=results, pictures=tuple(pictures), notices=tuple(notices))
     report = replace(report, outcomes=outcomes(requirements, report))
+    report = replace(report, verdict=chosen.judge(report) if chosen.judge is not None else None)
     return replace(report, summary=summarise(report, chosen, exhibits.values()))
 
 
@@ -185,6 +196,18 @@ def _check(
                 f"{role} and {twin} are one object. Unlearning changes a model in place: pass copy=True to apply, or load "
                 "the original again."
             )
+
+
+def _check_reference(reference: str, models: Mapping[str, object]) -> None:
+    """Refuses a word for the oracle that isn't one, or that has no oracle to be said of.
+
+    Raises:
+        MethodError: which.
+    """
+    if reference not in get_args(Reference):
+        raise MethodError(unknown("reference", reference, get_args(Reference)))
+    if reference == "base" and "oracle" not in models:
+        raise MethodError(f"{setting('reference', 'base')} says what the oracle is: pass {setting('oracle')}, too.")
 
 
 def _attacked(attack: Attack, shown: Mapping[str, Context]) -> AttackResult:

@@ -15,16 +15,14 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from ..data.text.encoding import Encoded, encode_all, pad
+from ..data.text.encoding import encode_all
 from ..data.text.examples import Examples
 from ..data.text.facts import CorruptedFacts, Span
 from ..errors import MethodError
 from ..models.merging import merged
-from ..runs import scratch_folder, seeded
 from ..scoring import row_length
 from .evaluation import evaluate
+from .fine_tuning import adapted, fine_tune
 from .report.report import Report
 from .suites.known import suite_for
 from .suites.restor import FactMetric, restoration
@@ -125,18 +123,25 @@ class FineTuning:
 
     def adapted(self, model: PreTrainedModel, rows: Examples, tokenizer: PreTrainedTokenizerBase) -> Any:
         """As a call, with the adapters beside the weights: `unload()` takes them off again."""
-        with seeded(self.seed):
-            tuned: Any = copy.deepcopy(model)
-            if self.rank:
-                from peft import LoraConfig, get_peft_model
-
-                config = LoraConfig(
-                    r=self.rank, lora_alpha=self.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
-                )
-                tuned = get_peft_model(tuned, config)
-            else:
-                tuned.requires_grad_(True)
-            self._train(tuned, encode_all(rows, tokenizer, row_length(model, None)), tokenizer.pad_token_id)
+        tuned: Any = copy.deepcopy(model)
+        if self.rank:
+            tuned = adapted(tuned, self.rank, self.alpha, self.seed)
+        else:
+            tuned.requires_grad_(True)
+        encoded = encode_all(rows, tokenizer, row_length(model, None))
+        updates = -(-len(encoded) // (self.batch_size * self.accumulation)) * self.epochs
+        fine_tune(
+            tuned,
+            encoded,
+            tokenizer.pad_token_id,
+            seed=self.seed,
+            num_train_epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            per_device_train_batch_size=self.batch_size,
+            gradient_accumulation_steps=self.accumulation,
+            lr_scheduler_type="cosine",
+            warmup_steps=round(self.warmup * updates),
+        )
         return tuned.eval()
 
     def __call__(self, model: PreTrainedModel, rows: Examples, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -148,36 +153,3 @@ class FineTuning:
         tuned = self.adapted(model, rows, tokenizer)
         result: PreTrainedModel = merged(tuned, in_place=True) if self.rank else tuned
         return result.eval()
-
-    def _train(self, model: Any, rows: list[Encoded], pad_id: int) -> None:
-        from transformers import PrinterCallback, Trainer, TrainingArguments
-
-        def collate(batch: list[dict[str, Encoded]]) -> dict[str, torch.Tensor]:
-            tensors = pad([item["row"] for item in batch], pad_id)
-            del tensors["index"]
-            return tensors
-
-        updates = -(-len(rows) // (self.batch_size * self.accumulation)) * self.epochs
-        with scratch_folder() as folder:
-            arguments = TrainingArguments(
-                output_dir=str(folder),
-                num_train_epochs=self.epochs,
-                learning_rate=self.learning_rate,
-                per_device_train_batch_size=self.batch_size,
-                gradient_accumulation_steps=self.accumulation,
-                lr_scheduler_type="cosine",
-                warmup_steps=round(self.warmup * updates),
-                weight_decay=0.0,
-                optim="adamw_torch",
-                seed=self.seed,
-                save_strategy="no",
-                logging_strategy="no",
-                report_to=[],
-                disable_tqdm=True,
-                remove_unused_columns=False,
-                use_cpu=next(model.parameters()).device.type == "cpu",
-                dataloader_pin_memory=False,
-            )
-            trainer = Trainer(model, arguments, train_dataset=[{"row": row} for row in rows], data_collator=collate)
-            trainer.remove_callback(PrinterCallback)
-            trainer.train()

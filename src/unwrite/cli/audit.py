@@ -6,11 +6,11 @@ import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import noticing
 from ..runs import Run, claimed, need_free
-from .inputs import AuditRequest
+from .inputs import AuditRequest, need_one_tokenizer
 from .outcome import UNMET, say_outcomes
 from .output import console, print_json, quiet_libraries, say_where
 from .sources import DataRequest, ModelRequest, RunModels, Turns
@@ -26,6 +26,7 @@ def audit(
     turns: Turns = "all",
     before: str | None = None,
     oracle: str | None = None,
+    reference: Literal["retrained", "base"] = "retrained",
     suite: str = "basic",
     attacks: tuple[str, ...] | None = None,
     require: str | None = None,
@@ -51,6 +52,7 @@ def audit(
         turns: of a chat, all assistant turns or the last alone.
         before: the model before unlearning.
         oracle: a model trained without the forget set.
+        reference: what the oracle is: retrained, or base, the model from before it learnt any of the rows, which may stand in for one.
         suite: what to measure.
         attacks: what to try to bring the answers back with: all that the rows allow unless given, such as relearn,quantise; none for none.
         require: bounds that the audit's figures must keep, such as forget_probability<=0.1x,utility>=0.95x,relearn<=0.15 (x: times what it was before).
@@ -80,6 +82,8 @@ def audit(
         chosen = request.attacks_on(split)
         loaded = _models(model, before, oracle, base, options)
         main = loaded.pop("after")
+        for role, one in loaded.items():
+            need_one_tokenizer(main, one, role)
         models = [main.model, *(one.model for one in loaded.values())]
         request.check_rows(split, main.tokenizer, models, references=tuple(loaded), attacks=chosen)
         with nullcontext() if out is None else claimed(out):
@@ -90,6 +94,7 @@ def audit(
                 split,
                 tokenizer=main.tokenizer,
                 suite=suite,
+                reference=reference,
                 attacks=chosen,
                 require=request.requirements,
                 batch_size=batch_size,

@@ -43,6 +43,18 @@ def need_number(
     raise MethodError(f"{flag} is {value:g}; it must be {rule}.")
 
 
+def need_one_tokenizer(main: Loaded, other: Loaded, role: str) -> None:
+    """Refuses a model that reads texts by other tokens than the audited one: their figures could not be compared.
+
+    Raises:
+        ModelError: which model.
+    """
+    if other.tokenizer.get_vocab() != main.tokenizer.get_vocab():
+        raise ModelError(
+            f"--{role} ({other.source.get('name', role)}) has another tokenizer than the audited model. Give a model of the same family."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class AuditRequest:
     """What an audit measures.

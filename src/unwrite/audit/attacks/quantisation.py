@@ -35,7 +35,7 @@ class Quantise(Attack[TextContext]):
     """Round-to-nearest quantisation of every linear weight; head and embeddings stay.
 
     Args:
-        bits: width of a weight, 2 to 8.
+        bits: width of a weight, 2 to 16.
         group: weights of one output channel that share a scale.
     """
 
@@ -51,8 +51,8 @@ class Quantise(Attack[TextContext]):
     about: ClassVar[str] = "The weights are rounded to few bits; do the forget answers come back?"
 
     def __post_init__(self) -> None:
-        if not 2 <= self.bits <= 8:
-            raise MethodError(f"quantisation takes 2 to 8 bits, not {self.bits}.")
+        if not 2 <= self.bits <= 16:
+            raise MethodError(f"quantisation takes 2 to 16 bits, not {self.bits}.")
         if self.group < 1:
             raise MethodError(f"quantisation needs groups of at least 1 weight, not {self.group}.")
 

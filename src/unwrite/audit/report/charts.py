@@ -71,6 +71,63 @@ def trade_off(report: Report) -> str:
     return _draw({"data": {"values": points}, "encoding": encoding, "layer": marks})
 
 
+def recovery_chart(report: Report) -> str:
+    """Every probe's recovery index with its interval, between the reference at 0 and the model before at 1. "" without any."""
+    column = report.columns[report.main]
+    names = [metric["name"] for metric in report.metrics if metric["panel"] == "recovery"]
+    points: list[Spec] = []
+    for name in names:
+        score = column.get(name)
+        if score is None or score.value is None:
+            continue
+        low, high = score.interval() or (score.value, score.value)
+        points.append({"probe": _words(name.removeprefix("recovery_")), "x": score.value, "low": low, "high": high})
+    if not points:
+        return ""
+    # Reserved by hand: a reader's font may be wider than the one that is measured here.
+    labels = {"labelLimit": 0, "minExtent": 7 * max(len(point["probe"]) for point in points), "grid": True}
+    row = {"field": "probe", "type": "nominal", "sort": [point["probe"] for point in points], "title": None}
+    lowest, highest = min(-0.1, *(point["low"] for point in points)), max(1.1, *(point["high"] for point in points))
+    index = {"type": "quantitative", "scale": {"domain": [lowest, highest], "nice": False}}
+    axis = {"values": [-1, -0.5, 0, 0.25, 0.5, 0.75, 1, 1.5], "format": "~g"}
+    title = "recovery: 0 like never trained, 1 like never unlearned"
+    ends = [{"x": 0.0, "of": "oracle"}, {"x": 1.0, "of": "before"}]
+    after = COLOURS["after"]
+    layers = [
+        {
+            "data": {"values": ends},
+            "mark": {"type": "rule", "strokeWidth": 2},
+            "encoding": {
+                "x": {"field": "x", **index},
+                "color": _colour(["before", "oracle"], legend=False, field="of"),
+            },
+        },
+        {
+            "data": {"values": ends},
+            "mark": {"type": "text", "dy": -9, "fontSize": 12, "fontWeight": 600},
+            "encoding": {
+                "x": {"field": "x", **index},
+                "y": {"value": 0},
+                "text": {"field": "of"},
+                "color": _colour(["before", "oracle"], legend=False, field="of"),
+            },
+        },
+        {
+            "mark": {"type": "rule", "strokeWidth": 2.5, "color": after},
+            "encoding": {
+                "y": {**row, "axis": labels},
+                "x": {"field": "low", "title": title, "axis": axis, **index},
+                "x2": {"field": "high"},
+            },
+        },
+        {
+            "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1, "color": after},
+            "encoding": {"y": row, "x": {"field": "x", **index}},
+        },
+    ]
+    return _draw({"data": {"values": points}, "layer": layers, "height": 22 * len(points)})
+
+
 def attack_curve(attack: AttackResult, roles: Sequence[str]) -> str:
     """An attack's curves: one colour a model, one dash a series."""
     models = [role for role in roles if role in attack.curves]
@@ -258,11 +315,11 @@ def _cells(filters: Filters) -> tuple[list[Spec], list[Spec], dict[str, float]]:
     return cells, captions, {"width": columns * wide, "height": -(-len(filters.numbers) // columns) * high}
 
 
-def _colour(roles: Sequence[str], *, legend: bool) -> Spec:
+def _colour(roles: Sequence[str], *, legend: bool, field: str = "model") -> Spec:
     table = colours(roles)
     scale = {"domain": list(table), "range": list(table.values())}
     return {
-        "field": "model",
+        "field": field,
         "type": "nominal",
         "scale": scale,
         "title": None,

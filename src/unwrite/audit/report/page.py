@@ -16,11 +16,16 @@ if TYPE_CHECKING:
     from .report import Report
 
 PANELS = {
+    "recovery": (
+        "Recovery",
+        "What each probe brings back of what was forgotten: 0 like a model that never learnt it, 1 like one that never forgot.",
+    ),
     "forgotten": ("Forgotten", "What the model was asked to lose. Low is good, as low as the retrained model."),
     "kept": ("Kept", "What it had to keep. High is good."),
     "fluency": ("Fluency", "Whether it still writes sentences where it used to answer."),
     "privacy": ("Privacy", "Whether an attacker can tell that the forgotten rows were ever there."),
 }
+RECOVERY = "Each probe with its 95 % interval, between the retrained model and the model before."
 GOOD = {"higher": "higher is better", "lower": "lower is better", "toward_reference": "close to the retrained model"}
 
 
@@ -45,10 +50,12 @@ def render(report: Report) -> str:
 
     names = dict(zip(report.axes or (), ("#b4532a", "#2f7566"), strict=False))
     plots = [
+        ("What comes back", RECOVERY, charts.recovery_chart(report)),
         ("Forgetting against utility", "The good corner is the upper left.", charts.trade_off(report)),
         ("Step by step", "What is left after each request.", charts.steps_chart(report, names)),
     ]
     plots += [(a.name.capitalize(), a.about, charts.attack_curve(a, report.roles)) for a in report.attacks]
+    drawn = [(title, about, Markup(_named(svg, escape(title)))) for title, about, svg in plots if svg]
     return (
         _environment()
         .get_template("report.html.j2")
@@ -56,7 +63,8 @@ def render(report: Report) -> str:
             report=report,
             summary=report.summary,
             panels=_panels(report),
-            plots=[(title, about, Markup(_named(svg, escape(title)))) for title, about, svg in plots if svg],
+            first=drawn[:1],
+            plots=drawn[1:],
             colour_of=_colour_of(report),
             forget=[s for s in report.samples if s.part == "forget"],
             kept=[s for s in report.samples if s.part != "forget"],

@@ -76,6 +76,21 @@ class RequirementOutcome:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What the figures of a suite say as a whole.
+
+    Args:
+        label: in a word or two: "removal-like", "suppression-like", "mixed".
+        sentence: why, for a reader who runs no models.
+        mark: how it reads.
+    """
+
+    label: str
+    sentence: str
+    mark: Mark = "unknown"
+
+
+@dataclass(frozen=True)
 class Tile:
     """A small image: a data URI, and what stands under it."""
 

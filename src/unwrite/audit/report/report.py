@@ -16,7 +16,7 @@ from ...errors import RunError
 from ...runs import clean, conforms, read_json, write_json, write_text
 from ...terminal import text, visible
 from ..base import Score
-from .parts import AttackResult, Picture, Remark, RequirementOutcome, Sample, Strip, Summary, Tile
+from .parts import AttackResult, Picture, Remark, RequirementOutcome, Sample, Strip, Summary, Tile, Verdict
 from .wording import GOOD, short, words
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Report:
         pictures: what there is to see, of images.
         notices: what a reader should know of these figures: rows cut, rows twice, what was left out.
         outcomes: what became of the requirements, in the order in which they were asked for.
+        verdict: what the figures say as a whole; None where the suite judges nothing.
     """
 
     suite: str
@@ -56,6 +57,7 @@ class Report:
     pictures: tuple[Picture, ...] = ()
     notices: tuple[str, ...] = ()
     outcomes: tuple[RequirementOutcome, ...] = ()
+    verdict: Verdict | None = None
     provenance: Mapping[str, str | float] = field(default_factory=dict)
 
     @property
@@ -152,6 +154,8 @@ class Report:
             plain["pictures"] = tuple(_picture(picture) for picture in plain.get("pictures", ()))
             plain["notices"] = tuple(plain.get("notices", ()))
             plain["outcomes"] = tuple(RequirementOutcome(**outcome) for outcome in plain.get("outcomes", ()))
+            verdict = plain.get("verdict")
+            plain["verdict"] = None if verdict is None else Verdict(**verdict)
             plain["axes"] = None if plain["axes"] is None else tuple(plain["axes"])
             report = cls(**plain)
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:

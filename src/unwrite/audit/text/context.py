@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence, Sized
 from dataclasses import asdict
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ...data.text.encoding import Encoded, encode_prompt, encode_rows
-from ...data.text.examples import Example, ForgetSplit
+from ...data.text.examples import Example, Examples, ForgetSplit
 from ...errors import MethodError, ModelError, notice
 from ...runs import hash_json
 from ...scoring import WORDS, AnswerScore, end_ids, generate_answers, row_length, score_answers
@@ -111,17 +112,29 @@ class TextContext(Context[ForgetSplit]):
             words=self.words,
         )
 
+    @cached_property
+    def bare(self) -> Self:
+        """Of a guard, the model inside, whose weights still know, on the same rows; any other model is itself.
+
+        A guard says what it guards by an attribute `bare`.
+        """
+        inside = getattr(self.model, "bare", None)
+        return self if inside is None else self.of(inside, self.role)
+
     @classmethod
     def samples(cls, contexts: Mapping[str, Self], measured: Collection[str]) -> list[Sample]:
         """What each model says to the forget questions, and to a few of every kept set."""
         return samples_of(contexts, measured)
 
     def provenance(self) -> dict[str, str | float]:
-        return {"max_length": self.max_length, "rouge": WORDS[self.words]}
+        guard = {} if self.bare is self else {"guard": type(self.model).__name__}
+        return {"max_length": self.max_length, "rouge": WORDS[self.words], **guard}
 
     def encoded(self, rows: Sequence[Example]) -> list[list[Encoded]]:
         """Rows as token ids under this context's maximum length: the windows of each, one but for long texts."""
-        return encode_rows(rows, self.tokenizer, self.max_length)
+        key = rows.hash if isinstance(rows, Examples) else None
+        encode = partial(encode_rows, rows, self.tokenizer, self.max_length)
+        return encode() if key is None else self.once(("encoded", key), encode)
 
     def scores(self, rows: Sequence[Example], *, moments: bool = False) -> list[AnswerScore]:
         """Token log-likelihoods of every row's answer, or of all of a text, in row order."""
@@ -182,9 +195,10 @@ class TextContext(Context[ForgetSplit]):
             else:
                 prompts.append(encode_prompt(row, self.tokenizer))
                 references.append(row.answer)
-        texts = self.generate(prompts, self.max_new_tokens or self._room(references))
+        texts = self.generate(prompts, self.max_new_tokens or self.room(references))
         return [(ref, text.strip()) for ref, text in zip(references, texts, strict=True)]
 
-    def _room(self, references: Sequence[str]) -> int:
+    def room(self, references: Sequence[str]) -> int:
+        """Tokens for an answer: twice the longest reference, 32 to 200."""
         longest = max((len(self.tokenizer(r, add_special_tokens=False)["input_ids"]) for r in references), default=0)
         return min(200, max(32, 2 * longest))

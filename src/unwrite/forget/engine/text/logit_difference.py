@@ -124,6 +124,11 @@ class LogitDifferenceModel(PreTrainedModel, GenerationMixin):
         self.generation_config = copy.deepcopy(target.generation_config)
         self.eval()
 
+    @property
+    def bare(self) -> PreTrainedModel:
+        """The model inside, whose weights still know."""
+        return self.target
+
     def forward(
         self,
         input_ids: Tensor | None = None,
