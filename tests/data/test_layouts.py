@@ -186,7 +186,7 @@ def test_a_named_chat_and_a_named_document_are_read():
 @pytest.mark.parametrize(
     ("columns", "why"),
     [
-        ("question=text,reply=labels", "--columns: unknown role 'reply'. Known: answer, input, messages"),
+        ("question=text,reply=labels", "--columns: unknown role 'reply'. Known: aliases, answer, entity, input"),
         ("question=text,answr=labels", "--columns: unknown role 'answr'. Did you mean 'answer'?"),
         ("question=text,answer", "--columns: 'answer' is not ROLE=COLUMN. Write question=text,answer=labels."),
         ("question=text,answer=", "--columns: 'answer=' is not ROLE=COLUMN"),

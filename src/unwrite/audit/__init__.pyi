@@ -2,6 +2,9 @@
 
 from .attacks.quantisation import Quantise as Quantise
 from .attacks.quantisation import quantise as quantise
+from .attacks.reintroduction import Reintroduce as Reintroduce
+from .attacks.reintroduction import copy_control as copy_control
+from .attacks.reintroduction import reintroduced as reintroduced
 from .attacks.relearning import Relearn as Relearn
 from .attacks.relearning import relearn as relearn
 from .attacks.relearning_time import ain as ain
@@ -61,6 +64,8 @@ from .probes.states import LogitLens as LogitLens
 from .probes.tampering import Relearned as Relearned
 from .probes.tampering import Rounded as Rounded
 from .probes.tampering import Unrefused as Unrefused
+from .reintroducing import ReintroductionTable as ReintroductionTable
+from .reintroducing import reintroduction as reintroduction
 from .report.report import Report as Report
 from .requests import scalability as scalability
 from .requests import sustainability as sustainability

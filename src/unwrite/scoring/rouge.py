@@ -22,7 +22,7 @@ WORDS: dict[str, str] = {
     "unicode": "ROUGE counts words of every script; on ASCII these are rouge-score's.",
     "ascii": "ROUGE counts rouge-score's words, a-z and 0-9 alone.",
 }
-_UNSPACED = (
+UNSPACED = (
     "Han", "Hiragana", "Katakana", "Bopomofo", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan", "Javanese", "Balinese",
     "Tai_Le", "New_Tai_Lue", "Tai_Tham", "Tai_Viet", "Yi",
 )  # fmt: skip
@@ -40,7 +40,7 @@ class Rouge(NamedTuple):
 def _pattern() -> Pattern[str]:
     import regex
 
-    unspaced = "".join(rf"\p{{Script={name}}}" for name in _UNSPACED)
+    unspaced = "".join(rf"\p{{Script={name}}}" for name in UNSPACED)
     # \p{M}, a combining mark, belongs to the letter before it.
     return regex.compile(rf"[{unspaced}]\p{{M}}*|(?:(?![{unspaced}])[\p{{L}}\p{{N}}]\p{{M}}*)+")
 

@@ -66,4 +66,5 @@ def _example(row: dict, name: str) -> Example:
         paraphrased_answer=row.get("paraphrased_answer"),
         perturbed_answers=tuple(row["perturbed_answer"]),
         source=name,
+        entity=row.get("author"),
     )

@@ -14,6 +14,7 @@ from ...runs.strict import strings_flaw as flaw
 
 # Blank letters and signs, and marks that only change another character: their categories don't tell.
 _UNSEEN = {"\u034f", "\u115f", "\u1160", "\u2800", "\u3164", "\uffa0", *map(chr, range(0xFE00, 0xFE10))}
+_BESIDE = ("entity", "aliases", "premises")  # nothing is trained on them
 
 
 def is_visible(text: str) -> bool:
@@ -39,6 +40,9 @@ class Example:
         perturbed_answers: wrong answers of the same form (TOFU's truth ratio).
         index: stable row number within its set; pairings and caches go by it.
         source: where the row came from, "forget.jsonl:3", for error messages.
+        entity: whom or what the fact is about; rows of one entity are related, and intervals are drawn over entities.
+        aliases: other spellings of the answer, which a hint must not hold either.
+        premises: statements that the answer follows from, the answer itself not among them.
     """
 
     answer: str
@@ -49,6 +53,9 @@ class Example:
     perturbed_answers: tuple[str, ...] = ()
     index: int = 0
     source: str = ""
+    entity: str | None = None
+    aliases: tuple[str, ...] = ()
+    premises: tuple[str, ...] = ()
 
     @property
     def is_text(self) -> bool:
@@ -63,8 +70,9 @@ class Example:
     @property
     def texts(self) -> Iterator[str]:
         """Every string of the row."""
-        yield from (self.answer, *self.perturbed_answers)
-        yield from (text for text in (self.question, self.paraphrased_question, self.paraphrased_answer) if text)
+        yield from (self.answer, *self.perturbed_answers, *self.aliases, *self.premises)
+        beside = (self.question, self.paraphrased_question, self.paraphrased_answer, self.entity)
+        yield from (text for text in beside if text)
         yield from (text for turn in self.history for text in turn)
 
     def ask(self, question: str | None = None, answer: str | None = None) -> Example:
@@ -112,8 +120,10 @@ class Examples(Sequence[Example]):
 
     @cached_property
     def hash(self) -> str:
-        """Content hash of the rows, whatever file they came from."""
-        return hash_json([{**asdict(row), "source": ""} for row in self._rows])
+        """Content hash of what the rows say; where they came from and whom they are about is no part of it."""
+        return hash_json(
+            [{k: v for k, v in {**asdict(row), "source": ""}.items() if k not in _BESIDE} for row in self._rows]
+        )
 
     @property
     def has_perturbed(self) -> bool:

@@ -22,7 +22,9 @@ ANSWERS = (
 )  # fmt: skip
 CHATS = ("messages", "conversations", "conversation")
 SYSTEMS = ("system", "system_prompt")
-FURTHER = ("paraphrased_question", "paraphrased_answer", "perturbed_answer", "perturbed_answers")
+FURTHER = (
+    "paraphrased_question", "paraphrased_answer", "perturbed_answer", "perturbed_answers", "entity", "aliases", "premises",
+)  # fmt: skip
 ROLES = ("question", "input", "answer", "text", "messages", "system", *FURTHER)
 # Alpaca's and Dolly's names for what an instruction is about: read behind it.
 INPUTS = ("input", "inputs", "context")

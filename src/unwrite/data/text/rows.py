@@ -117,6 +117,8 @@ def _further(cells: Mapping[str, Any], layout: ColumnLayout) -> dict[str, Any]:
             if "perturbed_answers" in further:
                 raise BadRow("has perturbed_answer and perturbed_answers; keep one")
             further["perturbed_answers"] = strings_of(value, name)
+        elif role in ("aliases", "premises"):
+            further[role] = strings_of(value, name)
         else:
             further[role] = text_of(value, name)
     return further
