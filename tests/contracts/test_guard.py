@@ -4,6 +4,7 @@ import pytest
 import torch
 from texts import apply, of_kind
 
+from unwrite.data.text.encoding import encode
 from unwrite.decode import PromptLookup
 from unwrite.models import load, save
 from unwrite.runs import hash_model
@@ -44,8 +45,9 @@ def test_it_writes_by_its_own_logits_in_evaluation_mode(slug, guarded):
 
 
 @every_guard
-def test_the_inference_changes(slug, guarded, tiny_llama):
-    assert not torch.allclose(guarded(input_ids=IDS).logits, tiny_llama(input_ids=IDS).logits)
+def test_the_inference_on_a_forget_row_changes(slug, guarded, forget, tokenizer, tiny_llama):
+    ids = torch.tensor([encode(forget[4], tokenizer).input_ids])
+    assert not torch.allclose(guarded(input_ids=ids).logits, tiny_llama(input_ids=ids).logits)
 
 
 @every_guard

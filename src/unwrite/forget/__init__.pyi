@@ -5,6 +5,7 @@ from .base import Guard as Guard
 from .base import Method as Method
 from .base import Objective as Objective
 from .base import Paired as Paired
+from .content_filter import ContentFilter as ContentFilter
 from .dampening import ASSD as ASSD
 from .dampening import LFSSD as LFSSD
 from .dampening import SSD as SSD
@@ -18,6 +19,9 @@ from .engine.loss import PerRow as PerRow
 from .engine.loss import PerToken as PerToken
 from .engine.phase import Phase as Phase
 from .engine.text.arguments import UnlearnArguments as UnlearnArguments
+from .engine.text.filtered import FilteredModel as FilteredModel
+from .engine.text.filtering import HeldStream as HeldStream
+from .engine.text.filtering import TextFilter as TextFilter
 from .engine.text.stopping import StopWhenForgotten as StopWhenForgotten
 from .engine.text.trainer import UnlearnTrainer as UnlearnTrainer
 from .gradient_ascent import GradientAscent as GradientAscent
