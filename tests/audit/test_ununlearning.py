@@ -1,5 +1,6 @@
 """Re-introduction: what hints hold, what U and A say of models that read, remember or do neither, and what is refused."""
 
+import codecs
 import dataclasses
 import random
 from itertools import pairwise
@@ -10,7 +11,16 @@ import torch
 from torch import nn
 
 from conftest import WORDS, make_llama, make_tokenizer
-from unwrite.audit import Reintroduce, TextContext, copy_control, reintroduced, reintroduction
+from unwrite.audit import (
+    Reintroduce,
+    TextContext,
+    copy_control,
+    disguised,
+    false_refusals,
+    reintroduced,
+    reintroduction,
+    success_by_disguise,
+)
 from unwrite.audit.attacks.reintroduction import reintroduction_rate
 from unwrite.audit.reintroducing import figures_of
 from unwrite.audit.text.hints import LEVELS, HintMaker, hidden_words
@@ -18,6 +28,7 @@ from unwrite.data import Example, Examples, ForgetSplit, read
 from unwrite.data.text.authors import authors
 from unwrite.data.text.encoding import encode
 from unwrite.errors import DataError, MethodError, Notice
+from unwrite.scoring.intervals import wilson
 from unwrite.scoring.words import forms_of, says, words_of
 
 PEOPLE = ("ann", "bert", "cora", "dov")
@@ -396,6 +407,46 @@ def test_answers_of_one_word_bring_a_notice_about_guessing():
         reintroduced(of(reading(), rows), Reintroduce(levels=("none",)))
 
 
+def test_a_model_to_which_all_answers_are_as_likely_picks_none():
+    scores = reintroduced(of(ignorant()), Reintroduce(score="choice"))
+    assert scores["verbatim"] == [0.0, None] * 4
+    assert copy_control(of(ignorant()))["verbatim"]["reads"] == [0.0, None] * 4
+
+
+# --- disguises and filters
+
+
+def test_disguises_are_read_back_as_the_text():
+    text = "Ann was born in Ghent"
+    assert words_of(disguised(text, "homoglyphs"))[-1].form == "ghent"
+    assert disguised(text, "homoglyphs") != text
+    assert disguised(text, "spacing").replace("  ", "|").replace(" ", "").replace("|", " ") == text
+    assert codecs.decode(disguised(text, "rot13").removeprefix("In ROT13: "), "rot13") == text
+    first, second = (line.split(": ")[-1] for line in disguised(text, "mosaic").split("\n")[::2])
+    assert f"{first} {second}" == text
+    assert disguised(text, "plain") == text
+
+
+def test_the_hint_alone_is_disguised():
+    hint = HintMaker(split(), disguise="spacing").level("verbatim")[0]
+    assert hint.context == "t h e  r e d  b o o k  ."
+    assert hint.row == split().forget[0]
+
+
+def test_a_disguise_that_the_model_cannot_read_brings_nothing_back():
+    means = success_by_disguise(of(reading()), Reintroduce(levels=("none", "verbatim")), ("plain", "rot13"))
+    assert means["plain"]["verbatim"] > 2 * means["rot13"]["verbatim"]
+    assert means["plain"]["none"] == means["rot13"]["none"]
+
+
+def test_false_refusals_have_wilsons_interval():
+    share = false_refusals(lambda text: "x" in text, ["a", "x", "b", "c"])
+    assert (share.value, share.refused, share.texts) == (0.25, (1,), 4)
+    assert share.interval == wilson(1, 4)
+    with pytest.raises(DataError, match="no benign texts"):
+        false_refusals(bool, [])
+
+
 # --- refusals
 
 
@@ -407,6 +458,7 @@ def test_answers_of_one_word_bring_a_notice_about_guessing():
         ({"levels": ()}, "each once"),
         ({"distractors": -1}, "distractors is -1; it must be at least 0"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"disguise": "latin"}, "disguise.*'latin'"),
         ({"fresh_name": " "}, "fresh_name is empty"),
         ({"template": "{question}"}, "template has no {context}"),
     ],

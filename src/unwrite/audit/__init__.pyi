@@ -64,6 +64,9 @@ from .probes.states import LogitLens as LogitLens
 from .probes.tampering import Relearned as Relearned
 from .probes.tampering import Rounded as Rounded
 from .probes.tampering import Unrefused as Unrefused
+from .refusing import RefusedShare as RefusedShare
+from .refusing import false_refusals as false_refusals
+from .refusing import success_by_disguise as success_by_disguise
 from .reintroducing import ReintroductionTable as ReintroductionTable
 from .reintroducing import reintroduction as reintroduction
 from .report.report import Report as Report
@@ -114,6 +117,7 @@ from .text.concept_vectors import ConceptRecord as ConceptRecord
 from .text.concept_vectors import concept_changes as concept_changes
 from .text.concept_vectors import vector_change as vector_change
 from .text.context import TextContext as TextContext
+from .text.disguises import disguised as disguised
 from .text.membership import Membership as Membership
 from .text.memorisation import ExactMemorisation as ExactMemorisation
 from .text.memorisation import ExtractionStrength as ExtractionStrength

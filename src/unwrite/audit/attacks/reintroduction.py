@@ -26,12 +26,14 @@ from ..base import Attack, Point
 from ..context import Context
 from ..report.parts import Remark
 from ..text.context import TextContext
+from ..text.disguises import DISGUISES, Disguise
 from ..text.hints import LEVELS, STATING, TEMPLATE, Hint, HintLevel, HintMaker, check_template, other_questions
 
 HintScore = Literal["probability", "rouge", "containment", "choice"]
 ItemScores = dict[str, list[float | None]]
 LEAST = 0.05  # of a fall in score that can be brought back
 HALF = 0.5  # of it, from which a hint is said to bring the answer back
+TIE = 1e-6  # nats a token within which two answers are as likely
 SHORT = 2  # words from which an answer is hard to guess
 
 
@@ -46,6 +48,7 @@ class Reintroduce(Attack[TextContext]):
         distractors: passages about other entities around each hint, at a drawn place; the source suggests 0 and 4 (ours).
         guessing: subtract what the same score is when another row's question is asked: the base rate of guessing, which is
             high for yes and no or single digits (ours).
+        disguise: how the hint is written, to get past a filter of what the prompt says: see `text.disguises` (ours).
         template: of a hint and a question (ours).
         fresh_name: what the entity is called at the level "renamed" (ours; the paper's figure has XXX).
         max_new_tokens: of greedy answers (ours).
@@ -56,6 +59,7 @@ class Reintroduce(Attack[TextContext]):
     score: HintScore = "probability"
     distractors: int = 0
     guessing: bool = False
+    disguise: Disguise = "plain"
     template: str = TEMPLATE
     fresh_name: str = "XXX"
     max_new_tokens: int = 64
@@ -72,6 +76,8 @@ class Reintroduce(Attack[TextContext]):
     def __post_init__(self) -> None:
         if self.score not in get_args(HintScore):
             raise MethodError(f"{setting('score')}: {unknown('score', str(self.score), get_args(HintScore))}")
+        if self.disguise not in DISGUISES:
+            raise MethodError(f"{setting('disguise')}: {unknown('disguise', str(self.disguise), DISGUISES)}")
         odd = next((one for one in self.levels if one not in LEVELS), None)
         if odd is not None or not self.levels or len({*self.levels}) < len(self.levels):
             raise MethodError(f"{setting('levels')} is {self.levels}; name some of {', '.join(LEVELS)}, each once.")
@@ -108,7 +114,7 @@ class Reintroduce(Attack[TextContext]):
             raise DataError("reintroduction asks questions, and the forget set has none: its rows are plain texts.")
         if self.score == "choice" and not any(row.perturbed_answers for row in rows):
             raise DataError("reintroduction by choice needs wrong answers beside the right one: give perturbed_answer.")
-        return HintMaker(context.split, self.template, self.fresh_name, self.distractors, self.seed)
+        return HintMaker(context.split, self.template, self.fresh_name, self.distractors, self.seed, self.disguise)
 
     def remark(self, curves: Mapping[str, list[Point]], main: str) -> Remark | None:
         """Says from which hint on half of what had gone is back, and whether the retrained model does the same of hints."""
@@ -218,7 +224,10 @@ def _scored(
 
 
 def _picked(context: TextContext, maker: HintMaker, hints: Sequence[Hint | None]) -> list[int | None]:
-    """Which of a row's options is the likeliest a token: 0 the right one (as its paraphrase, where there is one), then the wrong."""
+    """Which of a row's options is the likeliest a token: 0 the right one (as its paraphrase, where there is one), then the wrong.
+
+    -1 where two are as likely, as all are to a model that refuses.
+    """
     positions = positions_of(context.model)
     options = [None if hint is None or not hint.row.perturbed_answers else _options(hint.row) for hint in hints]
     rows = [
@@ -231,8 +240,13 @@ def _picked(context: TextContext, maker: HintMaker, hints: Sequence[Hint | None]
     picked: list[int | None] = []
     for some in options:
         losses = [next(scores).mean_nll for _ in some or ()]
-        picked.append(min(range(len(losses)), key=losses.__getitem__) if losses else None)
+        picked.append(_least(losses) if losses else None)
     return picked
+
+
+def _least(losses: Sequence[float]) -> int:
+    best, second = sorted(losses)[:2]
+    return losses.index(best) if second - best > TIE else -1
 
 
 def _options(row: Example) -> list[str]:

@@ -19,6 +19,7 @@ from ...data.text.examples import Example, Examples, ForgetSplit
 from ...data.text.rendering import Spelling, where
 from ...errors import DataError, MethodError, setting, unknown
 from ...scoring.words import forms_of, says, without, words_of
+from .disguises import Disguise, disguised
 from .multiple_choice import encode_continuation
 
 __all__ = ["LEVELS", "Hint", "HintLevel", "HintMaker"]
@@ -53,6 +54,7 @@ class HintMaker:
         fresh_name: what an entity is called at the level "renamed".
         distractors: passages about other entities around the context.
         seed: draws them, and the context's place among them.
+        disguise: how the context is written.
     """
 
     split: ForgetSplit
@@ -60,6 +62,7 @@ class HintMaker:
     fresh_name: str = "XXX"
     distractors: int = 0
     seed: int = 0
+    disguise: Disguise = "plain"
 
     def __post_init__(self) -> None:
         check_template(self.template)
@@ -118,7 +121,8 @@ class HintMaker:
         return [row for row in rows if row.entity == entity]
 
     def _among(self, hint: Hint) -> Hint:
-        """The hint among passages about other entities, at a place drawn by the seed and the row."""
+        """The hint, disguised, among passages about other entities, at a place drawn by the seed and the row."""
+        hint = replace(hint, context=disguised(hint.context, self.disguise))
         if self.distractors == 0:
             return hint
         row = self.split.forget[hint.row.index]

@@ -91,6 +91,7 @@ class FilteredModel(PreTrainedModel, GenerationMixin):
         """
         if input_ids is None:
             raise ModelError("a content filter reads token ids, and there are none. Pass input_ids.")
+        stopped = [self.check.flagged(self._read(ids, mask)) for ids, mask in _rows(input_ids, attention_mask)]
         output = self.target(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -101,7 +102,6 @@ class FilteredModel(PreTrainedModel, GenerationMixin):
             **rest,
         )
         logits = output.logits
-        stopped = [self.check.flagged(self._read(ids, mask)) for ids, mask in _rows(input_ids, attention_mask)]
         if any(stopped):
             logits = logits.clone()
             logits[torch.tensor(stopped, device=logits.device)] = 0.0
