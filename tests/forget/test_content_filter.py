@@ -370,7 +370,9 @@ def test_forget_texts_of_few_words_fall_back_to_aliases_with_a_notice():
         ]
     )
     benign = Examples([Example(one, "what ?") for one in texts(1, 120)])
-    with pytest.warns(Notice, match="no forget text has 8 words; the stage 'aliases' takes the place of 'ngrams'"):
+    with pytest.warns(
+        Notice, match="2 of 2 forget texts have fewer than 8 words; the stage 'aliases' looks for 2 of them"
+    ):
         check = ContentFilter().filter(short, benign)
     assert check.flagged("Ann was born in Ghent")
     assert not check.flagged("Ghent is a town")
@@ -379,9 +381,18 @@ def test_forget_texts_of_few_words_fall_back_to_aliases_with_a_notice():
         ContentFilter().filter(nameless, benign)
 
 
+def test_a_short_text_among_long_ones_is_seen_by_its_entity():
+    rows = Examples([Example(SECRET, "what ?"), Example("In Ghent", "Where was Ann born?", entity="Ann")])
+    with pytest.warns(Notice, match=r"1 of 2 .* looks for 1 of them"):
+        check = ContentFilter(alpha=0.02).filter(rows, Examples([Example(one) for one in texts(1, 120)]))
+    assert [scorer.name for scorer in check.scorers] == ["ngrams", "aliases"]
+    assert check.flagged("Ann is from Ghent")
+    assert check.flagged(SECRET)
+
+
 def test_some_forget_texts_of_few_words_are_counted():
     some = Examples([Example(SECRET, "what ?"), Example("blue", "which ?")])
-    with pytest.warns(Notice, match="1 of 2 forget texts have fewer than 8 words"):
+    with pytest.warns(Notice, match="1 of 2 forget texts have fewer than 8 words; they are not looked for"):
         ContentFilter().filter(some, Examples([Example(one) for one in texts(1, 120)]))
 
 
@@ -412,7 +423,7 @@ def test_it_is_applied_as_any_method_is_and_refuses_what_its_rows_say():
     tokenizer = make_tokenizer()
     with pytest.raises(DataError, match="needs a retain set"):
         ContentFilter().apply(make_llama(), make_examples("forget", 8), processing_class=tokenizer)
-    model = ContentFilter(refusals=("sorry",)).apply(
+    model = ContentFilter(refusals=("sorry",), alpha=0.02).apply(
         make_llama(vocab=70), data.forget[:4], general(), processing_class=tokenizer
     )
     assert isinstance(model, FilteredModel)

@@ -21,7 +21,7 @@ from .base import Guard
 from .engine.checks import require
 from .engine.text.filtered import FilteredModel, FilterRules
 from .engine.text.filtering import TextFilter
-from .engine.text.scorers import AliasScorer, CosineScorer, Encoder, NGramScorer, Scorer, say_short
+from .engine.text.scorers import AliasScorer, CosineScorer, Encoder, NGramScorer, Scorer
 
 if TYPE_CHECKING:
     from .engine.text.work import TextWork
@@ -95,28 +95,27 @@ class ContentFilter(Guard["TextWork"]):
         Raises:
             DataError: too few benign rows; forget texts that no stage can see.
         """
-        texts = [row.answer for row in forget]
         harmless = [benign_text(row) for row in benign]
-        return TextFilter.calibrated(
-            [self._scorer(one, forget, texts, harmless, encoder) for one in self._seeing(forget)], harmless, self.alpha
-        )
+        scorers = [self._scorer(stage, rows, harmless, encoder) for stage, rows in self._seeing(forget).items()]
+        return TextFilter.calibrated(scorers, harmless, self.alpha)
 
-    def _seeing(self, forget: Examples) -> tuple[Stage, ...]:
-        """The stages; where no forget text has n words, aliases in the place of n-grams."""
-        if "ngrams" not in self.stages:
-            return self.stages
+    def _seeing(self, forget: Examples) -> dict[Stage, Examples]:
+        """The rows that each stage is made of. Those too short for a run of n words are seen by the stage "aliases"."""
+        rows: dict[Stage, Examples] = dict.fromkeys(self.stages, forget)
+        short = [row for row in forget if len(words_of(row.answer)) < self.n]
+        if "ngrams" not in rows or "aliases" in rows or not short:
+            return rows
+        named = [row for row in short if row.entity]
+        if named:
+            rows["aliases"] = Examples(named, forget.name)
+            if len(short) == len(forget):
+                del rows["ngrams"]
+        seen = f"the stage 'aliases' looks for {len(named)} of them" if named else "they are not looked for"
+        notice(f"{len(short)} of {len(forget)} forget texts have fewer than {self.n} words; {seen}.")
+        return rows
+
+    def _scorer(self, stage: Stage, forget: Examples, benign: list[str], encoder: Encoder | None) -> Scorer:
         texts = [row.answer for row in forget]
-        if any(len(words_of(text)) >= self.n for text in texts):
-            say_short(texts, self.n)
-            return self.stages
-        if not any(row.entity for row in forget):
-            return self.stages  # whose scorer refuses
-        notice(f"no forget text has {self.n} words; the stage 'aliases' takes the place of 'ngrams'.")
-        return tuple(dict.fromkeys("aliases" if one == "ngrams" else one for one in self.stages))
-
-    def _scorer(
-        self, stage: Stage, forget: Examples, texts: list[str], benign: list[str], encoder: Encoder | None
-    ) -> Scorer:
         if stage == "aliases":
             return AliasScorer.of(forget, benign, self.context)
         if stage == "cosine":

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 # Cyrillic and Greek letters that are drawn as Latin ones.
 _LOOK_ALIKES = str.maketrans(
-    "авеікморстухѕјԁһԛԝαικνορτυχϲі",
-    "abeikmopctyxsjdhqwaikvoptuxci",
+    "авеікмнорстухѕјԁһԛԝαικνορτυχϲ",
+    "abeikmhopctyxsjdhqwaikvoptuxc",
 )
 _SEPARATORS = str.maketrans("", "", ",.'’\u00a0\u202f")
 _UNITS = [

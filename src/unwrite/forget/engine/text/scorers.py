@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ....data import Examples
-from ....errors import DataError, MethodError, notice, setting
+from ....errors import DataError, MethodError, setting
 from ....scoring.words import forms_of, grams, words_of
 
 Encoder = Callable[[list[str]], Any]  # texts to vectors, [texts, width]
@@ -328,14 +328,6 @@ def _unit(vectors: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     unit: np.ndarray[Any, Any] = vectors / np.where(lengths > 0, lengths, 1.0)
     return unit
-
-
-def say_short(texts: Sequence[str], n: int) -> None:
-    """A notice of texts that are too short for a run of n words."""
-    if short := sum(len(words_of(text)) < n for text in texts):
-        notice(
-            f"{short} of {len(texts)} forget texts have fewer than {n} words, so the stage 'ngrams' does not see them."
-        )
 
 
 SCORERS: dict[str, type[Scorer]] = {one.name: one for one in (NGramScorer, AliasScorer, CosineScorer)}
