@@ -289,6 +289,8 @@ def test_a_flagged_row_has_a_refusals_logits_and_other_rows_the_targets():
     assert torch.equal(logits[1], model.target(input_ids=rows).logits[1])
     assert (logits[0].argmax(-1) == ids("i")[0]).all()
     assert logits[0].log_softmax(-1)[:, 5].max() < -20
+    model.target.forward = None  # a batch that is flagged whole needs no target
+    assert torch.equal(model(input_ids=rows[:1]).logits[0], logits[0])
 
 
 def test_a_streamer_gets_nothing_of_a_flagged_run_and_then_the_refusal(monkeypatch):

@@ -42,7 +42,7 @@ FRESH = ("XXX", "YYY", "ZZZ", "QQQ")
 MARKS = ("<pad>", "<end>", ".", "?", "means", "yes", "no")
 WORDS = (*MARKS, *ATTRIBUTES, *CLASSES, *FRESH)
 MOST, NAMED, DEFINED = 6, 5, 4  # attributes of an item at most; questions a line of classes, and of fresh names
-LINES, EPOCHS = 8_000, 4
+LINES, EPOCHS = 6_400, 2
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{{ ' <end>' if m['role'] == 'assistant' else ' ' }}{% endfor %}"
 
 

@@ -92,24 +92,30 @@ class FilteredModel(PreTrainedModel, GenerationMixin):
         if input_ids is None:
             raise ModelError("a content filter reads token ids, and there are none. Pass input_ids.")
         stopped = [self.check.flagged(self._read(ids, mask)) for ids, mask in _rows(input_ids, attention_mask)]
-        output = self.target(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=bool(use_cache),
-            logits_to_keep=logits_to_keep,
-            **rest,
-        )
-        logits = output.logits
+        whole = past_key_values is None and not use_cache and logits_to_keep == 0
+        if all(stopped) and whole:  # nothing of the target's is shown
+            width = self.target.get_input_embeddings().num_embeddings
+            logits = torch.zeros(*input_ids.shape, width, dtype=self.target.dtype, device=input_ids.device)
+            cache = None
+        else:
+            output = self.target(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=bool(use_cache),
+                logits_to_keep=logits_to_keep,
+                **rest,
+            )
+            logits, cache = output.logits, output.past_key_values
         if any(stopped):
-            logits = logits.clone()
-            logits[torch.tensor(stopped, device=logits.device)] = 0.0
-            logits[torch.tensor(stopped, device=logits.device), :, self.refusal_ids()[0]] = SURE
+            where = torch.tensor(stopped, device=logits.device)
+            logits = logits.masked_fill(where[:, None, None], 0.0)
+            logits[where, :, self.refusal_ids()[0]] = SURE
         loss = None
         if labels is not None:
             loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=output.past_key_values)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **kwargs: Any) -> Any:
