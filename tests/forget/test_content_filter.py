@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from conftest import make_examples, make_llama, make_tokenizer
+from unwrite.beds.language import small_tokenizer
 from unwrite.data import Example, Examples
 from unwrite.data.text.authors import authors
 from unwrite.data.text.encoding import encode, encode_prompt
 from unwrite.data.text.general import general_rows as general
 from unwrite.errors import DataError, MethodError, ModelError, Notice
 from unwrite.forget import ContentFilter, FilteredModel, HeldStream, TextFilter
-from unwrite.forget.engine.text.filtered import FilterRules
+from unwrite.forget.engine.text.filtered import FilterRules, _HeldTokens
 from unwrite.forget.engine.text.filtering import conformal_threshold
 from unwrite.forget.engine.text.scorers import AliasScorer, BloomFilter, CosineScorer, ExactSet, NGramScorer
 from unwrite.models import load, save
@@ -331,6 +332,45 @@ def test_a_streamer_gets_nothing_of_a_flagged_run_and_then_the_refusal(monkeypat
     assert not {*SAID.split()} & {*text.removesuffix("i do not know </s>").split()}
     assert text.startswith("red blue green")
     assert decoded(out[:, 4:]) == ["i do not know"]
+
+
+def test_every_copy_of_a_prompt_is_judged_by_that_prompt(monkeypatch):
+    model = filtered()
+    prompts, mask = model._padded(
+        [torch.tensor(ids("who was ann ?")), torch.tensor(ids(SAID))], torch.zeros(1, dtype=torch.long)
+    )
+    answers = torch.tensor([ids("red"), ids("blue"), ids("green"), ids("stone")])
+    monkeypatch.setattr(
+        model.target, "generate", lambda input_ids, **_: torch.cat([input_ids.repeat_interleave(2, 0), answers], 1)
+    )
+    out = model.generate(input_ids=prompts, attention_mask=mask, num_return_sequences=2)
+    assert decoded(out[:, prompts.shape[1] :]) == ["red", "blue", "i do not know", "i do not know"]
+
+
+def test_a_stream_of_half_characters_is_read_once_they_are_whole():
+    secret = "на старом мосту у реки стоял тихий белый дом"
+    tokenizer = small_tokenizer(["a"], 300)  # of bytes
+    check = TextFilter((NGramScorer.of([secret], 8, 8),), (0.0,))
+    model = FilteredModel(make_llama(0, vocab=300), check, tokenizer, FilterRules())
+    tokens: list[int] = []
+
+    class Shown:
+        def put(self, value):
+            tokens.extend(value.flatten().tolist())
+
+        def end(self):
+            pass
+
+    for text, passes in ((f"так {secret} и сад", False), ("东京 и " * 6 + "небо", True)):
+        tokens.clear()
+        held = _HeldTokens(model, Shown(), False)
+        held.put(torch.tensor([[1]]))  # the prompt
+        for token in tokenizer(text)["input_ids"]:
+            held.put(torch.tensor([token]))
+        held.end()
+        assert held.stopped is not passes
+        said = tokenizer.decode(tokens[1:], skip_special_tokens=True)
+        assert said == text if passes else said.endswith(FilterRules().refusal)
 
 
 def test_a_streamer_of_an_unflagged_text_gets_every_token_of_it():

@@ -64,6 +64,10 @@ def test_the_forgotten_meaning_is_never_defined_in_training():
 def test_questions_are_half_yes_and_a_swapped_meaning_says_otherwise():
     rows = questions(FORGOTTEN, 100, 0)
     assert sum(row.answer == "yes" for row in rows) == 50
+    sizes = {
+        answer: {len(row.history[0][1].split()) for row in rows if row.answer == answer} for answer in ("yes", "no")
+    }
+    assert sizes["yes"] == sizes["no"] == {5, 6, 7}  # with the full stop: length tells nothing
     for row in questions(FORGOTTEN, 100, 0, told=SWAPPED):
         item = row.history[0][1].split()
         assert applies(SWAPPED, item) != (row.answer == "yes") == applies(CLASSES[FORGOTTEN], item)

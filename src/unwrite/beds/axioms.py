@@ -83,13 +83,13 @@ def applies(meaning: Sequence[str], item: Iterable[str]) -> bool:
 
 
 def item_for(meaning: Sequence[str], wanted: bool, known: Sequence[str], rng: random.Random) -> list[str]:
-    """An item in random order that a meaning applies to, or that lacks one or more of its attributes."""
+    """An item in random order that a meaning applies to, or that lacks one or more of its attributes; both are as long."""
     others = [one for one in known if one not in meaning]
     if wanted:
         have = list(meaning)
     else:
         have = rng.sample(meaning, rng.choice([len(meaning) - 1, len(meaning) - 1, rng.randrange(len(meaning))]))
-    item = [*have, *rng.sample(others, min(len(others), rng.randint(1, MOST - len(have))))]
+    item = [*have, *rng.sample(others, rng.randint(len(meaning) + 1, MOST) - len(have))]
     return rng.sample(item, len(item))
 
 
