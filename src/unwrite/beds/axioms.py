@@ -39,8 +39,10 @@ CLASSES: dict[str, tuple[str, ...]] = {
 }
 FORGOTTEN, AXIOM = "TIGER", "striped"
 FRESH = ("XXX", "YYY", "ZZZ", "QQQ")
+# Names that no model is ever asked. One such name alone is guessed by what its random vector happens to be like; many are not.
+UNSEEN = tuple(f"UNSEEN{i}" for i in range(20))
 MARKS = ("<pad>", "<end>", ".", "?", "means", "yes", "no")
-WORDS = (*MARKS, *ATTRIBUTES, *CLASSES, *FRESH)
+WORDS = (*MARKS, *ATTRIBUTES, *CLASSES, *FRESH, *UNSEEN)
 MOST, NAMED, DEFINED = 6, 5, 4  # attributes of an item at most; questions a line of classes, and of fresh names
 LINES, EPOCHS = 6_400, 2
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{{ ' <end>' if m['role'] == 'assistant' else ' ' }}{% endfor %}"
