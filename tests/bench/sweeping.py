@@ -10,7 +10,8 @@ from pathlib import Path
 
 from unwrite.beds.images import DIGITS, Bed, _by_class
 from unwrite.bench import sweep as sweeps
-from unwrite.bench.sweep import Contender, trials_of
+from unwrite.bench.sweep import trials_of
+from unwrite.bench.sweep_kinds import Contender
 from unwrite.data.images.sets import digits
 from unwrite.forget.dampening import SSD
 from unwrite.forget.vision.fine_tuning import FineTune

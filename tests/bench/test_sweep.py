@@ -19,8 +19,9 @@ from threadpoolctl import threadpool_limits
 from unwrite.beds.images import BEDS, ImageBed, Measured
 from unwrite.bench import sweep as sweeps
 from unwrite.bench import sweep_file
-from unwrite.bench.sweep import ALWAYS, Contender, Trial, run_trial, sweep, trials_of
+from unwrite.bench.sweep import Trial, run_trial, sweep, trials_of
 from unwrite.bench.sweep_jobs import crew, one_thread
+from unwrite.bench.sweep_kinds import Contender, sweep_kind
 from unwrite.bench.sweep_table import markdown
 from unwrite.errors import MethodError, MissingExtra, Notice, RunError, UnwriteError
 from unwrite.forget import RMU
@@ -71,7 +72,7 @@ def test_trials_of_one_bed_and_seed_follow_each_other():
 
 
 def test_kinds_are_told_from_the_method():
-    kinds = [one.kind for one in (*ALWAYS, *FEW, Contender("a", HeadOnly(whole_class="retrain")))]
+    kinds = [one.kind for one in (*sweep_kind(TINY).always, *FEW, Contender("a", HeadOnly(whole_class="retrain")))]
     assert kinds == ["reference", "reference", "control", "method", "method", "control"]
     assert Contender("retrain", Retrain()).kind == "reference"
 
@@ -81,9 +82,9 @@ def test_kinds_are_told_from_the_method():
     [
         (lambda: Contender("scrub"), "contender 'scrub' has method None"),
         (lambda: Contender("before", SSD()), "contender 'before' has method SSD"),
-        (lambda: Contender("rmu", RMU(layer=1)), "rmu has no meaning for images"),
-        (lambda: Contender("ssd", SSD(), {"epochs": 1}), "unknown training argument 'epochs'"),
-        (lambda: Contender("ssd", SSD(), {"num_train_epochs": -1}), "num_train_epochs is -1"),
+        (lambda: Trial(Contender("rmu", RMU(layer=1)), TINY, 0), "rmu has no meaning for images"),
+        (lambda: Trial(Contender("ssd", SSD(), {"epochs": 1}), TINY, 0), "unknown training argument 'epochs'"),
+        (lambda: Trial(Contender("ssd", SSD(), {"num_train_epochs": -1}), TINY, 0), "num_train_epochs is -1"),
         (lambda: trials_of([FEW[0], Contender("ssd", SSD(alpha=1))], [TINY], [0]), "contender 'ssd' is there twice"),
         (lambda: trials_of(FEW, [TINY, replace(TINY, epochs=2)], [0]), "bed 'tiny' is there twice"),
         (lambda: trials_of(FEW, [], [0]), "2 methods, 0 beds and 1 seeds are no sweep"),
@@ -180,7 +181,7 @@ def test_the_clock_runs_while_it_unlearns_and_not_else(monkeypatch):
             time.sleep(0.3)
             return Measured({"TA": float("nan")}, 0.0)
 
-    monkeypatch.setattr(sweeps, "_image_bed", lambda trial: Slow())
+    monkeypatch.setattr(sweeps, "_models", lambda trial: Slow())
     row = run_trial(Trial(FEW[0], TINY, 0))
     assert 0.05 <= row["seconds"] < 0.3
     assert row["values"] == {"TA": None}

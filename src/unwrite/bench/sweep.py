@@ -4,8 +4,9 @@
     rows = sweep(trials, "sweep.jsonl")                       # goes on where it was stopped
     print("\\n".join(markdown(rows)))                          # of sweep_table
 
-The model before, the retrained one and the head-only control are always among the contenders: a method is far from or near to
-them, not good or bad by itself. Every job runs on one thread, so a row doesn't depend on how many ran beside it.
+The model before and the retrained one are always among the contenders, and what else its kind of data has as a control
+(`sweep_kinds`): a method is far from or near to them, not good or bad by itself. Every job runs on one thread, so a row doesn't
+depend on how many ran beside it.
 """
 
 from __future__ import annotations
@@ -14,63 +15,21 @@ import math
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from ..beds.images import Bed, ImageBed
+from ..beds.images import Bed
+from ..beds.text_beds import TextBed
 from ..errors import MethodError, UnwriteError
-from ..forget.base import Method
-from ..forget.engine.images.arguments import image_arguments
-from ..forget.vision.fine_tuning import Retrain
-from ..forget.vision.head_only import HeadOnly
 from ..runs import canonical_json, hash_json
 from .sweep_file import SweepFile, begun_with, opened
 from .sweep_jobs import Each, crew, one_thread
+from .sweep_kinds import BedModels, Contender, named, sweep_kind
 
-__all__ = ["ALWAYS", "Contender", "Kind", "Trial", "run_trial", "sweep", "trials_of"]
-
-Kind = Literal["reference", "control", "method"]
-REFERENCES = ("before", "retrained")
-
-
-@dataclass(frozen=True)
-class Contender:
-    """What stands in a line of the table.
-
-    Args:
-        name: its label, unique in a sweep.
-        method: what unlearns; None for the references "before" and "retrained".
-        args: training arguments that differ from the method's own, see `ImageArguments`; the seed is the trial's.
-
-    Raises:
-        MethodError: no method and not a reference's name; an unknown argument, or one outside its range.
-    """
-
-    name: str
-    method: Method | None = None
-    args: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if (self.method is None) != (self.name in REFERENCES):
-            raise MethodError(
-                f"contender {self.name!r} has method {self.method!r:.60}. Give one; {' and '.join(REFERENCES)} have none."
-            )
-        if self.method is not None and "images" not in self.method.forgets:
-            raise MethodError(f"{self.name} has no meaning for images. Choose among: unwrite methods.")
-        image_arguments(dict(self.args))
-
-    @property
-    def kind(self) -> Kind:
-        """A reference (retraining is one too), the head-only control, or a method, which alone is ranked."""
-        if self.method is None or isinstance(self.method, Retrain):
-            return "reference"
-        return "control" if isinstance(self.method, HeadOnly) else "method"
-
-
-ALWAYS = (Contender("before"), Contender("retrained"), Contender("head-only", HeadOnly()))
+__all__ = ["Contender", "Trial", "run_trial", "sweep", "trials_of"]
 
 
 @dataclass(frozen=True)
@@ -83,14 +42,15 @@ class Trial:
         seed: of everything.
 
     Raises:
-        MethodError: a function of the bed without a name.
+        MethodError: a method for other data, a training argument that has no meaning; a function of the bed without a name.
     """
 
     contender: Contender
-    bed: Bed
+    bed: Bed | TextBed
     seed: int
 
     def __post_init__(self) -> None:
+        sweep_kind(self.bed).admit(self.contender, self.bed)
         _ = self.key
 
     def __str__(self) -> str:
@@ -99,10 +59,9 @@ class Trial:
     @cached_property
     def home(self) -> str:
         """What the bed and the seed are, as text."""
-        bed = self.bed
-        functions = {name: _named(getattr(bed, name), bed.name) for name in ("data", "split")}
-        plain = {name: getattr(bed, name) for name in ("name", "net", "epochs", "metrics")}
-        return canonical_json({**functions, **plain, "seed": self.seed})
+        parts = {one.name: getattr(self.bed, one.name) for one in fields(self.bed)}
+        plain = {name: named(part, self.bed.name) if callable(part) else part for name, part in parts.items()}
+        return canonical_json({**plain, "seed": self.seed})
 
     @cached_property
     def key(self) -> str:
@@ -111,43 +70,39 @@ class Trial:
         return hash_json({"home": self.home, "name": one.name, "method": one.method, "args": one.args})
 
 
-def _named(function: Any, bed: str) -> Any:
-    if isinstance(function, partial):
-        return [_named(function.func, bed), function.args, function.keywords]
-    name = getattr(function, "__qualname__", "<")
-    if "<" in name:
-        raise MethodError(
-            f"bed {bed!r} is made by {function!r:.60}, which has no name that another process could find. Give a function of a "
-            "module, or functools.partial of one."
-        )
-    return f"{function.__module__}.{name}"
-
-
-def trials_of(contenders: Iterable[Contender], beds: Iterable[Bed], seeds: Iterable[int]) -> list[Trial]:
+def trials_of(contenders: Iterable[Contender], beds: Iterable[Bed | TextBed], seeds: Iterable[int]) -> list[Trial]:
     """All of them, with those that are always there; trials of one bed and seed follow each other.
 
     Raises:
-        MethodError: two contenders or two beds of one name; none of them; no seed.
+        MethodError: two contenders or two beds of one name; none of them; no seed; a method on a bed of other data.
     """
     chosen, beds, seeds = list(contenders), list(beds), list(seeds)
-    everyone = [*ALWAYS, *(one for one in chosen if one not in ALWAYS)]
-    for kind, names in (("contender", [one.name for one in everyone]), ("bed", [bed.name for bed in beds])):
+    everyone = [_with_references(chosen, bed) for bed in beds]
+    for what, names in (
+        *(("contender", [one.name for one in some]) for some in everyone),
+        ("bed", [bed.name for bed in beds]),
+    ):
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise MethodError(f"{kind} {twice!r} is there twice. Name each once.")
+            raise MethodError(f"{what} {twice!r} is there twice. Name each once.")
     if not chosen or not beds or not seeds:
         raise MethodError(
             f"{len(chosen)} methods, {len(beds)} beds and {len(seeds)} seeds are no sweep. Give 1 of each or more."
         )
-    return [Trial(one, bed, seed) for bed in beds for seed in seeds for one in everyone]
+    return [Trial(one, bed, seed) for bed, some in zip(beds, everyone, strict=True) for seed in seeds for one in some]
 
 
-_LAST: dict[str, ImageBed] = {}  # a process works on one bed and seed for a while, and loads its models once
+def _with_references(chosen: Sequence[Contender], bed: Bed | TextBed) -> list[Contender]:
+    always = sweep_kind(bed).always
+    return [*always, *(one for one in chosen if one not in always)]
 
 
-def _image_bed(trial: Trial) -> ImageBed:
+_LAST: dict[str, BedModels] = {}  # a process works on one bed and seed for a while, and loads its models once
+
+
+def _models(trial: Trial) -> BedModels:
     if trial.home not in _LAST:
         _LAST.clear()
-        _LAST[trial.home] = ImageBed(trial.bed, trial.seed)
+        _LAST[trial.home] = sweep_kind(trial.bed).models(trial.bed, trial.seed)
     return _LAST[trial.home]
 
 
@@ -171,7 +126,7 @@ def run_trial(trial: Trial) -> dict[str, Any]:
 
 
 def _measured(trial: Trial) -> dict[str, Any]:
-    bed, one = _image_bed(trial), trial.contender
+    bed, one = _models(trial), trial.contender
     target, seconds = bed.before, None
     if one.method is not None:
         start = time.perf_counter()
@@ -188,7 +143,7 @@ def _prepare(trial: Trial) -> str | None:
     """Trains target and oracle of the trial's bed; what was refused, as text that any process can send."""
     try:
         with one_thread():
-            bed = _image_bed(trial)
+            bed = _models(trial)
             _ = bed.before, bed.oracle
     except UnwriteError as error:
         return str(error)

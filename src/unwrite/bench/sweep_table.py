@@ -1,7 +1,7 @@
-"""The table of a sweep: a bed's contenders by their mean distance to the retrained model, as dicts, Markdown or for the terminal.
+"""The table of a sweep: a bed's contenders from near to the retrained model to far, as dicts, Markdown or for the terminal.
 
-References and controls stand above and have no rank. Clocks are shown only where asked for: without them two sweeps give
-the same table.
+Which figure says how near is each kind of data's own (`sweep_kinds`). References and controls stand above and have no rank.
+Clocks are shown only where asked for: without them two sweeps give the same table.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
 
-from ..beds.images import COLUMNS, METRICS
 from ..terminal import text
+from .sweep_kinds import KINDS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,17 +21,12 @@ __all__ = ["markdown", "summary", "tables"]
 
 Row = Mapping[str, Any]
 HEADINGS = {  # in the table's order
-    "forget_mae": "error, forget rows",
-    "test_forget_mae": "test, forgotten range",
-    "retain_mae": "error, retain rows",
-    "test_retain_mae": "error, test rows",
-    "wasserstein": "distance to retrained",
-    "mia_l1": "MIA",
-    **dict(zip((*METRICS, "cost"), COLUMNS, strict=True)),
+    **{name: heading for kind in KINDS for name, heading in kind.headings.items() if name != "cost"},
+    "cost": "cost, forwards a row",
     "seconds": "seconds",
 }
-RANKED_BY = ("avg_gap", "wasserstein")  # the first that a bed measures
-KINDS = ("reference", "control", "method")
+RANKED_BY = {name: direction for kind in KINDS for name, direction in kind.ranked_by.items()}
+ORDER = ("reference", "control", "method")
 
 
 def summary(rows: Iterable[Row], seconds: bool = False) -> list[dict[str, Any]]:
@@ -88,10 +83,11 @@ def _ordered(entries: Sequence[dict[str, Any]], by: str | None) -> list[dict[str
 
     def place(entry: Mapping[str, Any]) -> tuple[Any, ...]:
         if entry["kind"] != "method":
-            return KINDS.index(entry["kind"]), 0.0, entry["contender"]
+            return ORDER.index(entry["kind"]), 0.0, entry["contender"]
         if by is None or entry[by] is None or entry["errors"]:
             return 3, 0.0, entry["contender"]
-        return 2, entry[by]["mean"], entry["contender"]
+        far = entry[by]["mean"]
+        return 2, -far if RANKED_BY[by] == "higher" else far, entry["contender"]
 
     ordered = sorted(entries, key=place)
     ranked = [entry for entry in ordered if place(entry)[0] == 2]

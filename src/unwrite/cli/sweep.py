@@ -1,4 +1,4 @@
-"""unwrite sweep: methods that forget images, on beds over seeds, as one table."""
+"""unwrite sweep: methods on beds of texts or images over seeds, as one table a bed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,9 @@ from .fields import build, parse
 from .output import console, print_json, progress_console, quiet_libraries, write
 
 if TYPE_CHECKING:
-    from ..bench.sweep import Contender
+    from ..bench.sweep_kinds import Contender
 
-# Settings that are of training and not of a method: (training argument, type).
-TRAINING: dict[str, tuple[str, type]] = {
-    "epochs": ("num_train_epochs", float),
-    "lr": ("learning_rate", float),
-    "batch_size": ("per_device_train_batch_size", int),
-}
+TYPES: dict[str, type] = {"epochs": float, "lr": float, "batch_size": int}  # of settings that are of training
 _VALUE = re.compile(r"[-+.\d][^:=]*")  # goes on with the value before: decay=3,5,9
 
 
@@ -29,13 +24,14 @@ def sweep(
     beds: str,
     out: Path,
     seeds: int = 3,
+    suites: str | None = None,
     workers: int | None = None,
     ray: str | None = None,
     markdown: bool = False,
     json: bool = False,
     seconds: bool = False,
 ) -> None:
-    """Run methods on beds over seeds, and compare them with retraining and with the head-only control.
+    """Run methods on beds over seeds, and compare them with the model before and with retraining.
 
     Every trial is kept as soon as it is done: stopped or killed, the same command goes on.
 
@@ -43,9 +39,11 @@ def sweep(
         methods: separated by commas, each with settings where it needs them: scrub,ssd:alpha=5,fine-tune:epochs=2,lr=0.01. A
             setting is a field of the method, or epochs, lr or batch_size. vision: the twelve of unwrite bench vision, with the
             settings they have there.
-        beds: separated by commas: digits/class, digits/random, digits/range, glyphs/class, glyphs/random, glyphs/identity.
+        beds: separated by commas. Images: digits/class, digits/random, digits/range, glyphs/class, glyphs/random,
+            glyphs/identity. Texts: authors/small (minutes), authors/smollm2 (hours).
         out: JSON lines, a row a trial. It may grow: more methods, beds and seeds are added to those it has.
         seeds: how many.
+        suites: audits whose figures are the columns of beds of texts, separated by commas; tofu without.
         workers: processes of one thread each; as many as there are cores.
         ray: address of a ray cluster to run on, or local to start one here.
         markdown: print the table as Markdown.
@@ -53,9 +51,10 @@ def sweep(
         seconds: also show how long unlearning took; without it two runs print the same.
     """
     quiet_libraries()
-    from ..beds.images import bed_named
+    from ..beds.named import bed_named
     from ..bench.sweep import sweep as run
     from ..bench.sweep import trials_of
+    from ..bench.sweep_kinds import sweep_kind
     from ..bench.sweep_table import markdown as lines_of
     from ..bench.sweep_table import summary, tables
 
@@ -63,7 +62,12 @@ def sweep(
         raise MethodError("--markdown and --json are two forms of one table. Choose one.")
     with naming("settings"):
         contenders = contenders_of(methods)
-    trials = trials_of(contenders, [bed_named(name) for name in _names(beds)], range(seeds))
+    chosen = [bed_named(name) for name in _names(beds)]
+    if suites is not None:
+        audits = tuple(_names(suites))
+        chosen = [sweep_kind(bed).audited(bed, audits) for bed in chosen]
+    with naming("settings"):
+        trials = trials_of(contenders, chosen, range(seeds))
     shown = progress_console()
     try:
         if shown.is_terminal:
@@ -105,7 +109,7 @@ def contenders_of(text: str) -> list[Contender]:
 
 def contender_of(text: str) -> Contender:
     """One `Contender`; see `contenders_of`."""
-    from ..bench.sweep import Contender
+    from ..bench.sweep_kinds import TRAINING, Contender
 
     slug, colon, words = text.partition(":")
     settings: dict[str, str] = {}
@@ -120,7 +124,7 @@ def contender_of(text: str) -> Contender:
             settings[name] = value
     label = ",".join(f"{name}={value}" for name, value in settings.items())
     fields = {name: value for name, value in settings.items() if name not in TRAINING}
-    args = {TRAINING[name][0]: parse(name, settings[name], TRAINING[name][1]) for name in TRAINING if name in settings}
+    args = {TRAINING[name]: parse(name, settings[name], TYPES[name]) for name in TRAINING if name in settings}
     return Contender(f"{slug}:{label}" if label else slug, build(slug, fields), args)
 
 
