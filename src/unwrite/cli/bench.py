@@ -171,6 +171,34 @@ def vision(*, seed: int = 0, out: Path | None = None, json: bool = False) -> Non
     _vision(seed, out, json)
 
 
+@app.command
+def forget(
+    *,
+    bed: str = "authors/small",
+    seeds: int = 3,
+    methods: str | None = None,
+    workers: int = 1,
+    out: Path | None = None,
+    overwrite: bool = False,
+    json: bool = False,
+) -> None:
+    """Compare every method that forgets texts: settings chosen on some authors, figures on others, in about 40 minutes.
+
+    Args:
+        bed: authors/small, or authors/smollm2, a real model, for which it takes many hours.
+        seeds: how many, of unlearning.
+        methods: of these alone, separated by commas.
+        workers: processes of one thread each.
+        out: also write the figures there, as JSON. A row a trial is kept beside it (.jsonl), from which a stopped run goes on.
+        overwrite: replace the figures in OUT.
+        json: print JSON.
+    """
+    need_number("--workers", workers, at_least=1)
+    setting = _setting()
+    _need_free(out, overwrite)
+    _forget(bed, seeds, methods, workers, out, json, setting)
+
+
 def _need_seed(seed: int) -> None:
     need_number("--seed", seed, at_least=0, below=2**32)
 
@@ -287,6 +315,34 @@ def _vision(seed: int, out: Path | None, json: bool) -> None:
         console().print(f"target and oracle of {one.bed}: {one.seconds:.1f} s (trained, or found in the cache)")
     slow = over_limit(rows)
     console().print(f"over {LIMIT:g} s: {'; '.join(slow)}" if slow else f"no method took more than {LIMIT:g} s")
+
+
+def _forget(
+    bed: str, seeds: int, methods: str | None, workers: int, out: Path | None, json: bool, setting: dict[str, Any]
+) -> None:
+    from tempfile import TemporaryDirectory
+
+    from ..beds.text_beds import BEDS
+    from ..bench.forget import run
+    from ..bench.forget_report import HEADS, cells
+    from ..errors import MethodError, unknown
+    from ..runs import write_json
+
+    if bed not in BEDS:
+        raise MethodError(unknown("bed of texts", bed, BEDS))
+    some = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
+    with TemporaryDirectory() as folder, progress(None, "bench forget") as shown:
+        rows = Path(folder) / "rows.jsonl" if out is None else out.with_suffix(".jsonl")
+        report = run(BEDS[bed], seeds, rows, some, workers, shown.say)
+    if out is not None:
+        write_json(out, {**report, **setting})
+    if json:
+        print_json(report)
+        return
+    console().print(plain_table(HEADS, cells(report)))
+    console().print(label(f"better: of the methods of equal utility, within {report['equal']:g}", "dim"))
+    for slug, reason in report["left_out"].items():
+        console().print(label(f"left out: {slug}: {reason}", "dim"))
 
 
 def _stopped(out: Path | None, setting: dict[str, Any], batch: int, pairs: int) -> list[dict[str, Any]]:

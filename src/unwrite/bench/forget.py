@@ -1,0 +1,243 @@
+"""Every method that forgets texts on one bed: settings chosen on other authors than those that are reported, over seeds.
+
+A method's grid (`forget_grid.toml`) is tried once on the bed's tuning authors. Of the settings that keep `KEPT` of the target's utility,
+the one of best forget quality is taken; where none does, the one of highest utility. That one is then reported, over seeds, on
+authors that no choice has seen. Two methods are compared at equal utility alone, within `EQUAL`: a method is better than another
+whose forget quality is below its own with every seed.
+"""
+
+from __future__ import annotations
+
+import time
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from .. import catalog
+from ..beds.text_beds import BEDS, TextBed
+from ..errors import MethodError, UnwriteError, unknown
+from .sweep import Trial, sweep, trials_of
+from .sweep_kinds import TRAINING, Contender
+from .sweep_table import summary
+
+__all__ = ["BED_NAMES", "EQUAL", "KEPT", "LARGEST", "TUNED_ON", "Candidate", "candidates", "chosen", "grid", "run"]
+
+BED_NAMES = tuple(BEDS)
+KEPT = 0.95  # share of the target's utility that a setting must keep to be taken for its forget quality
+EQUAL = 0.03  # utilities that differ by no more are equal
+TUNED_ON = 7  # the seed on which settings are chosen
+LARGEST = 5  # settings a method
+QUALITY, UTILITY = "forget_quality_log10", "model_utility"
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One setting of a method.
+
+    Args:
+        slug: the method's name.
+        contender: the setting, named as `unwrite sweep` has it: npo:lr=0.0005.
+    """
+
+    slug: str
+    contender: Contender
+
+
+@cache
+def grid() -> dict[str, list[dict[str, Any]]]:
+    """The settings to try, by method.
+
+    Raises:
+        MethodError: more than `LARGEST` of one method.
+    """
+    text = files("unwrite.bench").joinpath("forget_grid.toml").read_text(encoding="utf-8")
+    settings: dict[str, list[dict[str, Any]]] = tomllib.loads(text)
+    if many := next((slug for slug, some in settings.items() if len(some) > LARGEST), None):
+        raise MethodError(f"the grid of {many} has {len(settings[many])} settings; use at most {LARGEST}.")
+    return settings
+
+
+def candidates(bed: TextBed, methods: Iterable[str] | None = None) -> tuple[list[Candidate], dict[str, str]]:
+    """The settings of every method of the catalogue that forgets texts, and {method: why it is left out}.
+
+    Args:
+        methods: of these alone.
+
+    Raises:
+        MethodError: an unknown method.
+    """
+    texts = {slug: record for slug, record in catalog.methods().items() if "text" in record.forgets}
+    if odd := next((slug for slug in methods or () if slug not in texts), None):
+        raise MethodError(unknown("method for texts", odd, texts))
+    some: list[Candidate] = []
+    left_out: dict[str, str] = {}
+    for slug in texts if methods is None else methods:
+        try:
+            of_method = [_candidate(slug, setting) for setting in grid().get(slug, [{}])]
+            for one in of_method:
+                _ = Trial(one.contender, bed, TUNED_ON)
+            some += of_method
+        except (UnwriteError, TypeError) as error:
+            left_out[slug] = str(error)
+    return some, left_out
+
+
+def _candidate(slug: str, setting: Mapping[str, Any]) -> Candidate:
+    fields = {name: value for name, value in setting.items() if name not in TRAINING}
+    args = {TRAINING[name]: value for name, value in setting.items() if name in TRAINING}
+    label = ",".join(f"{name}={value}" for name, value in setting.items())
+    return Candidate(slug, Contender(f"{slug}:{label}" if label else slug, catalog.method(slug).load()(**fields), args))
+
+
+def chosen(some: Iterable[Candidate], rows: Iterable[Row]) -> tuple[list[Candidate], dict[str, str]]:
+    """The setting of every method that its figures on the tuning authors speak for, and {method: why it has none}.
+
+    Args:
+        some: all settings.
+        rows: of a sweep over them on the tuning authors, with the target's.
+    """
+    by_name = {row["contender"]: row for row in rows}
+    least = KEPT * by_name["before"]["values"][UTILITY]
+    of_method: dict[str, list[Candidate]] = {}
+    for one in some:
+        of_method.setdefault(one.slug, []).append(one)
+    picked: list[Candidate] = []
+    left_out: dict[str, str] = {}
+    for slug, tried in of_method.items():
+        good = [one for one in tried if "error" not in by_name[one.contender.name]]
+        if not good:
+            left_out[slug] = by_name[tried[0].contender.name]["error"]
+            continue
+
+        def figure(one: Candidate, name: str) -> float:
+            value = by_name[one.contender.name]["values"].get(name)
+            return float("-inf") if value is None else float(value)
+
+        useful = [one for one in good if figure(one, UTILITY) >= least]
+        by = QUALITY if useful else UTILITY
+        picked.append(max(useful or good, key=lambda one: figure(one, by)))
+    return picked, left_out
+
+
+def run(
+    bed: TextBed,
+    seeds: int,
+    out: Path,
+    methods: Iterable[str] | None = None,
+    workers: int | None = 1,
+    tell: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """The comparison as plain values: {"bed", "seeds", "entries", "tuning", "left_out", ...}, see `report_of`.
+
+    Args:
+        bed: one of `BEDS`, or one's own.
+        seeds: how many, from 0.
+        out: JSON lines, one a trial; a stopped run goes on from it.
+        methods: of these alone.
+        workers: as `sweep`.
+        tell: gets a line of progress.
+
+    Raises:
+        MethodError: no seed, or one that settings were chosen on; an unknown method; no method that can be compared.
+    """
+    if not 1 <= seeds <= TUNED_ON:
+        raise MethodError(f"seeds is {seeds}; use 1 to {TUNED_ON}. Settings are chosen on seed {TUNED_ON}.")
+    start = time.monotonic()
+    some, left_out = candidates(bed, None if methods is None else list(methods))
+    tuning = sweep(
+        trials_of([one.contender for one in some], [bed.tuning()], [TUNED_ON]),
+        out, workers, lambda line: tell(f"choosing settings, {line}"),
+    )  # fmt: skip
+    picked, refused = chosen(some, tuning)
+    trials = trials_of([one.contender for one in picked], [bed], range(seeds))
+    rows = sweep(trials, out, workers, lambda line: tell(f"reporting, {line}"))
+    report = report_of(bed, picked, rows, tuning) | {"left_out": left_out | refused}
+    return report | {"seeds": list(range(seeds)), "seconds": round(time.monotonic() - start)}
+
+
+def report_of(bed: TextBed, picked: Sequence[Candidate], rows: Sequence[Row], tuning: Sequence[Row]) -> dict[str, Any]:
+    """What came out: an entry a reference and method, and what every setting came to on the tuning authors.
+
+    An entry has the fields of `summary`, and "method", "setting", "useful" (it keeps `KEPT` of the target's utility), "rank" among
+    the useful ones, "equal" (methods of equal utility), "better_than" (those of them) and "verdict" (None where no audit gives one).
+    """
+    of = {one.contender.name: one for one in picked}
+    figures = {name: _by_seed(rows, name) for name in of}
+    entries = {entry["contender"]: dict(entry) for entry in summary(rows, seconds=True)}
+    least = KEPT * entries["before"][UTILITY]["mean"]
+    for name, entry in entries.items():
+        one = of.get(name)
+        utility = (entry.get(UTILITY) or {}).get("mean", 0.0)
+        entry |= {
+            "method": name if one is None else one.slug,
+            "setting": "" if one is None else name.partition(":")[2],
+            "useful": not entry["errors"] and utility >= least,
+            "rank": None,
+            "equal": [] if one is None else _equal(name, figures, of),
+            "better_than": [] if one is None else _better_than(name, figures, of),
+            "verdict": next((row["verdict"] for row in rows if row["contender"] == name and "verdict" in row), None),
+        }
+    ordered = sorted(entries.values(), key=_place)
+    ranked = [entry for entry in ordered if entry["kind"] == "method" and entry["useful"]]
+    for rank, entry in enumerate(ranked, 1):
+        entry["rank"] = rank
+    settings = {one.contender.name for one in picked}
+    return {
+        "bed": bed.name,
+        "rule": f"best forget quality of the settings that keep {KEPT:g} of the target's utility, on other authors",
+        "equal": EQUAL,
+        "entries": ordered,
+        "tuning": [
+            {
+                "contender": row["contender"],
+                "chosen": row["contender"] in settings,
+                **{name: row.get("values", {}).get(name) for name in (QUALITY, UTILITY)},
+                **({"error": row["error"]} if "error" in row else {}),
+            }
+            for row in tuning
+        ],
+    }
+
+
+def _by_seed(rows: Iterable[Row], name: str) -> dict[int, tuple[float, float]]:
+    """{seed: (forget quality, utility)} of one contender, where both have a value."""
+    values = {row["seed"]: row["values"] for row in rows if row["contender"] == name and "values" in row}
+    both = {seed: (some.get(QUALITY), some.get(UTILITY)) for seed, some in values.items()}
+    return {seed: (q, u) for seed, (q, u) in both.items() if q is not None and u is not None}
+
+
+def _equal(name: str, figures: Mapping[str, Any], of: Mapping[str, Candidate]) -> list[str]:
+    return [of[other].slug for other in figures if other != name and equal_utility(figures[name], figures[other])]
+
+
+def _better_than(name: str, figures: Mapping[str, Any], of: Mapping[str, Candidate]) -> list[str]:
+    return [of[other].slug for other in figures if other != name and is_better(figures[name], figures[other])]
+
+
+def equal_utility(one: Mapping[int, tuple[float, float]], other: Mapping[int, tuple[float, float]]) -> bool:
+    """Whether two methods' mean utilities lie within `EQUAL`; each {seed: (forget quality, utility)}, of the same seeds."""
+    if not one or set(one) != set(other):
+        return False
+    return abs(fmean(u for _, u in one.values()) - fmean(u for _, u in other.values())) <= EQUAL + 1e-12
+
+
+def is_better(one: Mapping[int, tuple[float, float]], other: Mapping[int, tuple[float, float]]) -> bool:
+    """Whether, at equal utility, the first has the higher forget quality with every seed."""
+    return equal_utility(one, other) and all(one[seed][0] > other[seed][0] for seed in one)
+
+
+def _place(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    """References, useful methods from near to the retrained model to far, then the others by what they keep, then refusals."""
+    if entry["kind"] != "method":
+        return 0, 0.0, entry["contender"]
+    by = QUALITY if entry["useful"] else UTILITY
+    figure = entry.get(by)
+    if figure is None or entry["errors"]:
+        return 3, 0.0, entry["contender"]
+    return 1 if entry["useful"] else 2, -figure["mean"], entry["contender"]

@@ -1,0 +1,143 @@
+"""The comparison of methods that forget texts as tables and as a picture: forget quality against what stayed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .labels import Name, placed
+
+__all__ = ["HEADS", "cells", "picture", "settings_table", "table"]
+
+Report = Mapping[str, Any]
+HEADS = ("#", "method", "log10 p", "utility", "P", "P par.", "R-L", "R-L kept", "cost", "better")
+SIZE = (560, 340)  # of the picture inside its axes, in pixels
+KINDS = {"before": "the model before", "retrained": "retrained without the forget set"}
+COLOURS = {
+    "a method": "#d1495b",
+    "utility lost": "#c9b79c",
+    **dict(zip(KINDS.values(), ("#9aa5b1", "#2e4057"), strict=True)),
+}
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross")
+
+
+def cells(report: Report) -> list[tuple[str, ...]]:
+    """A line an entry, as texts, of the columns `HEADS`; fits in 80 columns."""
+    return [
+        (
+            "ref." if entry["kind"] == "reference" else str(entry["rank"] or "–"),
+            entry["method"],
+            _spread(entry.get("forget_quality_log10"), 1),
+            _spread(entry.get("model_utility"), 2),
+            _mean(entry.get("forget_probability")),
+            _mean(entry.get("forget_paraphrase_probability")),
+            _mean(entry.get("forget_rouge")),
+            _mean(entry.get("retain_rouge")),
+            _mean(entry.get("cost"), 1),
+            "" if entry["kind"] == "reference" else f"{len(entry['better_than'])}/{len(entry['equal'])}",
+        )
+        for entry in report["entries"]
+        if entry["seeds"]
+    ]
+
+
+def _spread(figure: Mapping[str, float] | None, digits: int) -> str:
+    return "–" if figure is None else f"{figure['mean']:.{digits}f}±{figure['sd']:.{digits}f}"
+
+
+def _mean(figure: Mapping[str, float] | None, digits: int = 2) -> str:
+    return "–" if figure is None else f"{figure['mean']:.{digits}f}"
+
+
+def table(report: Report) -> list[str]:
+    """The same as lines of Markdown."""
+    lines = [_line(HEADS), "|---" * len(HEADS) + "|"]
+    return lines + [_line([number, f"`{name}`", *more]) for number, name, *more in cells(report)]
+
+
+def settings_table(report: Report) -> list[str]:
+    """What every setting came to on the tuning authors, as lines of Markdown; those chosen are bold."""
+    lines = [_line(("setting", "log10 p", "utility")), "|---|---|---|"]
+    for one in report["tuning"]:
+        name = f"**{one['contender']}**" if one["chosen"] else one["contender"]
+        figures = [one[metric] for metric in ("forget_quality_log10", "model_utility")]
+        shown = ("refused", "") if "error" in one else ("–" if value is None else f"{value:.2f}" for value in figures)
+        lines.append(_line((name, *shown)))
+    return lines
+
+
+def _line(texts: Sequence[str]) -> str:
+    return f"| {' | '.join(texts)} |"
+
+
+def picture(report: Report) -> dict[str, Any]:
+    """Forget quality against utility, a point a method, its shape by verdict where there is one; right and high is good."""
+    values = [
+        {
+            "method": entry["method"],
+            "x": entry["forget_quality_log10"]["mean"],
+            "y": entry["model_utility"]["mean"],
+            "kind": KINDS.get(entry["method"], "a method" if entry["useful"] else "utility lost"),
+            "verdict": entry["verdict"] or "no verdict",
+        }
+        for entry in report["entries"]
+        if entry.get("forget_quality_log10") and entry.get("model_utility")
+    ]
+    low = min((value["x"] for value in values), default=-1.0)
+    across, up = (min(-1.0, 1.05 * low), 0.0), (0.0, 1.0)
+    axis = {"grid": False, "titleFontWeight": "normal", "titleFontSize": 13, "labelFontSize": 12}
+    x, y = (
+        {"field": field, "type": "quantitative", "scale": {"domain": list(ends), "nice": False, "zero": False}}
+        for field, ends in (("x", across), ("y", up))
+    )
+    axes = {
+        "x": {**x, "axis": {**axis, "title": "forget quality, log10 p (0: like the retrained model)"}},
+        "y": {**y, "axis": {**axis, "title": "model utility"}},
+    }
+    seeds = len(report["seeds"])
+    return {
+        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+        "title": {
+            "text": "Forget quality against utility, by method",
+            "subtitle": f"{report['bed']}, settings chosen on other authors, mean of {seeds} seed{'s' if seeds > 1 else ''}",
+            **{"anchor": "start", "fontSize": 15, "subtitleFontSize": 12, "subtitlePadding": 5},
+        },
+        **{"background": "white", "padding": 14, "width": SIZE[0], "height": SIZE[1]},
+        "data": {"values": _with_names(values, across, up)},
+        "layer": _layers(axes, x, y, sorted({value["verdict"] for value in values})),
+        "config": {"view": {"stroke": None}, "font": "Helvetica, Arial, sans-serif"},
+    }
+
+
+def _layers(axes: Mapping[str, Any], x: Mapping[str, Any], y: Mapping[str, Any], verdicts: Sequence[str]) -> list[Any]:
+    legend = {"title": None, "orient": "bottom", "labelLimit": 400, "labelFontSize": 12}
+    colour = {"field": "kind", "scale": {"domain": list(COLOURS), "range": list(COLOURS.values())}, "legend": legend}
+    shapes = {"domain": list(verdicts), "range": [SHAPES[i % len(SHAPES)] for i in range(len(verdicts))]}
+    shape = {"field": "verdict", "scale": shapes, "legend": legend if len(verdicts) > 1 else None}
+    line = {"type": "rule", "color": "#8a929a", "strokeWidth": 0.8}
+    to = {"x2": {"field": "line_x"}, "y2": {"field": "line_y"}}
+    names = {"x": {**x, "field": "name_x"}, "y": {**y, "field": "name_y"}, "text": {"field": "method"}}
+    return [
+        {"transform": [{"filter": "isValid(datum.line_x)"}], "mark": line, "encoding": {"x": x, "y": y, **to}},
+        {"mark": {"type": "point", "filled": True, "size": 70}, "encoding": {**axes, "color": colour, "shape": shape}},
+        {"mark": {"type": "text", "fontSize": 12}, "encoding": names},
+    ]
+
+
+def _with_names(
+    values: Sequence[Mapping[str, Any]], across: tuple[float, float], up: tuple[float, float]
+) -> list[dict[str, Any]]:
+    """Points with the place of their names, in the units of the axes."""
+    (width, height), (left, right), (low, high) = SIZE, across, up
+    names = [
+        Name(v["method"], (v["x"] - left) / (right - left) * width, (high - v["y"]) / (high - low) * height)
+        for v in values
+    ]
+
+    def units(x: float, y: float, of: str) -> dict[str, float]:
+        return {f"{of}_x": left + x / width * (right - left), f"{of}_y": high - y / height * (high - low)}
+
+    return [
+        {**value, **units(place.x, place.y, "name"), **(units(*place.line, "line") if place.line else {})}
+        for value, place in zip(values, placed(names, width, height, size=12, radius=6), strict=True)
+    ]
