@@ -5,7 +5,10 @@ from functools import partial
 
 import pytest
 
+from helpers.small_texts import TINY_TEXT
 from unwrite.beds.images import BEDS, DIGITS, Bed, _by_class
+from unwrite.beds.named import beds
+from unwrite.beds.text_beds import BEDS as TEXTS
 from unwrite.bench import sweep as sweeps
 from unwrite.cli import main
 from unwrite.cli.sweep import contenders_of, sweep
@@ -64,6 +67,17 @@ def test_a_method_can_be_inside_another():
         (("--seeds", "0"), "1 methods, 1 beds and 0 seeds are no sweep"),
         (("--workers", "0"), "workers is 0; use 1 or more"),
         (("--markdown", "--json"), "Choose one"),
+        (("--suites", "tofu"), "bed tiny is of images, whose audit is of one suite"),
+        (
+            ("--beds", "authors/small", "--methods", "scrub"),
+            "scrub has no meaning for text (bed authors/small); it forgets images",
+        ),
+        (
+            ("--beds", "authors/small", "--methods", "npo", "--suites", "tofo"),
+            "unknown suite 'tofo'. Did you mean 'tofu'?",
+        ),
+        (("--beds", "authors/small", "--methods", "npo", "--suites", "vision"), "suite 'vision' is for images"),
+        (("--beds", "authors/small", "--methods", "npo:epochs=-1"), "epochs is -1"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line_before_anything_is_trained(capsys, tmp_path, given, message):
@@ -132,4 +146,17 @@ def test_a_sweep_that_is_stopped_says_how_to_go_on(capsys, tmp_path, monkeypatch
 
 
 def test_the_help_names_every_bed():
-    assert [name for name in BEDS if name != "tiny" and name not in sweep.__doc__] == []
+    assert [name for name in beds() if name != "tiny" and name not in sweep.__doc__] == []
+
+
+def test_a_bed_of_texts_is_swept_by_the_suites_that_are_named(capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(TEXTS, "tiny text", TINY_TEXT)
+    given = ("--beds", "tiny text", "--suites", "tofu,basic", "--seeds", "1", "--workers", "1")
+    main(["sweep", "--methods", "ssd", *given, "--json", "--out", str(tmp_path / "out.jsonl")])
+    entries = json.loads(capsys.readouterr().out)
+    assert [(entry["contender"], entry["rank"]) for entry in entries] == [
+        ("before", None),
+        ("retrained", None),
+        ("ssd", 1),
+    ]
+    assert {"forget_quality_log10", "forget_repetition"} <= set(entries[2])

@@ -21,6 +21,18 @@ def diffusion_picture() -> str | None:
     return str(vl_convert.vegalite_to_svg(picture(stored["rows"])))
 
 
+def forget_picture() -> str | None:
+    """The comparison of methods that forget texts as an SVG; None if it was not stored."""
+    stored = stored_result("forget")
+    if stored is None:
+        return None
+    import vl_convert
+
+    from ...bench.forget_report import picture
+
+    return str(vl_convert.vegalite_to_svg(picture(stored)))
+
+
 # One axis a measure: its title, and what is shown on it.
 PICTURED = {
     "probability of the answer, per token (0 to 1)": {
@@ -208,4 +220,9 @@ def _scatter(values: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-PICTURES = {"demo.svg": demo_picture, "diffusion.svg": diffusion_picture, "methods.svg": methods_picture}
+PICTURES = {
+    "demo.svg": demo_picture,
+    "diffusion.svg": diffusion_picture,
+    "forget.svg": forget_picture,
+    "methods.svg": methods_picture,
+}

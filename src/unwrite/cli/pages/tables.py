@@ -287,6 +287,30 @@ def sweep() -> str:
     return "\n".join([*map(unbroken, markdown(rows)), "", f"{cpu}, one thread a trial, commit {commit[:7]}."])
 
 
+def forget() -> str:
+    """The stored comparison of methods that forget texts, and the settings that were tried."""
+    stored = stored_result("forget")
+    if stored is None:
+        return "not measured yet"
+    from ...bench.forget_report import settings_table, table
+
+    minutes, machine, commit = stored["seconds"] / 60, stored["machine"]["cpu"], stored["commit"]
+    seeds = ", ".join(map(str, stored["seeds"]))
+    left_out = "; ".join(f"`{slug}` ({reason})" for slug, reason in stored["left_out"].items())
+    return "\n".join(
+        [
+            *table(stored),
+            "",
+            f"Bed {stored['bed']}, seeds {seeds}, {machine}, {minutes:.0f} minutes with target and oracles in the cache, commit "
+            f"{commit[:7]}. Left out: {left_out or 'none'}.",
+            "",
+            "What every setting came to on the tuning authors, those chosen in bold:",
+            "",
+            *settings_table(stored),
+        ]
+    )
+
+
 def constants() -> str:
     """The page of published constants, each with its source and where it stands."""
     text = files("unwrite").joinpath("reproduce", "constants.toml").read_text(encoding="utf-8")
@@ -323,6 +347,7 @@ TABLES = {
     "demo": demo,
     "demo-short": demo_short,
     "diffusion": diffusion,
+    "forget": forget,
     "measured": measured,
     "planned": planned,
     "methods": methods,
