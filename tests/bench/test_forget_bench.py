@@ -241,6 +241,13 @@ def test_the_command_writes_figures_and_rows_and_shows_a_table(counted, monkeypa
     assert str(out) in capsys.readouterr().err
 
 
+def test_figures_are_never_written_over_the_rows(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "forget", "--out", str(tmp_path / "forget.jsonl")])
+    assert "End it in .json." in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.jsonl"))
+
+
 def test_an_unknown_bed_is_refused_with_the_nearest(capsys):
     with pytest.raises(SystemExit):
         main(["bench", "forget", "--bed", "authors/smal"])

@@ -157,8 +157,8 @@ def importance(*, pairs: int = 9, out: Path | None = None, overwrite: bool = Fal
     _importance(pairs, out, json, setting)
 
 
-@app.command
-def vision(*, seed: int = 0, out: Path | None = None, json: bool = False) -> None:
+@app.command(name="vision")
+def compare_vision(*, seed: int = 0, out: Path | None = None, json: bool = False) -> None:
     """Compare twelve methods that forget a class, a random tenth and a font of rendered characters, in about ten minutes.
 
     Args:
@@ -166,13 +166,15 @@ def vision(*, seed: int = 0, out: Path | None = None, json: bool = False) -> Non
         out: JSON lines, one a trial; a stopped run goes on from it.
         json: print JSON.
     """
+    from .comparisons import vision
+
     _need_seed(seed)
     quiet_libraries()
-    _vision(seed, out, json)
+    vision(seed, out, json)
 
 
-@app.command
-def forget(
+@app.command(name="forget")
+def compare_forget(
     *,
     bed: str = "authors/small",
     seeds: int = 3,
@@ -193,10 +195,12 @@ def forget(
         overwrite: replace the figures in OUT.
         json: print JSON.
     """
+    from .comparisons import forget
+
     need_number("--workers", workers, at_least=1)
     setting = _setting()
     _need_free(out, overwrite)
-    _forget(bed, seeds, methods, workers, out, json, setting)
+    forget(bed, seeds, methods, workers, out, json, setting)
 
 
 def _need_seed(seed: int) -> None:
@@ -297,52 +301,6 @@ def _importance(pairs: int, out: Path | None, json: bool, setting: dict[str, Any
         figures = (f"{row['ours_s']:.3f}", f"{row['peer_s']:.3f}", f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}")
         table.add_row(row["case"], row["peer"], *figures)
     console().print(table)
-
-
-def _vision(seed: int, out: Path | None, json: bool) -> None:
-    from tempfile import TemporaryDirectory
-
-    from ..bench.sweep_table import summary, tables
-    from ..bench.vision import LIMIT, over_limit, run
-
-    with TemporaryDirectory() as folder, progress(None, "bench vision") as shown:
-        rows, trained = run(out or Path(folder) / "rows.jsonl", seed, tell=shown.say)
-    if json:
-        print_json(summary(rows, seconds=True))
-        return
-    console().print(*tables(rows, seconds=True), sep="\n")
-    for one in trained:
-        console().print(f"target and oracle of {one.bed}: {one.seconds:.1f} s (trained, or found in the cache)")
-    slow = over_limit(rows)
-    console().print(f"over {LIMIT:g} s: {'; '.join(slow)}" if slow else f"no method took more than {LIMIT:g} s")
-
-
-def _forget(
-    bed: str, seeds: int, methods: str | None, workers: int, out: Path | None, json: bool, setting: dict[str, Any]
-) -> None:
-    from tempfile import TemporaryDirectory
-
-    from ..beds.text_beds import BEDS
-    from ..bench.forget import run
-    from ..bench.forget_report import HEADS, cells
-    from ..errors import MethodError, unknown
-    from ..runs import write_json
-
-    if bed not in BEDS:
-        raise MethodError(unknown("bed of texts", bed, BEDS))
-    some = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
-    with TemporaryDirectory() as folder, progress(None, "bench forget") as shown:
-        rows = Path(folder) / "rows.jsonl" if out is None else out.with_suffix(".jsonl")
-        report = run(BEDS[bed], seeds, rows, some, workers, shown.say)
-    if out is not None:
-        write_json(out, {**report, **setting})
-    if json:
-        print_json(report)
-        return
-    console().print(plain_table(HEADS, cells(report)))
-    console().print(label(f"better: of the methods of equal utility, within {report['equal']:g}", "dim"))
-    for slug, reason in report["left_out"].items():
-        console().print(label(f"left out: {slug}: {reason}", "dim"))
 
 
 def _stopped(out: Path | None, setting: dict[str, Any], batch: int, pairs: int) -> list[dict[str, Any]]:

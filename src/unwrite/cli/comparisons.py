@@ -1,0 +1,57 @@
+"""What `unwrite bench vision` and `unwrite bench forget` run and show: methods beside each other on one bed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ..runs import progress
+from .listing import plain_table
+from .output import console, label, print_json
+
+
+def vision(seed: int, out: Path | None, json: bool) -> None:
+    """Twelve methods that forget images."""
+    from ..bench.sweep_table import summary, tables
+    from ..bench.vision import LIMIT, over_limit, run
+
+    with TemporaryDirectory() as folder, progress(None, "bench vision") as shown:
+        rows, trained = run(out or Path(folder) / "rows.jsonl", seed, tell=shown.say)
+    if json:
+        print_json(summary(rows, seconds=True))
+        return
+    console().print(*tables(rows, seconds=True), sep="\n")
+    for one in trained:
+        console().print(f"target and oracle of {one.bed}: {one.seconds:.1f} s (trained, or found in the cache)")
+    slow = over_limit(rows)
+    console().print(f"over {LIMIT:g} s: {'; '.join(slow)}" if slow else f"no method took more than {LIMIT:g} s")
+
+
+def forget(
+    bed: str, seeds: int, methods: str | None, workers: int, out: Path | None, json: bool, setting: dict[str, Any]
+) -> None:
+    """Every method that forgets texts."""
+    from ..beds.text_beds import BEDS
+    from ..bench.forget import run
+    from ..bench.forget_report import HEADS, cells
+    from ..errors import MethodError, unknown
+    from ..runs import write_json
+
+    if bed not in BEDS:
+        raise MethodError(unknown("bed of texts", bed, BEDS))
+    if out is not None and out.suffix == ".jsonl":
+        raise MethodError(f"--out is {out}, a name for rows, which are kept beside the figures. End it in .json.")
+    some = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
+    with TemporaryDirectory() as folder, progress(None, "bench forget") as shown:
+        rows = Path(folder) / "rows.jsonl" if out is None else out.with_suffix(".jsonl")
+        report = run(BEDS[bed], seeds, rows, some, workers, shown.say)
+    if out is not None:
+        write_json(out, {**report, **setting})
+    if json:
+        print_json(report)
+        return
+    console().print(plain_table(HEADS, cells(report)))
+    console().print(label(f"better: of the methods of equal utility, within {report['equal']:g}", "dim"))
+    for slug, reason in report["left_out"].items():
+        console().print(label(f"left out: {slug}: {reason}", "dim"))
