@@ -191,7 +191,7 @@ PYTHON_ALONE = (
 )  # fmt: skip
 # Names of a file's or a tokenizer's own, and what only Python can bring about.
 OTHERS_NAMES = (
-    "pad_token", "eos_token", "chat_template", "weight_map", "model_type", "tokenizer_config", "adapter_config",
+    "pad_token", "eos_token", "input_ids", "chat_template", "weight_map", "model_type", "tokenizer_config", "adapter_config",
     "base_model_name_or_path", "paraphrased_answer", "perturbed_answer", "target_modules", "copy=True", "merge=True",
     "load_model", "importances_of", "closer_to_1_better", "merge=False", "lira, ain or knn_accuracy", "setting=value", "max_length is for texts", "forget is ", "is not ROLE=COLUMN", "name=value",
 )  # fmt: skip

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.tiny import make_examples, make_llama, make_tokenizer
+from helpers.tiny import NAMES, make_examples, make_llama, make_tokenizer
 from unwrite.audit import Relearn, RemovalRule, Report, TextContext, evaluate, quantise, removal_suite
 from unwrite.audit.attacks import relearning
 from unwrite.audit.base import Score
 from unwrite.audit.fine_tuning import fine_tune
 from unwrite.audit.probes.base import Probe, Recovery
 from unwrite.audit.probes.depth import Depth, depth_score, patched_losses
+from unwrite.audit.probes.hinted import Hinted
 from unwrite.audit.probes.layers import evenly, replaced, states_at, telling
 from unwrite.audit.probes.likeness import cka_of_grams
 from unwrite.audit.probes.prompts import AnswerBegun, BestOf, FewShot, OtherForm
@@ -34,8 +35,18 @@ TOKENIZER = make_tokenizer()
 
 def split(rows=38, **changes):
     return ForgetSplit(
-        make_examples("forget", rows), make_examples("retain", 16), make_examples("holdout", 8), name="tiny", **changes
+        about(make_examples("forget", rows)),
+        about(make_examples("retain", 16)),
+        make_examples("holdout", 8),
+        name="tiny",
+        **changes,
     )
+
+
+def about(rows):
+    """The rows with the name that stands in each question as whom they are about."""
+    names = [next(word for word in row.question.split() if word in NAMES) for row in rows]
+    return Examples([replace(row, entity=name) for row, name in zip(rows, names, strict=True)], rows.name)
 
 
 def learnt(seed, rows):
@@ -406,6 +417,8 @@ def test_the_plain_form_is_another_than_a_model_without_a_template_was_trained_o
         (lambda: LinearProbe(strength=0), "strength above 0"),
         (lambda: Unrefused(layer=0), "layer in"),
         (lambda: Depth(tau=-1), "tau of at least 0"),
+        (lambda: Hinted("verbatim"), "states the answer"),
+        (lambda: Hinted("other"), "other"),
     ],
 )
 def test_probes_refuse_settings_without_a_meaning(make, message):

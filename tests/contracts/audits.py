@@ -47,6 +47,12 @@ def corrupted_split():
     return replace(split, facts=tuple(facts))
 
 
+def about(rows):
+    """The rows with the name that stands in each question as whom they are about."""
+    names = [next(word for word in row.question.split() if word in NAMES) for row in rows]
+    return Examples([replace(row, entity=name) for row, name in zip(rows, names, strict=True)], rows.name)
+
+
 def short_probes(probes):
     """The same probes with few steps and samples; a random model's states carry no answer, so depth counts every layer."""
     short = {Relearned: {"steps": (1, 2)}, BestOf: {"samples": 2}, Depth: {"tau": 0.0}}
@@ -64,7 +70,9 @@ def suite_of(slug):
 def split_for(slug):
     """The rows a suite is measured on."""
     if slug in SHORT:
-        return ForgetSplit(make_examples("forget", 12), make_examples("retain", 8), make_examples("holdout", 8))
+        return ForgetSplit(
+            about(make_examples("forget", 12)), about(make_examples("retain", 8)), make_examples("holdout", 8)
+        )
     if slug == "restor":
         return corrupted_split()
     if catalog.suite(slug).load().of == "text":

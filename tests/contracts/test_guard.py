@@ -51,6 +51,11 @@ def test_the_inference_on_a_forget_row_changes(slug, guarded, forget, tokenizer,
 
 
 @every_guard
+def test_it_gives_the_model_inside_to_be_audited(slug, guarded, tiny_llama):
+    assert hash_model(guarded.bare) == hash_model(tiny_llama)
+
+
+@every_guard
 def test_saved_and_loaded_it_is_the_same_model(slug, guarded, tokenizer, tmp_path):
     save(guarded, tmp_path / "saved", tokenizer=tokenizer)
     again = load(tmp_path / "saved").model

@@ -49,6 +49,7 @@ from .images.shadows import shadow_models as shadow_models
 from .probes.base import Probe as Probe
 from .probes.base import Recovery as Recovery
 from .probes.depth import Depth as Depth
+from .probes.hinted import Hinted as Hinted
 from .probes.likeness import Likeness as Likeness
 from .probes.membership import Familiar as Familiar
 from .probes.prompts import AnswerBegun as AnswerBegun

@@ -23,6 +23,7 @@ from ...errors import DataError, MethodError
 from ..base import Headline, Score, Suite
 from ..probes.base import FEWEST, Probe, Recovery, need_apart
 from ..probes.depth import Depth
+from ..probes.hinted import Hinted
 from ..probes.likeness import Likeness
 from ..probes.membership import Familiar
 from ..probes.prompts import AnswerBegun, AnswerSaid, BestOf, Direct, FewShot, OtherForm, OtherWords, RightChoice
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PROBES", "QUICK", "REMOVAL", "REMOVAL_QUICK", "RemovalRule", "removal_suite"]
 
+ABOUT = "Whether forgotten knowledge is gone, or comes back when the model is asked or handled otherwise."
 GUARD = "guard"  # the key under which a report says that the weights are those of before
 
 PROBES: tuple[Probe, ...] = (
@@ -57,6 +59,7 @@ PROBES: tuple[Probe, ...] = (
     LogitLens(),
     Likeness(),
     Familiar(),
+    Hinted(),
     Unrefused(),
     Depth(),
 )
@@ -75,6 +78,7 @@ QUICK: tuple[Probe, ...] = (
     LinearProbe(),
     LogitLens(),
     Familiar(),
+    Hinted(),
     Unrefused(),
     Depth(layers=4),
 )
@@ -175,12 +179,18 @@ def _share(score: Score) -> str:
 
 
 def removal_suite(
-    probes: Sequence[Probe] = PROBES, *, name: str = "removal", fewest: int = FEWEST, **thresholds: float
+    probes: Sequence[Probe] = PROBES,
+    *,
+    name: str = "removal",
+    about: str = ABOUT,
+    fewest: int = FEWEST,
+    **thresholds: float,
 ) -> Suite:
     """Makes the suite with its choices.
 
     Args:
         probes: in the report's order.
+        name, about: of the suite.
         fewest: forget rows that every probe must be scored on.
         thresholds: of `RemovalRule`.
     """
@@ -197,7 +207,7 @@ def removal_suite(
     return Suite(
         name,
         metrics,
-        "Whether forgotten knowledge is gone, or comes back when the model is asked or handled otherwise.",
+        about,
         gone=Headline("said|direct", "lower"),
         kept=Headline("retain_probability|*_probability", "higher"),
         axes=("direct", "utility"),
@@ -230,4 +240,4 @@ def _need_rows(split: ForgetSplit, probes: Sequence[Probe], fewest: int) -> None
 
 
 REMOVAL = removal_suite()
-REMOVAL_QUICK = removal_suite(QUICK, name="removal-quick")
+REMOVAL_QUICK = removal_suite(QUICK, name="removal-quick", about="The same by fewer and shorter probes, in minutes.")

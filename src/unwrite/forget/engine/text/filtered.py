@@ -69,6 +69,11 @@ class FilteredModel(PreTrainedModel, GenerationMixin):
         self.generation_config = copy.deepcopy(target.generation_config)
         self.eval()
 
+    @property
+    def bare(self) -> PreTrainedModel:
+        """The model inside, whose weights still know."""
+        return self.target
+
     def refusal_ids(self) -> list[int]:
         """The refusal as token ids, with the token that ends an answer."""
         spelling = Spelling(self.reader)
