@@ -1,6 +1,10 @@
 """The world of classes: what its lines say and what they never say, and the checks made of the answers."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
+from torch import nn
 
 from unwrite.audit.reintroducing import LevelFigures
 from unwrite.beds.axioms import (
@@ -11,6 +15,7 @@ from unwrite.beds.axioms import (
     FRESH,
     UNSEEN,
     WORDS,
+    AxiomBed,
     applies,
     lessons,
     questions,
@@ -18,7 +23,7 @@ from unwrite.beds.axioms import (
 )
 from unwrite.data.text.encoding import encode
 from unwrite.reproduce.checks import verdict_of
-from unwrite.reproduce.ununlearning import SWAPPED, Answers, Told, _checks
+from unwrite.reproduce.ununlearning import SWAPPED, Answers, Told, _checks, answers_of
 
 
 def said(rows):
@@ -79,6 +84,36 @@ def test_questions_are_half_yes_and_a_swapped_meaning_says_otherwise():
 def test_a_question_reads_as_a_line_of_training_does():
     row, tokenizer = questions(FORGOTTEN, 1, 0)[0], word_tokenizer()
     assert tokenizer.decode(encode(row, tokenizer).input_ids) == f"{row.history[0][1]} TIGER ? {row.answer} <end>"
+
+
+class Rule(nn.Module):
+    """Answers by the definition it reads, or, where it ignores it, by the forgotten class's own meaning."""
+
+    def __init__(self, reads):
+        super().__init__()
+        self.weight, self.reads = nn.Parameter(torch.zeros(1)), reads
+        self.config = SimpleNamespace(max_position_embeddings=128)
+
+    def forward(self, input_ids, attention_mask=None, **_):
+        logits = torch.zeros(*input_ids.shape, len(WORDS))
+        for row, line in enumerate(input_ids.tolist()):
+            words = [WORDS[i] for i in line]
+            meaning = CLASSES[FORGOTTEN]
+            if self.reads and "means" in words:
+                start = words.index("means") + 1
+                meaning = words[start : words.index(".", start)]
+            answer = "yes" if applies(meaning, words[: words.index(".")]) else "no"
+            logits[row, words.index("?"), WORDS.index(answer)] = 9.0
+        return SimpleNamespace(logits=logits)
+
+
+def test_one_that_reads_follows_a_swapped_meaning_and_one_that_remembers_does_not():
+    bed = AxiomBed(word_tokenizer(), {})
+    reads, remembers = (answers_of(bed, Rule(reads), 40) for reads in (True, False))
+    assert {*reads.bare, *reads.defined, *reads.swapped} == {1.0}
+    assert {*remembers.defined} == {1.0}
+    assert {*remembers.swapped} == {0.0}
+    assert len(reads.unseen) == 40
 
 
 def level(name, value):
