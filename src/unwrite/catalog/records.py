@@ -36,6 +36,25 @@ NEEDS = (
 )
 
 
+APPROACHES = (
+    "gradient ascent",
+    "preference optimisation",
+    "divergence or relabelling",
+    "localised editing",
+    "task arithmetic",
+    "representation steering",
+    "auxiliary model",
+    "logit arithmetic",
+    "adapters",
+    "prompting",
+    "input corruption",
+    "guardrail",
+    "fine-tuning",
+    "retraining",
+    "another",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """One entry of the catalogue.
@@ -183,6 +202,8 @@ class MethodRecord(Member):
         kind: objective, edit or guard; the class's own word.
         forgets: the kinds of data it has a meaning for, "text" and "images"; the class's own words.
         intent: what its authors claim: removal from the weights, or suppression of the output.
+        approach: the family of methods it is of (SoK, arXiv 2506.09227).
+        intervention: where it steps in.
         needs: what it takes; a subset of `NEEDS`.
         guarantee: "exact", "(epsilon, delta)", "empirical" or "none".
         cost: training and inference, in words.
@@ -193,6 +214,8 @@ class MethodRecord(Member):
         "kind": ("objective", "edit", "guard"),
         "forgets": ("text", "images"),
         "intent": ("removal", "suppression"),
+        "approach": APPROACHES,
+        "intervention": ("parameters", "representations", "logits", "input", "output", "system"),
         "needs": NEEDS,
         "guarantee": ("exact", "(epsilon, delta)", "empirical", "none"),
     }
@@ -206,6 +229,8 @@ class MethodRecord(Member):
     needs: tuple[str, ...]
     guarantee: Literal["exact", "(epsilon, delta)", "empirical", "none"]
     cost: str
+    approach: str = "another"
+    intervention: str = "parameters"
     reversible: bool = False
 
     def __post_init__(self) -> None:

@@ -87,6 +87,7 @@ def _one(record: MethodRecord, json: bool) -> None:
         "published": f"{record.paper} ({record.year})" if record.paper else "",
         "forgets": _of(record).replace("both", "texts and images"),
         "kind": f"{record.kind}; claims {record.intent}; guarantee: {record.guarantee}",
+        "approach": f"{record.approach}, on {record.intervention}" if record.approach != "another" else "",
         "needs": ", ".join(record.needs),
         "cost": record.cost,
         "undo": "possible" if record.reversible else "not possible: keep the model before",
