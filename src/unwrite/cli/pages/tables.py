@@ -299,6 +299,8 @@ def forget() -> str:
     left_out = "; ".join(f"`{slug}` ({reason})" for slug, reason in stored["left_out"].items())
     return "\n".join(
         [
+            "![Forget quality against utility of every text method](forget.svg)",
+            "",
             *table(stored),
             "",
             f"Bed {stored['bed']}, seeds {seeds}, {machine}, {minutes:.0f} minutes with target and oracles in the cache, commit "
