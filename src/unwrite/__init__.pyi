@@ -11,6 +11,7 @@ from .data import read as read
 from .data import split_from as split_from
 from .errors import UnwriteError as UnwriteError
 from .forget.content_filter import ContentFilter as ContentFilter
+from .forget.code_eraser import CodeEraser as CodeEraser
 from .forget.dampening import ASSD as ASSD
 from .forget.dampening import LFSSD as LFSSD
 from .forget.dampening import SSD as SSD

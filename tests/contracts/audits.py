@@ -12,7 +12,7 @@ from unwrite.audit.probes.prompts import BestOf
 from unwrite.audit.probes.tampering import Relearned
 from unwrite.audit.suites.removal import PROBES, QUICK, removal_suite
 from unwrite.audit.suites.restor import FactAccuracy
-from unwrite.data import CorruptedFacts, Examples, Fact, ForgetSplit
+from unwrite.data import CorruptedFacts, Example, Examples, Fact, ForgetSplit
 
 SHORT = {"removal": PROBES, "removal-quick": QUICK}
 FOR_REGRESSORS = {"vision-regression"}
@@ -65,6 +65,15 @@ def suite_of(slug):
     if slug in SHORT:
         return removal_suite(short_probes(SHORT[slug]), name=slug, fewest=8)
     return catalog.suite(slug).load()
+def secret_split():
+    """Plain texts with a word marked in each of those to forget."""
+    rows = [row.answer for row in make_examples("forget", 4)]
+    forget = Examples([Example(text, marked=((4, text.index(" ", 4)),)) for text in rows], "forget")
+    kept = [
+        Examples([Example(f"{row.question} {row.answer}") for row in make_examples(of, 4)])
+        for of in ("retain", "holdout")
+    ]
+    return ForgetSplit(forget, *kept, name="tiny")
 
 
 def split_for(slug):
@@ -73,6 +82,8 @@ def split_for(slug):
         return ForgetSplit(
             about(make_examples("forget", 12)), about(make_examples("retain", 8)), make_examples("holdout", 8)
         )
+    if slug == "secrets":
+        return secret_split()
     if slug == "restor":
         return corrupted_split()
     if catalog.suite(slug).load().of == "text":

@@ -56,7 +56,9 @@ def forward(
     tensors = {}
     for name, part in rows.items():
         stacked = pad(part, 0, side)
-        for key, fill in (("input_ids", 0), ("attention_mask", 0), ("labels", -100)):
+        for key, fill in (("input_ids", 0), ("attention_mask", 0), ("labels", -100), ("marked", False)):
+            if key not in stacked:
+                continue
             at = (0, extra) if side == "right" else (extra, 0)
             stacked[key] = torch.nn.functional.pad(stacked[key], at, value=fill)
         tensors[name] = stacked
@@ -69,13 +71,14 @@ def forward(
 
 def counts(batch: PairedBatch) -> dict[str, Tensor]:
     """Rows, label tokens and logit positions of every part, as the trainer counts them."""
-    found = {
-        f"{part}.{unit}": 0 for part in ("forget", "alternate", "retain") for unit in ("rows", "tokens", "positions")
-    }
+    units = ("rows", "tokens", "positions", "marks", "unmarked")
+    found = {f"{part}.{unit}": 0 for part in ("forget", "alternate", "retain") for unit in units}
     for name, part in batch.present():
         found[f"{name}.rows"] = len(part.labels)
         found[f"{name}.tokens"] = int((part.labels[:, 1:] != -100).sum())
         found[f"{name}.positions"] = int(part.where.sum())
+        found[f"{name}.marks"] = 0 if part.marks is None else int(part.marked.sum())
+        found[f"{name}.unmarked"] = found[f"{name}.tokens"] - found[f"{name}.marks"]
     return {name: torch.tensor(float(value)) for name, value in found.items()}
 
 

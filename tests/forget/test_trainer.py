@@ -22,8 +22,8 @@ from unwrite.forget import DPO, IDK, NPO, RMU, GradientAscent, KLAscent, Loss, P
 from unwrite.forget.base import Objective
 from unwrite.forget.engine.text.arguments import training_arguments
 
-# A layer that the tiny models have; everything else is as it comes.
-FIELDS = {"rmu": {"layer": 1}}
+# A layer that the tiny models have, and rows without secrets; everything else is as it comes.
+FIELDS = {"rmu": {"layer": 1}, "codeeraser": {"on": "all"}}
 OBJECTIVES = {
     slug: record.load()(**FIELDS.get(slug, {}))
     for slug, record in catalog.methods().items()
@@ -34,7 +34,8 @@ LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linea
 
 def run_steps(objective, model, forget, retain, tokenizer, **options):
     """Three SGD steps of eight rows; sixteen forget rows, so the third is in the second epoch."""
-    options = {"per_device_train_batch_size": 8, "max_steps": 3, "learning_rate": 1e-2, "max_grad_norm": 0.0, **options}
+    step = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "max_grad_norm": 0.0}
+    options = {**step, "max_steps": 3, "learning_rate": 1e-2, **options}
     return train(objective, model, forget, retain, tokenizer, **options)
 
 

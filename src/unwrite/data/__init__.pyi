@@ -26,6 +26,7 @@ from .text.encoding import Encoded as Encoded
 from .text.encoding import encode as encode
 from .text.encoding import encode_all as encode_all
 from .text.encoding import pad as pad
+from .text.encoding import token_mask as token_mask
 from .text.examples import Example as Example
 from .text.examples import Examples as Examples
 from .text.examples import ForgetSplit as ForgetSplit
@@ -38,3 +39,7 @@ from .text.general import with_general_rows as with_general_rows
 from .text.landmarks import landmarks as landmarks
 from .text.reading import read as read
 from .text.reading import split_from as split_from
+from .text.secrets import Secret as Secret
+from .text.secrets import detect_secrets as detect_secrets
+from .text.secrets import mark_secrets as mark_secrets
+from .text.secrets import redacted as redacted

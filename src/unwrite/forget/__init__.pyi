@@ -6,6 +6,7 @@ from .base import Method as Method
 from .base import Objective as Objective
 from .base import Paired as Paired
 from .content_filter import ContentFilter as ContentFilter
+from .code_eraser import CodeEraser as CodeEraser
 from .dampening import ASSD as ASSD
 from .dampening import LFSSD as LFSSD
 from .dampening import SSD as SSD
@@ -14,6 +15,7 @@ from .dampening import RandomDampening as RandomDampening
 from .engine.batch import PairedBatch as PairedBatch
 from .engine.cost import Cost as Cost
 from .engine.loss import Loss as Loss
+from .engine.loss import PerMark as PerMark
 from .engine.loss import PerPosition as PerPosition
 from .engine.loss import PerRow as PerRow
 from .engine.loss import PerToken as PerToken
@@ -24,6 +26,7 @@ from .engine.text.filtering import HeldStream as HeldStream
 from .engine.text.filtering import TextFilter as TextFilter
 from .engine.text.stopping import StopWhenForgotten as StopWhenForgotten
 from .engine.text.trainer import UnlearnTrainer as UnlearnTrainer
+from .engine.text.unsaid import StopWhenUnsaid as StopWhenUnsaid
 from .gradient_ascent import GradientAscent as GradientAscent
 from .gradient_ascent import GradientDifference as GradientDifference
 from .gradient_ascent import KLAscent as KLAscent

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...errors import DataError, notice, setting
+from ...errors import DataError, ModelError, notice, setting
 from .examples import Example
 from .rendering import Spelling, where
 
@@ -33,12 +33,14 @@ class Encoded:
             end token (plain text: from its first token; position 0 never has a prediction).
         index: the row's number.
         cut: tokens of the answer that did not fit and are missing here.
+        marked: one truth value a token, whether it holds characters that the row marks; None for rows without marks.
     """
 
     input_ids: list[int]
     labels: list[int]
     index: int = 0
     cut: int = 0
+    marked: list[bool] | None = None
 
     @property
     def prompt_length(self) -> int:
@@ -89,7 +91,10 @@ def _encode(example: Example, spelling: Spelling, max_length: int | None) -> Enc
         ids = spelling.leading + spelling.ids(spelling.escaped(example.answer))
         if len(ids) < 2:
             raise DataError(f"{where(example)}: the text has {len(ids)} token(s); at least 2 are needed.")
-        return Encoded(ids, list(ids), example.index)
+        marked = token_mask(offsets_of(example.answer, spelling), example.marked) if example.marked else None
+        return Encoded(ids, list(ids), example.index, marked=marked)
+    if example.marked:
+        raise DataError(f"{where(example)} marks characters of an answer; only plain texts can have marks.")
     rendered = spelling.render(example)
     prompt = _prompt_ids(spelling, rendered.prompt)
     ids = [*_row_ids(spelling, prompt, rendered.prompt, rendered.answer), rendered.end]
@@ -104,6 +109,38 @@ def _encode(example: Example, spelling: Spelling, max_length: int | None) -> Enc
     if not example.answer.strip() or len(ids) - start < 2 or all(label == IGNORE for label in labels[1:]):
         raise DataError(f"{where(example)}: no answer token is left to score. Give a longer answer.")
     return Encoded(shown, labels, example.index, len(ids) - len(shown))
+
+
+def offsets_of(text: str, spelling: Spelling) -> list[tuple[int, int]]:
+    """The characters [start, end) of every token of a plain text as `encode` has it; (0, 0) for what is put before it.
+
+    Raises:
+        ModelError: a slow tokenizer, which does not say where its tokens stand.
+    """
+    if not getattr(spelling.tokenizer, "is_fast", False):
+        raise ModelError(
+            f"{type(spelling.tokenizer).__name__} is a slow tokenizer, which does not say which characters a token holds. Load "
+            "the fast one."
+        )
+    return [(0, 0)] * len(spelling.leading) + spelling.offsets(spelling.escaped(text))
+
+
+def token_mask(
+    offsets: Sequence[tuple[int, int]], spans: Iterable[tuple[int, int]], *, inclusive: bool = False
+) -> list[bool]:
+    """Which tokens hold a character of a span: one truth value a token.
+
+    Args:
+        offsets: [start, end) in characters of every token, as a fast tokenizer gives them.
+        spans: [start, end) in characters.
+        inclusive: also tokens that touch a span without sharing a character, as CodeEraser's official code marks them. A
+            token without characters of its own, such as padding or a special token, is never marked (that code marks all
+            padding where a secret begins a text).
+    """
+    spans, more = list(spans), int(inclusive)
+    return [
+        end > start and any(start < high + more and end > low - more for low, high in spans) for start, end in offsets
+    ]
 
 
 def _prompt_ids(spelling: Spelling, prompt: str) -> list[int]:
@@ -133,16 +170,19 @@ def windows(row: Encoded, max_length: int, leading: Sequence[int] = ()) -> list[
     count, width = len(row.input_ids), max_length - len(leading)
     if count <= max_length:
         return [row]
+    marked = row.marked
     if width < 2:
         raise DataError(f"a maximum length of {max_length} leaves no room for text. Raise it to {len(leading) + 2}.")
-    parts = [Encoded(row.input_ids[:max_length], row.labels[:max_length], row.index)]
+    first = marked and marked[:max_length]
+    parts = [Encoded(row.input_ids[:max_length], row.labels[:max_length], row.index, marked=first)]
     done = max_length
     while done < count:
         end = min(done + width - 1, count)
         start = end - width
         ids = [*leading, *row.input_ids[start:end]]
         labels = [IGNORE] * (len(leading) + done - start) + row.labels[done:end]
-        parts.append(Encoded(ids, labels, row.index))
+        shown = marked and [False] * len(leading) + marked[start:end]
+        parts.append(Encoded(ids, labels, row.index, marked=shown))
         done = end
     return parts
 
@@ -188,7 +228,7 @@ def _say_what_did_not_fit(examples: list[Example], rows: list[list[Encoded]], ma
 
 
 def pad(rows: Sequence[Encoded], pad_id: int, side: str = "right") -> dict[str, torch.Tensor]:
-    """Stacks rows: input_ids, attention_mask, labels, each [rows, longest], and index [rows].
+    """Stacks rows: input_ids, attention_mask, labels, each [rows, longest], and index [rows]; `marked` where rows have marks.
 
     The mask comes from lengths, not from comparing ids with `pad_id`: a real end token may equal the pad token.
     """
@@ -203,9 +243,23 @@ def pad(rows: Sequence[Encoded], pad_id: int, side: str = "right") -> dict[str, 
         ids[i, at] = torch.tensor(row.input_ids)
         mask[i, at] = 1
         labels[i, at] = torch.tensor(row.labels)
-    return {
+    tensors = {
         "input_ids": ids,
         "attention_mask": mask,
         "labels": labels,
         "index": torch.tensor([row.index for row in rows]),
     }
+    if any(row.marked is not None for row in rows):
+        tensors["marked"] = _stacked_marks(rows, longest, side)
+    return tensors
+
+
+def _stacked_marks(rows: Sequence[Encoded], longest: int, side: str) -> torch.Tensor:
+    marks = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        if row.marked is not None:
+            length = len(row.input_ids)
+            marks[i, :length] = torch.tensor(row.marked)
+            if side == "left":
+                marks[i] = marks[i].roll(longest - length)
+    return marks

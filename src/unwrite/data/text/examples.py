@@ -38,6 +38,8 @@ class Example:
         history: earlier chat turns as (role, content), a system prompt included.
         paraphrased_question, paraphrased_answer: the same fact in other words.
         perturbed_answers: wrong answers of the same form (TOFU's truth ratio).
+        marked: of a plain text, the characters that are meant where it is not all of it, as [start, end) pairs: secrets in a
+            file that is to stay otherwise.
         index: stable row number within its set; pairings and caches go by it.
         source: where the row came from, "forget.jsonl:3", for error messages.
         entity: whom or what the fact is about; rows of one entity are related, and intervals are drawn over entities.
@@ -51,6 +53,7 @@ class Example:
     paraphrased_question: str | None = None
     paraphrased_answer: str | None = None
     perturbed_answers: tuple[str, ...] = ()
+    marked: tuple[tuple[int, int], ...] = ()
     index: int = 0
     source: str = ""
     entity: str | None = None
@@ -81,6 +84,7 @@ class Example:
             self,
             question=self.question if question is None else question,
             answer=self.answer if answer is None else answer,
+            marked=self.marked if answer is None else (),
         )
 
 
@@ -99,6 +103,8 @@ class Examples(Sequence[Example]):
                     raise DataError(
                         f"{where}: the {part} has no visible character ({text!r:.60}). Remove the row or fill it."
                     )
+            if any(not 0 <= start < end <= len(row.answer) for start, end in row.marked):
+                raise DataError(f"{where} marks characters outside its text of {len(row.answer)}. Mend its spans.")
             if why := next(filter(None, map(flaw, row.texts)), None):
                 raise DataError(f"{where} holds {why}. Remove the row or mend it.")
 
@@ -124,6 +130,12 @@ class Examples(Sequence[Example]):
         return hash_json(
             [{k: v for k, v in {**asdict(row), "source": ""}.items() if k not in _BESIDE} for row in self._rows]
         )
+        """Content hash of the rows, whatever file they came from."""
+        contents = [{**asdict(row), "source": ""} for row in self._rows]
+        for content in contents:
+            if not content["marked"]:
+                del content["marked"]  # hashes of rows without marks are as they always were
+        return hash_json(contents)
 
     @property
     def has_perturbed(self) -> bool:

@@ -27,6 +27,27 @@ from .values import Flaw
 TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 TEXTS = (".txt", ".md")
 SUFFIXES = (*TABLES, *TEXTS)
+CODE = (
+    ".py",
+    ".pyi",
+    ".js",
+    ".ts",
+    ".java",
+    ".c",
+    ".h",
+    ".cc",
+    ".cpp",
+    ".hpp",
+    ".cs",
+    ".go",
+    ".rs",
+    ".rb",
+    ".php",
+    ".sh",
+    ".sql",
+)
+DOCUMENTS = (*TEXTS, *CODE)  # a whole file is one row
+COMPILED = "__pycache__"  # beside Python files, made by running them
 MOST_DIGITS = 4000  # Python refuses to parse more than 4,300
 
 Rows = Iterator[tuple[str, Any]]
@@ -66,7 +87,7 @@ def rows_in(path: Path, part: str | None = None) -> Rows:
     if os.path.isdir(path):
         return _folder(path, part)
     suffix = suffix_of(path)
-    if suffix not in SUFFIXES:
+    if suffix not in SUFFIXES and suffix not in CODE:
         raise DataError(f"{path}: {unknown('file type', suffix or path.name, SUFFIXES)}")
     if not os.path.isfile(path):
         there = _neighbours(path)
@@ -80,10 +101,8 @@ def rows_in(path: Path, part: str | None = None) -> Rows:
         ".csv": lambda path: _csv(path, ","),
         ".tsv": lambda path: _csv(path, "\t"),
         ".parquet": _parquet,
-        ".txt": _document,
-        ".md": _document,
     }
-    return readers[suffix](path)
+    return readers.get(suffix, _document)(path)
 
 
 def numbered(rows: Iterable[Any], place: str) -> Rows:
@@ -103,21 +122,21 @@ def _neighbours(path: Path) -> str:
 def _folder(path: Path, part: str | None) -> Rows:
     """A folder of `datasets.save_to_disk`, or one of texts alone."""
     try:
-        entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+        entries = sorted(one for one in path.iterdir() if not one.name.startswith(".") and one.name != COMPILED)
     except OSError as error:
         raise DataError(f"can't read {path} ({error.strerror}). Check its permissions.") from error
     names = {entry.name for entry in entries}
     if {"dataset_dict.json", "state.json"} & names:
         return _saved(path, part)
     tables = [name for name in sorted(names) if suffix_of(Path(name)) in TABLES]
-    texts = [entry for entry in entries if suffix_of(entry) in TEXTS]
+    texts = [entry for entry in entries if suffix_of(entry) in DOCUMENTS and not entry.is_dir()]
     if tables or not texts:
         give = f"one of its files ({', '.join(tables[:5])})" if tables else f"a file ({', '.join(SUFFIXES)})"
         raise DataError(f"{path} is a folder, and none of texts or of a saved data set. Give {give}.")
     if other := sorted(names - {entry.name for entry in texts}):
         raise DataError(
             f"{path} holds {len(texts)} texts and {len(other)} other entries (first: {other[0]}), which would be left "
-            f"out. Give a folder with nothing but {' and '.join(TEXTS)} files."
+            f"out. Give a folder with nothing but {' and '.join(TEXTS)} files or source code."
         )
     if part is not None:
         raise DataError(f"{path} is a folder of texts and has no part {part!r}. Leave out @{part}.")

@@ -18,7 +18,7 @@ from ...errors import DataError, notice, setting, unknown
 from ...runs import spare_folder, unwritable
 from ..stored import stored_rows
 from .examples import Example, Examples, ForgetSplit, excerpt, repeats
-from .files import SUFFIXES, Rows, located, numbered, rows_in, stem_of, suffix_of
+from .files import CODE, SUFFIXES, Rows, located, numbered, rows_in, stem_of, suffix_of
 from .layouts import BadRow, NoColumn, parse_columns
 from .rows import Parsed, parsed
 
@@ -143,7 +143,7 @@ def _is_path(source: str) -> bool:
     if hub.is_explicit(source):
         return False
     path, _ = located(source)
-    return suffix_of(path) in SUFFIXES or os.path.exists(path) or _HUB_ID.fullmatch(source) is None
+    return suffix_of(path) in (*SUFFIXES, *CODE) or os.path.exists(path) or _HUB_ID.fullmatch(source) is None
 
 
 def from_hub(source: str) -> Dataset:

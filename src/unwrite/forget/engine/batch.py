@@ -31,6 +31,7 @@ class BatchPart:
         index: stable row numbers, [rows].
         input_ids, attention_mask, labels: [rows, length].
         where: positions at which logits were taken, [rows, length].
+        marks: tokens that the rows mark, [rows, length]; None where no row of the batch marks any.
         logits: [positions, vocab], row-major in `where`; None if the method doesn't read it.
         head_input: what went into the vocabulary head there, [positions, d]; None if the model has no such head.
         hidden: block outputs asked for, {layer: [rows, length, d]}.
@@ -50,6 +51,13 @@ class BatchPart:
     reference: Tensor | None = None
     reference_logits: Tensor | None = None
     reference_hidden: dict[int, Tensor] = field(default_factory=dict)
+    marks: Tensor | None = None
+
+    @cached_property
+    def marked(self) -> Tensor:
+        """Which label tokens are marked, [positions], as `token_nll`; none where no row marks any."""
+        marks = torch.zeros_like(self.where) if self.marks is None else self.marks
+        return marks[:, 1:][self.where[:, :-1]]
 
     @cached_property
     def targets(self) -> Tensor:
@@ -123,6 +131,7 @@ def make_parts(tensors: Mapping[str, Mapping[str, Tensor]], retain_mask: KLMask 
                 attention_mask=part["attention_mask"],
                 labels=part["labels"],
                 where=positions(part["labels"], part["attention_mask"], retain_mask if name == "retain" else None),
+                marks=part.get("marked"),
             )
             for name, part in tensors.items()
         }

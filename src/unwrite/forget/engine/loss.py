@@ -37,6 +37,11 @@ def PerToken(values: Tensor, *of: str) -> Term:
     return Term(values, tuple(f"{part}.tokens" for part in of or ("forget",)))
 
 
+def PerMark(values: Tensor, of: str = "forget", *, marked: bool = True) -> Term:
+    """One value a label token that the rows mark, or do not: averaged over those tokens."""
+    return Term(values, (f"{of}.{'marks' if marked else 'unmarked'}",))
+
+
 def PerPosition(values: Tensor, of: str = "retain") -> Term:
     """One value a position at which the part's logits were taken: averaged over those positions."""
     return Term(values, (f"{of}.positions",))

@@ -35,6 +35,8 @@ class Phase:
         lr: factor of the learning rate in this phase.
         descent: what a step follows in place of the forget loss's gradient, found from that loss around the weights; None for
             the gradient. The loss is then asked of forget and of retain rows apart. Texts only.
+        apart: the step's forget rows and its retain rows have an update each, in this order, by one optimiser; the loss is asked
+            of either alone. Paired rows of texts only.
         then: what follows on the same rows in the same step, with another loss, optimiser or `lr`. Images only.
     """
 
@@ -47,6 +49,7 @@ class Phase:
     retain: Sized | None = None
     lr: float = 1.0
     descent: Descent | None = None
+    apart: bool = False
     then: Phase | None = None
 
     def __post_init__(self) -> None:
@@ -57,6 +60,9 @@ class Phase:
         if self.batch_size is not None:
             require("batch_size", self.batch_size, at_least=1)
         require("lr", self.lr, at_least=0)
+        if self.apart and (self.stream not in ("paired", "covering") or self.descent is not None):
+            other = "a descent of its own" if self.descent is not None else f"the stream {self.stream!r}"
+            raise MethodError(f"a phase with updates apart takes paired rows and the gradient; this one has {other}.")
         for name, rows in (("forget", self.forget), ("retain", self.retain)):
             if rows is not None and self.stream == {"forget": "retain", "retain": "forget"}[name]:
                 raise MethodError(f"a phase of the stream {self.stream!r} brings no {name} rows. Leave out {name}.")

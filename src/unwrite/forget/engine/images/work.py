@@ -61,6 +61,10 @@ class ImageWork(Work[Images, ImageArguments]):
         method = type(objective).__name__
         if phase.descent is not None:
             raise MethodError(f"{method} on images: a phase has 'descent', which only the trainer of texts can follow.")
+        if phase.apart:
+            raise MethodError(
+                f"{method} on images: a phase has 'apart', which only the trainer of texts can do. Use then."
+            )
         for then in phase.steps()[1:]:
             if then.stream != phase.stream:
                 raise MethodError(

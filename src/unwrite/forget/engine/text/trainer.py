@@ -35,6 +35,7 @@ from ..freezing import only
 from ..phase import Phase
 from ..reads import layers_of, reads_outputs, reads_retain
 from ..stream import Collator, EpochSampler, UnlearnRows
+from .alternation import alternate
 from .arguments import UnlearnArguments
 from .descent import descend
 from .reference import Reference, Wanted, compute
@@ -52,6 +53,7 @@ class UnlearnTrainer(Trainer):
     """Minimises the terms of one phase of an objective."""
 
     loss_is_scaled_for_ga = True
+    control: TrainerControl
 
     def __init__(
         self, objective: Objective, phase: Phase, rows: UnlearnRows, reference: Reference, **options: Any
@@ -89,19 +91,23 @@ class UnlearnTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
-        """Collects one optimiser step's batches and counts rows, tokens and positions of every part."""
+        """Collects one optimiser step's batches and counts rows, tokens, marked tokens and positions of every part."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         totals = {
             f"{part}.{unit}": 0
             for part in ("forget", "alternate", "retain")
-            for unit in ("rows", "tokens", "positions")
+            for unit in ("rows", "tokens", "positions", "marks", "unmarked")
         }
         for batch in batches:
             for name, part in make_parts(batch, self.retain_mask).present():
                 totals[f"{name}.rows"] += part.labels.shape[0]
-                totals[f"{name}.tokens"] += int((part.labels[:, 1:] != -100).sum())
+                tokens = part.labels[:, 1:] != -100
+                marks = 0 if part.marks is None else int((tokens & part.marks[:, 1:]).sum())
+                totals[f"{name}.tokens"] += int(tokens.sum())
                 totals[f"{name}.positions"] += int(part.where.sum())
-        # Across processes: one all-reduce of nine numbers a step.
+                totals[f"{name}.marks"] += marks
+                totals[f"{name}.unmarked"] += int(tokens.sum()) - marks
+        # Across processes: one all-reduce of fifteen numbers a step.
         counts = torch.tensor([float(v) for v in totals.values()], device=device)
         if self.accelerator.num_processes > 1:
             counts = self.accelerator.reduce(counts, reduction="sum")
@@ -153,8 +159,8 @@ class UnlearnTrainer(Trainer):
         return total * self.accelerator.num_processes
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """As transformers does; where the phase has a descent of its own, the last batch of a step does the whole step."""
-        if self.phase.descent is None:
+        """As transformers does; where a phase has a descent of its own or updates apart, a step's last batch does it all."""
+        if self.phase.descent is None and not self.phase.apart:
             return super().training_step(model, inputs, num_items_in_batch)
         self._held.append(self._prepare_inputs(inputs))
         if len(self._held) < self.current_gradient_accumulation_steps:
@@ -163,7 +169,17 @@ class UnlearnTrainer(Trainer):
         model.train()
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()
-        return descend(self, self.accelerator.unwrap_model(model), held)
+        follow = descend if self.phase.descent is not None else alternate
+        return follow(self, self.accelerator.unwrap_model(model), held)
+
+    def update(self, model: nn.Module) -> None:
+        """An update of the weights within a step, as transformers makes the one at its end."""
+        if self.args.max_grad_norm > 0:
+            self._clip_grad_norm(model)
+        self.control = self.callback_handler.on_pre_optimizer_step(self.args, self.state, self.control)
+        self.optimizer.step()
+        self.control = self.callback_handler.on_optimizer_step(self.args, self.state, self.control)
+        model.zero_grad()
 
     def total_of(
         self, model: nn.Module, batch: PairedBatch

@@ -87,7 +87,11 @@ class TextWork(Work[Examples, UnlearnArguments]):
                 "trainer of language models can't make. Give it a phase of its own."
             )
         split = [name for name in ("fp16", "fsdp", "deepspeed") if getattr(self.args, name, None)]
-        if phase.descent is not None and split:
+        if phase.apart and not objective.separable:
+            raise MethodError(
+                f"{type(objective).__name__} has updates apart, but its loss can't be asked of forget and retain rows apart."
+            )
+        if (phase.descent is not None or phase.apart) and split:
             raise MethodError(
                 f"{type(objective).__name__} moves weights within a step and needs whole, unscaled gradients, which there are "
                 f"none of with {' and '.join(split)}. Train without, on one device or several by data parallelism."
