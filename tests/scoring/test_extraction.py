@@ -157,9 +157,11 @@ def test_thresholds_are_means_over_unseen_texts(model):
 
 def test_nothing_is_below_a_threshold_where_a_figure_is_no_number():
     thresholds = Thresholds(0.5, 0.1)
-    assert thresholds.above(0.4, 0.05)
-    for pair in ((0.5, 0.05), (0.4, 0.1), (math.nan, 0.05), (0.4, math.nan)):
-        assert not thresholds.above(*pair)
+    assert thresholds.met(0.4, 0.05)
+    for pair in ((0.5, 0.05), (0.4, 0.1), (math.nan, 0.05), (0.4, math.nan), (math.nan, 0.0)):
+        assert not thresholds.met(*pair)
+    assert Thresholds(0.5, 0.0).met(0.4, 0.0)  # where unseen text has none either
+    assert not Thresholds(0.5, 0.0).met(0.4, 0.01)
 
 
 def test_refuses_unseen_texts_that_are_all_too_short(model):

@@ -97,6 +97,7 @@ from .suites.restor import Forgetting as Forgetting
 from .suites.restor import OptionGap as OptionGap
 from .suites.restor import Restoration as Restoration
 from .suites.restor import restor_suite as restor_suite
+from .suites.secrets import SECRETS as SECRETS
 from .suites.tofu import TOFU as TOFU
 from .suites.tofu import ForgetQualityTest as ForgetQualityTest
 from .suites.tofu import ModelUtility as ModelUtility
@@ -121,6 +122,8 @@ from .text.context import TextContext as TextContext
 from .text.disguises import disguised as disguised
 from .text.membership import Membership as Membership
 from .text.memorisation import ExactMemorisation as ExactMemorisation
+from .text.memorisation import ExtractionLikelihood as ExtractionLikelihood
 from .text.memorisation import ExtractionStrength as ExtractionStrength
+from .text.memorisation import MemorisationAccuracy as MemorisationAccuracy
 from .text.multiple_choice import MultipleChoice as MultipleChoice
 from .text.multiple_choice import answer_choices as answer_choices

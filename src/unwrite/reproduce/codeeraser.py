@@ -86,7 +86,7 @@ def measured(bed: CodeBed, group: CodeGroup, model: Any, thresholds: Thresholds,
     )
     values = [tuple(nan if one is None else one for one in metric(context).per_example) for metric in metrics]
     nll = tuple(score.mean_nll for score in context.scores(bed.test))
-    gone = thresholds.above(fmean(values[0]), fmean(values[1]))
+    gone = thresholds.met(fmean(values[0]), fmean(values[1]))
     secret, likelihood, around, retained = values
     return Erased(secret, likelihood, around, retained, nll, epochs, gone)
 

@@ -42,9 +42,9 @@ class Thresholds:
     texts: int = 0
     tokens: int = 0
 
-    def above(self, accuracy: float, likelihood: float) -> bool:
-        """Whether a pair of figures lies below both; never where one is not a number."""
-        return accuracy < self.accuracy and likelihood < self.likelihood
+    def met(self, accuracy: float, likelihood: float) -> bool:
+        """Whether a pair of figures lies below both; never where one is not a number. 0 is as low as can be, so it is below 0 (ours)."""
+        return (accuracy < self.accuracy or accuracy == 0) and (likelihood < self.likelihood or likelihood == 0)
 
 
 # Percent in the source's table: MA and EL_10.

@@ -75,7 +75,7 @@ class StopWhenUnsaid(TrainerCallback):
         """Measures the model, and whether it is below both thresholds; never where a figure is not a number."""
         accuracy, likelihood = self._measure(model)
         self.history.append({"epoch": epoch, "accuracy": accuracy, "likelihood": likelihood})
-        return self.thresholds.above(accuracy, likelihood)
+        return self.thresholds.met(accuracy, likelihood)
 
     def _measure(self, model: PreTrainedModel) -> tuple[float, float]:
         n = self.thresholds.n
@@ -140,7 +140,7 @@ class StopWhenUnsaid(TrainerCallback):
             if name in self.best:
                 parameter.copy_(self.best[name])
         least = min((row for row in self.history if row["epoch"]), key=_rank, default=None)
-        if least is not None and not self.thresholds.above(least["accuracy"], least["likelihood"]):
+        if least is not None and not self.thresholds.met(least["accuracy"], least["likelihood"]):
             notice(
                 f"training ended ({self.reason}) with memorisation accuracy {least['accuracy']:.2f}, not below that of unseen texts "
                 f"({self.thresholds.accuracy:.2f}) in both measures. Train longer, or at a higher rate."
