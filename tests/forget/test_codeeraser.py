@@ -8,7 +8,6 @@ import torch
 from forgetting import SGD, StepCounter, forward, references, train, value, weights
 
 from conftest import make_llama
-from helpers.tiny import lively
 from unwrite.beds.language import small_config, small_tokenizer
 from unwrite.data import Example, Examples
 from unwrite.data.text.encoding import encode_all
@@ -288,13 +287,23 @@ def test_a_model_that_never_saw_the_secret_is_left_as_it_is(memoriser):
     assert all(torch.equal(one, before[name]) for name, one in weights(fresh).items())
 
 
-def test_thresholds_come_from_the_unseen_texts(tokenizer):
-    model = lively(make_llama())
-    unseen = Examples([Example("who wrote the old book in winter , and what is the name of his town ?")])
-    with pytest.warns(Notice, match=r"memorisation accuracy .*, theirs 1.00\), so nothing|not below that of unseen"):
-        CodeEraser(retain_loss="none", n=3).apply(
-            model, FORGET, processing_class=tokenizer, holdout=unseen, args={**SGD, "num_train_epochs": 1}
-        )
+def test_thresholds_come_from_the_unseen_texts(memoriser, monkeypatch):
+    """What is measured on them before training decides; here it is what the model says of the secret itself, or just less."""
+    model, tokenizer, rows = memoriser
+    asked, steps = [], StepCounter()
+
+    def measured(subject, tok, texts, *, n):
+        asked.append((texts, n))
+        return Thresholds(1.0, 1.0)
+
+    monkeypatch.setattr("unwrite.forget.code_eraser.calibrate_threshold", measured)
+    unseen = Examples([Example("print(1)")], "unseen")
+    args = {"learning_rate": 1e-3, "num_train_epochs": 9, "use_cpu": True}
+    CodeEraser(retain_loss="none", n=3).apply(
+        model, rows, processing_class=tokenizer, holdout=unseen, callbacks=[steps], args=args, copy=True
+    )
+    assert asked == [(unseen, 3)]
+    assert 0 < steps.taken < 9
 
 
 def test_says_that_without_unseen_texts_all_epochs_are_trained(tokenizer, tiny_llama):
