@@ -2,6 +2,7 @@
 
 import json
 from importlib.resources import files
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -111,7 +112,11 @@ def test_data_that_lies_beside_a_bed_counts(monkeypatch):
 
 
 def test_a_planned_system_has_no_hashes():
-    planned = next(slug for slug, system in catalog.systems().items() if system.status == "planned")
+    planned = next(
+        slug
+        for slug, system in catalog.systems().items()
+        if system.status == "planned" and find_spec(f"unwrite.reproduce.{slug.replace('-', '_')}") is None
+    )
     with pytest.raises(MethodError, match=f"{planned} is planned"):
         hashes(planned)
 

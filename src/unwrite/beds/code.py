@@ -67,8 +67,11 @@ def passages(seed: int) -> tuple[list[str], list[str]]:
     modules = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     Random(seed).shuffle(modules)
     sides: tuple[list[str], list[str]] = ([], [])
+    there: set[str] = set()  # licences stand in many modules
     for number, module in enumerate(modules):
-        sides[number % 2].extend(list(_passages(module))[:PER_MODULE])
+        new = [text for text in dict.fromkeys(_passages(module)) if text not in there]
+        sides[number % 2].extend(new[:PER_MODULE])
+        there.update(new)
     for number, side in enumerate(sides):
         Random(f"{seed} {number}").shuffle(side)
     return sides
