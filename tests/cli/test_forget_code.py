@@ -12,7 +12,7 @@ from unwrite.runs import Run
 
 AWS, MAIL = "AKIA" + "QYTZ4PXW7KLM2VND", "jo.weber@acme.org"
 FILES = {
-    "forget/a.py": f'import os\nkey = "{AWS}"\nprint(key)\n',
+    "forget/a.py": f'import os\nimport sys\n\nprint(os.environ, sys.argv, sys.path)\nprint(1)\nkey = "{AWS}"\n',
     "forget/b.py": f"import sys\n# ask {MAIL}\nprint(sys)\n",
     "retain/c.py": "import json\n\n\ndef load(path):\n    return json.load(open(path))\n",
     "unseen/d.js": "const add = (a, b) => a + b;\nconsole.log(add(1, 2));\n",

@@ -41,6 +41,7 @@ def found(text):
         ('host = "81.23.144.9"', "IP_ADDRESS", "81.23.144.9"),
         ('host = "2a00:1450:4001:81b::200e"', "IP_ADDRESS", "2a00:1450:4001:81b::200e"),
         (f"const key = '{AWS}'; // not Python", "KEY", AWS),
+        (f"const key = 'token {GITHUB}'; // not Python", "KEY", GITHUB),
     ],
 )
 def test_finds_keys_mails_and_public_addresses(text, tag, value):
@@ -134,6 +135,13 @@ def test_marked_tokens_cover_every_character_of_a_secret_and_nothing_without_cha
         assert covered >= set(range(start, end))
     kept = [one for one, mark in zip(offsets, row.marked, strict=True) if not mark]
     assert all(high <= start or low >= end for low, high in kept for start, end in spans)
+
+
+def test_tokens_stand_where_their_characters_do_behind_literal_special_tokens_too(bytewise):
+    text = f"k = '<|end|>{AWS}<|pad|>' # and the owner"
+    row = encode(Example(text), bytewise)
+    for token, (start, end) in zip(row.input_ids, offsets_of(text, Spelling(bytewise)), strict=True):
+        assert bytewise.decode([token]).strip() == text[start:end].strip()
 
 
 def test_special_tokens_before_a_text_and_padding_are_never_marked():
