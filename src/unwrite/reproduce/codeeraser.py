@@ -27,7 +27,7 @@ from ..scoring import Thresholds, calibrate_threshold
 from .base import Claim, figure
 from .checks import Check, reason_of
 
-RATES, EPOCHS = (1e-4, 3e-4, 1e-3), 25
+RATES, EPOCHS = (1e-4, 3e-4, 1e-3), 15
 NEVER = 10**6  # epochs without a better likelihood that end a training: none, so that rates differ in nothing else
 WHOLE = {"on": "all", "gamma": 0.0}
 METHODS: dict[str, CodeEraser] = {
