@@ -10,8 +10,8 @@ from .data import landmarks as landmarks
 from .data import read as read
 from .data import split_from as split_from
 from .errors import UnwriteError as UnwriteError
-from .forget.content_filter import ContentFilter as ContentFilter
 from .forget.code_eraser import CodeEraser as CodeEraser
+from .forget.content_filter import ContentFilter as ContentFilter
 from .forget.dampening import ASSD as ASSD
 from .forget.dampening import LFSSD as LFSSD
 from .forget.dampening import SSD as SSD

@@ -65,6 +65,8 @@ def suite_of(slug):
     if slug in SHORT:
         return removal_suite(short_probes(SHORT[slug]), name=slug, fewest=8)
     return catalog.suite(slug).load()
+
+
 def secret_split():
     """Plain texts with a word marked in each of those to forget."""
     rows = [row.answer for row in make_examples("forget", 4)]

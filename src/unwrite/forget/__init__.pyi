@@ -5,8 +5,8 @@ from .base import Guard as Guard
 from .base import Method as Method
 from .base import Objective as Objective
 from .base import Paired as Paired
-from .content_filter import ContentFilter as ContentFilter
 from .code_eraser import CodeEraser as CodeEraser
+from .content_filter import ContentFilter as ContentFilter
 from .dampening import ASSD as ASSD
 from .dampening import LFSSD as LFSSD
 from .dampening import SSD as SSD

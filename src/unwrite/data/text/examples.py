@@ -127,11 +127,7 @@ class Examples(Sequence[Example]):
     @cached_property
     def hash(self) -> str:
         """Content hash of what the rows say; where they came from and whom they are about is no part of it."""
-        return hash_json(
-            [{k: v for k, v in {**asdict(row), "source": ""}.items() if k not in _BESIDE} for row in self._rows]
-        )
-        """Content hash of the rows, whatever file they came from."""
-        contents = [{**asdict(row), "source": ""} for row in self._rows]
+        contents = [{k: v for k, v in {**asdict(row), "source": ""}.items() if k not in _BESIDE} for row in self._rows]
         for content in contents:
             if not content["marked"]:
                 del content["marked"]  # hashes of rows without marks are as they always were
