@@ -25,6 +25,7 @@ from .forget.npo import NPO as NPO
 from .forget.refusal import DPO as DPO
 from .forget.refusal import IDK as IDK
 from .forget.rmu import RMU as RMU
+from .forget.rocr import ROCR as ROCR
 from .forget.simnpo import SimNPO as SimNPO
 from .forget.smooth import Smooth as Smooth
 from .forget.task_vector import TaskVector as TaskVector

@@ -11,11 +11,12 @@ gc.collect()
 gc.freeze()
 
 ON_TEXTS = {slug: record for slug, record in catalog.methods().items() if "text" in record.forgets}
-# Batches of fewer rows than there are; everything else is as it comes.
+# Batches of fewer rows than there are, and names that stand in them; everything else is as it comes.
 FIELDS = {slug: {"importance_batch": 4} for slug in ("ssd", "lfssd", "random-dampening")}
 # Answers have few words, and four tenths of the benign rows say what forget rows do.
 FIELDS["content-filter"] = {"n": 6, "window": 6, "alpha": 0.5}
 FIELDS["codeeraser"] = {"on": "all"}  # these rows hold no secrets
+FIELDS["rocr"] = {"target": "ann", "substitute": "hana", "nullspace_share": 0.5}
 # SGD moves weights by the gradient itself, so a weight that gets none stays.
 ARGUMENTS = {
     "optim": "sgd",

@@ -81,6 +81,12 @@ from .suites.concept_vectors import ConceptCosine as ConceptCosine
 from .suites.concept_vectors import ConceptDistance as ConceptDistance
 from .suites.concept_vectors import ConceptJaccard as ConceptJaccard
 from .suites.concept_vectors import concept_suite as concept_suite
+from .suites.forms import FORMS_SUITE as FORMS_SUITE
+from .suites.forms import ChoiceByLetter as ChoiceByLetter
+from .suites.forms import FormProbability as FormProbability
+from .suites.forms import FormsMean as FormsMean
+from .suites.forms import FormVariation as FormVariation
+from .suites.forms import forms_suite as forms_suite
 from .suites.membership import MEMBERSHIP as MEMBERSHIP
 from .suites.muse import MUSE as MUSE
 from .suites.muse import KnowMem as KnowMem

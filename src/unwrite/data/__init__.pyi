@@ -34,6 +34,13 @@ from .text.facts import CorruptedFacts as CorruptedFacts
 from .text.facts import Fact as Fact
 from .text.facts import corrupted_facts as corrupted_facts
 from .text.facts import read_facts as read_facts
+from .text.forms import FormsSplit as FormsSplit
+from .text.forms import FormWording as FormWording
+from .text.forms import Triple as Triple
+from .text.forms import forms_split as forms_split
+from .text.forms import make_forms as make_forms
+from .text.forms import ort as ort
+from .text.forms import read_triples as read_triples
 from .text.general import general_rows as general_rows
 from .text.general import with_general_rows as with_general_rows
 from .text.landmarks import landmarks as landmarks

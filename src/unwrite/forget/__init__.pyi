@@ -35,6 +35,7 @@ from .npo import NPO as NPO
 from .refusal import DPO as DPO
 from .refusal import IDK as IDK
 from .rmu import RMU as RMU
+from .rocr import ROCR as ROCR
 from .simnpo import SimNPO as SimNPO
 from .smooth import Smooth as Smooth
 from .task_vector import TaskVector as TaskVector

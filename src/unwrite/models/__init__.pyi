@@ -5,6 +5,7 @@ from .bundled import add as add
 from .bundled import bundled_names as bundled_names
 from .fitting import TrainRecipe as TrainRecipe
 from .fitting import trained as trained
+from .key_statistics import KeyStatistics as KeyStatistics
 from .layout import Anatomy as Anatomy
 from .layout import Block as Block
 from .layout import Projection as Projection
@@ -15,6 +16,8 @@ from .loading import load as load
 from .loading import load_model as load_model
 from .loading import model_folder as model_folder
 from .loading import register_loader as register_loader
+from .low_rank import LowRankEdit as LowRankEdit
+from .low_rank import edits_of as edits_of
 from .recipe import causal_recipe as causal_recipe
 from .saving import load_state as load_state
 from .saving import save as save

@@ -208,7 +208,7 @@ def wmdp(subset: str = "bio", root: str | Path = "cais/wmdp") -> list[ChoiceQues
     config = f"wmdp-{subset}"
     subject = {"bio": "biology", "chem": "chemistry", "cyber": "cybersecurity"}[subset]
     items, bad = [], []
-    for number, row in enumerate(_table(root, config, "test"), start=1):
+    for number, row in enumerate(table(root, config, "test"), start=1):
         question, choices, answer = row.get("question"), row.get("choices"), row.get("answer")
         if not isinstance(question, str) or not question.strip():
             bad.append(f"row {number}: no question")
@@ -245,7 +245,7 @@ def knowundo(domain: str = "copyright", root: str | Path = "zjunlp/KnowUnDo") ->
         raise DataError(unknown("KnowUnDo domain", domain, KNOWUNDO_DOMAINS))
     parts = {}
     for split in ("unlearn", "retention"):
-        lists = _table(root, domain, split)
+        lists = table(root, domain, split)
         name = f"{Path(root).name}:{domain}@{split}"
         columns = list(dict.fromkeys(column for row in lists for column in row))
         if len(lists) != 1 or not {"train", "val"} <= set(columns):
@@ -268,10 +268,10 @@ def knowundo(domain: str = "copyright", root: str | Path = "zjunlp/KnowUnDo") ->
 
 def _examples(root: str | Path, config: str, split: str = "train") -> Examples:
     name = f"{Path(root).name}:{config}" + (f"@{split}" if split != "train" else "")
-    return read(_table(root, config, split), name=name)
+    return read(table(root, config, split), name=name)
 
 
-def _table(root: str | Path, config: str, split: str) -> list[dict[str, Any]]:
+def table(root: str | Path, config: str, split: str) -> list[dict[str, Any]]:
     """The rows of one split of one configuration, through `datasets.load_dataset`."""
     folder = local(root)
     if folder is None or "configs:" in _card(folder):
