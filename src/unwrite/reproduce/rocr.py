@@ -1,0 +1,299 @@
+"""ROCR on a real small model: is a person forgotten in every form of the question, or only in the one that was trained on?
+
+Claim looked at (arXiv 2506.07795): GA, NPO and refusal tuning forget the form they are trained on; ROCR, which is given the name
+alone, forgets across forms, in seconds, and keeps the rest. SmolLM2-135M is asked what it knows of famous people; the baselines
+train on the questions alone. Their rates and steps, and ROCR's ridge and share of free directions, were chosen on
+Isaac Newton, who is not reported. The paper's utility benchmarks and the full ORT are not here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf, nan
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from ..audit.suites.forms import reductions, variation
+from ..beds.budget import Budget
+from ..beds.people import (
+    FORMS_NAMING,
+    SUBSTITUTE,
+    TARGETS,
+    PeopleBed,
+    mistaken,
+    people_bed,
+    people_split,
+    probabilities,
+)
+from ..data import general_rows
+from ..data.text.forms import FORMS, FormItem, FormsSplit
+from ..forget import NPO
+from ..forget.base import Method
+from ..forget.engine.text.named_prompts import chat_prompts, states_at
+from ..forget.gradient_ascent import GradientAscent
+from ..forget.refusal import IDK
+from ..forget.rocr import ROCR
+from ..models.key_statistics import KeyStatistics
+from ..models.low_rank import edits_of
+from ..runs import hash_model
+from .base import Claim, figure
+from .checks import Check, reason_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+LAYERS = (4, 5, 6)
+OURS = "ROCR"
+FIELDS: dict[str, Any] = {"layers": LAYERS, "nullspace_share": 0.8, "l2": 0.01}
+BASELINES: dict[str, tuple[Method, float, int]] = {  # method, rate, steps
+    "GA": (GradientAscent(), 2e-5, 3),
+    "NPO": (NPO(retain_loss="none"), 5e-5, 3),
+    "refusals": (IDK(), 5e-5, 3),
+}
+STEERED = {"contexts": ("", "Tell me about"), "value_steps": 8}  # of the modes that train a state: what a minute allows
+KEPT_FORMS = ("qa", "cloze")
+TINY_TOKENS = 2000
+By = Mapping[str, Sequence[float]]
+
+
+@dataclass
+class FormsTable:
+    """Probabilities of the true answers.
+
+    Args:
+        asked: {(method, person): {form: one figure a fact}}; the method "nothing" is the model as it is.
+        kept: {(method, person): figures of the people who are never forgotten}.
+        others: {person: the same as `asked`, where ROCR was applied to somebody else}.
+        wrong: {form: how likely somebody else's objects are before}.
+        seconds: {(method, person): of one application}.
+        misses: how far the name is from where ROCR led it, where that must be exact; relative.
+        undone: whether every edit was taken back to the bit.
+    """
+
+    asked: dict[tuple[str, str], By] = field(default_factory=dict)
+    kept: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    others: dict[str, By] = field(default_factory=dict)
+    wrong: dict[str, list[float]] = field(default_factory=dict)
+    seconds: dict[tuple[str, str], float] = field(default_factory=dict)
+    misses: list[float] = field(default_factory=list)
+    undone: bool = True
+
+    def people(self, method: str) -> list[str]:
+        """Who was forgotten by a method."""
+        return [person for name, person in self.asked if name == method]
+
+    def gone(self, method: str, person: str) -> dict[str, float]:
+        """Which share of each form's probability is gone."""
+        return reductions(self.asked[method, person], self.asked["nothing", person])
+
+    def naming(self, method: str, person: str) -> list[float]:
+        """The same, of the forms whose question names the person."""
+        gone = self.gone(method, person)
+        return [gone[form] for form in FORMS_NAMING]
+
+    def varies(self, method: str, person: str) -> float:
+        """How differently these forms were forgotten; not a number where nothing is gone on average."""
+        gone = self.naming(method, person)
+        value = variation(gone)
+        return nan if value is None or fmean(gone) <= 0 else value
+
+    def keeps(self, method: str, person: str) -> float:
+        """Which share of the probability is left of what is known of others."""
+        return fmean(self.kept[method, person]) / fmean(self.kept["nothing", person])
+
+    def row(self, method: str) -> tuple[float, ...]:
+        """The figures of one method, means over people."""
+        people = self.people(method)
+        gone = [self.gone(method, person) for person in people]
+        varies = [self.varies(method, person) for person in people]
+        values = [fmean(one.get(form, nan) for one in gone) for form in FORMS]
+        values += [fmean(varies), fmean(self.keeps(method, person) for person in people)]
+        values.append(fmean(self.seconds[method, person] for person in people))
+        return tuple(round(value, 3) for value in values)
+
+
+def asked_of(bed: PeopleBed, model: PreTrainedModel, items: Sequence[FormItem]) -> dict[str, list[float]]:
+    """How likely the answers are, form by form."""
+    pairs = list(zip(items, probabilities(model, bed.tokenizer, items), strict=True))
+    named = {form: [value for item, value in pairs if item.form == form] for form in FORMS}
+    return {form: values for form, values in named.items() if values}
+
+
+def measured(bed: PeopleBed, people: Sequence[str], steered: Sequence[str], tiny: bool = False) -> FormsTable:
+    """Every method on every person, each from the same model.
+
+    Args:
+        steered: for whom the modes that train a state are measured, too.
+    """
+    table, splits = FormsTable(), {person: people_split(person) for person in people}
+    kept_items = [item for item in splits[people[0]].kept_items if item.form in KEPT_FORMS]
+    own = [probabilities(bed.model, bed.tokenizer, kept_items)]
+    wrong = [item for split in splits.values() for item in mistaken(split.items)]
+    table.wrong = asked_of(bed, bed.model, wrong)
+    rows = bed.ordinary[: TINY_TOKENS // 50] if tiny else bed.ordinary
+    statistics = KeyStatistics.fit(bed.model, rows, LAYERS)
+
+    def note(name: str, person: str, model: PreTrainedModel, seconds: float) -> None:
+        table.asked[name, person] = asked_of(bed, model, splits[person].items)
+        first = name == "nothing"
+        table.kept[name, person] = own[0] if first else probabilities(model, bed.tokenizer, kept_items)
+        table.seconds[name, person] = seconds
+
+    for i, person in enumerate(people):
+        note("nothing", person, bed.model, 0.0)
+        for name, (method, rate, steps) in BASELINES.items():
+            start = time.perf_counter()
+            model = _trained(bed, method, splits[person], rate, 1 if tiny else steps)
+            note(name, person, model, time.perf_counter() - start)
+        modes: dict[str, dict[str, Any]] = {OURS: {"substitute": SUBSTITUTE}}
+        if person in steered:
+            modes |= {f"{OURS}, {mode}": {"mode": mode, **STEERED} for mode in ("reject", "noise")}
+        for name, fields in modes.items():
+            before, start = hash_model(bed.model), time.perf_counter()
+            ROCR(target=person, **{**FIELDS, **fields}).edit(bed.model, bed.tokenizer, statistics)
+            note(name, person, bed.model, time.perf_counter() - start)
+            if name == OURS:
+                other = people[(i + 1) % len(people)]
+                table.others[other] = asked_of(bed, bed.model, splits[other].items)
+            edits_of(bed.model)[-1].undo()
+            table.undone &= hash_model(bed.model) == before
+        table.misses.append(_missed(bed, person))
+    return table
+
+
+def _trained(bed: PeopleBed, method: Method, split: FormsSplit, rate: float, steps: int) -> PreTrainedModel:
+    args = {
+        "learning_rate": rate,
+        "max_steps": steps,
+        "warmup_epochs": 0.0,
+        "lr_scheduler_type": "constant",
+        "per_device_train_batch_size": len(split.forget),
+        "use_cpu": True,
+        "seed": 0,
+    }
+    retain = general_rows() if method.needs_retain else None
+    model: PreTrainedModel = method.apply(bed.load(), split.forget, retain, processing_class=bed.tokenizer, args=args)
+    return model.eval()
+
+
+def _missed(bed: PeopleBed, person: str) -> float:
+    """How far the name's state is from the substitute's where nothing stands in the way, relative to that."""
+    contexts = ("Tell me about",)
+    exact = ROCR(
+        target=person, substitute=SUBSTITUTE, layers=LAYERS, contexts=contexts, nullspace_threshold=inf, l2=0.0
+    )
+    goal = exact.goals(bed.model, bed.tokenizer)[:, 0]
+    edit = exact.edit(bed.model, bed.tokenizer)
+    state = states_at(bed.model, chat_prompts(person, contexts, bed.tokenizer), (), LAYERS[-1]).output[0]
+    edit.undo()
+    return float((state - goal).norm() / goal.norm())
+
+
+def run(budget: Budget) -> Claim:
+    """Three people; five, and every mode for each, with the medium budget and up."""
+    tiny, small = budget.size == "tiny", budget.size in ("tiny", "small")
+    people = TARGETS[: 2 if tiny else 3 if small else len(TARGETS)]
+    bed = people_bed()
+    table = measured(bed, people, () if tiny else people[:1] if small else people, tiny)
+    checks = _checks(table)
+    rows = {name: table.row(name) for name in dict.fromkeys(name for name, _ in table.asked)}
+    return Claim(
+        slug="rocr",
+        claim="GA, NPO and refusal tuning forget the form of question they are trained on; ROCR forgets across forms, in seconds "
+        "a target, and keeps the rest (Llama-3-8B and Mistral-7B, ORT, arXiv 2506.07795)",
+        setting=f"SmolLM2-135M, {len(people)} famous people, four facts each; baselines trained on the questions; share of the "
+        "true answers' probability that is gone",
+        columns=(*FORMS, "variation", "others keep", "seconds"),
+        rows=rows,
+        headline=headline(rows, {}),
+        reason=reason_of(checks),
+        checks=checks,
+        seeds=budget.seeds[:1],
+        extra={
+            "people": list(people),
+            "forms that count": list(FORMS_NAMING),
+            "probability before": {
+                form: round(fmean(v for person in people for v in table.asked["nothing", person][form]), 4)
+                for form in FORMS
+            },
+            "somebody else's object before": {form: round(fmean(values), 4) for form, values in table.wrong.items()},
+        },
+    )
+
+
+def _checks(table: FormsTable) -> tuple[Check, ...]:
+    """The card's conditions; intervals are the range over people."""
+    people = table.people(OURS)
+    checks = []
+    for form in FORMS_NAMING:
+        true = fmean(value for person in people for value in table.asked["nothing", person][form])
+        ratio = true / fmean(table.wrong[form])
+        checks.append(
+            Check("set-up", f"{form}: the true answer is at least twice as likely as somebody else's", ratio, ">=", 2)
+        )
+    for name in BASELINES:
+        values = [table.gone(name, person)["qa"] for person in people]
+        checks.append(
+            Check.by_seed("set-up", f"{name} takes at least half of the questions' answers", values, ">=", 0.5)
+        )
+    own = [fmean(table.naming(OURS, person)) for person in people]
+    elsewhere = [
+        fmean(reductions(table.others[person], table.asked["nothing", person])[form] for form in FORMS_NAMING)
+        for person in people
+    ]
+    least = [min(table.varies(name, person) for name in BASELINES) for person in people]
+    checks += [
+        Check(
+            "mechanism",
+            "without ridge and projection the name is led where it should be, to 1e-3",
+            max(table.misses),
+            "<=",
+            1e-3,
+        ),
+        Check("mechanism", "every edit is taken back to the bit", table.undone),
+        Check.by_seed(
+            "claim",
+            "ROCR's reduction varies less over the forms than that of any baseline",
+            [other - table.varies(OURS, person) for other, person in zip(least, people, strict=True)],
+            ">",
+            0,
+        ),
+        Check.by_seed("claim", "ROCR takes at least half of the answers' probability, over the forms", own, ">=", 0.5),
+        Check.by_seed(
+            "control",
+            "the same edit of somebody else takes less",
+            [one - other for one, other in zip(own, elsewhere, strict=True)],
+            ">",
+            0,
+        ),
+    ]
+    for name in BASELINES:
+        gone = {person: table.gone(name, person) for person in people}
+        rest = [fmean(gone[p][form] for form in FORMS_NAMING if form != "qa") / gone[p]["qa"] for p in people]
+        checks.append(
+            Check.by_seed(
+                "claim", f"{name}: the other forms lose less than half as much as the questions", rest, "<", 0.5
+            )
+        )
+    checks += [
+        Check.by_seed(
+            "claim",
+            "ROCR keeps nine tenths of what is known of others",
+            [table.keeps(OURS, p) for p in people],
+            ">=",
+            0.9,
+        ),
+        Check.by_seed(
+            "claim", "one edit takes less than 10 seconds", [table.seconds[OURS, p] for p in people], "<", 10
+        ),
+    ]
+    return tuple(checks)
+
+
+def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str:
+    """What is gone in the questions and in the blanks, for the best known baseline and for ROCR."""
+    qa, cloze = FORMS.index("qa"), FORMS.index("cloze")
+    ga, ours = ((figure(rows, name, qa), figure(rows, name, cloze)) for name in ("NPO", OURS))
+    return f"gone of answers to questions and blanks: NPO {ga[0]} and {ga[1]}, ROCR {ours[0]} and {ours[1]}"
