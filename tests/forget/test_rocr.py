@@ -12,7 +12,8 @@ from unwrite.data import Example, Examples
 from unwrite.data.text.encoding import encode_all
 from unwrite.errors import DataError, MethodError, ModelError
 from unwrite.forget import ROCR
-from unwrite.forget.engine.text.named_prompts import bare_prompt, chat_prompts, states_at
+from unwrite.forget.engine.text.named_prompts import bare_prompt, changed_outputs, chat_prompts, states_at
+from unwrite.forget.engine.text.steering import Steering
 from unwrite.forget.rocr import ridge_directions
 from unwrite.models import KeyStatistics, LowRankEdit, anatomy, edits_of
 from unwrite.models.low_rank import Factors
@@ -377,6 +378,46 @@ def test_rejecting_makes_the_refusal_likelier_within_the_length_that_is_allowed(
             return sum(float(model(row).logits[0, -1].log_softmax(-1)[word]) for row in rows)
 
     assert sorry(after) > sorry(before) + 1
+
+
+def test_steering_weighs_the_three_terms_and_stops_where_it_is_good_enough(monkeypatch):
+    """One step of plain descent shows the gradient: of the nll, of KL(now || before), and of the length."""
+    monkeypatch.setattr(torch.optim, "Adam", lambda parameters, lr: torch.optim.SGD(parameters, lr))
+    model, tokenizer, rate = lively(make_llama()), make_tokenizer(), 0.5
+    prompts, other = chat_prompts("ann", ONE, tokenizer), bare_prompt("ann", " is a", tokenizer)
+    word = tokenizer.convert_tokens_to_ids(["sorry", "i"])
+    start = output(model, "ann", ONE)[0].norm()
+
+    def after(steps, **fields):
+        given = {"kl_weight": 0.0, "decay": 0.0, "clamp": 1e6, "stop": 0.0, **fields}
+        return Steering(steps, rate, **given).towards(model, prompts, other, word, 1)
+
+    def shifted(prompt, text, delta):
+        ids = torch.tensor([[*prompt.ids, *text]])
+        place = torch.zeros(1, ids.shape[1], 1)
+        place[0, prompt.position] = 1
+        with changed_outputs(model, 1, lambda states: states + place * delta):
+            return model(input_ids=ids).logits[0].log_softmax(-1)
+
+    def nll(delta):
+        log_p, end = shifted(prompts[0], word[:-1], delta), len(prompts[0].ids)
+        return -(log_p[end - 1, word[0]] + log_p[end, word[1]]) / 2
+
+    def kl(delta, before):
+        now = shifted(other, (), delta)[other.position]
+        return (now.exp() * (now - before)).sum()
+
+    zero = torch.zeros(32, requires_grad=True)
+    (first,) = torch.autograd.grad(nll(zero), zero)
+    torch.testing.assert_close(after(2), -rate * first, atol=1e-5, rtol=1e-3)
+    delta = after(2).requires_grad_()
+    before = shifted(other, (), torch.zeros(32))[other.position].detach()
+    loss = nll(delta) + 0.7 * kl(delta, before) + 0.3 * delta.norm() / start**2
+    (second,) = torch.autograd.grad(loss, delta)
+    expected = (delta - rate * second).detach()
+    torch.testing.assert_close(after(3, kl_weight=0.7, decay=0.3), expected, atol=1e-5, rtol=1e-3)
+    assert not after(5, stop=1e6).any()
+    assert float(after(2, clamp=1e-3).norm()) == pytest.approx(1e-3 * float(start), rel=1e-4)
 
 
 def test_noise_is_as_long_as_the_state_it_stands_for_and_the_same_for_a_seed():
