@@ -63,7 +63,7 @@ FACTS: dict[str, tuple[str, str, str, str]] = {
 VALIDATION = "Isaac Newton"
 TARGETS = ("William Shakespeare", "Wolfgang Amadeus Mozart", "Vincent van Gogh", "Marie Curie", "Mahatma Gandhi")
 SUBSTITUTE = "Neil Armstrong"
-FORMS_NAMING: tuple[Form, ...] = ("qa", "paraphrase", "cloze", "letters")  # forms whose prompt names the person
+FORMS_ASKED: tuple[Form, ...] = ("qa", "paraphrase", "cloze", "reversed")  # forms that so small a model answers
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def people_bed() -> PeopleBed:
     loaded = load(MODEL)
     shipped = authors().retain
     assert shipped is not None
-    rows = [*general_rows(), *shipped]
+    rows = [*general_rows(), *list(shipped)[::2]]
     told = [row for row in rows if not any(name.split()[-1] in text for name in FACTS for text in row.texts)]
     return PeopleBed(
         loaded.model.eval(), loaded.tokenizer, [row.input_ids for row in encode_all(told, loaded.tokenizer)]
@@ -111,13 +111,12 @@ def people_split(name: str) -> FormsSplit:
 
 
 def mistaken(items: Sequence[FormItem]) -> list[FormItem]:
-    """The same questions with somebody else's object as the answer; of the forms that name the person."""
+    """The same questions with somebody else's object, or turned round with somebody else, as the answer."""
     wrong = []
     for item in items:
-        if item.form in FORMS_NAMING:
-            relation = list(WORDINGS)[item.fact]
-            answer = next(fact.others[0] for fact in facts_of(item.subject) if fact.relation == relation)
-            wrong.append(item.answered("\n".join(letters_of(answer)) if item.form == "letters" else answer))
+        other = facts_of(item.subject)[item.fact].others[0]
+        answer = {"reversed": SUBSTITUTE, "letters": "\n".join(letters_of(other))}.get(item.form, other)
+        wrong += [item.answered(answer)] if item.form in FORMS_ASKED else []
     return wrong
 
 

@@ -2,8 +2,9 @@
 
 Claim looked at (arXiv 2506.07795): GA, NPO and refusal tuning forget the form they are trained on; ROCR, which is given the name
 alone, forgets across forms, in seconds, and keeps the rest. SmolLM2-135M is asked what it knows of famous people; the baselines
-train on the questions alone. Their rates and steps, and ROCR's ridge and share of free directions, were chosen on
-Isaac Newton, who is not reported. The paper's utility benchmarks and the full ORT are not here.
+train on the questions alone. Their rates and steps were chosen on
+Isaac Newton, who is not reported. So small a model answers neither choices nor letter by letter, so the forms are the questions, the
+same in other words, blanks, and questions turned round. The paper's utility benchmarks and the full ORT are not here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ..audit.suites.forms import reductions, variation
 from ..beds.budget import Budget
 from ..beds.people import (
-    FORMS_NAMING,
+    FORMS_ASKED,
     SUBSTITUTE,
     TARGETS,
     PeopleBed,
@@ -46,14 +47,14 @@ if TYPE_CHECKING:
 
 LAYERS = (4, 5, 6)
 OURS = "ROCR"
-FIELDS: dict[str, Any] = {"layers": LAYERS, "nullspace_share": 0.8, "l2": 0.01}
+FIELDS: dict[str, Any] = {"layers": LAYERS}  # the paper has everything else
 BASELINES: dict[str, tuple[Method, float, int]] = {  # method, rate, steps
     "GA": (GradientAscent(), 2e-5, 3),
     "NPO": (NPO(retain_loss="none"), 5e-5, 3),
     "refusals": (IDK(), 5e-5, 3),
 }
 STEERED = {"contexts": ("", "Tell me about"), "value_steps": 8}  # of the modes that train a state: what a minute allows
-KEPT_FORMS = ("qa", "cloze")
+KEPT_FORM = "qa"
 TINY_TOKENS = 2000
 By = Mapping[str, Sequence[float]]
 
@@ -67,6 +68,8 @@ class FormsTable:
         kept: {(method, person): figures of the people who are never forgotten}.
         others: {person: the same as `asked`, where ROCR was applied to somebody else}.
         wrong: {form: how likely somebody else's objects are before}.
+        unasked: {form: figures before, in the forms that are left out}.
+        chosen: share of choices that the model answers by the right letter, before.
         seconds: {(method, person): of one application}.
         misses: how far the name is from where ROCR led it, where that must be exact; relative.
         undone: whether every edit was taken back to the bit.
@@ -76,6 +79,8 @@ class FormsTable:
     kept: dict[tuple[str, str], list[float]] = field(default_factory=dict)
     others: dict[str, By] = field(default_factory=dict)
     wrong: dict[str, list[float]] = field(default_factory=dict)
+    unasked: dict[str, list[float]] = field(default_factory=dict)
+    chosen: float = nan
     seconds: dict[tuple[str, str], float] = field(default_factory=dict)
     misses: list[float] = field(default_factory=list)
     undone: bool = True
@@ -88,14 +93,13 @@ class FormsTable:
         """Which share of each form's probability is gone."""
         return reductions(self.asked[method, person], self.asked["nothing", person])
 
-    def naming(self, method: str, person: str) -> list[float]:
-        """The same, of the forms whose question names the person."""
-        gone = self.gone(method, person)
-        return [gone[form] for form in FORMS_NAMING]
+    def shares(self, method: str, person: str) -> list[float]:
+        """The same, in the forms' order."""
+        return [*self.gone(method, person).values()]
 
     def varies(self, method: str, person: str) -> float:
         """How differently these forms were forgotten; not a number where nothing is gone on average."""
-        gone = self.naming(method, person)
+        gone = self.shares(method, person)
         value = variation(gone)
         return nan if value is None or fmean(gone) <= 0 else value
 
@@ -108,7 +112,7 @@ class FormsTable:
         people = self.people(method)
         gone = [self.gone(method, person) for person in people]
         varies = [self.varies(method, person) for person in people]
-        values = [fmean(one.get(form, nan) for one in gone) for form in FORMS]
+        values = [fmean(one[form] for one in gone) for form in FORMS_ASKED]
         values += [fmean(varies), fmean(self.keeps(method, person) for person in people)]
         values.append(fmean(self.seconds[method, person] for person in people))
         return tuple(round(value, 3) for value in values)
@@ -128,15 +132,19 @@ def measured(bed: PeopleBed, people: Sequence[str], steered: Sequence[str], tiny
         steered: for whom the modes that train a state are measured, too.
     """
     table, splits = FormsTable(), {person: people_split(person) for person in people}
-    kept_items = [item for item in splits[people[0]].kept_items if item.form in KEPT_FORMS]
+    asked = {person: [item for item in split.items if item.form in FORMS_ASKED] for person, split in splits.items()}
+    kept_items = [item for item in splits[people[0]].kept_items if item.form == KEPT_FORM]
     own = [probabilities(bed.model, bed.tokenizer, kept_items)]
     wrong = [item for split in splits.values() for item in mistaken(split.items)]
     table.wrong = asked_of(bed, bed.model, wrong)
+    rest = [item for split in splits.values() for item in split.items if item.form not in FORMS_ASKED]
+    table.unasked = asked_of(bed, bed.model, rest)
+    table.chosen = _chosen(bed, [item for item in rest if item.letters])
     rows = bed.ordinary[: TINY_TOKENS // 50] if tiny else bed.ordinary
     statistics = KeyStatistics.fit(bed.model, rows, LAYERS)
 
     def note(name: str, person: str, model: PreTrainedModel, seconds: float) -> None:
-        table.asked[name, person] = asked_of(bed, model, splits[person].items)
+        table.asked[name, person] = asked_of(bed, model, asked[person])
         first = name == "nothing"
         table.kept[name, person] = own[0] if first else probabilities(model, bed.tokenizer, kept_items)
         table.seconds[name, person] = seconds
@@ -156,11 +164,20 @@ def measured(bed: PeopleBed, people: Sequence[str], steered: Sequence[str], tiny
             note(name, person, bed.model, time.perf_counter() - start)
             if name == OURS:
                 other = people[(i + 1) % len(people)]
-                table.others[other] = asked_of(bed, bed.model, splits[other].items)
+                table.others[other] = asked_of(bed, bed.model, asked[other])
             edits_of(bed.model)[-1].undo()
             table.undone &= hash_model(bed.model) == before
         table.misses.append(_missed(bed, person))
     return table
+
+
+def _chosen(bed: PeopleBed, choices: Sequence[FormItem]) -> float:
+    every = [item.answered(letter) for item in choices for letter in item.letters]
+    values, right = iter(probabilities(bed.model, bed.tokenizer, every)), []
+    for item in choices:
+        of = {letter: next(values) for letter in item.letters}
+        right.append(max(of, key=of.__getitem__) == item.answer)
+    return fmean(right)
 
 
 def _trained(bed: PeopleBed, method: Method, split: FormsSplit, rate: float, steps: int) -> PreTrainedModel:
@@ -205,7 +222,7 @@ def run(budget: Budget) -> Claim:
         "a target, and keeps the rest (Llama-3-8B and Mistral-7B, ORT, arXiv 2506.07795)",
         setting=f"SmolLM2-135M, {len(people)} famous people, four facts each; baselines trained on the questions; share of the "
         "true answers' probability that is gone",
-        columns=(*FORMS, "variation", "others keep", "seconds"),
+        columns=(*FORMS_ASKED, "variation", "others keep", "seconds"),
         rows=rows,
         headline=headline(rows, {}),
         reason=reason_of(checks),
@@ -213,11 +230,13 @@ def run(budget: Budget) -> Claim:
         seeds=budget.seeds[:1],
         extra={
             "people": list(people),
-            "forms that count": list(FORMS_NAMING),
+            "forms that count": list(FORMS_ASKED),
             "probability before": {
                 form: round(fmean(v for person in people for v in table.asked["nothing", person][form]), 4)
-                for form in FORMS
+                for form in FORMS_ASKED
             },
+            "probability before, forms left out": {form: fmean(values) for form, values in table.unasked.items()},
+            "choices answered by the right letter, of four": round(table.chosen, 3),
             "somebody else's object before": {form: round(fmean(values), 4) for form, values in table.wrong.items()},
         },
     )
@@ -227,7 +246,7 @@ def _checks(table: FormsTable) -> tuple[Check, ...]:
     """The card's conditions; intervals are the range over people."""
     people = table.people(OURS)
     checks = []
-    for form in FORMS_NAMING:
+    for form in FORMS_ASKED:
         true = fmean(value for person in people for value in table.asked["nothing", person][form])
         ratio = true / fmean(table.wrong[form])
         checks.append(
@@ -238,9 +257,9 @@ def _checks(table: FormsTable) -> tuple[Check, ...]:
         checks.append(
             Check.by_seed("set-up", f"{name} takes at least half of the questions' answers", values, ">=", 0.5)
         )
-    own = [fmean(table.naming(OURS, person)) for person in people]
+    own = [fmean(table.shares(OURS, person)) for person in people]
     elsewhere = [
-        fmean(reductions(table.others[person], table.asked["nothing", person])[form] for form in FORMS_NAMING)
+        fmean(reductions(table.others[person], table.asked["nothing", person])[form] for form in FORMS_ASKED)
         for person in people
     ]
     least = [min(table.varies(name, person) for name in BASELINES) for person in people]
@@ -271,7 +290,7 @@ def _checks(table: FormsTable) -> tuple[Check, ...]:
     ]
     for name in BASELINES:
         gone = {person: table.gone(name, person) for person in people}
-        rest = [fmean(gone[p][form] for form in FORMS_NAMING if form != "qa") / gone[p]["qa"] for p in people]
+        rest = [fmean(gone[p][form] for form in FORMS_ASKED if form != "qa") / gone[p]["qa"] for p in people]
         checks.append(
             Check.by_seed(
                 "claim", f"{name}: the other forms lose less than half as much as the questions", rest, "<", 0.5
@@ -294,6 +313,6 @@ def _checks(table: FormsTable) -> tuple[Check, ...]:
 
 def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str:
     """What is gone in the questions and in the blanks, for the best known baseline and for ROCR."""
-    qa, cloze = FORMS.index("qa"), FORMS.index("cloze")
+    qa, cloze = FORMS_ASKED.index("qa"), FORMS_ASKED.index("cloze")
     ga, ours = ((figure(rows, name, qa), figure(rows, name, cloze)) for name in ("NPO", OURS))
     return f"gone of answers to questions and blanks: NPO {ga[0]} and {ga[1]}, ROCR {ours[0]} and {ours[1]}"
