@@ -2,9 +2,10 @@
 
 Claim looked at (arXiv 2506.07795): GA, NPO and refusal tuning forget the form they are trained on; ROCR, which is given the name
 alone, forgets across forms, in seconds, and keeps the rest. SmolLM2-135M is asked what it knows of famous people; the baselines
-train on the questions alone. Their rates and steps were chosen on
-Isaac Newton, who is not reported. So small a model answers neither choices nor letter by letter, so the forms are the questions, the
-same in other words, blanks, and questions turned round. The paper's utility benchmarks and the full ORT are not here.
+train on the questions alone, until half of a token's probability is left, at a rate chosen on Isaac Newton, who is not reported.
+
+So small a model answers neither choices nor letter by letter; the forms are the questions, the same in other words, blanks, and
+questions turned round. The paper's utility benchmarks and the full ORT are not here.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from ..beds.people import (
 )
 from ..data import general_rows
 from ..data.text.forms import FORMS, FormItem, FormsSplit
-from ..forget import NPO
+from ..forget import NPO, StopWhenForgotten
 from ..forget.base import Method
 from ..forget.engine.text.named_prompts import chat_prompts, states_at
 from ..forget.gradient_ascent import GradientAscent
@@ -38,7 +39,7 @@ from ..forget.refusal import IDK
 from ..forget.rocr import ROCR
 from ..models.key_statistics import KeyStatistics
 from ..models.low_rank import edits_of
-from ..runs import hash_model
+from ..runs import model_key
 from .base import Claim, figure
 from .checks import Check, reason_of
 
@@ -48,12 +49,9 @@ if TYPE_CHECKING:
 LAYERS = (4, 5, 6)
 OURS = "ROCR"
 FIELDS: dict[str, Any] = {"layers": LAYERS}  # the paper has everything else
-BASELINES: dict[str, tuple[Method, float, int]] = {  # method, rate, steps
-    "GA": (GradientAscent(), 2e-5, 3),
-    "NPO": (NPO(retain_loss="none"), 5e-5, 3),
-    "refusals": (IDK(), 5e-5, 3),
-}
-STEERED = {"contexts": ("", "Tell me about"), "value_steps": 8}  # of the modes that train a state: what a minute allows
+BASELINES: dict[str, Method] = {"GA": GradientAscent(), "NPO": NPO(retain_loss="none"), "refusals": IDK()}
+RATE, STEPS = 2e-5, 5
+LEFT = 0.5  # of the questions' probability a token; about 0.1 of a whole answer's
 KEPT_FORM = "qa"
 TINY_TOKENS = 2000
 By = Mapping[str, Sequence[float]]
@@ -68,8 +66,8 @@ class FormsTable:
         kept: {(method, person): figures of the people who are never forgotten}.
         others: {person: the same as `asked`, where ROCR was applied to somebody else}.
         wrong: {form: how likely somebody else's objects are before}.
-        unasked: {form: figures before, in the forms that are left out}.
-        chosen: share of choices that the model answers by the right letter, before.
+        unasked: {form: figures before, in the forms that are left out}, of the first person.
+        chosen: share of the first person's choices that the model answers by the right letter, before.
         seconds: {(method, person): of one application}.
         misses: how far the name is from where ROCR led it, where that must be exact; relative.
         undone: whether every edit was taken back to the bit.
@@ -137,7 +135,7 @@ def measured(bed: PeopleBed, people: Sequence[str], steered: Sequence[str], tiny
     own = [probabilities(bed.model, bed.tokenizer, kept_items)]
     wrong = [item for split in splits.values() for item in mistaken(split.items)]
     table.wrong = asked_of(bed, bed.model, wrong)
-    rest = [item for split in splits.values() for item in split.items if item.form not in FORMS_ASKED]
+    rest = [item for item in splits[people[0]].items if item.form not in FORMS_ASKED]
     table.unasked = asked_of(bed, bed.model, rest)
     table.chosen = _chosen(bed, [item for item in rest if item.letters])
     rows = bed.ordinary[: TINY_TOKENS // 50] if tiny else bed.ordinary
@@ -151,22 +149,22 @@ def measured(bed: PeopleBed, people: Sequence[str], steered: Sequence[str], tiny
 
     for i, person in enumerate(people):
         note("nothing", person, bed.model, 0.0)
-        for name, (method, rate, steps) in BASELINES.items():
+        for name, method in BASELINES.items():
             start = time.perf_counter()
-            model = _trained(bed, method, splits[person], rate, 1 if tiny else steps)
+            model = _trained(bed, method, splits[person], 1 if tiny else STEPS)
             note(name, person, model, time.perf_counter() - start)
         modes: dict[str, dict[str, Any]] = {OURS: {"substitute": SUBSTITUTE}}
         if person in steered:
-            modes |= {f"{OURS}, {mode}": {"mode": mode, **STEERED} for mode in ("reject", "noise")}
+            modes |= {f"{OURS}, {mode}": {"mode": mode} for mode in ("reject", "noise")}
         for name, fields in modes.items():
-            before, start = hash_model(bed.model), time.perf_counter()
+            before, start = model_key(bed.model), time.perf_counter()
             ROCR(target=person, **{**FIELDS, **fields}).edit(bed.model, bed.tokenizer, statistics)
             note(name, person, bed.model, time.perf_counter() - start)
             if name == OURS:
                 other = people[(i + 1) % len(people)]
                 table.others[other] = asked_of(bed, bed.model, asked[other])
             edits_of(bed.model)[-1].undo()
-            table.undone &= hash_model(bed.model) == before
+            table.undone &= model_key(bed.model) == before
         table.misses.append(_missed(bed, person))
     return table
 
@@ -180,9 +178,10 @@ def _chosen(bed: PeopleBed, choices: Sequence[FormItem]) -> float:
     return fmean(right)
 
 
-def _trained(bed: PeopleBed, method: Method, split: FormsSplit, rate: float, steps: int) -> PreTrainedModel:
+def _trained(bed: PeopleBed, method: Method, split: FormsSplit, steps: int) -> PreTrainedModel:
+    """A baseline on the questions alone, until they are as forgotten as ROCR makes them, or so many steps."""
     args = {
-        "learning_rate": rate,
+        "learning_rate": RATE,
         "max_steps": steps,
         "warmup_epochs": 0.0,
         "lr_scheduler_type": "constant",
@@ -191,7 +190,10 @@ def _trained(bed: PeopleBed, method: Method, split: FormsSplit, rate: float, ste
         "seed": 0,
     }
     retain = general_rows() if method.needs_retain else None
-    model: PreTrainedModel = method.apply(bed.load(), split.forget, retain, processing_class=bed.tokenizer, args=args)
+    stop = StopWhenForgotten(bed.tokenizer, {"questions": split.forget}, target=LEFT, every=1)
+    model: PreTrainedModel = method.apply(
+        bed.load(), split.forget, retain, processing_class=bed.tokenizer, args=args, callbacks=[stop]
+    )
     return model.eval()
 
 
@@ -209,11 +211,11 @@ def _missed(bed: PeopleBed, person: str) -> float:
 
 
 def run(budget: Budget) -> Claim:
-    """Three people; five, and every mode for each, with the medium budget and up."""
+    """Three people; five, and the modes that train a state, with the medium budget and up."""
     tiny, small = budget.size == "tiny", budget.size in ("tiny", "small")
     people = TARGETS[: 2 if tiny else 3 if small else len(TARGETS)]
     bed = people_bed()
-    table = measured(bed, people, () if tiny else people[:1] if small else people, tiny)
+    table = measured(bed, people, () if small else people, tiny)
     checks = _checks(table)
     rows = {name: table.row(name) for name in dict.fromkeys(name for name, _ in table.asked)}
     return Claim(
