@@ -2,7 +2,8 @@
 
 Claim looked at (arXiv 2506.07795): GA, NPO and refusal tuning forget the form they are trained on; ROCR, which is given the name
 alone, forgets across forms, in seconds, and keeps the rest. SmolLM2-135M is asked what it knows of famous people; the baselines
-train on the questions alone, until half of a token's probability is left, at a rate chosen on Isaac Newton, who is not reported.
+train on the questions alone, until half of a token's probability is left, at a rate chosen on Isaac Newton, who is not reported. DPO stands for refusal tuning, whose plain
+form made his answers likelier in five steps, for it teaches a refusal and not to withhold an answer that has begun.
 
 So small a model answers neither choices nor letter by letter; the forms are the questions, the same in other words, blanks, and
 questions turned round. The paper's utility benchmarks and the full ORT are not here.
@@ -29,13 +30,12 @@ from ..beds.people import (
     people_split,
     probabilities,
 )
-from ..data import general_rows
 from ..data.text.forms import FORMS, FormItem, FormsSplit
 from ..forget import NPO, StopWhenForgotten
 from ..forget.base import Method
 from ..forget.engine.text.named_prompts import chat_prompts, states_at
 from ..forget.gradient_ascent import GradientAscent
-from ..forget.refusal import IDK
+from ..forget.refusal import DPO
 from ..forget.rocr import ROCR
 from ..models.key_statistics import KeyStatistics
 from ..models.low_rank import edits_of
@@ -49,7 +49,11 @@ if TYPE_CHECKING:
 LAYERS = (4, 5, 6)
 OURS = "ROCR"
 FIELDS: dict[str, Any] = {"layers": LAYERS}  # the paper has everything else
-BASELINES: dict[str, Method] = {"GA": GradientAscent(), "NPO": NPO(retain_loss="none"), "refusals": IDK()}
+BASELINES: dict[str, Method] = {
+    "GA": GradientAscent(),
+    "NPO": NPO(retain_loss="none"),
+    "DPO": DPO(retain_loss="none"),
+}
 RATE, STEPS = 2e-5, 5
 LEFT = 0.5  # of the questions' probability a token; about 0.1 of a whole answer's
 KEPT_FORM = "qa"
@@ -189,10 +193,9 @@ def _trained(bed: PeopleBed, method: Method, split: FormsSplit, steps: int) -> P
         "use_cpu": True,
         "seed": 0,
     }
-    retain = general_rows() if method.needs_retain else None
     stop = StopWhenForgotten(bed.tokenizer, {"questions": split.forget}, target=LEFT, every=1)
     model: PreTrainedModel = method.apply(
-        bed.load(), split.forget, retain, processing_class=bed.tokenizer, args=args, callbacks=[stop]
+        bed.load(), split.forget, processing_class=bed.tokenizer, args=args, callbacks=[stop]
     )
     return model.eval()
 
