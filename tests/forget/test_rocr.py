@@ -312,6 +312,9 @@ def test_the_place_of_a_name_is_its_last_token_whatever_the_padding_and_the_cont
     tokenizer = make_tokenizer()
     for prompt in chat_prompts("old garden", ROCR().contexts, tokenizer):
         assert tokenizer.convert_ids_to_tokens(list(prompt.ids))[prompt.position] == "garden"
+    [twice] = chat_prompts("garden", ("near the garden of",), tokenizer)
+    tokens = tokenizer.convert_ids_to_tokens(list(twice.ids))
+    assert [i for i, token in enumerate(tokens) if token == "garden"][1:] == [twice.position]
     prompts = chat_prompts("ann", ("", "what is the old river town near"), tokenizer)
     together = states_at(make_llama(), prompts, (0,), 1)
     alone = [states_at(make_llama(), [prompt], (0,), 1) for prompt in prompts]

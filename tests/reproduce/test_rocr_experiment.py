@@ -58,6 +58,11 @@ def test_the_verdict_follows_from_forms_neighbours_and_the_edit_of_somebody_else
     assert verdict_of(_checks(table(**given))) == verdict
 
 
+def test_a_row_says_where_there_is_no_variation_and_can_be_stored():
+    assert table().row("nothing") == (0.0, 0.0, 0.0, 0.0, "-", 1.0, 1.0)
+    assert table().row("GA") == (0.9, 0.2, 0.2, 0.2, pytest.approx(0.808, abs=1e-3), 0.95, 1.0)
+
+
 def test_a_person_has_four_facts_in_forms_that_name_it_but_for_the_one_turned_round():
     for person in TARGETS:
         split = people_split(person)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf, nan
+from math import inf, isnan, nan
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -109,15 +109,15 @@ class FormsTable:
         """Which share of the probability is left of what is known of others."""
         return fmean(self.kept[method, person]) / fmean(self.kept["nothing", person])
 
-    def row(self, method: str) -> tuple[float, ...]:
-        """The figures of one method, means over people."""
+    def row(self, method: str) -> tuple[float | str, ...]:
+        """The figures of one method, means over people; "-" for the variation where nothing is gone."""
         people = self.people(method)
         gone = [self.gone(method, person) for person in people]
         varies = [self.varies(method, person) for person in people]
         values = [fmean(one[form] for one in gone) for form in FORMS_ASKED]
         values += [fmean(varies), fmean(self.keeps(method, person) for person in people)]
         values.append(fmean(self.seconds[method, person] for person in people))
-        return tuple(round(value, 3) for value in values)
+        return tuple("-" if isnan(value) else round(value, 3) for value in values)
 
 
 def asked_of(bed: PeopleBed, model: PreTrainedModel, items: Sequence[FormItem]) -> dict[str, list[float]]:
