@@ -225,6 +225,18 @@ def test_without_ridge_and_projection_the_name_is_where_it_was_led_in_its_one_co
     assert float((reached - goal).norm()) <= 1e-3 * float(goal.norm())
 
 
+@pytest.mark.parametrize("arch", [name for name in ARCHITECTURES if name != "modernbert"])
+def test_every_architecture_is_led_there_and_part_of_the_way_where_a_norm_stands_behind_the_mlp(arch):
+    model, tokenizer = tiny_model(arch), tiny_tokenizer(eos_token="</s>", pad_token="<pad>")
+
+    def state(name):
+        return states_at(model, chat_prompts(name, ("w1",), tokenizer), (), 2).output[0]
+
+    goal, far = state("w6"), (state("w5") - state("w6")).norm()
+    ROCR(target="w5", substitute="w6", layers=(1, 2), contexts=("w1",), **EXACT).edit(model, tokenizer)
+    assert (state("w5") - goal).norm() <= (0.6 * far if arch.startswith("gemma") else 1e-3 * goal.norm())
+
+
 def test_with_six_contexts_every_one_comes_nearer_and_the_next_token_is_likelier_the_substitutes():
     tokenizer, contexts = make_tokenizer(), ROCR().contexts
     before, after = lively(make_llama()), lively(make_llama())
