@@ -247,10 +247,9 @@ def run(budget: Budget) -> Claim:
     )
 
 
-def _checks(table: FormsTable) -> tuple[Check, ...]:
-    """The card's conditions; intervals are the range over people."""
-    people = table.people(OURS)
-    checks = []
+def _setups(table: FormsTable) -> list[Check]:
+    """Whether there is something to forget, and whether the baselines forget what they train on."""
+    people, checks = table.people(OURS), []
     for form in FORMS_ASKED:
         true = fmean(value for person in people for value in table.asked["nothing", person][form])
         ratio = true / fmean(table.wrong[form])
@@ -262,6 +261,12 @@ def _checks(table: FormsTable) -> tuple[Check, ...]:
         checks.append(
             Check.by_seed("set-up", f"{name} takes at least half of the questions' answers", values, ">=", 0.5)
         )
+    return checks
+
+
+def _checks(table: FormsTable) -> tuple[Check, ...]:
+    """The card's conditions; intervals are the range over people."""
+    people, checks = table.people(OURS), _setups(table)
     own = [fmean(table.shares(OURS, person)) for person in people]
     elsewhere = [
         fmean(reductions(table.others[person], table.asked["nothing", person])[form] for form in FORMS_ASKED)
