@@ -13,7 +13,7 @@ from unwrite.beds.text_beds import BEDS
 from unwrite.bench import forget as bench
 from unwrite.bench import sweep as sweeps
 from unwrite.bench.forget import TUNED_ON, Candidate, candidates, chosen, equal_utility, grid, is_better, report_of, run
-from unwrite.bench.forget_report import HEADS, cells, picture, settings_table, table
+from unwrite.bench.forget_report import HEADS, cells, picture, probe_cells, probe_table, settings_table, table
 from unwrite.bench.sweep_kinds import Contender
 from unwrite.cli import main
 from unwrite.cli.listing import plain_table
@@ -205,7 +205,7 @@ def counted(monkeypatch):
 
 def test_settings_are_tried_on_other_rows_with_another_seed_and_a_stopped_run_goes_on(counted, tmp_path):
     out = tmp_path / "rows.jsonl"
-    first = run(TINY_TEXT, 2, out, ["npo", "wga"])
+    first = run(TINY_TEXT, 2, out, ["npo", "wga"], suites=("tofu",))
     tuned = {one for one in counted if one[1] == "tiny text, tuning"}
     assert {seed for _, _, seed in tuned} == {TUNED_ON}
     assert {name for name, _, _ in tuned} == {"before", "retrained", "npo", "npo:lr=0.0005", "wga", "wga:lr=0.0005"}
@@ -214,9 +214,29 @@ def test_settings_are_tried_on_other_rows_with_another_seed_and_a_stopped_run_go
     }
     done = len(counted)
     out.write_bytes(b"".join(out.read_bytes().splitlines(keepends=True)[:-3]))  # as a kill leaves it
-    again = run(TINY_TEXT, 2, out, ["npo", "wga"])
+    again = run(TINY_TEXT, 2, out, ["npo", "wga"], suites=("tofu",))
     assert len(counted) == done + 3
     assert {**again, "seconds": 0} == {**first, "seconds": 0}
+
+
+def test_what_is_reported_is_judged_by_the_battery_and_settings_are_not_chosen_by_it(counted, monkeypatch, tmp_path):
+    suites = []
+    monkeypatch.setattr(bench, "trials_of", lambda some, beds, seeds: suites.append(beds[0].suites) or [])
+    monkeypatch.setattr(bench, "sweep", lambda *_: [row("before"), row("npo"), row("npo:lr=0.0005")])
+    run(TINY_TEXT, 1, tmp_path / "rows.jsonl", ["npo"])
+    assert suites == [("tofu",), ("tofu", "removal-quick")]
+
+
+def test_verdicts_and_indices_have_a_table_of_their_own():
+    rows = [row(name, seed) for name in ("before", "retrained") for seed in (0, 1)]
+    judged = [{**row("npo", seed), "verdict": label} for seed, label in enumerate(("mixed", "suppression-like"))]
+    for one in judged:
+        one["values"]["recovery_direct"] = 0.25
+    report = report_of(TINY_TEXT, some("npo"), [*rows, *judged], [])
+    (entry,) = [one for one in report["entries"] if one["method"] == "npo"]
+    assert entry["verdict"] == "mixed or suppression-like"
+    assert probe_cells(report) == [("npo", "0.25", *["–"] * 6, "mixed or suppression-like")]
+    assert probe_table(report_of(TINY_TEXT, some("npo"), rows, [])) == []
 
 
 @pytest.mark.parametrize("seeds", [0, TUNED_ON + 1])

@@ -6,6 +6,9 @@ import pytest
 from sweeping import TINY, lines
 
 from helpers.small_texts import TINY_TEXT, few
+from unwrite.audit import Suite
+from unwrite.audit.report.parts import Verdict
+from unwrite.audit.text.basic import Probability
 from unwrite.beds import language, text_beds
 from unwrite.beds.named import bed_named, beds
 from unwrite.beds.text_beds import BEDS, TextModels, tuning_authors
@@ -240,3 +243,21 @@ def test_a_refusal_of_the_rows_is_a_row():
 
 def _without_retain():
     return replace(few(), retain=None)
+
+
+def test_a_trial_has_the_verdict_of_the_first_suite_that_judges(models, monkeypatch):
+    def judge(report):
+        kept = report.value("retain_probability") == report.value("retain_probability", "before")
+        return Verdict("kept" if kept else "moved", "")
+
+    assert models.measure(models.before).verdict == ""
+    own = {
+        "plain": Suite("plain", [Probability("forget")]),
+        "judging": Suite("judging", [Probability("retain")], judge=judge),
+        "other": Suite("other", [Probability("holdout")], judge=lambda report: Verdict("wrong", "")),
+    }
+    monkeypatch.setattr(text_beds, "suite_for", lambda name, kind, split: own[name])
+    judged = TextModels(replace(TINY_TEXT, suites=tuple(own)), 0)
+    judged.before, judged.oracle = models.before, models.oracle
+    assert judged.measure(models.before).verdict == "kept"
+    assert judged.measure(models.oracle).verdict == "moved"

@@ -155,10 +155,15 @@ def bed_named(name: str) -> Bed:
 
 @dataclass(frozen=True)
 class Measured:
-    """One model on one seed: what was measured, and its cost in forwards of one row over all training rows."""
+    """One model on one seed: what was measured, and its cost in forwards of one row over all training rows.
+
+    Args:
+        verdict: what an audit calls it as a whole; empty where none does.
+    """
 
     values: Mapping[str, float]
     cost: float
+    verdict: str = ""
 
     def __getitem__(self, name: str) -> float:
         return self.values[name]

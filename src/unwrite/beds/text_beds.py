@@ -22,6 +22,7 @@ from torch import nn
 
 from ..audit.base import Metric, Score
 from ..audit.evaluation import measure
+from ..audit.report.report import Report
 from ..audit.suites.known import suite_for
 from ..audit.text.basic import ParaphraseProbability
 from ..audit.text.context import TextContext
@@ -234,8 +235,25 @@ class TextModels:
 
     def measure(self, model: nn.Module, forwards: float = 0.0) -> Measured:
         """The audits' figures."""
-        values = {name: score.value for name, score in self.scores(model).items() if score.value is not None}
-        return Measured(values, forwards / len(self.train))
+        scores = self.scores(model)
+        values = {name: score.value for name, score in scores.items() if score.value is not None}
+        return Measured(values, forwards / len(self.train), self._verdict(model, scores))
+
+    def _verdict(self, model: nn.Module, scores: Mapping[str, Score]) -> str:
+        """What the first suite that judges calls a model; empty where none does."""
+        suites = (suite_for(name, TextContext.kind, self.audited) for name in self.bed.suites)
+        judging = next((suite for suite in suites if suite.judge is not None), None)
+        if judging is None or judging.judge is None:
+            return ""
+        columns = {"before": self._before_scores, "after": scores}
+        metrics = [metric.described() for metric in self.metrics]
+        origins = self._of(model).provenance()
+        verdict = judging.judge(Report(judging.name, self.audited.name, {}, metrics, columns, provenance=origins))
+        return "" if verdict is None else verdict.label
+
+    @cached_property
+    def _before_scores(self) -> dict[str, Score]:
+        return self.scores(self.before)
 
     def _of(self, model: Any) -> TextContext:
         """Nothing of it is kept on disk: an experiment measures hundreds of models, each once."""

@@ -2,7 +2,7 @@
 
 A method's grid (`forget_grid.toml`) is tried once on the bed's tuning authors. Of the settings that keep `KEPT` of the target's utility,
 the one of best forget quality is taken; where none does, the one of highest utility. That one is then reported, over seeds, on
-authors that no choice has seen. Two methods are compared at equal utility alone, within `EQUAL`: a method is better than another
+authors that no choice has seen, with what the battery of removal probes makes of it. Two methods are compared at equal utility alone, within `EQUAL`: a method is better than another
 whose forget quality is below its own with every seed.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -32,6 +32,7 @@ KEPT = 0.95  # share of the target's utility that a setting must keep to be take
 EQUAL = 0.03  # utilities that differ by no more are equal
 TUNED_ON = 7  # the seed on which settings are chosen
 LARGEST = 5  # settings a method
+SUITES = ("tofu", "removal-quick")  # of what is reported; settings are chosen by the first alone
 QUALITY, UTILITY = "forget_quality_log10", "model_utility"
 Row = Mapping[str, Any]
 
@@ -132,6 +133,7 @@ def run(
     methods: Iterable[str] | None = None,
     workers: int | None = 1,
     tell: Callable[[str], None] = lambda line: None,
+    suites: Sequence[str] = SUITES,
 ) -> dict[str, Any]:
     """The comparison as plain values: {"bed", "seeds", "entries", "tuning", "left_out", ...}, see `report_of`.
 
@@ -142,6 +144,7 @@ def run(
         methods: of these alone.
         workers: as `sweep`.
         tell: gets a line of progress.
+        suites: audits of what is reported; settings are chosen by the first alone.
 
     Raises:
         MethodError: no seed, or one that settings were chosen on; an unknown method; no method that can be compared.
@@ -149,9 +152,10 @@ def run(
     if not 1 <= seeds <= TUNED_ON:
         raise MethodError(f"seeds is {seeds}; use 1 to {TUNED_ON}. Settings are chosen on seed {TUNED_ON}.")
     start = time.monotonic()
+    bed = replace(bed, suites=tuple(suites))
     some, left_out = candidates(bed, None if methods is None else list(methods))
     tuning = sweep(
-        trials_of([one.contender for one in some], [bed.tuning()], [TUNED_ON]),
+        trials_of([one.contender for one in some], [replace(bed.tuning(), suites=bed.suites[:1])], [TUNED_ON]),
         out, workers, lambda line: tell(f"choosing settings, {line}"),
     )  # fmt: skip
     picked, refused = chosen(some, tuning)
@@ -181,7 +185,7 @@ def report_of(bed: TextBed, picked: Sequence[Candidate], rows: Sequence[Row], tu
             "rank": None,
             "equal": [] if one is None else _equal(name, figures, of),
             "better_than": [] if one is None else _better_than(name, figures, of),
-            "verdict": next((row["verdict"] for row in rows if row["contender"] == name and "verdict" in row), None),
+            "verdict": _verdict(rows, name),
         }
     ordered = sorted(entries.values(), key=_place)
     ranked = [entry for entry in ordered if entry["kind"] == "method" and entry["useful"]]
@@ -203,6 +207,12 @@ def report_of(bed: TextBed, picked: Sequence[Candidate], rows: Sequence[Row], tu
             for row in tuning
         ],
     }
+
+
+def _verdict(rows: Iterable[Row], name: str) -> str | None:
+    """What the battery calls a contender: one label, or each that some seed was given, in the seeds' order; None for none."""
+    labels = dict.fromkeys(row["verdict"] for row in rows if row["contender"] == name and "verdict" in row)
+    return " or ".join(labels) or None
 
 
 def _by_seed(rows: Iterable[Row], name: str) -> dict[int, tuple[float, float]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from .labels import Name, placed
 
-__all__ = ["HEADS", "cells", "picture", "settings_table", "table"]
+__all__ = ["HEADS", "PROBE_HEADS", "cells", "picture", "probe_cells", "probe_table", "settings_table", "table"]
 
 Report = Mapping[str, Any]
 HEADS = ("#", "method", "log10 p", "utility", "P", "P par.", "R-L", "R-L kept", "cost", "better")
@@ -38,6 +38,30 @@ def cells(report: Report) -> list[tuple[str, ...]]:
         )
         for entry in report["entries"]
         if entry["seeds"]
+    ]
+
+
+PROBES = ("direct", "paraphrased", "relearned", "relearned_general", "rounded_4", "probed", "depth")
+PROBE_HEADS = ("method", "direct", "par.", "relearnt", "by general", "4 bits", "probed", "depth", "verdict")
+
+
+def probe_cells(report: Report) -> list[tuple[str, ...]]:
+    """A line a method that an audit judges: recovery indices, the mean over seeds, and the verdict; columns `PROBE_HEADS`."""
+    return [
+        (entry["method"], *(_mean(entry.get(f"recovery_{name}")) for name in PROBES), entry["verdict"])
+        for entry in report["entries"]
+        if entry["seeds"] and entry["verdict"] and entry["kind"] == "method"
+    ]
+
+
+def probe_table(report: Report) -> list[str]:
+    """The same as lines of Markdown; none without a verdict."""
+    if not (lines := probe_cells(report)):
+        return []
+    return [
+        _line(PROBE_HEADS),
+        "|---" * len(PROBE_HEADS) + "|",
+        *(_line([f"`{name}`", *more]) for name, *more in lines),
     ]
 
 

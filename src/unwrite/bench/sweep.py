@@ -109,8 +109,8 @@ def _models(trial: Trial) -> BedModels:
 def run_trial(trial: Trial) -> dict[str, Any]:
     """The trial's row: key, bed, contender, kind, seed, and what came out.
 
-    That is `values` {metric: number, or None where it is none}, `cost` in forwards of a row over all training rows, and
-    `seconds` of the unlearning alone (None for references); or, where unwrite refused or gave up, `error`. What nobody foresaw is an
+    That is `values` {metric: number, or None where it is none}, `cost` in forwards of a row over all training rows,
+    `seconds` of the unlearning alone (None for references), and `verdict` where an audit gives one; or, where unwrite refused or gave up, `error`. What nobody foresaw is an
     `error` too, with the traceback as `fault`.
     """
     one = trial.contender
@@ -136,7 +136,8 @@ def _measured(trial: Trial) -> dict[str, Any]:
     else:
         measured = bed.measure(target) if one.name == "before" else bed.retraining()
     values = {name: value if math.isfinite(value) else None for name, value in measured.values.items()}
-    return {"values": values, "cost": measured.cost, "seconds": seconds}
+    verdict = {"verdict": measured.verdict} if measured.verdict else {}
+    return {"values": values, "cost": measured.cost, "seconds": seconds, **verdict}
 
 
 def _prepare(trial: Trial) -> str | None:

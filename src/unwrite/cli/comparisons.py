@@ -34,7 +34,7 @@ def forget(
     """Every method that forgets texts."""
     from ..beds.text_beds import BEDS
     from ..bench.forget import run
-    from ..bench.forget_report import HEADS, cells
+    from ..bench.forget_report import HEADS, PROBE_HEADS, cells, probe_cells
     from ..errors import MethodError, unknown
     from ..runs import write_json
 
@@ -52,6 +52,9 @@ def forget(
         print_json(report)
         return
     console().print(plain_table(HEADS, cells(report)))
+    if probed := probe_cells(report):
+        console().print("What comes back of it: 0 like a model that never learnt it, 1 like one that never forgot.")
+        console().print(plain_table(PROBE_HEADS, probed))
     console().print(label(f"better: of the methods of equal utility, within {report['equal']:g}", "dim"))
     for slug, reason in report["left_out"].items():
         console().print(label(f"left out: {slug}: {reason}", "dim"))

@@ -292,11 +292,12 @@ def forget() -> str:
     stored = stored_result("forget")
     if stored is None:
         return "not measured yet"
-    from ...bench.forget_report import settings_table, table
+    from ...bench.forget_report import probe_table, settings_table, table
 
     minutes, machine, commit = stored["seconds"] / 60, stored["machine"]["cpu"], stored["commit"]
     seeds = ", ".join(map(str, stored["seeds"]))
     left_out = "; ".join(f"`{slug}` ({reason})" for slug, reason in stored["left_out"].items())
+    probed = probe_table(stored)
     return "\n".join(
         [
             "![Forget quality against utility of every text method](forget.svg)",
@@ -305,6 +306,15 @@ def forget() -> str:
             "",
             f"Bed {stored['bed']}, seeds {seeds}, {machine}, {minutes:.0f} minutes with target and oracles in the cache, commit "
             f"{commit[:7]}. Left out: {left_out or 'none'}.",
+            *(
+                [
+                    "",
+                    "What comes back, by probe (0: like a model that never learnt it, 1: like one that never forgot):",
+                    "",
+                ]
+                * bool(probed)
+            ),
+            *probed,
             "",
             "What every setting came to on the tuning authors, those chosen in bold:",
             "",
