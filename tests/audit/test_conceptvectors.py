@@ -311,7 +311,8 @@ def test_records_are_read_as_the_benchmark_publishes_them(tmp_path):
     file = tmp_path / "records.json"
     file.write_text(json.dumps([row]), encoding="utf-8")
     assert ConceptRecord.read(file) == [RECORD]
-    for bad in ("[{}]", "{", '["a"]', "3"):
+    numbered = json.dumps([{**row, "QA": [1, 2]}])
+    for bad in ("[{}]", "{", '["a"]', "3", "[" * 100_000, numbered, numbered.replace("17", "Infinity")):
         file.write_text(bad, encoding="utf-8")
         with pytest.raises(DataError, match="holds no records of ConceptVectors"):
             ConceptRecord.read(file)

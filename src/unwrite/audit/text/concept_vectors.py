@@ -24,6 +24,7 @@ from torch import nn
 from ...data.text.encoding import encode_text
 from ...errors import DataError, MethodError
 from ...models.value_vectors import VectorPlace, output_embeddings, top_tokens, value_vector
+from ...runs import conforms
 from ...scoring import generate_answers, rouge_l
 from ...scoring.bleu import bleu
 
@@ -34,29 +35,50 @@ PUBLISHED = ("Concept", "Layer", "Dim", "QA", "unrelated_QA", "text_completion",
 QUESTION, COMPLETION = "Question: {}\n Answer:", "Please complete the following paragraph: {}"
 # Words that say nothing of a text's subject (ours; the official code takes a published list).
 STOP_WORDS = frozenset(
-    (
-        *(
-            "a",
-            "an",
-            "and",
-            "are",
-            "as",
-            "at",
-            "be",
-            "but",
-            "by",
-            "for",
-            "from",
-            "had",
-            "has",
-            "have",
-            "he",
-            "her",
-            "his",
-        ),
-        *("i", "in", "is", "it", "its", "not", "of", "on", "or", "she", "that", "the", "their", "them", "they", "this"),
-        *("to", "was", "we", "were", "which", "who", "will", "with", "you"),
-    )
+    [
+        "a",
+        "an",
+        "and",
+        "are",
+        "as",
+        "at",
+        "be",
+        "but",
+        "by",
+        "for",
+        "from",
+        "had",
+        "has",
+        "have",
+        "he",
+        "her",
+        "his",
+        "i",
+        "in",
+        "is",
+        "it",
+        "its",
+        "not",
+        "of",
+        "on",
+        "or",
+        "she",
+        "that",
+        "the",
+        "their",
+        "them",
+        "they",
+        "this",
+        "to",
+        "was",
+        "we",
+        "were",
+        "which",
+        "who",
+        "will",
+        "with",
+        "you",
+    ]
 )
 
 
@@ -88,7 +110,7 @@ class ConceptRecord:
         """
         try:
             rows = json.loads(Path(file).read_text(encoding="utf-8"))
-            return [
+            records = [
                 cls(
                     row["Concept"],
                     VectorPlace(int(row["Layer"]), int(row["Dim"])),
@@ -99,11 +121,14 @@ class ConceptRecord:
                 )
                 for row in rows
             ]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{file} holds no records of ConceptVectors ({type(error).__name__}: {error}). Each needs "
-                f"{', '.join(PUBLISHED)}."
-            ) from None
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        else:
+            odd = [i for i, record in enumerate(records) if not conforms(record, cls)]
+            if not odd:
+                return records
+            why = f"record {odd[0]} has a part of another kind"
+        raise DataError(f"{file} holds no records of ConceptVectors ({why}). Each needs {', '.join(PUBLISHED)}.")
 
 
 @dataclass(frozen=True)
