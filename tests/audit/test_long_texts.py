@@ -64,7 +64,7 @@ def test_relearning_is_shown_all_of_a_document(tokenizer: Any, documents: Any, m
     from unwrite.audit.attacks import relearning
 
     shown: list[Any] = []
-    monkeypatch.setattr(relearning, "_train", lambda attacked, rows, *rest: shown.extend(rows))
+    monkeypatch.setattr(relearning, "fine_tune", lambda attacked, rows, *rest, **settings: shown.extend(rows))
     context = TextContext(model, documents, tokenizer, max_length=16)
     Relearn(rows=1, steps=1)(context)
     text = documents.forget[Relearn(rows=1).drawn(2)[0][0]].answer

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.tiny import make_examples
 from unwrite import catalog
 from unwrite.audit import (
     Attack,
@@ -32,7 +33,7 @@ from unwrite.audit.report.parts import Picture, Remark
 from unwrite.audit.suites.known import suite_for
 from unwrite.audit.text import context as text_context_module
 from unwrite.audit.text.basic import Perplexity, Probability, RougeRecall
-from unwrite.data import Images
+from unwrite.data import ForgetSplit, Images
 from unwrite.data.images.splits import split_by_class, split_by_target
 from unwrite.errors import MethodError, ModelError, naming
 
@@ -339,13 +340,18 @@ def test_what_no_kind_holds_is_refused() -> None:
 # -- suites -----------------------------------------------------------------------------------------------------------
 
 
+def many() -> ForgetSplit:
+    """As many rows as probes need."""
+    return ForgetSplit(make_examples("forget", 38), make_examples("retain", 8))
+
+
 @pytest.mark.parametrize("name", [name for name in catalog.suites() if catalog.suite(name).load().gone is not None])
 def test_a_suites_headline_is_one_of_its_metrics_with_its_direction(name: str, split: Any) -> None:
     from .test_muse import corpus
     from .test_restor import corruption
 
     suite = catalog.suite(name).load()
-    own = {"muse": corpus, "restor": corruption}
+    own = {"muse": corpus, "restor": corruption, "removal": many, "removal-quick": many}
     rows = own[name]() if name in own else split if suite.of == "text" else image_split()
     if name == "vision-regression":
         data = images(values=True)

@@ -414,7 +414,7 @@ def test_media_in_rows_of_the_hub_are_not_fetched(asked, nested, monkeypatch):
 
 def test_media_in_rows_of_a_benchmark_are_not_fetched(asked, nested, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: nested)
-    assert benchmarks._table("org/name", "a", "test")[0]["text"] == "a text"
+    assert benchmarks.table("org/name", "a", "test")[0]["text"] == "a text"
     assert asked == []
 
 

@@ -74,7 +74,7 @@ class Probe(TextMetric):
     """
 
     weights: ClassVar[bool] = False
-    better: ClassVar[Better] = "toward_reference"
+    better: ClassVar[Better] = "lower"
     panel: ClassVar[Panel] = "forgotten"
 
     @property
