@@ -10,9 +10,11 @@ from peft import LoraConfig, get_peft_model
 
 from conftest import make_llama
 from unwrite import catalog
+from unwrite.audit import Report
+from unwrite.audit.report.parts import Verdict
 from unwrite.cli import demo, main
 from unwrite.cli.inputs import AuditRequest
-from unwrite.cli.outcome import UNCHANGED, Moved, moved_weights
+from unwrite.cli.outcome import UNCHANGED, Moved, moved_weights, say_outcomes
 from unwrite.cli.sources import DataRequest
 from unwrite.models import save
 
@@ -189,3 +191,10 @@ def test_the_demo_says_too_if_it_changed_nothing(tmp_path, capsys, monkeypatch):
     assert ended(["demo", "--out", str(tmp_path / "demo"), "--model", str(files / "model")]) == UNCHANGED
     kept = Run.open(tmp_path / "demo").record
     assert (kept["status"], kept["notices"]) == ("unchanged", ["npo changed none"])
+
+
+def test_a_verdict_is_said_below_the_table(capsys):
+    verdict = Verdict("mixed", "Undecided: no attack [bold]clearly[/bold] brings it back.")
+    say_outcomes(Report("removal", "rows", {}, [], {"after": {}}, verdict=verdict))
+    said = " ".join(capsys.readouterr().out.split())
+    assert said == "mixed. Undecided: no attack [bold]clearly[/bold] brings it back."

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import notice
 from .listing import plain_table
-from .output import console
+from .output import console, label
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -84,7 +84,9 @@ def say_if_unchanged(method: str, moved: Moved | None) -> None:
 
 
 def say_outcomes(report: Report) -> None:
-    """Prints what became of the requirements, where there were any."""
+    """Prints the verdict and what became of the requirements, where there were any."""
+    if report.verdict is not None:
+        console().print(label(f"{report.verdict.label}.", then=f" {report.verdict.sentence}"))
     if report.outcomes:
         rows = [(one.text, "met" if one.met else "not met", one.figures) for one in report.outcomes]
         console().print(plain_table(("required", "", "measured"), rows))
