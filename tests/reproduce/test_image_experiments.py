@@ -41,8 +41,8 @@ def short_beds(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("slug", "control"), [("ssd", "head only"), ("sparse", "class: head only, dense"), ("laf", "class: head only"),
-                          ("regression", "head only")],
+    ("slug", "control"), [("ssd", "head only"), pytest.param("sparse", "class: head only, dense", marks=pytest.mark.slow),
+                          pytest.param("laf", "class: head only", marks=pytest.mark.slow), ("regression", "head only")],
 )  # fmt: skip
 def test_an_image_experiment_runs_whole(slug, control, short_beds, tmp_path):
     claim, record = run(slug, Budget("tiny", (0,)))

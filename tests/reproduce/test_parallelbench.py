@@ -68,6 +68,7 @@ def test_a_perfect_test_bed_reproduces_the_claim(experiment, monkeypatch):
     assert found.rows["mix, threshold 0.9"][3].startswith("100.0 +- 0.0 (100.0)")
 
 
+@pytest.mark.slow
 def test_a_test_bed_of_other_probabilities_lies_elsewhere(experiment):
     """Three times as sharp, it nearly never draws the new letter while an old one is likelier; its single steps stay right."""
     found = experiment(Characters(3.0))
@@ -77,6 +78,7 @@ def test_a_test_bed_of_other_probabilities_lies_elsewhere(experiment):
     assert found.verdict == "not reproduced"
 
 
+@pytest.mark.slow
 def test_a_test_bed_that_repeats_itself_fails_where_items_depend_on_each_other(experiment):
     """Drawing from the middle of all answers, whatever is shown: the first step's marginals to the end."""
 
