@@ -58,6 +58,7 @@ def without_clocks(rows):
     return [{key: value for key, value in row.items() if key not in clocks} for row in rows]
 
 
+@pytest.mark.slow
 def test_two_runs_differ_in_their_clocks_only(folder, small):
     first, second = (diffusion.run(folder, 6, workers=1) for _ in range(2))
     assert without_clocks(first["rows"]) == without_clocks(second["rows"])
@@ -66,6 +67,7 @@ def test_two_runs_differ_in_their_clocks_only(folder, small):
     assert first["rows"][2]["forwards"] == 64.0
 
 
+@pytest.mark.slow
 def test_counting_runs_on_one_thread_and_clocks_on_all(folder, small, monkeypatch):
     threads, before = {}, torch.get_num_threads()
 
