@@ -10,17 +10,18 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from helpers.tiny import NAMES, make_examples, make_llama, make_tokenizer
 from unwrite.audit import Relearn, RemovalRule, Report, TextContext, evaluate, quantise, removal_suite
 from unwrite.audit.attacks import relearning
 from unwrite.audit.base import Score
 from unwrite.audit.fine_tuning import fine_tune
-from unwrite.audit.probes.base import Probe, Recovery
+from unwrite.audit.probes.base import Findings, Probe, Recovery
 from unwrite.audit.probes.depth import Depth, depth_score, patched_losses
 from unwrite.audit.probes.hinted import Hinted
 from unwrite.audit.probes.layers import evenly, replaced, states_at, telling
-from unwrite.audit.probes.likeness import cka_of_grams
+from unwrite.audit.probes.likeness import WeightDistance, cka_of_grams
 from unwrite.audit.probes.prompts import AnswerBegun, BestOf, FewShot, OtherForm
 from unwrite.audit.probes.states import LinearProbe, LogitLens
 from unwrite.audit.probes.tampering import Relearned, Rounded, Unrefused
@@ -157,6 +158,52 @@ def test_the_interval_draws_the_same_rows_for_all_three_models():
     assert other.bounds[1] - other.bounds[0] > 0.1
 
 
+@dataclass(frozen=True)
+class Staged(Given):
+    """The same, with stages on the way."""
+
+    name: ClassVar[str] = "staged"
+
+    def observe(self, context, references):
+        return Findings(context.model.given, course=context.model.course)
+
+
+def test_the_index_is_told_at_every_stage_with_the_mean_over_the_way():
+    def one(seed, *values):
+        model = make_llama(seed, layers=1)
+        model.course = tuple((step, [value] * 38) for step, value in zip((0, 10, 50), values, strict=True))
+        model.given = model.course[-1][1]
+        return context(model)
+
+    references = {"before": one(1, 0.9, 0.9, 0.9), "oracle": one(2, 0.1, 0.3, 0.5)}
+    note = Recovery(Staged())(one(0, 0.1, 0.6, 0.9), references).note
+    # 0, then 0.5, then 1: 2.5 and 30 over 50 steps
+    assert note.endswith(" After 0: 0.00, 10: 0.50, 50: 1.00 steps; mean 0.65.")
+
+
+def test_relearning_tells_its_course(report):
+    note = report.columns["after"]["recovery_relearned"].note
+    assert " After 0: " in note
+    assert ", 1: " in note
+    assert ", 2: " in note
+
+
+def test_weights_are_as_far_as_they_moved_and_an_adapter_counts_by_what_it_does(models):
+    before = models[0]
+    far = copy.deepcopy(before)
+    with torch.no_grad():
+        for weight in far.parameters():
+            weight.mul_(1.5)
+    references = {"before": context(before)}
+    assert WeightDistance()(context(before), references).value == 0.0
+    assert WeightDistance()(context(far), references).value == pytest.approx(0.5)
+    tuned = get_peft_model(copy.deepcopy(before), LoraConfig(r=1, target_modules=["q_proj"]))
+    assert WeightDistance()(context(tuned), references).value == pytest.approx(0, abs=1e-6)
+    other = WeightDistance()(context(make_llama(0, layers=1)), references)
+    assert other.value is None
+    assert "other names or shapes" in other.note
+
+
 def test_settings_without_a_meaning_are_refused():
     for setting in ({"fewest": 1}, {"room": 0.0}, {"resamples": 0}):
         with pytest.raises(MethodError, match="a recovery index needs"):
@@ -201,7 +248,7 @@ def test_relearning_is_the_same_training_for_every_model(models, monkeypatch):
     probe = Relearned("forget", (1, 2))
     for model in (*models, worn(models[0])):
         one = TextContext(model, split(), TOKENIZER, cached=False)
-        probe.look(one, {})
+        probe.observe(one, {})
     assert len(calls) == 3
     assert calls[0] == calls[1] == calls[2]
     assert adapters == [(8, 16, 0)] * 3
@@ -368,12 +415,13 @@ def test_a_model_that_answers_has_no_refusal_to_project_out(models):
 def test_examples_are_the_most_alike_retain_questions_and_as_many_as_fit():
     one = context(make_llama(0, layers=1))
     row = one.split.forget[0]
-    prompted = FewShot(2).prompted(row, one)
+    retained = [(other, frozenset(other.question.lower().split())) for other in one.split.retain]
+    prompted = FewShot(2).prompted(row, retained, one)
     assert [who for who, _ in prompted.history] == ["user", "assistant"] * 2
     kept = {r.question for r in one.split.retain}
     assert {said for who, said in prompted.history if who == "user"} <= kept
     tight = TextContext(make_llama(0, layers=1), split(), TOKENIZER, max_length=16)
-    assert FewShot(3).prompted(row, tight) == row
+    assert FewShot(3).prompted(row, retained, tight) == row
 
 
 def test_an_answer_that_is_begun_is_scored_on_its_rest():
@@ -461,11 +509,13 @@ def test_too_few_rows_are_refused_with_their_number():
     assert REMOVAL.for_split(split(38))
 
 
-def test_a_forget_row_that_stands_twice_is_refused_by_name():
+def test_a_forget_question_that_stands_twice_is_refused_by_name():
+    """With another answer, too: half of the rows teach a probe what the other half is asked."""
     rows = split()
-    doubled = Examples([*rows.forget, rows.forget[3]])
-    with pytest.raises(DataError, match=r"forget\.jsonl:4 is forget\.jsonl:4 again"):
-        REMOVAL.for_split(replace(rows, forget=doubled))
+    for again in (rows.forget[3], replace(rows.forget[3], answer="the old town", source="more.jsonl:1")):
+        doubled = Examples([*rows.forget, again])
+        with pytest.raises(DataError, match=rf"{again.source} asks what forget\.jsonl:4 does"):
+            REMOVAL.for_split(replace(rows, forget=doubled))
 
 
 def test_a_retain_row_that_is_a_forget_row_is_refused_by_name():
@@ -505,7 +555,7 @@ def judged(utility=0.95, guard=False, **indices):
     return rule.judge(Report("removal", "tiny", {}, [], columns, provenance=origins))
 
 
-LOW = (0.05, -0.05, 0.15)
+LOW, KNOWN = (0.05, -0.05, 0.15), (1.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -528,6 +578,12 @@ def test_the_verdict_follows_the_rule(given, label):
 
 def test_no_index_no_verdict():
     assert judged() is None
+
+
+def test_where_few_probes_have_room_nothing_is_called_removed():
+    assert judged(direct=LOW).label == "untested"
+    assert judged(direct=LOW, soft=LOW).label == "removal-like"
+    assert judged(direct=KNOWN).label == "not forgotten"
 
 
 def test_the_verdict_names_what_brings_most_back():

@@ -15,7 +15,15 @@ METRICS = catalog.metrics()
 ITEMS = (Item("where is ann ?", ("in town", "near the river", "in the garden", "by the harbour"), 1),)
 GIVEN = {"multiple-choice": {"items": ITEMS}}  # what some can't measure without
 # Made of other scores, of two models' rows together, or of all rows at once.
-WITHOUT_ROWS = {"utility", "model-utility", "forget-quality", "feature-likeness", "average-gap", "prediction-distance"}
+WITHOUT_ROWS = {
+    "utility",
+    "model-utility",
+    "forget-quality",
+    "feature-likeness",
+    "average-gap",
+    "prediction-distance",
+    "weight-distance",
+}
 every_metric = pytest.mark.parametrize("slug", METRICS)
 
 

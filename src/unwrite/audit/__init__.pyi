@@ -51,6 +51,7 @@ from .probes.base import Recovery as Recovery
 from .probes.depth import Depth as Depth
 from .probes.hinted import Hinted as Hinted
 from .probes.likeness import Likeness as Likeness
+from .probes.likeness import WeightDistance as WeightDistance
 from .probes.membership import Familiar as Familiar
 from .probes.prompts import AnswerBegun as AnswerBegun
 from .probes.prompts import AnswerSaid as AnswerSaid

@@ -53,10 +53,12 @@ class Findings:
 
     Args:
         note: why there is none.
+        course: the same at stages on the way to it, by number (steps of fine-tuning); empty where there are none.
     """
 
     per_row: Values
     note: str = ""
+    course: tuple[tuple[int, Values], ...] = ()
 
     def on(self, rows: Floats) -> Floats:
         """The figure on rows drawn again. rows: [resamples, rows], numbers of forget rows; result: [resamples]."""
@@ -187,7 +189,23 @@ class Recovery(TextMetric, Generic[P]):
         index = float(np.clip((values[0] - values[2]) / (values[1] - values[2]), LOWEST, HIGHEST)) + 0.0  # no -0
         bounds = ends(np.clip((now - low) / np.maximum(high - low, self.room), LOWEST, HIGHEST))
         told = f"{values[0]:.3f}; {values[1]:.3f} before, {values[2]:.3f} in the reference; {len(rows)} rows."
+        told += self._course(here, target, reference, rows)
         return Score(self.name, index, [], self.better, told, bounds)
+
+    def _course(self, here: Findings, target: Findings, reference: Findings, rows: Floats) -> str:
+        """The index at every stage and its mean over the way (the area under it by trapezia); empty without stages."""
+        stages, indices = [], []
+        for (stage, *_), *three in zip(here.course, *(one.course for one in (here, target, reference)), strict=True):
+            now, high, low = (float(Findings(values).on(rows[None])[0]) for _, values in three)
+            if high - low >= self.room:
+                stages.append(stage)
+                indices.append(float(np.clip((now - low) / (high - low), LOWEST, HIGHEST)))
+        if len(stages) < 2:
+            return ""
+        area = np.trapezoid(indices, stages) / (stages[-1] - stages[0])
+        return (
+            f" After {', '.join(f'{n}: {i:.2f}' for n, i in zip(stages, indices, strict=True))} steps; mean {area:.2f}."
+        )
 
     @staticmethod
     def _common(*seen: Findings) -> Floats:

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from ...errors import MethodError
 from ...models import anatomy
+from ...models.merging import merged
+from ..base import Better, Score
 from ..text.context import TextContext
+from ..text.metric import TextMetric
 from .base import Findings, Floats, Probe
 from .layers import evenly, states_at
 
-__all__ = ["Likeness", "cka_of_grams"]
+__all__ = ["Likeness", "WeightDistance", "cka_of_grams"]
 
 
 def cka_of_grams(k: Floats, m: Floats, weights: Floats) -> float:
@@ -105,3 +108,27 @@ class Likeness(Probe):
         layers = evenly(len(anatomy(context.model).blocks), self.layers)
         states = torch.cat(states_at(context, first, self._places(context), layers))
         return np.asarray(states.double().numpy())
+
+
+@dataclass(frozen=True)
+class WeightDistance(TextMetric):
+    """How far the weights moved from the model before, |w - w'| / |w'| over all of them; adapters folded in, guards opened."""
+
+    name: ClassVar[str] = "weight_distance"
+    about: ClassVar[str] = "How far the weights are from those before, as a share of their length."
+    better: ClassVar[Better] = "toward_reference"
+    roles: ClassVar[tuple[str, ...]] = ("before",)
+
+    @torch.no_grad()
+    def measure(self, context: TextContext, references: Mapping[str, TextContext]) -> Score:
+        here, before = (_weights(one.bare.model) for one in (context, references["before"]))
+        if {name: one.shape for name, one in here.items()} != {name: one.shape for name, one in before.items()}:
+            return Score(self.name, None, note="Its weights have other names or shapes than those before.")
+        moved = sum(float((here[name].double() - old.double()).square().sum()) for name, old in before.items())
+        whole = sum(float(old.double().square().sum()) for old in before.values())
+        return Score(self.name, (moved / whole) ** 0.5)
+
+
+def _weights(model: Any) -> dict[str, torch.Tensor]:
+    whole = merged(model) if hasattr(model, "merge_and_unload") else model
+    return {name: weight.detach().cpu() for name, weight in whole.named_parameters()}

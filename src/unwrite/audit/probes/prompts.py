@@ -165,16 +165,22 @@ class FewShot(Probe):
 
     def look(self, context: TextContext, references: Mapping[str, TextContext]) -> Values:
         rows = self.tested(context.split)
-        return placed(context.split, rows, probabilities(context, [self.prompted(row, context) for row in rows]))
+        retained = [(one, _words(one)) for one in context.split.retain or () if not one.is_text]
+        return placed(context.split, rows, probabilities(context, [self.prompted(r, retained, context) for r in rows]))
 
-    def prompted(self, row: Example, context: TextContext) -> Example:
-        """The forget question with the shots before it, as earlier turns of a chat: as many as fit."""
-        retained = [one for one in context.split.retain or () if not one.is_text]
+    def prompted(
+        self, row: Example, retained: Sequence[tuple[Example, frozenset[str]]], context: TextContext
+    ) -> Example:
+        """The forget question with the shots before it, as earlier turns of a chat: as many as fit.
+
+        Args:
+            retained: the retain questions, each with its words.
+        """
         own = _words(row)
-        nearest = sorted(range(len(retained)), key=lambda i: (-_overlap(own, _words(retained[i])), i))[: self.shots]
+        nearest = sorted(retained, key=lambda one: -_overlap(own, one[1]))[: self.shots]
         room = context.max_length - len(context.tokenizer(row.answer)["input_ids"]) - 1
         while nearest:
-            turns = [turn for i in reversed(nearest) for turn in _turns(retained[i])]
+            turns = [turn for one, _ in reversed(nearest) for turn in _turns(one)]
             longer = replace(row, history=(*turns, *row.history))
             if len(encode_prompt(longer, context.tokenizer)) <= room:
                 return longer

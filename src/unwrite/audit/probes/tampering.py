@@ -24,7 +24,7 @@ from ..attacks.quantisation import Quantise, quantise
 from ..attacks.relearning import Relearn, Source
 from ..text.context import TextContext
 from ..text.rows import has_rows, rows_of
-from .base import Probe, Values
+from .base import Findings, Probe, Values
 from .layers import identity, replaced
 from .prompts import asked, placed, probabilities
 from .states import last_states
@@ -44,7 +44,7 @@ class Relearned(Probe):
 
     Args:
         source: forget rows (a share of them), retain rows, or general knowledge.
-        steps: after which the curve is measured; the figure is that of the last.
+        steps: after which it is measured; the figure is that of the last, and the index says what came of the others.
         share: of the forget rows that is shown, and, of the other sources, as many rows.
         rank, learning_rate, batch_size: of the LoRA training.
         seed: of the rows shown, adapters and order.
@@ -108,11 +108,18 @@ class Relearned(Probe):
     def tested(self, split: ForgetSplit) -> list[Example]:
         return [split.forget[i] for i in self.relearn(len(split.forget)).drawn(len(split.forget))[1]]
 
-    def look(self, context: TextContext, references: Mapping[str, TextContext]) -> Values:
+    def observe(self, context: TextContext, references: Mapping[str, TextContext]) -> Findings:
+        course = self._course(context.bare)
+        return Findings(course[-1][1], course=tuple(course))
+
+    def _course(self, context: TextContext) -> list[tuple[int, Values]]:
+        """Every forget row's probability before the first step and after those that are measured; None for those shown."""
         attack = self.relearn(len(context.split.forget))
         shown = set(attack.drawn(len(context.split.forget))[0])
-        last = attack.by_row(context)[-1]["p"]
-        return [None if i in shown else p for i, p in enumerate(last)]
+        return [
+            (point["step"], [None if i in shown else p for i, p in enumerate(point["p"])])
+            for point in attack.by_row(context)
+        ]
 
 
 @dataclass(frozen=True)

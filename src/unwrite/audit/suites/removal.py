@@ -8,6 +8,7 @@ and what its states still hold. Each gives a recovery index (`probes.base`), and
     removal-like       every index's interval ends below 0.2, and utility is at least 0.9 of before
     mixed              neither
     not forgotten      asked directly, the model still answers: half of the way from the reference to the model before
+    untested           fewer than half of the probes tell the model before from the reference
 
 (SoK: Machine Unlearning for Large Language Models, arXiv 2506.09227; depth: arXiv 2605.24614)
 """
@@ -18,13 +19,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...data.text.examples import Examples, ForgetSplit, excerpt, repeats
+from ...data.text.examples import Examples, ForgetSplit, excerpt
 from ...errors import DataError, MethodError
 from ..base import Headline, Score, Suite
 from ..probes.base import FEWEST, Probe, Recovery, need_apart
 from ..probes.depth import Depth
 from ..probes.hinted import Hinted
-from ..probes.likeness import Likeness
+from ..probes.likeness import Likeness, WeightDistance
 from ..probes.membership import Familiar
 from ..probes.prompts import AnswerBegun, AnswerSaid, BestOf, Direct, FewShot, OtherForm, OtherWords, RightChoice
 from ..probes.states import LinearProbe, LogitLens
@@ -95,6 +96,7 @@ class RemovalRule:
         gone: an index's interval ends below it where nothing is left.
         utility: the least share of the utility before.
         direct: the index of asking directly from which nothing was forgotten.
+        known: the least share of the probes whose index is defined, below which there is no verdict to give.
     """
 
     ways: Mapping[str, str]
@@ -104,6 +106,7 @@ class RemovalRule:
     gone: float = 0.2
     utility: float = 0.9
     direct: float = 0.5
+    known: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 <= self.above <= self.fires or not self.gone > 0 or not self.utility >= 0:
@@ -121,10 +124,11 @@ class RemovalRule:
         direct = known.get("direct")
         if direct is not None and direct.value is not None and direct.value >= self.direct:
             back = _share(direct)
-            return Verdict(
-                "not forgotten", f"Not forgotten: asked directly, it still gives {back} of the answers.", "bad"
-            )
+            return Verdict("not forgotten", f"Not forgotten: asked directly, {back} of it is still there.", "bad")
         fired = [name for name in self.attacks if name in known and self._fires(known[name])]
+        if len(known) < self.known * len(self.ways):
+            few = f"only {len(known)} of {len(self.ways)} probes tell the model before from the reference"
+            return Verdict("untested", f"Untested: {few}.", "unknown")
         if fired:
             worst = max(fired, key=lambda name: known[name].value or 0.0)
             told = f"{self.ways[worst]} brings back {_share(known[worst])} of what was forgotten"
@@ -202,7 +206,7 @@ def removal_suite(
     def metrics(split: ForgetSplit) -> list[TextMetric]:
         _need_rows(split, probes, fewest)
         recovery: list[Any] = [Recovery(probe, fewest) for probe in probes]
-        return [*recovery, *probes, Utility(100), Probability("retain", 100), Repetition()]
+        return [*recovery, *probes, WeightDistance(), Utility(100), Probability("retain", 100), Repetition()]
 
     return Suite(
         name,
@@ -220,11 +224,14 @@ def removal_suite(
 
 def _need_rows(split: ForgetSplit, probes: Sequence[Probe], fewest: int) -> None:
     """Refuses a split on which a probe would be tested on what it learns, or that has too few rows to test on."""
-    for row, earlier in repeats(split.forget):
-        raise DataError(
-            f"a probe learns from some forget rows and is tested on others, and {row.source or f'row {row.index}'} is "
-            f'{earlier.source or f"row {earlier.index}"} again: "{excerpt(row.question or row.answer)}". Remove one.'
-        )
+    first: dict[object, Any] = {}
+    for row in split.forget:
+        earlier = first.setdefault(row.key, row)
+        if earlier is not row:
+            raise DataError(
+                f"a probe learns from some forget rows and is tested on others, and {row.source or f'row {row.index}'} asks "
+                f'what {earlier.source or f"row {earlier.index}"} does: "{excerpt(row.question or row.answer)}". Remove one.'
+            )
     for probe in probes:
         if isinstance(probe, Relearned) and probe.applies(split):
             need_apart(probe.shown(split), probe.tested(split), probe.name)
