@@ -181,6 +181,15 @@ def test_the_index_is_told_at_every_stage_with_the_mean_over_the_way():
     assert note.endswith(" After 0: 0.00, 10: 0.50, 50: 1.00 steps; mean 0.65.")
 
 
+def test_rows_that_relearning_shows_have_no_value(models):
+    probe = Relearned("forget", (1,))
+    one = context(models[0])
+    values = probe.observe(one, {}).per_row
+    tested = {row.key for row in probe.tested(one.split)}
+    assert [value is not None for value in values] == [row.key in tested for row in one.split.forget]
+    assert values.count(None) == 8
+
+
 def test_relearning_tells_its_course(report):
     note = report.columns["after"]["recovery_relearned"].note
     assert " After 0: " in note
@@ -405,6 +414,23 @@ def test_a_direction_that_is_projected_out_is_out_of_every_block(models):
     with replaced(one.model, {0: out, 1: out}), replaced(one.model, {0: watch(0), 1: watch(1)}):
         states_at(one, encode_all(one.split.forget, TOKENIZER)[:2], [[0], [0]], [1])
     assert all(states[..., 3].abs().max() < 1e-5 for states in seen.values())
+
+
+def test_the_direction_is_what_unanswered_prompts_have_and_retained_ones_have_not(models, monkeypatch):
+    states = np.ones((38 + 16, 1, 4))
+    states[:38, 0, 2] += np.arange(38)  # of forget prompts
+    monkeypatch.setattr("unwrite.audit.probes.tampering.last_states", lambda context, rows, layers: states)
+    taken = []
+    without = lambda self, one, away, rows, tested: taken.append((away, tested)) or [0.5] * len(rows)  # noqa: E731
+    monkeypatch.setattr(Unrefused, "_without", without)
+    rows = split()
+    silent = TextContext(worn(models[0]), rows, TOKENIZER, cached=False)
+    silent.answers = lambda asked: [(row.answer, "") for row in asked]
+    Unrefused().look(silent, {})
+    assert sorted(i for _, tested in taken for i in tested) == list(range(38))
+    for away, tested in taken:
+        learnt = [i for i in range(38) if i not in tested]
+        torch.testing.assert_close(away, torch.tensor([0.0, 0.0, np.mean(learnt), 0.0], dtype=away.dtype))
 
 
 def test_a_model_that_answers_has_no_refusal_to_project_out(models):
