@@ -48,7 +48,7 @@ def test_the_grid_is_of_methods_for_texts_published_settings_first():
 
 def test_a_grid_of_more_settings_is_refused(monkeypatch):
     monkeypatch.setattr(bench, "LARGEST", 1)
-    with pytest.raises(MethodError, match="the grid of gradient-ascent has 3 settings; use at most 1"):
+    with pytest.raises(MethodError, match="the grid of gradient-ascent has 5 settings; use at most 1"):
         grid.__wrapped__()
 
 
@@ -66,6 +66,14 @@ def test_a_setting_is_read_into_fields_and_training(monkeypatch):
     assert (plain.contender.name, plain.contender.args) == ("npo", {})
     assert (tuned.contender.name, tuned.contender.method.beta) == ("npo:beta=0.5,lr=0.001", 0.5)
     assert tuned.contender.args == {"learning_rate": 1e-3}
+
+
+def test_a_rate_multiplies_the_beds_or_the_methods_own(monkeypatch):
+    monkeypatch.setattr(bench, "grid", lambda: {"npo": [{"rate": 2.5}], "uld": [{"rate": 2.5, "alpha": 1.2}]})
+    (of_bed, of_method), _ = candidates(BEDS["authors/small"], ["npo", "uld"])
+    assert of_bed.contender.args == {"learning_rate": 2.5 * BEDS["authors/small"].training["learning_rate"]}
+    assert of_method.contender.args == {"learning_rate": 2.5 * 1e-3}
+    assert (of_method.contender.name, of_method.contender.method.alpha) == ("uld:rate=2.5,alpha=1.2", 1.2)
 
 
 @pytest.mark.parametrize("setting", [{"betta": 1.0}, {"beta": -1.0}, {"epochs": -1}])
@@ -208,7 +216,14 @@ def test_settings_are_tried_on_other_rows_with_another_seed_and_a_stopped_run_go
     first = run(TINY_TEXT, 2, out, ["npo", "wga"], suites=("tofu",))
     tuned = {one for one in counted if one[1] == "tiny text, tuning"}
     assert {seed for _, _, seed in tuned} == {TUNED_ON}
-    assert {name for name, _, _ in tuned} == {"before", "retrained", "npo", "npo:lr=0.0005", "wga", "wga:lr=0.0005"}
+    assert {name for name, _, _ in tuned} == {
+        "before",
+        "retrained",
+        "npo",
+        "npo:rate=0.4",
+        "npo:rate=2.5",
+        "npo:rate=5.0",
+    } | {f"wga{end}" for end in ("", ":rate=0.4", ":rate=2.5", ":rate=5.0")}
     assert {one for one in counted if one not in tuned} == {
         (name, "tiny text", seed) for name in ("before", "retrained", "npo", "wga") for seed in (0, 1)
     }
@@ -222,7 +237,9 @@ def test_settings_are_tried_on_other_rows_with_another_seed_and_a_stopped_run_go
 def test_what_is_reported_is_judged_by_the_battery_and_settings_are_not_chosen_by_it(counted, monkeypatch, tmp_path):
     suites = []
     monkeypatch.setattr(bench, "trials_of", lambda some, beds, seeds: suites.append(beds[0].suites) or [])
-    monkeypatch.setattr(bench, "sweep", lambda *_: [row("before"), row("npo"), row("npo:lr=0.0005")])
+    monkeypatch.setattr(
+        bench, "sweep", lambda *_: [row("before"), row("npo"), *(row(f"npo:rate={rate}") for rate in (0.4, 2.5, 5.0))]
+    )
     run(TINY_TEXT, 1, tmp_path / "rows.jsonl", ["npo"])
     assert suites == [("tofu",), ("tofu", "removal-quick")]
 
@@ -237,6 +254,41 @@ def test_verdicts_and_indices_have_a_table_of_their_own():
     assert entry["verdict"] == "mixed or suppression-like"
     assert probe_cells(report) == [("npo", "0.25", *["–"] * 6, "mixed or suppression-like")]
     assert probe_table(report_of(TINY_TEXT, some("npo"), rows, [])) == []
+
+
+def test_settings_of_another_bed_are_taken_over_and_nothing_is_chosen(counted, tmp_path):
+    entries = [{"contender": name} for name in ("before", "retrained", "npo:rate=2.5", "removed-since:x=1")]
+    other = {"bed": "elsewhere", "rule": "the best", "entries": entries}
+    report = run(TINY_TEXT, 1, tmp_path / "rows.jsonl", ["npo", "wga"], suites=("tofu",), settings=other)
+    assert counted == [(name, "tiny text", 0) for name in ("before", "retrained", "npo:rate=2.5")]
+    assert report["rule"] == "the best, on elsewhere"
+    assert report["left_out"] == {"wga": "no setting was chosen on elsewhere"}
+    assert report["tuning"] == []
+
+
+def test_no_setting_to_take_over_is_refused(counted, tmp_path):
+    nothing = {"bed": "elsewhere", "rule": "", "entries": []}
+    with pytest.raises(MethodError, match="0 methods"):
+        run(TINY_TEXT, 1, tmp_path / "rows.jsonl", ["npo"], settings=nothing)
+
+
+def test_the_command_takes_settings_from_a_file_and_refuses_others(counted, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(BEDS, "tiny", TINY_TEXT)
+    first, file = tmp_path / "first.json", tmp_path / "other.json"
+    main(["bench", "forget", "--bed", "tiny", "--seeds", "1", "--methods", "wga", "--out", str(first)])
+    counted.clear()
+    main(["bench", "forget", "--bed", "tiny", "--seeds", "1", "--methods", "wga", "--settings", str(first)])
+    assert [name for name, _, _ in counted] == ["before", "retrained", "wga"]
+    for content, said in (
+        ("{", "other.json can't be read"),
+        ("[]", "holds no comparison"),
+        ('{"bed": "a", "entries": []}', "holds no comparison"),
+        ('{"bed": "a", "rule": "b", "entries": [{}]}', "an entry without a contender's name"),
+    ):
+        file.write_text(content)
+        with pytest.raises(SystemExit):
+            main(["bench", "forget", "--bed", "tiny", "--settings", str(file)])
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seeds", [0, TUNED_ON + 1])
@@ -255,7 +307,7 @@ def test_the_command_writes_figures_and_rows_and_shows_a_table(counted, monkeypa
     stored = json.loads(out.read_text())
     assert [entry["method"] for entry in stored["entries"]][:2] == ["before", "retrained"]
     assert {"machine", "commit", "versions", "left_out", "rule", "bed"} <= set(stored)
-    assert len(lines(out.with_suffix(".jsonl"))) == 1 + 2 + 3 + 2 + 2 + 2
+    assert len(lines(out.with_suffix(".jsonl"))) == 1 + 2 + 5 + 4 + 2 + 2
     with pytest.raises(SystemExit):
         main(given)
     assert str(out) in capsys.readouterr().err

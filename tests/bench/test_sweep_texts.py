@@ -11,7 +11,7 @@ from unwrite.audit.report.parts import Verdict
 from unwrite.audit.text.basic import Probability
 from unwrite.beds import language, text_beds
 from unwrite.beds.named import bed_named, beds
-from unwrite.beds.text_beds import BEDS, TextModels, tuning_authors
+from unwrite.beds.text_beds import BEDS, TextModels
 from unwrite.bench.sweep import Trial, run_trial, sweep, trials_of
 from unwrite.bench.sweep_kinds import Contender, sweep_kind
 from unwrite.bench.sweep_table import markdown, summary
@@ -44,15 +44,31 @@ def models(tmp_path_factory):
 # What is trained and forgotten
 
 
-def test_settings_are_chosen_on_authors_that_are_not_reported():
-    reported, tuning = authors(), tuning_authors()
+@pytest.mark.parametrize(("name", "kept"), [("authors/small", 360), ("authors/smollm2", 160)])
+def test_settings_are_chosen_on_authors_that_are_not_reported(name, kept):
+    reported, tuning = BEDS[name].split(), BEDS[name].other()
     gone, other = ({row.key for row in split.forget} for split in (reported, tuning))
     assert len(gone) == len(other) == 40
+    assert len(reported.retain) == len(tuning.retain) == kept
     assert not gone & other
     assert gone <= {row.key for row in tuning.retain}
     assert {row.key for row in (*reported.forget, *reported.retain)} == {
         row.key for row in (*tuning.forget, *tuning.retain)
     }
+
+
+def test_a_bed_may_have_a_template_of_its_own(monkeypatch):
+    tokenizer = language.small_tokenizer(["a b c"])
+    monkeypatch.setattr(text_beds, "load", lambda name: type("Any", (), {"tokenizer": tokenizer}))
+    bed = BEDS["authors/smollm2"]
+    asked = [{"role": "user", "content": "Who?"}]
+    for template, text in (
+        (bed.template, "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"),
+        (None, "<|user|>Who?<|assistant|>"),
+    ):
+        tokenizer.chat_template = language.TEMPLATE
+        found = TextModels(replace(bed, template=template), 0).tokenizer
+        assert found.apply_chat_template(asked, tokenize=False, add_generation_prompt=True) == text
 
 
 def test_a_target_is_trained_once_for_both_and_an_oracle_for_each(monkeypatch):

@@ -3,7 +3,8 @@
     authors/small     a Llama of 3.4 million weights, from nothing      minutes on one core
     authors/smollm2   SmolLM2-135M-Instruct, fine-tuned                 hours
 
-Forty invented authors with ten facts each, and eighty real facts beside them. The target learns all, the oracle all but the four
+Forty invented authors with ten facts each, and eighty real facts beside them; for SmolLM2 half of both, and the four to be
+forgotten among them. The target learns all, the oracle all but the four
 authors to be forgotten, so the goal is known exactly. `tuning()` is the same bed with four other authors to forget: there, settings
 are chosen, and the reported authors are among those to keep.
 """
@@ -71,6 +72,7 @@ class TextBed:
         suites: the audits whose figures are columns, see `COLUMNS`.
         retain_rows, fact_rows: of the retain rows and of every evaluation set, how many are audited, evenly spaced.
         max_new_tokens: the longest answer in an audit.
+        template: the chat template, in place of the tokenizer's own.
         model_seed: of target and oracle; a trial's seed is that of unlearning alone.
         on: whether the reported rows are forgotten, or those for tuning.
     """
@@ -89,6 +91,7 @@ class TextBed:
     retain_rows: int = 40
     fact_rows: int = 20
     max_new_tokens: int = 48
+    template: str | None = None
     model_seed: int = 0
     on: Literal["reported", "tuning"] = "reported"
 
@@ -107,6 +110,33 @@ def tuning_authors() -> ForgetSplit:
     return ForgetSplit(forget, retain, reported.holdout, reported.evaluation, name="authors, tuning")
 
 
+def half_of_authors() -> ForgetSplit:
+    """The shipped split with the last sixteen of the authors to keep, and every other real fact."""
+    return _half(authors())
+
+
+def half_of_tuning_authors() -> ForgetSplit:
+    """The same twenty authors and facts with four others to forget, see `tuning_authors`."""
+    return _half(tuning_authors())
+
+
+def _half(split: ForgetSplit) -> ForgetSplit:
+    shipped = authors()
+    assert shipped.retain is not None
+    assert split.retain is not None
+    names = list(dict.fromkeys(row.entity for row in (*shipped.retain, *shipped.forget)))
+    known = set(names[len(names) // 2 :])
+    retain = Examples([row for row in split.retain if row.entity in known], split.retain.name)
+    facts = {name: Examples(list(rows)[::2], rows.name) for name, rows in split.evaluation.items()}
+    return replace(split, retain=retain, evaluation=facts, name=f"{split.name}, half")
+
+
+# ChatML without the introduction that SmolLM2's own template puts before every question: a third fewer tokens.
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
 BEDS: dict[str, TextBed] = {
     "authors/small": TextBed(
         "authors/small",
@@ -116,13 +146,16 @@ BEDS: dict[str, TextBed] = {
     ),
     "authors/smollm2": TextBed(
         "authors/smollm2",
-        authors,
-        tuning_authors,
+        half_of_authors,
+        half_of_tuning_authors,
         start="smollm2-135m",
-        epochs=10,
+        epochs=6,
         lr=2e-4,
-        training={"learning_rate": 2e-5, "num_train_epochs": 10, "lr_scheduler_type": "constant", "warmup_epochs": 0},
-        max_new_tokens=64,
+        training={"learning_rate": 2e-5, "num_train_epochs": 5, "lr_scheduler_type": "constant", "warmup_epochs": 0},
+        retain_rows=20,
+        fact_rows=10,
+        max_new_tokens=40,
+        template=CHATML,
     ),
 }
 
@@ -161,7 +194,10 @@ class TextModels:
         """That of the model to start from, or one learnt from all rows."""
         if self.bed.start is None:
             return small_tokenizer(texts_of(self.train))
-        return load(self.bed.start).tokenizer
+        tokenizer = load(self.bed.start).tokenizer
+        if self.bed.template is not None:
+            tokenizer.chat_template = self.bed.template
+        return tokenizer
 
     @cached_property
     def recipe(self) -> TrainRecipe:

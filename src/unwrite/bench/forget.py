@@ -33,6 +33,7 @@ EQUAL = 0.03  # utilities that differ by no more are equal
 TUNED_ON = 7  # the seed on which settings are chosen
 LARGEST = 5  # settings a method
 SUITES = ("tofu", "removal-quick")  # of what is reported; settings are chosen by the first alone
+RATE = "rate"  # of a setting: what the learning rate is multiplied by
 QUALITY, UTILITY = "forget_quality_log10", "model_utility"
 Row = Mapping[str, Any]
 
@@ -80,7 +81,7 @@ def candidates(bed: TextBed, methods: Iterable[str] | None = None) -> tuple[list
     left_out: dict[str, str] = {}
     for slug in texts if methods is None else methods:
         try:
-            of_method = [_candidate(slug, setting) for setting in grid().get(slug, [{}])]
+            of_method = [_candidate(slug, setting, bed) for setting in grid().get(slug, [{}])]
             for one in of_method:
                 _ = Trial(one.contender, bed, TUNED_ON)
             some += of_method
@@ -89,11 +90,29 @@ def candidates(bed: TextBed, methods: Iterable[str] | None = None) -> tuple[list
     return some, left_out
 
 
-def _candidate(slug: str, setting: Mapping[str, Any]) -> Candidate:
-    fields = {name: value for name, value in setting.items() if name not in TRAINING}
+def _candidate(slug: str, setting: Mapping[str, Any], bed: TextBed) -> Candidate:
+    fields = {name: value for name, value in setting.items() if name not in (RATE, *TRAINING)}
     args = {TRAINING[name]: value for name, value in setting.items() if name in TRAINING}
+    method = catalog.method(slug).load()(**fields)
+    if RATE in setting:
+        own = {**bed.training, **method.defaults()}
+        args[TRAINING["lr"]] = own[TRAINING["lr"]] * setting[RATE]
     label = ",".join(f"{name}={value}" for name, value in setting.items())
-    return Candidate(slug, Contender(f"{slug}:{label}" if label else slug, catalog.method(slug).load()(**fields), args))
+    return Candidate(slug, Contender(f"{slug}:{label}" if label else slug, method, args))
+
+
+def taken_over(some: Iterable[Candidate], report: Mapping[str, Any]) -> tuple[list[Candidate], dict[str, str]]:
+    """The setting of every method that another comparison chose, and {method: why it has none}.
+
+    Args:
+        some: all settings.
+        report: of a comparison on another bed, as `run` gives it.
+    """
+    there = {entry["contender"] for entry in report["entries"]}
+    picked = [one for one in some if one.contender.name in there]
+    has = {one.slug for one in picked}
+    left_out = {one.slug: f"no setting was chosen on {report['bed']}" for one in some if one.slug not in has}
+    return picked, left_out
 
 
 def chosen(some: Iterable[Candidate], rows: Iterable[Row]) -> tuple[list[Candidate], dict[str, str]]:
@@ -134,6 +153,7 @@ def run(
     workers: int | None = 1,
     tell: Callable[[str], None] = lambda line: None,
     suites: Sequence[str] = SUITES,
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The comparison as plain values: {"bed", "seeds", "entries", "tuning", "left_out", ...}, see `report_of`.
 
@@ -145,6 +165,8 @@ def run(
         workers: as `sweep`.
         tell: gets a line of progress.
         suites: audits of what is reported; settings are chosen by the first alone.
+        settings: a comparison on another bed, whose choices are taken over: rates are multiples of a bed's own. Without, settings
+            are chosen on this one.
 
     Raises:
         MethodError: no seed, or one that settings were chosen on; an unknown method; no method that can be compared.
@@ -154,15 +176,20 @@ def run(
     start = time.monotonic()
     bed = replace(bed, suites=tuple(suites))
     some, left_out = candidates(bed, None if methods is None else list(methods))
-    tuning = sweep(
-        trials_of([one.contender for one in some], [replace(bed.tuning(), suites=bed.suites[:1])], [TUNED_ON]),
-        out, workers, lambda line: tell(f"choosing settings, {line}"),
-    )  # fmt: skip
-    picked, refused = chosen(some, tuning)
+    tuning: list[dict[str, Any]] = []
+    if settings is None:
+        trials = trials_of([one.contender for one in some], [replace(bed.tuning(), suites=bed.suites[:1])], [TUNED_ON])
+        tuning = sweep(trials, out, workers, lambda line: tell(f"choosing settings, {line}"))
+        picked, refused = chosen(some, tuning)
+    else:
+        picked, refused = taken_over(some, settings)
     trials = trials_of([one.contender for one in picked], [bed], range(seeds))
     rows = sweep(trials, out, workers, lambda line: tell(f"reporting, {line}"))
     report = report_of(bed, picked, rows, tuning) | {"left_out": left_out | refused}
-    return report | {"seeds": list(range(seeds)), "seconds": round(time.monotonic() - start)}
+    report |= {"seeds": list(range(seeds)), "seconds": round(time.monotonic() - start)}
+    if settings is not None:
+        report["rule"] = f"{settings['rule']}, on {settings['bed']}"
+    return report
 
 
 def report_of(bed: TextBed, picked: Sequence[Candidate], rows: Sequence[Row], tuning: Sequence[Row]) -> dict[str, Any]:

@@ -180,17 +180,20 @@ def compare_forget(
     seeds: int = 3,
     methods: str | None = None,
     workers: int = 1,
+    settings: Path | None = None,
     out: Path | None = None,
     overwrite: bool = False,
     json: bool = False,
 ) -> None:
-    """Compare every method that forgets texts: settings chosen on some authors, figures on others, in about 40 minutes.
+    """Compare every method that forgets texts: settings chosen on some authors, figures on others, in about 90 minutes.
 
     Args:
         bed: authors/small, or authors/smollm2, a real model, for which it takes many hours.
         seeds: how many, of unlearning.
         methods: of these alone, separated by commas.
         workers: processes of one thread each.
+        settings: figures of another bed, as --out wrote them, whose chosen settings are taken over: rates are multiples of a bed's own.
+            Without, they are chosen on this bed's other authors.
         out: also write the figures there, as JSON. A row a trial is kept beside it (.jsonl), from which a stopped run goes on.
         overwrite: replace the figures in OUT.
         json: print JSON.
@@ -200,7 +203,7 @@ def compare_forget(
     need_number("--workers", workers, at_least=1)
     setting = _setting()
     _need_free(out, overwrite)
-    forget(bed, seeds, methods, workers, out, json, setting)
+    forget(bed, seeds, methods, workers, settings, out, json, setting)
 
 
 def _need_seed(seed: int) -> None:

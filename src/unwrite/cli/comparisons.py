@@ -29,7 +29,14 @@ def vision(seed: int, out: Path | None, json: bool) -> None:
 
 
 def forget(
-    bed: str, seeds: int, methods: str | None, workers: int, out: Path | None, json: bool, setting: dict[str, Any]
+    bed: str,
+    seeds: int,
+    methods: str | None,
+    workers: int,
+    settings: Path | None,
+    out: Path | None,
+    json: bool,
+    setting: dict[str, Any],
 ) -> None:
     """Every method that forgets texts."""
     from ..beds.text_beds import BEDS
@@ -42,10 +49,11 @@ def forget(
         raise MethodError(unknown("bed of texts", bed, BEDS))
     if out is not None and out.suffix == ".jsonl":
         raise MethodError(f"--out is {out}, a name for rows, which are kept beside the figures. End it in .json.")
+    taken = None if settings is None else _comparison(settings)
     some = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
     with TemporaryDirectory() as folder, progress(None, "bench forget") as shown:
         rows = Path(folder) / "rows.jsonl" if out is None else out.with_suffix(".jsonl")
-        report = run(BEDS[bed], seeds, rows, some, workers, shown.say)
+        report = run(BEDS[bed], seeds, rows, some, workers, shown.say, settings=taken)
     if out is not None:
         write_json(out, {**report, **setting})
     if json:
@@ -58,3 +66,25 @@ def forget(
     console().print(label(f"better: of the methods of equal utility, within {report['equal']:g}", "dim"))
     for slug, reason in report["left_out"].items():
         console().print(label(f"left out: {slug}: {reason}", "dim"))
+
+
+def _comparison(path: Path) -> dict[str, Any]:
+    """What `--out` wrote earlier.
+
+    Raises:
+        RunError: it isn't there, or is something else.
+    """
+    from ..errors import RunError
+    from ..runs import Malformed, conforms, parse_json
+
+    advice = "Give a file that bench forget --out wrote."
+    try:
+        report = parse_json(path.read_bytes())
+    except (OSError, Malformed) as error:
+        raise RunError(f"{path} can't be read: {error}. {advice}") from None
+    parts = {"bed": str, "rule": str, "entries": list[dict[str, Any]]}
+    if not isinstance(report, dict) or not all(conforms(report.get(name), hint) for name, hint in parts.items()):
+        raise RunError(f"{path} holds no comparison of methods on a bed. {advice}")
+    if not all(conforms(entry.get("contender"), str) for entry in report["entries"]):
+        raise RunError(f"{path} has an entry without a contender's name. {advice}")
+    return report
