@@ -11,6 +11,7 @@ import pytest
 from unwrite import catalog
 from unwrite.cli import main
 from unwrite.cli.describe import described
+from unwrite.cli.pages import stored
 
 METHODS = catalog.methods()
 doctor = import_module("unwrite.cli.doctor")
@@ -89,3 +90,53 @@ def test_doctor_names_what_to_install_in_one_piece(capsys, monkeypatch):
 
 def absent(package):
     raise PackageNotFoundError(package)
+
+
+# What the comparisons saw
+
+
+@pytest.fixture
+def compared(monkeypatch):
+    """Two stored comparisons, as `unwrite bench forget` writes them."""
+
+    def entry(method, verdict, rank=None, quality=None, kind="method"):
+        figures = {} if quality is None else {"forget_quality_log10": {"mean": quality}, "model_utility": {"mean": 0.8}}
+        return {"method": method, "kind": kind, "verdict": verdict, "setting": "rate=2.5", "rank": rank, **figures}
+
+    references = [entry("before", "not forgotten", kind="reference")]
+    small = [
+        *references,
+        entry("npo", "mixed or suppression-like", 1, -0.62),
+        entry("undial", "not forgotten", 2, -1.0),
+    ]
+    small.append(entry("kl-ascent", "untested"))
+    real = [*references, entry("undial", "suppression-like", 1, -0.31), entry("wga", None, 2, -3.0)]
+    reports = {"forget": {"bed": "small", "entries": small}, "forget-smollm2": {"bed": "real", "entries": real}}
+    monkeypatch.setattr(stored, "stored_result", reports.get)
+
+
+def test_a_method_is_listed_with_what_was_observed_of_it_on_a_real_model_first(compared, capsys):
+    main(["methods"])
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[1 : 1 + len(METHODS)]}
+    assert "suppression " in lines["undial"]
+    assert "varies " in lines["npo"]
+    assert max(map(len, lines.values())) <= 80
+
+
+def test_one_method_tells_its_place_and_its_forget_quality_on_every_bed(compared, capsys):
+    main(["methods", "undial"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "suppression-like on real: 1 of 2, forget quality -0.3 (log10 p); not forgotten on small: 2 of 2" in said
+    main(["methods", "kl-ascent"])
+    assert "untested on small: without a place, for utility is lost" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_no_audit_judged_was_not_observed(compared, capsys):
+    main(["methods", "wga"])
+    assert "observed" not in capsys.readouterr().out
+    main(["methods", "--json"])
+    seen = {one["slug"]: one["observed"] for one in json.loads(capsys.readouterr().out)}
+    assert seen["wga"] == []
+    assert seen["undial"][0] == {
+        "bed": "real", "verdict": "suppression-like", "setting": "rate=2.5", "forget_quality": -0.31, "utility": 0.8, "rank": 1, "of": 2,
+    }  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import catalog
@@ -11,6 +11,7 @@ from ..catalog.records import OURS, MethodRecord
 from ..reproduce import freshness
 from ..terminal import text
 from .output import console, label, print_json
+from .pages.stored import observed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -59,10 +60,10 @@ def methods(method: str | None = None, *, json: bool = False) -> None:
         return
     records = catalog.methods().values()
     if json:
-        print_json([dataclasses.asdict(record) for record in records])
+        print_json([{**dataclasses.asdict(record), "observed": list(observed(record.slug))} for record in records])
         return
-    headers = ["method", "of", "kind", "intent", "guarantee", "here"]
-    cells = [[m.slug, _of(m), m.kind, m.intent, m.guarantee, _verdict(m.system) or ""] for m in records]
+    headers = ["method", "of", "kind", "intent", "observed", "here"]
+    cells = [[m.slug, _of(m), m.kind, m.intent, _seen(m), _verdict(m.system) or ""] for m in records]
     console().print(plain_table(headers, cells))
     _say_what_is_stale(m.system for m in records if m.system)
     for record in records:
@@ -77,7 +78,14 @@ def _one(record: MethodRecord, json: bool) -> None:
 
     cls = record.load()
     if json:
-        print_json({**dataclasses.asdict(record), "fields": [dataclasses.asdict(one) for one in described(cls)]})
+        seen = list(observed(record.slug))
+        print_json(
+            {
+                **dataclasses.asdict(record),
+                "observed": seen,
+                "fields": [dataclasses.asdict(one) for one in described(cls)],
+            }
+        )
         return
     print_ = console().print
     print_(label(record.slug, then=f"  {record.title}"))
@@ -91,6 +99,7 @@ def _one(record: MethodRecord, json: bool) -> None:
         "needs": ", ".join(record.needs),
         "cost": record.cost,
         "undo": "possible" if record.reversible else "not possible: keep the model before",
+        "observed": "; ".join(map(_told, observed(record.slug))),
         "measured": _verdict(record.system) or "no claim of its own",
         "package": record.package,
     }
@@ -103,6 +112,19 @@ def _one(record: MethodRecord, json: bool) -> None:
     print_()
     texts = "text" in record.forgets
     print_(f"unwrite forget --method {record.slug} ..." if texts else f"unwrite sweep --methods {record.slug} ...")
+
+
+def _seen(record: MethodRecord) -> str:
+    """What the battery called it, in a word; on a real model where that was measured."""
+    verdict = str(next(observed(record.slug), {"verdict": ""})["verdict"])
+    return "varies" if " or " in verdict else verdict.removesuffix("-like").removesuffix(" by construction")
+
+
+def _told(seen: Mapping[str, Any]) -> str:
+    """One comparison's figures in words."""
+    place = f"{seen['rank']} of {seen['of']}" if seen["rank"] else "without a place, for utility is lost"
+    quality = "" if seen["forget_quality"] is None else f", forget quality {seen['forget_quality']:.1f} (log10 p)"
+    return f"{seen['verdict']} on {seen['bed']}: {place}{quality}"
 
 
 def _verdict(system: str | None) -> Text | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ... import catalog
 from ...bench.labels import Name, placed
-from .stored import stored_result
+from .stored import FORGETTING, stored_result
 
 
 def diffusion_picture() -> str | None:
@@ -21,9 +23,9 @@ def diffusion_picture() -> str | None:
     return str(vl_convert.vegalite_to_svg(picture(stored["rows"])))
 
 
-def forget_picture() -> str | None:
-    """The comparison of methods that forget texts as an SVG; None if it was not stored."""
-    stored = stored_result("forget")
+def forget_picture(name: str) -> str | None:
+    """A comparison of methods that forget texts as an SVG; None if it was not stored."""
+    stored = stored_result(name)
     if stored is None:
         return None
     import vl_convert
@@ -220,9 +222,9 @@ def _scatter(values: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-PICTURES = {
+PICTURES: dict[str, Callable[[], str | None]] = {
     "demo.svg": demo_picture,
     "diffusion.svg": diffusion_picture,
-    "forget.svg": forget_picture,
+    **{f"{name}.svg": partial(forget_picture, name) for name in FORGETTING},
     "methods.svg": methods_picture,
 }

@@ -3,11 +3,40 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any
+
+FORGETTING = ("forget-smollm2", "forget")  # the comparison on a real model first
 
 
 def stored_result(name: str) -> Any:
     """What `bench/results/<name>.json` holds; None where nothing was stored."""
     path = files("unwrite").joinpath("bench", "results", f"{name}.json")
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def comparisons() -> dict[str, Any]:
+    """{name: stored comparison of methods that forget texts}, on a real model first."""
+    stored = {name: stored_result(name) for name in FORGETTING}
+    return {name: one for name, one in stored.items() if one is not None}
+
+
+def observed(method: str) -> Iterator[dict[str, Any]]:
+    """What the comparisons saw of a method: {"bed", "verdict", "setting", "forget_quality", "utility", "rank", "of"}, one a bed.
+
+    forget_quality: log10 p; rank: among `of` methods that kept the utility, None for one that lost it.
+    """
+    for report in comparisons().values():
+        for entry in report["entries"]:
+            if entry["method"] == method and entry["kind"] == "method" and entry["verdict"]:
+                quality, utility = (entry.get(name) or {} for name in ("forget_quality_log10", "model_utility"))
+                yield {
+                    "bed": report["bed"],
+                    "verdict": entry["verdict"],
+                    "setting": entry["setting"],
+                    "forget_quality": quality.get("mean"),
+                    "utility": utility.get("mean"),
+                    "rank": entry["rank"],
+                    "of": sum(one["rank"] is not None for one in report["entries"]),
+                }

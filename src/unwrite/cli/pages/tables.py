@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ... import catalog
 from ...reproduce import freshness
-from .stored import stored_result
+from .stored import comparisons, observed, stored_result
 
 if TYPE_CHECKING:
     from ...audit.base import Headline
@@ -99,10 +99,14 @@ def planned() -> str:
 
 def methods() -> str:
     """The table that helps choose a method."""
-    lines = ["| method | of | kind | intent | needs | guarantee | cost |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| method | of | kind | intent | observed | needs | guarantee | cost |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for m in catalog.METHOD.own().values():
         of = " and ".join(m.forgets)
-        cells = (f"`{m.slug}` {m.title}", of, m.kind, m.intent, ", ".join(m.needs), m.guarantee, m.cost)
+        seen = next(observed(m.slug), {"verdict": ""})["verdict"]
+        cells = (f"`{m.slug}` {m.title}", of, m.kind, m.intent, seen, ", ".join(m.needs), m.guarantee, m.cost)
         lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
     return "\n".join(lines)
 
@@ -288,39 +292,38 @@ def sweep() -> str:
 
 
 def forget() -> str:
-    """The stored comparison of methods that forget texts, and the settings that were tried."""
-    stored = stored_result("forget")
-    if stored is None:
-        return "not measured yet"
+    """The stored comparisons of methods that forget texts, and the settings that were tried."""
+    parts = [_compared(name, stored) for name, stored in comparisons().items()]
+    return "\n\n".join(parts) or "not measured yet"
+
+
+def _compared(name: str, stored: Mapping[str, Any]) -> str:
     from ...bench.forget_report import probe_table, settings_table, table
 
-    minutes, machine, commit = stored["seconds"] / 60, stored["machine"]["cpu"], stored["commit"]
+    hours, machine, commit = stored["seconds"] / 3600, stored["machine"]["cpu"], stored["commit"]
     seeds = ", ".join(map(str, stored["seeds"]))
     left_out = "; ".join(f"`{slug}` ({reason})" for slug, reason in stored["left_out"].items())
-    probed = probe_table(stored)
-    return "\n".join(
-        [
-            "![Forget quality against utility of every text method](forget.svg)",
-            "",
-            *table(stored),
-            "",
-            f"Bed {stored['bed']}, seeds {seeds}, {machine}, {minutes:.0f} minutes with target and oracles in the cache, commit "
-            f"{commit[:7]}. Left out: {left_out or 'none'}.",
-            *(
-                [
-                    "",
-                    "What comes back, by probe (0: like a model that never learnt it, 1: like one that never forgot):",
-                    "",
-                ]
-                * bool(probed)
-            ),
-            *probed,
+    lines = [
+        f"### {stored['bed']}",
+        "",
+        f"![Forget quality against utility of every text method]({name}.svg)",
+        "",
+        *table(stored),
+        "",
+        f"Setting: {stored['rule']}. Seeds {seeds}, {machine}, {hours:.1f} hours with target and oracles in the cache, commit "
+        f"{commit[:7]}. Left out: {left_out or 'none'}.",
+    ]
+    if probed := probe_table(stored):
+        about = "What comes back, by probe (0: like a model that never learnt it, 1: like one that never forgot):"
+        lines += ["", about, "", *probed]
+    if stored["tuning"]:
+        lines += [
             "",
             "What every setting came to on the tuning authors, those chosen in bold:",
             "",
             *settings_table(stored),
         ]
-    )
+    return "\n".join(lines)
 
 
 def constants() -> str:
