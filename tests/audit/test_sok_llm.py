@@ -17,6 +17,7 @@ from unwrite.audit import Relearn, RemovalRule, Report, TextContext, evaluate, q
 from unwrite.audit.attacks import relearning
 from unwrite.audit.base import Score
 from unwrite.audit.fine_tuning import fine_tune
+from unwrite.audit.probes import depth
 from unwrite.audit.probes.base import Findings, Probe, Recovery
 from unwrite.audit.probes.depth import Depth, depth_score, patched_losses
 from unwrite.audit.probes.hinted import Hinted
@@ -188,6 +189,11 @@ def test_rows_that_relearning_shows_have_no_value(models):
     tested = {row.key for row in probe.tested(one.split)}
     assert [value is not None for value in values] == [row.key in tested for row in one.split.forget]
     assert values.count(None) == 8
+
+
+def test_relearning_is_measured_before_and_after_the_steps_it_has(models):
+    probe = Relearned("general", (5,))
+    assert [step for step, _ in probe.observe(context(models[0]), {}).course] == [0, 5]
 
 
 def test_relearning_tells_its_course(report):
@@ -388,6 +394,72 @@ def test_depth_agrees_with_the_official_code():
         ours = np.array(patched_losses(source, full, rows, [0, 1, 2]))
         # The last block is left out: theirs takes its states after the final norm, see docs/corrections.
         np.testing.assert_allclose(ours[:, :2], np.array(expected)[:, :2], atol=1e-5)
+
+
+def test_depth_computes_only_the_blocks_above_and_says_the_same(models, monkeypatch):
+    before, other = context(copy.deepcopy(models[0])), context(models[1])
+    rows = [telling(row, before) for row in before.split.forget]
+    first, last = before.model.model.layers[0].mlp, before.model.model.layers[-1].mlp
+    called = {first: 0, last: 0}
+    for module in called:
+        module.register_forward_hook(lambda module, *_: called.__setitem__(module, called[module] + 1))
+    short = patched_losses(other, before, rows, [0, 1])
+    batches = called[first]  # the whole network, once a batch
+    assert (
+        called[last] == 3 * batches
+    )  # beside it, once to see whether blocks can be left out, and once behind the first block
+    monkeypatch.setattr(depth, "_can_begin", lambda *_: False)
+    assert patched_losses(other, before, rows, [0, 1]) == short
+    assert called[first] == 4 * batches
+
+
+def test_depth_of_a_model_that_gives_all_logits_is_the_same(models):
+    before, other = context(copy.deepcopy(models[0])), context(models[1])
+    rows = [telling(row, before) for row in before.split.forget]
+    some = patched_losses(other, before, rows, [0, 1])
+    forward = before.model.forward
+
+    def all_logits(input_ids, attention_mask, use_cache):
+        return forward(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
+
+    before.model.forward = all_logits
+    np.testing.assert_allclose(patched_losses(other, before, rows, [0, 1]), some, atol=1e-6)
+
+
+def test_depth_leaves_no_block_out_where_the_upper_ones_look_below(models):
+    model = copy.deepcopy(models[0])
+    before, other = context(model), context(models[1])
+    rows = [telling(row, before) for row in before.split.forget]
+    first, last = model.model.layers[0], model.model.layers[-1]
+    looked = []
+    first.mlp.register_forward_hook(lambda _module, _inputs, output: looked.append(output))
+    last.register_forward_pre_hook(lambda _module, inputs: (inputs[0] + (looked.pop() if looked else 0),))
+    found = patched_losses(other, before, rows, [0])
+    expected = _patched_plainly(other, before, rows)
+    np.testing.assert_allclose(np.array(found)[:, 0], expected, atol=1e-5)
+    assert max(map(abs, expected)) > 1e-3
+
+
+def _patched_plainly(source, target, rows):
+    """Delta of block 0 of every row, one row at a time through the whole network."""
+    losses = []
+    for row, span in rows:
+        ids = torch.tensor([row.input_ids])
+        state = source.model(ids, output_hidden_states=True).hidden_states[1][0]
+        where = list(range(span.start - 1, span.stop - 1))
+
+        def loss(change, ids=ids, span=span, where=where):
+            with replaced(target.model, {0: change}):
+                logits = target.model(ids).logits[0, where]
+            return float(torch.nn.functional.cross_entropy(logits, ids[0, list(span)]))
+
+        def patch(states, where=where, state=state):
+            states = states.clone()
+            states[0, where] = state[where]
+            return states
+
+        losses.append(loss(patch) - loss(lambda states: states))
+    return losses
 
 
 def test_blocks_to_look_at_are_spread_and_hold_the_last():

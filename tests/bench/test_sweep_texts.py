@@ -1,5 +1,6 @@
 """Beds of texts in a sweep: settings are chosen on other rows, costs are counted, methods of other data are refused."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -55,6 +56,24 @@ def test_settings_are_chosen_on_authors_that_are_not_reported(name, kept):
     assert {row.key for row in (*reported.forget, *reported.retain)} == {
         row.key for row in (*tuning.forget, *tuning.retain)
     }
+
+
+def test_target_and_oracle_are_read_once_whoever_asks(monkeypatch):
+    made = []
+
+    class Read(text_beds.TextContext):
+        def __init__(self, model, *rest, cached, **more):
+            made.append((model, cached))
+            super().__init__(model, *rest, cached=cached, **more)
+
+    monkeypatch.setattr(text_beds, "TextContext", Read)
+    models = TextModels(replace(TINY_TEXT, suites=("tofu",)), 0)
+    other = copy.deepcopy(models.before)
+    for model in (models.before, models.oracle, models.before, other):
+        models.scores(model)
+    assert sorted((id(model), kept) for model, kept in made) == sorted(
+        [(id(models.before), True), (id(models.oracle), True), (id(other), False)]
+    )
 
 
 def test_a_bed_may_have_a_template_of_its_own(monkeypatch):

@@ -292,17 +292,22 @@ class TextModels:
         return self.scores(self.before)
 
     def _of(self, model: Any) -> TextContext:
-        """Nothing of it is kept on disk: an experiment measures hundreds of models, each once."""
+        """Nothing is kept on disk of an unlearned model: an experiment measures hundreds of them, each once."""
+        if model is self.before:
+            return self._of_before
+        return self._of_oracle if model is self.oracle else self._read(model, cached=False)
+
+    def _read(self, model: Any, cached: bool) -> TextContext:
         longest = self.bed.max_new_tokens
-        return TextContext(model, self.audited, self.tokenizer, batch_size=64, cached=False, max_new_tokens=longest)
+        return TextContext(model, self.audited, self.tokenizer, batch_size=64, cached=cached, max_new_tokens=longest)
 
     @cached_property
     def _of_before(self) -> TextContext:
-        return self._of(self.before)
+        return self._read(self.before, cached=True)
 
     @cached_property
     def _of_oracle(self) -> TextContext:
-        return self._of(self.oracle)
+        return self._read(self.oracle, cached=True)
 
     def retraining(self) -> Measured:
         """The oracle, at what its training cost."""

@@ -29,7 +29,7 @@ from ...scoring import token_nll
 from ...scoring.batches import by_length
 from ..text.context import TextContext
 from .base import Probe, Values
-from .layers import evenly, identity, replaced, run, states_at, telling
+from .layers import begun_at, evenly, identity, replaced, run, states_at, states_of, telling, watched, with_states
 from .prompts import asked, placed
 
 __all__ = ["Depth", "depth_score"]
@@ -98,31 +98,50 @@ def patched_losses(
     for batch in progress(by_length([len(row.input_ids) for row in encoded], target.batch_size), "patching"):
         lines = [encoded[i] for i in batch]
         where = [places[i] for i in batch]
-        whole = _losses(run(target, lines).logits, lines, where)
+        read = sorted({place for span in where for place in span})
+        with watched(model, blocks) as own:
+            whole = _losses(run(target, lines, read), lines, where, read)
+        skips = _can_begin(target, lines, where, read, own, whole)
         for at, number in enumerate(blocks):
-            patches = [states[i][:, at].to(device) for i in batch]
-            with replaced(model, {number: _patch(where, patches)}):
-                lost = _losses(run(target, lines).logits, lines, where)
+            patched = _patched(states_of(own[number]), where, [states[i][:, at].to(device) for i in batch])
+            begun = begun_at(model, number, with_states(own[number], patched))
+            with begun if skips else replaced(model, {number: lambda _, new=patched: new}):
+                lost = _losses(run(target, lines, read), lines, where, read)
             for j, i in enumerate(batch):
                 result[i].append(lost[j] - whole[j])
     model.train(was_training)
     return result
 
 
-def _patch(places: Sequence[range], patches: Sequence[Tensor]) -> Any:
-    def change(states: Tensor) -> Tensor:
-        states = states.clone()
-        for j, (where, patch) in enumerate(zip(places, patches, strict=True)):
-            states[j, list(where)] = patch.to(states.dtype)
-        return states
+def _can_begin(
+    target: TextContext,
+    lines: Sequence[Encoded],
+    where: Sequence[range],
+    read: Sequence[int],
+    own: Mapping[int, Any],
+    whole: Sequence[float],
+) -> bool:
+    """Whether the blocks above one, given its states alone, say what the whole network says: in some families they look at others too."""
+    first = min(own)
+    try:
+        with begun_at(target.model, first, own[first]):
+            return _losses(run(target, lines, read), lines, where, read) == whole
+    except (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError):
+        return False
 
-    return change
+
+def _patched(states: Tensor, places: Sequence[range], patches: Sequence[Tensor]) -> Tensor:
+    states = states.clone()
+    for j, (where, patch) in enumerate(zip(places, patches, strict=True)):
+        states[j, list(where)] = patch.to(states.dtype)
+    return states
 
 
-def _losses(logits: Tensor, rows: Sequence[Encoded], places: Sequence[range]) -> list[float]:
-    """Mean loss of each row's telling tokens, in nats."""
+def _losses(logits: Tensor, rows: Sequence[Encoded], places: Sequence[range], read: Sequence[int]) -> list[float]:
+    """Mean loss of each row's telling tokens, in nats. logits: at the places that were read."""
+    at = {place: i for i, place in enumerate(read)}
     losses = []
     for j, (row, where) in enumerate(zip(rows, places, strict=True)):
         targets = torch.tensor([row.input_ids[i + 1] for i in where], device=logits.device)
-        losses.append(float(token_nll(logits[j, list(where)], targets).mean()))
+        losses.append(float(token_nll(logits[j, [at[i] for i in where]], targets).mean()))
     return losses

@@ -6,6 +6,7 @@ States are those behind each block, before the final norm, whatever the family c
 from __future__ import annotations
 
 import contextlib
+import inspect
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -20,7 +21,18 @@ from ...runs import progress
 from ...scoring.batches import by_length
 from ..text.context import TextContext
 
-__all__ = ["evenly", "identity", "replaced", "states_at", "telling"]
+__all__ = [
+    "begun_at",
+    "evenly",
+    "identity",
+    "replaced",
+    "run",
+    "states_at",
+    "states_of",
+    "telling",
+    "watched",
+    "with_states",
+]
 
 _PROCESS = uuid.uuid4().hex
 
@@ -58,10 +70,15 @@ def _shared(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _states(output: Any) -> Tensor:
-    """A block's output: the states themselves, or the first of several things."""
+def states_of(output: Any) -> Tensor:
+    """Of a block's output: the states themselves, or the first of several things."""
     states: Tensor = output[0] if isinstance(output, tuple) else output
     return states
+
+
+def with_states(output: Any, states: Tensor) -> Any:
+    """A block's output with other states in it."""
+    return (states, *output[1:]) if isinstance(output, tuple) else states
 
 
 @contextlib.contextmanager
@@ -81,13 +98,38 @@ def replaced(model: nn.Module, change: Mapping[int, Any]) -> Iterator[None]:
 
     def hook(number: int) -> Any:
         def run(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-            states = change[number](_states(output))
-            return (states, *output[1:]) if isinstance(output, tuple) else states
+            return with_states(output, change[number](states_of(output)))
 
         return run
 
     with _hooks({number: blocks[number].module for number in change}, hook):
         yield
+
+
+@contextlib.contextmanager
+def watched(model: nn.Module, layers: Sequence[int]) -> Iterator[dict[int, Any]]:
+    """Within the block, every forward leaves what some blocks gave in the dictionary, see `states_of`."""
+    blocks = anatomy(model).blocks
+    seen: dict[int, Any] = {}
+
+    def hook(number: int) -> Any:
+        return lambda _module, _inputs, output: seen.__setitem__(number, output)
+
+    with _hooks({number: blocks[number].module for number in layers}, hook):
+        yield seen
+
+
+@contextlib.contextmanager
+def begun_at(model: nn.Module, number: int, output: Any) -> Iterator[None]:
+    """Within the block, a forward begins behind a block with the output given: that block and those below compute nothing."""
+    lower = [block.module for block in anatomy(model).blocks[: number + 1]]
+    for module in lower:
+        module.forward = lambda *_args, **_options: output
+    try:
+        yield
+    finally:
+        for module in lower:
+            del module.forward
 
 
 @torch.inference_mode()
@@ -100,30 +142,30 @@ def states_at(
 ) -> list[Tensor]:
     """The states of every row at its places behind some blocks: a tensor a row, [places, layers, hidden], float32 on the CPU."""
     model = context.model
-    blocks = anatomy(model).blocks
-    seen: dict[int, Tensor] = {}
     result: list[Tensor] = [torch.empty(0)] * len(rows)
-
-    def hook(number: int) -> Any:
-        return lambda _module, _inputs, output: seen.__setitem__(number, _states(output))
-
     was_training = model.training
     model.eval()
-    with _hooks({number: blocks[number].module for number in layers}, hook):
+    with watched(model, layers) as seen:
         for batch in progress(by_length([len(row.input_ids) for row in rows], context.batch_size), label):
-            run(context, [rows[i] for i in batch])
+            run(context, [rows[i] for i in batch], [0])
             for j, i in enumerate(batch):
-                result[i] = torch.stack([seen[n][j, list(places[i])].float().cpu() for n in layers], 1)
+                result[i] = torch.stack([states_of(seen[n])[j, list(places[i])].float().cpu() for n in layers], 1)
     model.train(was_training)
     return result
 
 
-def run(context: TextContext, rows: Sequence[Encoded]) -> Any:
-    """One forward pass over rows, padded on the right."""
-    device = next(context.model.parameters()).device
+def run(context: TextContext, rows: Sequence[Encoded], read: Sequence[int]) -> Tensor:
+    """One forward pass over rows, padded on the right: the logits at some places, [rows, places, vocabulary]."""
+    model = context.model
+    device = next(model.parameters()).device
     tensors = pad(rows, context.tokenizer.pad_token_id)
-    return context.model(
+    places = torch.tensor(read, device=device)
+    fewer = "logits_to_keep" in inspect.signature(model.forward).parameters
+    output = model(
         input_ids=tensors["input_ids"].to(device),
         attention_mask=tensors["attention_mask"].to(device),
         use_cache=False,
+        **({"logits_to_keep": places} if fewer else {}),
     )
+    logits: Tensor = output.logits
+    return logits if fewer else logits[:, places]

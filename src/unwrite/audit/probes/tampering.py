@@ -93,7 +93,7 @@ class Relearned(Probe):
         return Relearn(
             rows=max(1, round(self.share * rows)),
             steps=self.steps[-1],
-            at=self.steps[:-1],
+            at=self.steps,
             learning_rate=self.learning_rate,
             batch_size=self.batch_size,
             seed=self.seed,
