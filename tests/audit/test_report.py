@@ -295,3 +295,19 @@ def test_every_figure_names_its_model_and_every_drawing_itself() -> None:
     assert roles == ["before", "after", "oracle"] * len(METRICS)
     assert re.findall(r'<svg aria-label="([^"]+)"', page) == ["Forgetting against utility", "Relearning"]
     assert page.count("<svg") == 2
+
+
+def test_the_page_begins_with_the_attack_where_it_undoes_what_was_removed() -> None:
+    undone, held = made(), made(attacks=[relearning({"after": curve(0.1, 0.2), "oracle": curve(0.1, 0.15)})])
+    for report, back in ((undone, True), (held, False)):
+        (answer,) = re.findall(r'<p class="answer (\w+)">(.*?)</p>', report.html())
+        assert answer[0] == ("bad" if back else "mixed")
+        assert answer[1].startswith("Removed: 2 of the 3")
+        assert ("Not for good: " in answer[1]) is back
+        assert ("traces remain" in answer[1]) is back
+        assert ("<b>How sure</b>" in report.html()) is not back
+
+
+def test_the_page_does_not_say_of_what_was_never_removed_that_it_comes_back() -> None:
+    columns = {"before": column([1, 1, 1, 0], [1, 1, 1, 1]), "after": column([1, 1, 1, 0], [1, 1, 1, 0])}
+    assert "Not for good" not in made(columns=columns).html()
