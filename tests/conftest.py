@@ -6,11 +6,33 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from pathlib import Path
+
 import pytest
 
 from helpers.tiny import TEMPLATE, WORDS, make_examples, make_llama, make_tokenizer
 
 __all__ = ["TEMPLATE", "WORDS", "make_examples", "make_llama", "make_tokenizer"]
+
+
+LONG = Path(__file__).with_name("long.txt")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Marks what `long.txt` names as slow; a name that is no test's is an error, or a test renamed would be in `make test` again."""
+    named = {line for line in LONG.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")}
+    found = {item.nodeid: item for item in items}
+    for name in named & set(found):
+        found[name].add_marker(pytest.mark.slow)
+    read = {name.partition("::")[0] for name in found}
+    gone = [
+        name
+        for name in sorted(named - set(found))
+        if (file := name.partition("::")[0]) in read or not Path(file).exists()
+    ]
+    if gone and not any("::" in argument for argument in config.args):
+        raise pytest.UsageError(f"tests/long.txt names what is no test: {', '.join(gone)}. Rename or remove it there.")
 
 
 @pytest.fixture(autouse=True)
