@@ -13,6 +13,7 @@ from unwrite.cli import COMMANDS, main
 from unwrite.cli.fields import build
 from unwrite.cli.pages.tables import unbroken
 from unwrite.errors import MethodError
+from unwrite.forget import NPO, UNDIAL, WGA, Smooth
 
 
 def refused(capsys, *arguments: str) -> str:
@@ -73,6 +74,37 @@ def test_a_value_of_another_type_is_refused():
         build("npo", {"beta": "much"})
     with pytest.raises(MethodError, match="use one of"):
         build("npo", {"retain-loss": "sometimes"})
+
+
+def test_what_a_method_around_another_has_no_field_for_is_of_the_one_inside():
+    assert build("smooth", {}) == Smooth()
+    assert build("smooth", {"rho": "0.1"}) == Smooth(rho=0.1)
+    assert build("smooth", {"retain-weight": "3", "rho": "0.1"}) == Smooth(NPO(retain_weight=3.0), rho=0.1)
+    assert build("smooth", {"inner": "wga", "beta": "2"}) == Smooth(WGA(beta=2.0))
+    assert build("smooth", {"strength": "2", "inner": "undial"}) == Smooth(UNDIAL(), strength=2.0)  # both have it
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"betta": "1"}, "unknown field of smooth or the NPO in it 'betta'. Did you mean 'beta'"),
+        ({"inner": "wga", "margin": "1"}, "unknown field of smooth or the WGA in it 'margin'"),
+        ({"beta": "much"}, "must be float"),
+        ({"beta": "-1"}, "beta is -1"),
+        ({"inner": "uld", "alpha": "1"}, "is ULD"),
+    ],
+)
+def test_a_field_that_neither_has_is_refused(flags, message):
+    with pytest.raises(MethodError, match=message):
+        build("smooth", flags)
+
+
+def test_the_help_of_a_method_around_another_shows_the_flags_of_both(capsys):
+    main(["forget", "--method", "smooth", "--help"])
+    shown = capsys.readouterr().out
+    assert "--rho" in shown
+    assert "Flags of the method in it, NPO unless --inner names another:" in shown
+    assert "--retain-weight" in shown
 
 
 def test_systems_lists_all_76_as_json(capsys):

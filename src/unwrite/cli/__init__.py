@@ -109,13 +109,19 @@ def _show_fields(arguments: list[str]) -> None:
         return
     from ..catalog import method
     from .describe import field_table
+    from .fields import holds_method
     from .output import console
 
     words = [part for argument in arguments for part in argument.split("=", 1)]
     named = [after for before, after in itertools.pairwise(words) if before == "--method"]
     for slug in named:
+        cls = method(slug).load()
         console().print(f"Flags of {slug}:")
-        console().print(field_table(method(slug).load()))
+        console().print(field_table(cls))
+        if holds_method(cls):
+            inside = type(cls().chosen)
+            console().print(f"Flags of the method in it, {inside.__name__} unless --inner names another:")
+            console().print(field_table(inside))
 
 
 def _need_utf8(arguments: list[str]) -> None:

@@ -14,12 +14,38 @@ from ..errors import MethodError, setting, unknown
 
 
 def build(slug: str, flags: Mapping[str, str]) -> Any:
-    """The method `slug` with the given fields.
+    """The method `slug` with the given fields; of one around another, what it has no field for is of the method inside.
 
     Raises:
         MethodError: an unknown method or field (with the nearest name), or a value of another type.
     """
-    return fill(catalog.method(slug).load(), slug, flags)
+    cls = catalog.method(slug).load()
+    if not holds_method(cls):
+        return fill(cls, slug, flags)
+    own = {flag: text for flag, text in flags.items() if _named(flag) in _names(cls)}
+    rest = {flag: text for flag, text in flags.items() if flag not in own}
+    outer = fill(cls, slug, own)
+    if not rest:
+        return outer
+    inside = type(outer.chosen)
+    known = {*_names(cls), *_names(inside)}
+    if odd := next((flag for flag in rest if _named(flag) not in known), None):
+        within = f"{slug} or the {inside.__name__} in it"
+        raise MethodError(unknown(f"field of {within}", setting(_named(odd)), map(setting, sorted(known))))
+    return dataclasses.replace(outer, inner=fill(inside, inside.__name__, rest))
+
+
+def holds_method(cls: type) -> bool:
+    """Whether it is a method around another, which its field `inner` names."""
+    return "inner" in _names(cls) and hasattr(cls, "chosen")
+
+
+def _names(cls: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(cls)}
+
+
+def _named(flag: str) -> str:
+    return flag.lstrip("-").replace("-", "_")
 
 
 def build_strategy(slug: str, flags: Mapping[str, str]) -> Any:
@@ -30,10 +56,10 @@ def build_strategy(slug: str, flags: Mapping[str, str]) -> Any:
 def fill(cls: type, slug: str, flags: Mapping[str, str]) -> Any:
     """A dataclass from texts, `slug` its name in messages; refuses as `build` does."""
     hints = typing.get_type_hints(cls)
-    names = {field.name for field in dataclasses.fields(cls)}
+    names = _names(cls)
     values = {}
     for flag, text in flags.items():
-        name = flag.lstrip("-").replace("-", "_")
+        name = _named(flag)
         if name not in names:
             raise MethodError(unknown(f"field of {slug}", setting(name), map(setting, names)))
         values[name] = parse(name, str(text), hints[name])

@@ -75,6 +75,7 @@ def methods(method: str | None = None, *, json: bool = False) -> None:
 def _one(record: MethodRecord, json: bool) -> None:
     """Everything about one method."""
     from .describe import described, field_table, summary
+    from .fields import holds_method
 
     cls = record.load()
     if json:
@@ -109,6 +110,9 @@ def _one(record: MethodRecord, json: bool) -> None:
     _say_what_is_stale([record.system] if record.system else [])
     print_()
     print_(field_table(cls))
+    if holds_method(cls):
+        inside = type(cls().chosen).__name__
+        print_(f"Flags that it has no field for are of the method in it, {inside} unless --inner names another.")
     print_()
     texts = "text" in record.forgets
     print_(f"unwrite forget --method {record.slug} ..." if texts else f"unwrite sweep --methods {record.slug} ...")
