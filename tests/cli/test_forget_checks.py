@@ -96,7 +96,7 @@ def test_what_a_method_refuses_is_refused_before_anything_is_written(capsys, fil
         raise MethodError(f"{part} says no")
 
     monkeypatch.setattr(NPO, part, refuse)
-    assert refusal(capsys, files) == f"unwrite: {part} says no"
+    assert refusal(capsys, files, "--method", "npo") == f"unwrite: {part} says no"
 
 
 def test_adapters_need_a_linear_layer_besides_the_head(files):

@@ -26,7 +26,7 @@ def test_what_fails_before_its_first_step_leaves_no_folder(capsys, files, monkey
 
     monkeypatch.setattr(UnlearnTrainer, "compute_loss", fail)
     with pytest.raises(SystemExit if error == "refusal" else ValueError):
-        main(command(files))
+        main(command(files, "--method", "npo"))
     assert not (files / "run").exists()
 
 
@@ -111,7 +111,7 @@ def test_the_length_reaches_training_stopping_and_audit(capsys, tmp_path, monkey
 
     monkeypatch.setattr(UnlearnTrainer, "compute_loss", watch)
     monkeypatch.setattr(StopWhenForgotten, "__post_init__", lambda self: (stops.append(self.max_length), start(self)))
-    main(command(files, "--max-length", "32", "--stop-at", "0.01"))
+    main(command(files, "--method", "npo", "--max-length", "32", "--stop-at", "0.01"))
     assert max(lengths) == 32
     assert stops == [32]
     kept = record(files / "run")

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from ..errors import noticing
 from ..runs import Run, hash_json
-from .inputs import AuditRequest, ForgetRequest, Ready
+from .inputs import DEFAULT_METHOD, AuditRequest, ForgetRequest, Ready
 from .outcome import UNCHANGED, UNMET, finish, kept_notices, moved_weights, say_if_unchanged, say_outcomes
 from .output import console, print_json, quiet_libraries, say_where
 from .sources import DataRequest, Dtype, ModelRequest, Turns
@@ -34,7 +34,7 @@ def forget(
     holdout: str | None = None,
     columns: str | None = None,
     turns: Turns = "all",
-    method: str = "npo",
+    method: str = DEFAULT_METHOD,
     epochs: float | None = None,
     lr: float | None = None,
     batch_size: int = 8,

@@ -171,6 +171,9 @@ class AuditRequest:
                 encode_rows(rows, tokenizer, length)
 
 
+DEFAULT_METHOD = "smooth"  # the best of all methods for texts that were compared, see docs/benchmarks.md
+
+
 @dataclass(frozen=True, kw_only=True)
 class ForgetRequest:
     """Everything that `unwrite forget` was asked for.
@@ -183,7 +186,7 @@ class ForgetRequest:
     data: DataRequest
     model: ModelRequest
     audit: AuditRequest
-    method: str = "npo"
+    method: str = DEFAULT_METHOD
     fields: Mapping[str, str] = field(default_factory=dict)
     epochs: float | None = None
     lr: float | None = None
