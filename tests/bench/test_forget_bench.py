@@ -13,7 +13,7 @@ from unwrite.beds.text_beds import BEDS
 from unwrite.bench import forget as bench
 from unwrite.bench import sweep as sweeps
 from unwrite.bench.forget import TUNED_ON, Candidate, candidates, chosen, equal_utility, grid, is_better, report_of, run
-from unwrite.bench.forget_report import HEADS, cells, picture, probe_cells, probe_table, settings_table, table
+from unwrite.bench.forget_report import HEADS, MARKS, cells, picture, probe_cells, probe_table, settings_table, table
 from unwrite.bench.sweep_kinds import Contender
 from unwrite.cli import main
 from unwrite.cli.listing import plain_table
@@ -138,7 +138,7 @@ def report():
         *(row("before", seed, -6.0, 0.8) for seed in (0, 1)),
         *(row("retrained", seed, 0.0, 0.8) for seed in (0, 1)),
         *(row("mild", seed, -5.0 + seed, 0.79) for seed in (0, 1)),
-        *(row("good:lr=1", seed, -1.0, 0.77, verdict="removed") for seed in (0, 1)),
+        *(row("good:lr=1", seed, -1.0, 0.77, verdict="removal-like") for seed in (0, 1)),
         *(row("broken", seed, -0.1, 0.2) for seed in (0, 1)),
         *(row("halfway", seed, -2.0, 0.5) for seed in (0, 1)),
     ]
@@ -156,7 +156,7 @@ def test_what_lost_its_utility_has_no_rank_and_stands_below(report):
         "lr=1",
         ["mild"],
         ["mild"],
-        "removed",
+        "removal-like",
     )
     assert (mild["equal"], mild["better_than"], mild["verdict"]) == (["good"], [], None)
 
@@ -180,18 +180,35 @@ def test_markdown_has_a_line_an_entry_and_marks_the_settings_chosen(report):
     assert "| mild:x | -9.00 | 0.80 |" in settings
 
 
-def test_the_picture_has_a_point_a_method_and_shapes_by_verdict(report):
+def test_the_picture_has_a_point_a_method_marked_by_its_verdict(report):
     drawn = picture(report)
     values = {value["method"]: value for value in drawn["data"]["values"]}
-    assert (values["good"]["x"], values["good"]["y"], values["good"]["kind"]) == (-1.0, 0.77, "a method")
-    assert values["broken"]["kind"] == "utility lost"
-    assert values["before"]["kind"] == "the model before"
-    shape = drawn["layer"][1]["encoding"]["shape"]
-    assert shape["scale"]["domain"] == ["no verdict", "removed"]
-    assert shape["legend"] is not None
+    assert (values["good"]["x"], values["good"]["y"], values["good"]["useful"]) == (-1.0, 0.77, True)
+    assert not values["broken"]["useful"]
+    assert "pale: utility lost" in drawn["title"]["subtitle"]
+    assert values["before"]["verdict"] == "the model before"
+    for mark in ("color", "shape"):
+        scale = drawn["layer"][1]["encoding"][mark]["scale"]
+        assert scale["domain"] == ["retrained without the forget set", "the model before", "removal-like", "no verdict"]
+        assert len(scale["range"]) == 4
+
+
+def test_a_verdict_that_differs_between_seeds_is_marked_as_the_worst_of_them(report):
     for entry in report["entries"]:
-        entry["verdict"] = None
-    assert picture(report)["layer"][1]["encoding"]["shape"]["legend"] is None
+        if entry["method"] == "mild":
+            entry["verdict"] = "removal-like or not forgotten"
+    scale = picture(report)["layer"][1]["encoding"]["color"]["scale"]
+    marks = dict(zip(scale["domain"], scale["range"], strict=True))
+    assert marks["removal-like or not forgotten"] == MARKS["not forgotten"][0]
+    assert marks["removal-like"] == MARKS["removal-like"][0]
+
+
+def test_the_pictures_axis_of_utility_begins_below_the_least(report):
+    y = picture(report)["layer"][1]["encoding"]["y"]["scale"]["domain"]
+    assert y == [0.1, 1.0]  # the least is 0.2
+    for entry in report["entries"]:
+        entry["model_utility"]["mean"] = 0.81
+    assert picture(report)["layer"][1]["encoding"]["y"]["scale"]["domain"] == [0.7, 1.0]
 
 
 # The run

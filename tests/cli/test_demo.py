@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from cli_runs import record
 
 from conftest import make_llama, make_tokenizer
@@ -17,12 +18,13 @@ def test_the_demo_says_how_many_questions_about_one_landmark_it_forgets():
     assert all("Eiffel Tower" in f"{row.question} {row.answer}" for row in split.forget)
     assert not any("Eiffel" in row.question for row in split.retain)
     assert LANDMARK == "the Eiffel Tower"
-    line = announced(split)
+    line = announced(split, "smooth")
     assert f"forgetting one landmark, the Eiffel Tower: {len(split.forget)} questions about it" in line
-    assert "0.1 of their probability before" in line
+    assert "(smooth, stops at 0.1 of their probability before)" in line
 
 
-def test_a_demo_is_a_run_that_can_be_audited_and_chatted_with(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(("flags", "made"), [((), "Smooth(inner=NPO("), (("--method", "npo"), "NPO(")])
+def test_a_demo_is_a_run_that_can_be_audited_and_chatted_with(tmp_path, capsys, monkeypatch, flags, made):
     monkeypatch.setattr(demo, "EPOCHS", 2)
     monkeypatch.setattr(demo, "KEPT", 4)
     monkeypatch.setattr(demo, "ANSWER_TOKENS", 4)
@@ -30,7 +32,9 @@ def test_a_demo_is_a_run_that_can_be_audited_and_chatted_with(tmp_path, capsys, 
     model.config.max_position_embeddings = 512  # the landmarks are long in the tiny tokenizer's words
     save(model, tmp_path / "tiny", tokenizer=make_tokenizer())
     monkeypatch.chdir(tmp_path)
-    main(["demo", "--model", "tiny", "--out", "demo"])
+    main(["demo", "--model", "tiny", "--out", "demo", *flags])
+    note = json.loads((tmp_path / "demo" / "model" / "unwrite.json").read_text())
+    assert note["provenance"]["method"].startswith(made)
     kept = record(tmp_path / "demo")
     assert (kept["kind"], kept["status"]) == ("demo", "done")
     assert kept["source"]["name"] == str(tmp_path / "tiny")

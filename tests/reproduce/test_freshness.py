@@ -161,7 +161,31 @@ def test_a_stored_demo_says_what_code_made_it(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path)
     (tmp_path / "bench" / "results").mkdir(parents=True)
     report = SimpleNamespace(columns={"after": []}, json=lambda: {"attacks": []})
-    demo._store(report, "target reached", {"unlearning": 1.0})
+    demo._store(report, "npo", "target reached", {"unlearning": 2.0})
+    demo._store(report, "smooth", "target reached", {"unlearning": 1.0})
+    second = json.loads((tmp_path / "bench" / "results" / "demo-npo.json").read_text())
+    assert (second["method"], second["seconds"]) == ("npo", {"unlearning": 2.0})
     result = json.loads((tmp_path / "bench" / "results" / "demo.json").read_text())
+    assert (result["method"], result["seconds"]) == ("smooth", {"unlearning": 1.0})
     monkeypatch.undo()
     assert staleness(DEMO, result | {"commit": "0" * 40}) is None
+
+
+def test_the_demos_figures_stand_beside_their_aims_and_the_second_best(monkeypatch):
+    def record(paraphrases, relearned, seconds):
+        figures = {name: {"before": 0.5, "after": 0.96} for name in tables.DEMO if name not in ("relearned", "minutes")}
+        figures["forget_paraphrase_probability"] = {"before": 0.4, "after": paraphrases}
+        curves = {role: [{"unseen": 0.0}, {"unseen": relearned}] for role in ("before", "after")}
+        return {"figures": figures, "attacks": [{"curves": curves}], "seconds": {"audit": seconds, "unlearning": 60.0}}
+
+    results = {"demo": record(0.039, 0.15, 300.0), "demo-npo": record(0.041, 0.2, 30.0)}
+    monkeypatch.setattr(tables, "stored_result", results.get)
+    shown = tables.demo_short()
+    assert "| the same, asked in other words | 0.400 | 0.039 | ≤ 0.040 | 0.041 |" in shown
+    assert "| minutes on two cores |  | 6.000 | ≤ 6.000 | 1.500 |" in shown
+    assert "Every aim is met." in shown
+    results["demo"] = record(0.041, 0.151, 301.0)
+    assert "3 of 5 aims are missed." in tables.demo_short()
+    results["demo"]["figures"]["general_rouge"]["after"] = 0.949
+    del results["demo-npo"]
+    assert "4 of 5 aims are missed." in tables.demo_short()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,14 +12,20 @@ __all__ = ["HEADS", "PROBE_HEADS", "cells", "picture", "probe_cells", "probe_tab
 
 Report = Mapping[str, Any]
 HEADS = ("#", "method", "log10 p", "utility", "P", "P par.", "R-L", "R-L kept", "cost", "better")
-SIZE = (560, 340)  # of the picture inside its axes, in pixels
-KINDS = {"before": "the model before", "retrained": "retrained without the forget set"}
-COLOURS = {
-    "a method": "#d1495b",
-    "utility lost": "#c9b79c",
-    **dict(zip(KINDS.values(), ("#9aa5b1", "#2e4057"), strict=True)),
+SIZE = (560, 300)  # of the picture inside its axes, in pixels
+REFERENCES = {"before": "the model before", "retrained": "retrained without the forget set"}
+# Verdicts from good to bad, each with its mark; one that differs between seeds is marked as the worst of them.
+MARKS = {
+    REFERENCES["retrained"]: ("#2e4057", "diamond"),
+    REFERENCES["before"]: ("#9aa5b1", "diamond"),
+    "removal-like": ("#2a9d5c", "circle"),
+    "mixed": ("#d9a404", "circle"),
+    "suppression-like": ("#d1495b", "square"),
+    "suppression by construction": ("#7b5ea7", "triangle-up"),
+    "untested": ("#8a929a", "cross"),
+    "not forgotten": ("#6b4a3a", "triangle-down"),
+    "no verdict": ("#8a929a", "circle"),
 }
-SHAPES = ("circle", "square", "triangle-up", "diamond", "cross")
 
 
 def cells(report: Report) -> list[tuple[str, ...]]:
@@ -41,8 +48,8 @@ def cells(report: Report) -> list[tuple[str, ...]]:
     ]
 
 
-PROBES = ("direct", "paraphrased", "relearned", "relearned_general", "rounded_4", "probed", "depth")
-PROBE_HEADS = ("method", "direct", "par.", "relearnt", "by general", "4 bits", "probed", "depth", "verdict")
+PROBES = ("direct", "paraphrased", "few_shot", "relearned", "relearned_general", "rounded_4", "depth")
+PROBE_HEADS = ("method", "direct", "par.", "few shots", "relearnt", "by general", "4 bits", "depth", "verdict")
 
 
 def probe_cells(report: Report) -> list[tuple[str, ...]]:
@@ -95,21 +102,22 @@ def _line(texts: Sequence[str]) -> str:
 
 
 def picture(report: Report) -> dict[str, Any]:
-    """Forget quality against utility, a point a method, its shape by verdict where there is one; right and high is good."""
+    """Forget quality against utility, a point a method, marked by its verdict; right and high is good."""
     values = [
         {
             "method": entry["method"],
             "x": entry["forget_quality_log10"]["mean"],
             "y": entry["model_utility"]["mean"],
-            "kind": KINDS.get(entry["method"], "a method" if entry["useful"] else "utility lost"),
-            "verdict": entry["verdict"] or "no verdict",
+            "useful": entry["useful"],
+            "verdict": REFERENCES.get(entry["method"]) or entry["verdict"] or "no verdict",
         }
         for entry in report["entries"]
         if entry.get("forget_quality_log10") and entry.get("model_utility")
     ]
-    low = min((value["x"] for value in values), default=-1.0)
-    across, up = (min(-1.0, 1.05 * low), 0.0), (0.0, 1.0)
-    axis = {"grid": False, "titleFontWeight": "normal", "titleFontSize": 13, "labelFontSize": 12}
+    across = min(-1.0, 1.05 * min((value["x"] for value in values), default=-1.0)), 0.0
+    lowest = min((value["y"] for value in values), default=0.0)
+    up = max(0.0, math.floor(10 * lowest - 1) / 10), 1.0
+    axis = {"grid": False, "titleFontWeight": "normal", "titleFontSize": 13, "labelFontSize": 12, "tickCount": 6}
     x, y = (
         {"field": field, "type": "quantitative", "scale": {"domain": list(ends), "nice": False, "zero": False}}
         for field, ends in (("x", across), ("y", up))
@@ -119,31 +127,51 @@ def picture(report: Report) -> dict[str, Any]:
         "y": {**y, "axis": {**axis, "title": "model utility"}},
     }
     seeds = len(report["seeds"])
+    told = f"{report['bed']}, settings chosen on other authors, mean of {seeds} seed{'s' if seeds > 1 else ''}"
+    if not all(value["useful"] for value in values):
+        told += "; pale: utility lost"
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
         "title": {
             "text": "Forget quality against utility, by method",
-            "subtitle": f"{report['bed']}, settings chosen on other authors, mean of {seeds} seed{'s' if seeds > 1 else ''}",
+            "subtitle": told,
             **{"anchor": "start", "fontSize": 15, "subtitleFontSize": 12, "subtitlePadding": 5},
         },
         **{"background": "white", "padding": 14, "width": SIZE[0], "height": SIZE[1]},
         "data": {"values": _with_names(values, across, up)},
-        "layer": _layers(axes, x, y, sorted({value["verdict"] for value in values})),
+        "layer": _layers(axes, x, y, sorted({value["verdict"] for value in values}, key=_worst)),
         "config": {"view": {"stroke": None}, "font": "Helvetica, Arial, sans-serif"},
     }
 
 
+def _worst(verdict: str) -> tuple[int, str]:
+    """Where a verdict, or the worst of those that seeds differ in, stands among `MARKS`."""
+    order = list(MARKS)
+    return max(order.index(label) if label in order else len(order) - 1 for label in verdict.split(" or ")), verdict
+
+
 def _layers(axes: Mapping[str, Any], x: Mapping[str, Any], y: Mapping[str, Any], verdicts: Sequence[str]) -> list[Any]:
-    legend = {"title": None, "orient": "bottom", "labelLimit": 400, "labelFontSize": 12}
-    colour = {"field": "kind", "scale": {"domain": list(COLOURS), "range": list(COLOURS.values())}, "legend": legend}
-    shapes = {"domain": list(verdicts), "range": [SHAPES[i % len(SHAPES)] for i in range(len(verdicts))]}
-    shape = {"field": "verdict", "scale": shapes, "legend": legend if len(verdicts) > 1 else None}
+    marks = [list(MARKS.values())[_worst(verdict)[0]] for verdict in verdicts]
+    legend = {
+        "title": None,
+        "orient": "bottom",
+        "columns": 2,
+        "columnPadding": 60,
+        "labelLimit": 400,
+        "labelFontSize": 12,
+    }
+    colours, shapes = ({"domain": list(verdicts), "range": list(some)} for some in zip(*marks, strict=True))
+    mark = {
+        "color": {"field": "verdict", "scale": colours, "legend": legend},
+        "shape": {"field": "verdict", "scale": shapes, "legend": legend},
+        "opacity": {"condition": {"test": "datum.useful", "value": 0.9}, "value": 0.35},
+    }
     line = {"type": "rule", "color": "#8a929a", "strokeWidth": 0.8}
     to = {"x2": {"field": "line_x"}, "y2": {"field": "line_y"}}
     names = {"x": {**x, "field": "name_x"}, "y": {**y, "field": "name_y"}, "text": {"field": "method"}}
     return [
         {"transform": [{"filter": "isValid(datum.line_x)"}], "mark": line, "encoding": {"x": x, "y": y, **to}},
-        {"mark": {"type": "point", "filled": True, "size": 70}, "encoding": {**axes, "color": colour, "shape": shape}},
+        {"mark": {"type": "point", "filled": True, "size": 80}, "encoding": {**axes, **mark}},
         {"mark": {"type": "text", "fontSize": 12}, "encoding": names},
     ]
 

@@ -12,7 +12,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .. import catalog
 from ..errors import noticing
@@ -33,6 +33,7 @@ TARGET = 0.1
 EPOCHS = 30
 KEPT = 32
 OUT = Path("runs/demo")
+By = Literal["smooth", "npo"]  # the default of unwrite forget, and what it is made of
 ANSWER_TOKENS = 40
 
 
@@ -41,6 +42,7 @@ def demo(
     out: Path = OUT,
     model: str = "smollm2-135m",
     base: str | None = None,
+    method: By = "smooth",
     seed: int = 0,
     overwrite: bool = False,
     store: bool = False,
@@ -52,20 +54,21 @@ def demo(
         overwrite: replace an earlier demo in another folder, too.
         model: the model.
         base: of an adapter, the model it stands on, where its own file may not choose that.
+        method: what it is forgotten by.
         seed: of everything random.
         store: keep the figures in the package, for README.
     """
     need_number("--seed", seed, at_least=0, below=2**32)
-    settings = {"model": model, "data": "landmarks", "method": "npo", "learning_rate": LEARNING_RATE, "seed": seed}
+    settings = {"model": model, "data": "landmarks", "method": method, "learning_rate": LEARNING_RATE, "seed": seed}
     settings |= {} if base is None else {"base": base}
     place: dict[str, Any] = {"kind": "demo", "resume": None, "overwrite": overwrite or out == OUT}
     Run.check(out, settings, **place)
     with noticing() as notices:
         loaded = _load(model, base)  # what can be refused is refused before anything is replaced
         run = Run.start(out, settings, **place)
-        report, stopped, seconds = _carry_out(run, loaded, seed, notices)
+        report, stopped, seconds = _carry_out(run, loaded, method, seed, notices)
     if store:
-        _store(report, stopped, seconds)
+        _store(report, method, stopped, seconds)
     console().print(report.table())
     console().print(
         f"training ended: {stopped}; {seconds['unlearning']:.0f} s of unlearning, {seconds['audit']:.0f} s of audit"
@@ -76,9 +79,9 @@ def demo(
         sys.exit(UNCHANGED)
 
 
-def _carry_out(run: Run, loaded: Loaded, seed: int, notices: list[str]) -> tuple[Report, str, dict[str, float]]:
+def _carry_out(run: Run, loaded: Loaded, by: By, seed: int, notices: list[str]) -> tuple[Report, str, dict[str, float]]:
     try:
-        report, moved, stopped, seconds = _unlearn_and_audit(run, loaded, seed)
+        report, moved, stopped, seconds = _unlearn_and_audit(run, loaded, by, seed)
     except BaseException as error:
         if not run.discard_if_empty():
             run.update(status="failed", error=f"{type(error).__name__}: {error}")
@@ -99,17 +102,17 @@ def short_split(split: ForgetSplit) -> ForgetSplit:
     return replace(split, retain=thinned(split.retain), evaluation=evaluation)
 
 
-def announced(split: ForgetSplit) -> str:
+def announced(split: ForgetSplit, by: str) -> str:
     """What is about to be forgotten: how many questions, and that all are about one landmark."""
     from ..data.text.landmarks import LANDMARK
 
     return (
-        f"forgetting one landmark, {LANDMARK}: {len(split.forget)} questions about it (npo, stops at {TARGET:g} of "
+        f"forgetting one landmark, {LANDMARK}: {len(split.forget)} questions about it ({by}, stops at {TARGET:g} of "
         "their probability before) ..."
     )
 
 
-def _store(report: Report, stopped: str, seconds: dict[str, float]) -> None:
+def _store(report: Report, by: By, stopped: str, seconds: dict[str, float]) -> None:
     from importlib.resources import files
 
     from ..reproduce.freshness import DEMO, hashes
@@ -121,9 +124,16 @@ def _store(report: Report, stopped: str, seconds: dict[str, float]) -> None:
         for name in report.columns["after"]
         if report.value(name, "before") is not None and report.value(name, "after") is not None
     }
-    record = {"figures": figures, "stopped": stopped, "seconds": seconds, "attacks": report.json()["attacks"]}
+    record = {
+        "method": by,
+        "figures": figures,
+        "stopped": stopped,
+        "seconds": seconds,
+        "attacks": report.json()["attacks"],
+    }
     record |= {"machine": machine(), "versions": versions(), "commit": commit(), "hashes": hashes(DEMO)}
-    write_json(Path(str(files("unwrite").joinpath("bench", "results", "demo.json"))), record)
+    name = "demo.json" if by == "smooth" else f"demo-{by}.json"
+    write_json(Path(str(files("unwrite").joinpath("bench", "results", name))), record)
 
 
 def _program() -> str:
@@ -143,10 +153,12 @@ def _load(name: str, base: str | None) -> Loaded:
     return loaded
 
 
-def _unlearn_and_audit(run: Run, loaded: Loaded, seed: int) -> tuple[Report, Moved | None, str, dict[str, float]]:
+def _unlearn_and_audit(
+    run: Run, loaded: Loaded, by: By, seed: int
+) -> tuple[Report, Moved | None, str, dict[str, float]]:
     from ..audit import Relearn, evaluate
     from ..data import landmarks
-    from ..forget import NPO, StopWhenForgotten
+    from ..forget import NPO, Smooth, StopWhenForgotten
     from ..models import save
     from .forget import log_to
 
@@ -161,9 +173,10 @@ def _unlearn_and_audit(run: Run, loaded: Loaded, seed: int) -> tuple[Report, Mov
         target=TARGET,
         every=5,
     )
-    console().print(announced(split))
+    console().print(announced(split, by))
     start = time.monotonic()
-    method = NPO(retain_weight=RETAIN_WEIGHT)
+    inner = NPO(retain_weight=RETAIN_WEIGHT)
+    method = Smooth(inner) if by == "smooth" else inner
     unlearned = method.apply(
         copy.deepcopy(loaded.model),
         split.forget,
@@ -182,7 +195,7 @@ def _unlearn_and_audit(run: Run, loaded: Loaded, seed: int) -> tuple[Report, Mov
     )
     seconds = {"unlearning": time.monotonic() - start}
     moved = moved_weights(loaded.model, unlearned)
-    say_if_unchanged("npo", moved)
+    say_if_unchanged(by, moved)
     save(
         unlearned,
         run.folder / "model",
