@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 LEARNING_RATE = 2e-5
 RETAIN_WEIGHT = 10.0  # the forget term is a sum over answer tokens, the retain term a mean
 TARGET = 0.1
-EPOCHS = 30
+BATCH = 4  # rows of each kind a step: half of what unwrite forget takes, for what forgets is the number of steps
+EPOCHS = 15
 KEPT = 32
 OUT = Path("runs/demo")
 By = Literal["smooth", "npo"]  # the default of unwrite forget, and what it is made of
@@ -185,6 +186,7 @@ def _unlearn_and_audit(
         args={
             "learning_rate": LEARNING_RATE,
             "num_train_epochs": EPOCHS,
+            "per_device_train_batch_size": BATCH,
             "warmup_epochs": 0,
             "lr_scheduler_type": "constant",
             "seed": seed,
