@@ -13,8 +13,9 @@ from unwrite.cli.fields import build
 from unwrite.data.images.images import Images
 from unwrite.errors import DataError, MethodError, Notice
 from unwrite.forget import DPO, IDK, NPO, RMU, SSD, ULD, UNDIAL, GradientDifference, Phase, SimNPO, Smooth
+from unwrite.forget.engine import landscape
 from unwrite.forget.engine.averaging import WeightAverage
-from unwrite.forget.engine.landscape import Landscape, norm
+from unwrite.forget.engine.landscape import Landscape, Slope, norm
 from unwrite.forget.smooth import curvature_penalty, gradient_penalty, randomised, sharpness_aware
 from unwrite.forget.vision.fine_tuning import FineTune
 
@@ -572,3 +573,11 @@ def test_refuses_images_by_name():
 def test_refuses_a_missing_retain_set_as_the_objective_does():
     with pytest.raises(DataError, match="NPO has retain_loss='nll' but there is no retain set"):
         Smooth().apply(make_llama(), make_examples("forget", 4), processing_class=make_tokenizer())
+
+
+def test_a_direction_takes_one_norm_however_many_weights_there_are(monkeypatch):
+    asked = []
+    monkeypatch.setattr(landscape, "norm", lambda tensors: asked.append(len(tensors)) or norm(tensors))
+    slope = Slope(0.0, [torch.full((2, 3), 2.0), torch.full((4,), -1.0), torch.ones(5)])
+    assert norm(slope.unit()) == pytest.approx(1.0)
+    assert asked == [3]

@@ -51,7 +51,8 @@ class Slope:
 
     def unit(self) -> list[Tensor]:
         """The gradient's direction, of length 1; zeros where the gradient is zero."""
-        return [one / (self.norm + _SMALL) for one in self.gradient]
+        length = self.norm + _SMALL
+        return [one / length for one in self.gradient]
 
 
 @dataclass
