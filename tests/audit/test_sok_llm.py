@@ -443,9 +443,10 @@ def test_depth_leaves_no_block_out_where_the_upper_ones_look_below(models):
 def _patched_plainly(source, target, rows):
     """Delta of block 0 of every row, one row at a time through the whole network."""
     losses = []
+    model = copy.deepcopy(source.model)  # transformers leaves hooks on a model that was asked for its hidden states
     for row, span in rows:
         ids = torch.tensor([row.input_ids])
-        state = source.model(ids, output_hidden_states=True).hidden_states[1][0]
+        state = model(ids, output_hidden_states=True).hidden_states[1][0]
         where = list(range(span.start - 1, span.stop - 1))
 
         def loss(change, ids=ids, span=span, where=where):

@@ -178,7 +178,7 @@ def test_the_demo_says_too_if_it_changed_nothing(tmp_path, capsys, monkeypatch):
     from unwrite.errors import notice
     from unwrite.runs import Run
 
-    def idle(run, loaded, seed):
+    def idle(run, loaded, by, seed):
         save(loaded.model, run.folder / "model", tokenizer=loaded.tokenizer)
         notice("npo changed none")
         return Report("basic", "landmarks", {}, [], {"after": {}}), Moved(0, 9), "all epochs done", {

@@ -30,7 +30,7 @@ def ran(monkeypatch):
     """The run folders `unwrite demo` got as far as training in; training itself is left out."""
     folders = []
 
-    def stop(run, loaded, seed):
+    def stop(run, loaded, by, seed):
         folders.append((run.folder, [entry.name for entry in run.folder.iterdir() if entry.name != ".lock"]))
         raise KeyboardInterrupt
 
