@@ -405,12 +405,30 @@ def test_depth_computes_only_the_blocks_above_and_says_the_same(models, monkeypa
         module.register_forward_hook(lambda module, *_: called.__setitem__(module, called[module] + 1))
     short = patched_losses(other, before, rows, [0, 1])
     batches = called[first]  # the whole network, once a batch
-    assert (
-        called[last] == 3 * batches
-    )  # beside it, once to see whether blocks can be left out, and once behind the first block
+    assert called[last] == 2 * batches + 1  # behind the first block too, and once to see whether blocks can be left out
     monkeypatch.setattr(depth, "_can_begin", lambda *_: False)
     assert patched_losses(other, before, rows, [0, 1]) == short
     assert called[first] == 4 * batches
+
+
+def test_whether_blocks_can_be_left_out_is_asked_once(models, monkeypatch):
+    before = TextContext(models[0], split(), TOKENIZER, batch_size=10)
+    asked = []
+    monkeypatch.setattr(depth, "_can_begin", lambda *_: asked.append(1) or True)
+    patched_losses(before, before, [telling(row, before) for row in before.split.forget], [0, 1])
+    assert len(asked) == 1
+
+
+def test_a_forward_that_others_put_on_a_block_is_there_again_behind_depth(models):
+    model = copy.deepcopy(models[0])
+    block = model.model.layers[0]
+    placed = block.forward
+    block.forward = lambda *args, **options: placed(*args, **options)
+    mine = block.forward
+    one = context(model)
+    patched_losses(one, one, [telling(row, one) for row in one.split.forget], [0, 1])
+    assert vars(block)["forward"] is mine
+    assert "forward" not in vars(model.model.layers[1])
 
 
 def test_depth_of_a_model_that_gives_all_logits_is_the_same(models):

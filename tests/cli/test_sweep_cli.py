@@ -160,3 +160,8 @@ def test_a_bed_of_texts_is_swept_by_the_suites_that_are_named(capsys, tmp_path, 
         ("ssd", 1),
     ]
     assert {"forget_quality_log10", "forget_repetition"} <= set(entries[2])
+
+
+def test_fields_of_the_method_inside_stand_beside_those_of_the_one_around_it():
+    [one] = contenders_of("smooth:beta=0.5,rho=0.1")
+    assert (one.method.rho, one.method.inner.beta) == (0.1, 0.5)

@@ -473,3 +473,11 @@ def test_it_is_applied_as_any_method_is_and_refuses_what_its_rows_say():
     assert encode(Example("a", "b"), tokenizer).input_ids[: len(encode_prompt(Example("a", "b"), tokenizer))]
     with pytest.raises(ModelError, match="reads token ids"):
         model.generate(inputs_embeds=torch.zeros(1, 2, 32))
+
+
+def test_flagged_prompts_may_ask_for_the_logits_of_some_places():
+    model = filtered()
+    prompts = torch.tensor([ids(SAID)])
+    whole = model(input_ids=prompts).logits
+    some = model(input_ids=prompts, logits_to_keep=torch.tensor([1, 3])).logits
+    assert torch.equal(some, whole[:, [1, 3]])

@@ -1,8 +1,9 @@
 """Every method that forgets texts on one bed: settings chosen on other authors than those that are reported, over seeds.
 
 A method's grid (`forget_grid.toml`) is tried once on the bed's tuning authors. Of the settings that keep `KEPT` of the target's utility,
-the one of best forget quality is taken; where none does, the one of highest utility. That one is then reported, over seeds, on
-authors that no choice has seen, with what the battery of removal probes makes of it. Two methods are compared at equal utility alone, within `EQUAL`: a method is better than another
+the one of best forget quality is taken; where none does, the one of highest utility. Where that costs too much, the choices of another
+bed are taken over, rates as multiples of a bed's own. The setting is then reported, over seeds, on authors that no choice has seen, with
+what the battery of removal probes makes of it. Two methods are compared at equal utility alone, within `EQUAL`: a method is better than another
 whose forget quality is below its own with every seed.
 """
 

@@ -95,13 +95,15 @@ def patched_losses(
     was_training = model.training
     model.eval()
     result: list[list[float]] = [[] for _ in rows]
+    skips: bool | None = None
     for batch in progress(by_length([len(row.input_ids) for row in encoded], target.batch_size), "patching"):
         lines = [encoded[i] for i in batch]
         where = [places[i] for i in batch]
         read = sorted({place for span in where for place in span})
         with watched(model, blocks) as own:
             whole = _losses(run(target, lines, read), lines, where, read)
-        skips = _can_begin(target, lines, where, read, own, whole)
+        if skips is None:  # of the family, so the first batch tells
+            skips = _can_begin(target, lines, where, read, own, whole)
         for at, number in enumerate(blocks):
             patched = _patched(states_of(own[number]), where, [states[i][:, at].to(device) for i in batch])
             begun = begun_at(model, number, with_states(own[number], patched))

@@ -123,13 +123,18 @@ def watched(model: nn.Module, layers: Sequence[int]) -> Iterator[dict[int, Any]]
 def begun_at(model: nn.Module, number: int, output: Any) -> Iterator[None]:
     """Within the block, a forward begins behind a block with the output given: that block and those below compute nothing."""
     lower = [block.module for block in anatomy(model).blocks[: number + 1]]
+    own = [
+        vars(module).get("forward") for module in lower
+    ]  # one that others have put there, to move weights between devices
     for module in lower:
         module.forward = lambda *_args, **_options: output
     try:
         yield
     finally:
-        for module in lower:
+        for module, forward in zip(lower, own, strict=True):
             del module.forward
+            if forward is not None:
+                module.forward = forward
 
 
 @torch.inference_mode()

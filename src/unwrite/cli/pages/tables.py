@@ -332,7 +332,7 @@ def _compared(name: str, stored: Mapping[str, Any]) -> str:
         "",
         *table(stored),
         "",
-        f"Setting: {stored['rule']}. Seeds {seeds}, {machine}, {hours:.1f} hours with target and oracles in the cache, commit "
+        f"Setting: {stored['rule']}. Seeds {seeds}, {machine}, {hours:.1f} hours in all, commit "
         f"{commit[:7]}. Left out: {left_out or 'none'}.",
     ]
     if probed := probe_table(stored):

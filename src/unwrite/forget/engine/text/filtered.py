@@ -97,7 +97,7 @@ class FilteredModel(PreTrainedModel, GenerationMixin):
         if input_ids is None:
             raise ModelError("a content filter reads token ids, and there are none. Pass input_ids.")
         stopped = [self.check.flagged(self._read(ids, mask)) for ids, mask in _rows(input_ids, attention_mask)]
-        whole = past_key_values is None and not use_cache and logits_to_keep == 0
+        whole = past_key_values is None and not use_cache and isinstance(logits_to_keep, int) and logits_to_keep == 0
         if all(stopped) and whole:  # nothing of the target's is shown
             width = self.target.get_input_embeddings().num_embeddings
             logits = torch.zeros(*input_ids.shape, width, dtype=self.target.dtype, device=input_ids.device)
