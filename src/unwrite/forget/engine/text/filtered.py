@@ -6,30 +6,28 @@ It is a transformers model: `generate` (greedy, sampling, beams, batches padded 
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, GenerationMixin, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ....data.text.rendering import Spelling
 from ....errors import ModelError
-from ....models import Loaded
-from ....models.checkpoints import first_line, read_json
-from ....models.guarded import load_guarded, save_guarded
-from ....runs import hash_json, hash_model, write_json
+from ....models.guarded import load_guarded
+from ....runs import hash_json, hash_model
 from .filtering import HeldStream, TextFilter
+from .guarded_model import GuardedModel, load_tokenizer, next_token_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LOADER = "content-filter"  # what unwrite.json beside a saved one says
 SURE = 30.0  # nats by which `forward` prefers the refusal on a flagged row
 
 
@@ -44,7 +42,7 @@ class FilterRules:
     refusal: str = "I'm sorry, but I can't answer that question."
 
 
-class FilteredModel(PreTrainedModel, GenerationMixin):
+class FilteredModel(GuardedModel):
     """A target whose inputs and outputs are looked at.
 
     Args:
@@ -54,25 +52,15 @@ class FilteredModel(PreTrainedModel, GenerationMixin):
         rules: what becomes of flagged texts.
     """
 
-    base_model_prefix = ""
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
+    loader: ClassVar[str] = "content-filter"
+    settings: ClassVar[frozenset[str]] = frozenset(asdict(FilterRules()))
 
     def __init__(
         self, target: PreTrainedModel, check: TextFilter, tokenizer: PreTrainedTokenizerBase, rules: FilterRules
     ) -> None:
-        super().__init__(copy.deepcopy(target.config))
-        self.target, self.check, self.rules = target, check, rules
-        self.reader = tokenizer
-        self.generation_config = copy.deepcopy(target.generation_config)
+        super().__init__(target)
+        self.check, self.rules, self.reader = check, rules, tokenizer
         self.eval()
-
-    @property
-    def bare(self) -> PreTrainedModel:
-        """The model inside, whose weights still know."""
-        return self.target
 
     def refusal_ids(self) -> list[int]:
         """The refusal as token ids, with the token that ends an answer."""
@@ -117,10 +105,7 @@ class FilteredModel(PreTrainedModel, GenerationMixin):
             where = torch.tensor(stopped, device=logits.device)
             logits = logits.masked_fill(where[:, None, None], 0.0)
             logits[where, :, self.refusal_ids()[0]] = SURE
-        loss = None
-        if labels is not None:
-            loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+        return CausalLMOutputWithPast(loss=next_token_loss(logits, labels), logits=logits, past_key_values=cache)
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **kwargs: Any) -> Any:
@@ -221,41 +206,28 @@ class FilteredModel(PreTrainedModel, GenerationMixin):
         kept = ids if mask is None else ids[mask.bool()]
         return str(self.reader.decode(kept.tolist(), skip_special_tokens=True))
 
-    def get_input_embeddings(self) -> torch.nn.Module:
-        """The target's."""
-        return self.target.get_input_embeddings()
-
-    def get_output_embeddings(self) -> None:
-        """None: logits are not always the output of one head."""
-        return
-
     def fingerprint(self) -> str:
         """Content hash of the target, the filter and the rules."""
         return hash_json([hash_model(self.target), self.check.fingerprint(), asdict(self.rules)])
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Writes target, filter and tokenizer, in a form that only `unwrite.models.load` and `from_pretrained` read.
+    def noted(self) -> dict[str, Any]:
+        return asdict(self.rules)
+
+    def write_parts(self, folder: Path) -> None:
+        """The filter and the tokenizer.
 
         Raises:
-            ModelError: `push_to_hub`. MethodError: a filter with an encoder of the user's own.
+            MethodError: a filter with an encoder of the user's own.
         """
-        folder = Path(save_directory)
-        if kwargs.get("push_to_hub"):
-            raise ModelError("a guard is not pushed to a hub: what is in it knows all. Save it, and share the folder.")
-        save_guarded(folder, type(self).__name__, target=self.target)
         self.check.save(folder)
         self.reader.save_pretrained(folder)
-        write_json(folder / "unwrite.json", {"loader": LOADER, "settings": asdict(self.rules)})
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **options: Any) -> FilteredModel:
-        """Reads what `save_pretrained` wrote; `options` are those of `unwrite.models.load`."""
-        folder = Path(folder)
-        settings = read_json(folder / "unwrite.json").get("settings")
-        if not isinstance(settings, dict) or set(settings) != set(asdict(FilterRules())):
-            raise ModelError(f"{folder / 'unwrite.json'} has no settings of a {cls.__name__}. Copy the folder whole.")
-        target = load_guarded(folder, "target", **options)
-        return cls(target, TextFilter.load(folder), _tokenizer(folder), FilterRules(**settings))  # type: ignore[arg-type]
+    def read(cls, folder: Path, settings: Mapping[str, Any], options: Mapping[str, Any]) -> Self:
+        if (tokenizer := load_tokenizer(folder)) is None:
+            raise ModelError(f"{folder} has no tokenizer, by which its filter reads. Copy the folder whole.")
+        target: Any = load_guarded(folder, "target", **options)
+        return cls(target, TextFilter.load(folder), tokenizer, FilterRules(**settings))
 
 
 class _HeldTokens(BaseStreamer):
@@ -337,15 +309,4 @@ def _runs(ids: list[int], special: set[int]) -> list[list[int]]:
     return runs
 
 
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # whatever the library meets in a damaged file
-        raise ModelError(f"the tokenizer of {folder} could not be loaded: {first_line(error)}") from error
-    return tokenizer
-
-
-def load_folder(folder: str | Path, **options: Any) -> Loaded:
-    """What `unwrite.models.load` calls for a folder whose `unwrite.json` names this loader."""
-    model = FilteredModel.from_pretrained(folder, **options)
-    return Loaded(model, model.reader, {"loader": LOADER})
+load_folder = FilteredModel.load_folder  # what `unwrite.models.load` calls

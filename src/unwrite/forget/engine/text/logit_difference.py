@@ -6,27 +6,25 @@ It is a transformers model: `generate` (greedy, sampling, beams, left padding), 
 
 from __future__ import annotations
 
-import copy
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ....errors import ModelError, notice
-from ....models import Loaded, load_model
-from ....models.checkpoints import first_line, read_json
-from ....models.guarded import is_guarded, load_guarded, save_guarded
-from ....runs import hash_json, hash_model, write_json
+from ....models import load_model
+from ....models.guarded import is_guarded, load_guarded
+from ....runs import hash_json, hash_model
 from ..checks import require
+from .guarded_model import GuardedModel, next_token_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
-
-LOADER = "logit-difference"  # what unwrite.json beside a saved pair says
 
 
 class PairCache(DynamicCache):
@@ -85,7 +83,7 @@ def subtract(target: Tensor, assistant: Tensor, alpha: float, top_filter: float,
     return torch.where(kept_tokens(target, top_filter), target - alpha * centred, outside)
 
 
-class LogitDifferenceModel(PreTrainedModel, GenerationMixin):
+class LogitDifferenceModel(GuardedModel):
     """target - alpha * assistant, as one model.
 
     Args:
@@ -97,11 +95,9 @@ class LogitDifferenceModel(PreTrainedModel, GenerationMixin):
         ModelError: the two have vocabularies of different size.
     """
 
-    base_model_prefix = ""
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
+    loader: ClassVar[str] = "logit-difference"
+    settings: ClassVar[frozenset[str]] = frozenset({"alpha", "top_filter", "raw"})
+    also: ClassVar[tuple[str, ...]] = ("assistant",)
 
     def __init__(
         self,
@@ -118,16 +114,10 @@ class LogitDifferenceModel(PreTrainedModel, GenerationMixin):
             )
         require("alpha", alpha, at_least=0)
         require("top_filter", top_filter, at_least=0, below=1)
-        super().__init__(copy.deepcopy(target.config))
-        self.target, self.assistant = target, assistant
+        super().__init__(target)
+        self.assistant = assistant
         self.alpha, self.top_filter, self.raw = alpha, top_filter, raw
-        self.generation_config = copy.deepcopy(target.generation_config)
         self.eval()
-
-    @property
-    def bare(self) -> PreTrainedModel:
-        """The model inside, whose weights still know."""
-        return self.target
 
     def forward(
         self,
@@ -160,9 +150,7 @@ class LogitDifferenceModel(PreTrainedModel, GenerationMixin):
         else:
             assistant = self.assistant(past_key_values=inner, **shared).logits
             logits = subtract(target, assistant, self.alpha, self.top_filter, drop=drop_filtered, raw=self.raw)
-        loss = None
-        if labels is not None:
-            loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        loss = next_token_loss(logits, labels)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values if use_cache else None)
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -180,51 +168,41 @@ class LogitDifferenceModel(PreTrainedModel, GenerationMixin):
             kwargs["past_key_values"] = self.empty_cache()
         return super().generate(*args, **kwargs)
 
-    def get_input_embeddings(self) -> torch.nn.Module:
-        """The target's."""
-        return self.target.get_input_embeddings()
-
-    def get_output_embeddings(self) -> None:
-        """None: logits are a combination, not the output of one head."""
-        return
-
     def fingerprint(self) -> str:
         """Content hash of both models and the settings."""
         settings = [self.alpha, self.top_filter, self.raw]
         return hash_json([hash_model(self.target), hash_model(self.assistant), settings])
 
+    def noted(self) -> dict[str, Any]:
+        return {"alpha": self.alpha, "top_filter": self.top_filter, "raw": self.raw}
+
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Writes both models and the settings, in a form that only `unwrite.models.load` and `from_pretrained` read.
+        """As every guard; not into a folder of the form that any tool loads as the target.
 
         Raises:
-            ModelError: a folder with a guard in the form that any tool loads as the target; `push_to_hub`.
+            ModelError: such a folder; `push_to_hub`.
         """
-        folder = Path(save_directory)
-        if kwargs.get("push_to_hub"):
-            raise ModelError("a guard is not pushed to a hub: what is in it knows all. Save it, and share the folder.")
-        if _loadable_by_all(folder):
-            raise ModelError(f"{folder} holds a guard in the old form (target/, assistant/). Choose another folder.")
-        save_guarded(folder, type(self).__name__, target=self.target, assistant=self.assistant)
-        settings = {"alpha": self.alpha, "top_filter": self.top_filter, "raw": self.raw}
-        write_json(folder / "unwrite.json", {"loader": LOADER, "settings": settings})
+        if _loadable_by_all(Path(save_directory)):
+            raise ModelError(
+                f"{save_directory} holds a guard in the old form (target/, assistant/). Choose another folder."
+            )
+        super().save_pretrained(save_directory, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **options: Any) -> LogitDifferenceModel:
-        """Reads what `save_pretrained` wrote; `options` are those of `unwrite.models.load`."""
-        folder = Path(folder)
-        settings = read_json(folder / "unwrite.json").get("settings")
-        if not isinstance(settings, dict) or set(settings) != {"alpha", "top_filter", "raw"}:
-            raise ModelError(f"{folder / 'unwrite.json'} has no settings of a {cls.__name__}. Copy the folder whole.")
+    def read(cls, folder: Path, settings: Mapping[str, Any], options: Mapping[str, Any]) -> Self:
+        reader: Callable[..., Any] = load_guarded
         if _loadable_by_all(folder):
             notice(
                 f"{folder} stores its guard in an old form: other tools load {folder / 'target'} as a model, which is "
                 "the one before forgetting. Load it and save it to another folder."
             )
-            return cls(
-                load_model(folder / "target", **options), load_model(folder / "assistant", **options), **settings
-            )
-        target, assistant = (load_guarded(folder, name, **options) for name in ("target", "assistant"))
+            reader = _load_open
+        target, assistant = (reader(folder, name, **options) for name in ("target", "assistant"))
         return cls(target, assistant, **settings)
+
+
+def _load_open(folder: Path, name: str, **options: Any) -> Any:
+    return load_model(folder / name, **options)
 
 
 def _loadable_by_all(folder: Path) -> bool:
@@ -232,13 +210,4 @@ def _loadable_by_all(folder: Path) -> bool:
     return (folder / "target" / "config.json").is_file() and not is_guarded(folder, "target")
 
 
-def load_folder(folder: str | Path, **options: Any) -> Loaded:
-    """What `unwrite.models.load` calls for a folder whose `unwrite.json` names this loader."""
-    folder = Path(folder)
-    model = LogitDifferenceModel.from_pretrained(folder, **options)
-    has_tokenizer = (folder / "tokenizer_config.json").exists()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True) if has_tokenizer else None
-    except Exception as error:  # whatever the library meets in a damaged file
-        raise ModelError(f"the tokenizer of {folder} could not be loaded: {first_line(error)}") from error
-    return Loaded(model, tokenizer, {"loader": LOADER})
+load_folder = LogitDifferenceModel.load_folder  # what `unwrite.models.load` calls
