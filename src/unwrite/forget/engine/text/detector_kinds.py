@@ -54,10 +54,12 @@ class LogisticHead:
         """
         from sklearn.linear_model import LogisticRegression
 
-        labels = np.arange(features.shape[0]) < forget
         model = LogisticRegression(C=FREEDOM, class_weight="balanced", max_iter=1000, random_state=seed)
-        model.fit(features, labels)
-        return cls(np.asarray(model.coef_[0], dtype=float), float(model.intercept_[0]))
+        used = np.unique(features.nonzero()[1])  # the weights of all others stay at 0
+        model.fit(features[:, used], np.arange(features.shape[0]) < forget)
+        weights = np.zeros(features.shape[1])
+        weights[used] = model.coef_[0]
+        return cls(weights, float(model.intercept_[0]))
 
     def __call__(self, features: Any) -> Floats:
         from scipy.special import expit
@@ -198,7 +200,9 @@ class HiddenStateDetector(_Regressed):
     def __post_init__(self) -> None:
         depth = self.model.config.get_text_config(decoder=True).num_hidden_layers if self.model is not None else 0
         if self.model is None or self.tokenizer is None or not 0 <= self.layer <= depth:
-            raise MethodError(f"{setting('layer')} is {self.layer}; this model has blocks 1 to {depth}, and 0 is before them.")
+            raise MethodError(
+                f"{setting('layer')} is {self.layer}; this model has blocks 1 to {depth}, and 0 is before them."
+            )
 
     def features(self, texts: Sequence[str]) -> Floats:
         model, tokenizer = self.model, self.tokenizer

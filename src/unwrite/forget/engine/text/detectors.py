@@ -54,6 +54,7 @@ class PromptDetector(ABC):
 
     def write_model(self, folder: Path) -> None:
         """Writes a model that the detector has of its own into a folder that isn't there yet."""
+        return
 
     def fingerprint(self) -> str:
         """Content hash."""

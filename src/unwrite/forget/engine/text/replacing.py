@@ -146,17 +146,22 @@ class _Replacing:
     def _places(self, ids: Tensor) -> tuple[list[Tensor | None], list[int]]:
         """Where the tokens stand in their texts, and the column at which each row's begin."""
         rows, width = ids.shape
-        mask, positions, cache = (self.inputs.get(name) for name in ("attention_mask", "position_ids", "past_key_values"))
-        placed = isinstance(positions, Tensor) and positions.dim() == 2 and positions.shape[1] == width
-        if mask is None and not placed and self.mask is not None and self.mask.shape == ids.shape:
+        mask, positions, cache = (
+            self.inputs.get(name) for name in ("attention_mask", "position_ids", "past_key_values")
+        )
+        if not isinstance(positions, Tensor) or positions.dim() != 2 or positions.shape[1] != width:
+            positions = None
+        if mask is None and positions is None and self.mask is not None and self.mask.shape == ids.shape:
             mask = self.mask
         if isinstance(mask, Tensor) and mask.dim() == 2 and len(mask) == rows and mask.shape[1] >= width:
             shown = mask.cpu().long()
             own = shown[:, -width:]
             return list((shown.cumsum(-1) - 1)[:, -width:]), [int(row.argmax()) if row.any() else width for row in own]
-        if placed:
+        if positions is not None:
             places = positions.cpu().expand(rows, -1)
-            zeros = [(row == 0).nonzero()[:, 0] for row in places]  # padding on the left has the place of the first token
+            zeros = [
+                (row == 0).nonzero()[:, 0] for row in places
+            ]  # padding on the left has the place of the first token
             return list(places), [int(zero[-1]) if len(zero) else 0 for zero in zeros]
         length = getattr(cache, "get_seq_length", None)
         if length is not None or not any(self.read):
