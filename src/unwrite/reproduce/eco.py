@@ -44,7 +44,7 @@ COLUMNS = ("forget probability", "forget ROUGE-L", "kept probability")
 
 
 @dataclass(frozen=True)
-class Answers:
+class AnsweredRows:
     """What a model makes of some rows, a figure a row.
 
     Args:
@@ -66,18 +66,18 @@ def probabilities(model: Any, bed: LanguageBed, rows: Examples) -> list[float]:
     return [exp(-score.mean_nll) for score in scores]
 
 
-def answers(model: Any, bed: LanguageBed, rows: Examples) -> Answers:
+def answers(model: Any, bed: LanguageBed, rows: Examples) -> AnsweredRows:
     """Both figures of every row."""
     prompts = [encode_prompt(row, bed.tokenizer) for row in rows]
     texts = generate_answers(model, bed.tokenizer, prompts, max_new_tokens=48, batch_size=40)
-    return Answers(
+    return AnsweredRows(
         probabilities(model, bed, rows),
         [rouge_l(row.answer, text).recall for row, text in zip(rows, texts, strict=True)],
     )
 
 
 @dataclass
-class Measured:
+class ArmFigures:
     """All figures.
 
     Args:
@@ -99,7 +99,7 @@ class Measured:
     unseen: dict[str, list[float]]
 
 
-def measured(bed: LanguageBed, seeds: Sequence[int], tiny: bool) -> Measured:
+def measured(bed: LanguageBed, seeds: Sequence[int], tiny: bool) -> ArmFigures:
     """Every arm on the authors that nothing was chosen on."""
     split, target = bed.split, bed.load()
     assert split.retain is not None
@@ -160,7 +160,7 @@ def measured(bed: LanguageBed, seeds: Sequence[int], tiny: bool) -> Measured:
         ),
     }
     grid = [name for name, (dims, _) in settings.items() if dims == settings[chosen][0]]
-    return Measured(arms, staying, chosen, grid, _flagged(guard, bed), exact, unseen)
+    return ArmFigures(arms, staying, chosen, grid, _flagged(guard, bed), exact, unseen)
 
 
 def _named(dims: int, strength: float) -> str:
@@ -245,12 +245,12 @@ def run(budget: Budget) -> Claim:
     )
 
 
-def _share(found: Measured, name: str) -> float:
+def _share(found: ArmFigures, name: str) -> float:
     hits, total = found.flagged[name]
     return hits / total
 
 
-def _checks(found: Measured) -> tuple[Check, ...]:
+def _checks(found: ArmFigures) -> tuple[Check, ...]:
     """The card's conditions, each a figure a seed where noise has a say."""
     own = found.arms[found.chosen]
     (target, _), (probability, rouge) = found.arms["target"][0], found.arms["oracle"][0]

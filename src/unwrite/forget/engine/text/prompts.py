@@ -6,7 +6,8 @@ A template is asked rather than known: a conversation of placeholders is written
                                             ^ the prompt ends here, at the last one
 
 Without a template the rows that this library writes ("Question: ...\\nAnswer: ...") are known; any other text is a prompt as a whole.
-Only what users say is read: a system's turn and earlier answers are not.
+Only what users say is read: a system's turn and earlier answers are not. Marks that a user spells in characters are no marks, where
+the template's are special tokens.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ....data import Example
@@ -71,19 +73,18 @@ class PromptReader:
         ids = list(ids)
         text = self.text(ids)
         marks = self._marks
-        opens = list(marks.opens.finditer(text)) if marks and self._is_chat(text) else []
-        closes = list(marks.closes.finditer(text)) if opens and marks else []
+        opens = self._found(marks.opens, ids, text) if marks and self._is_chat(text) else []
+        closes = self._found(marks.closes, ids, text) if opens and marks else []
         if length is None:
             length = len(ids)
             if closes and opens[-1].start() < closes[-1].end():  # else somebody still asks
                 length = self._tokens_until(ids, closes[-1].end())
         if not opens:
             return PromptParts(length, (self.tokenizer.decode(ids[:length], skip_special_tokens=True).strip(),))
-        ends = [one.start() for one in closes]
         turns = []
-        for start in (one.end() for one in opens):
-            end = next((one for one in ends if one >= start), len(text))
-            turns.append(text[start:end].strip())
+        for start, until in pairwise([*(one.end() for one in opens), len(text)]):
+            ends = [one.start() for one in closes if start <= one.start() < until]
+            turns.append(text[start : ends[-1] if ends else until].strip())  # a user may write such a mark, too
         return PromptParts(length, tuple(turns))
 
     def text(self, ids: Sequence[int]) -> str:
@@ -99,6 +100,22 @@ class PromptReader:
             offsets.append((start, end) if end > start or not offsets else offsets[-1])
             start = end
         return offsets
+
+    def _found(self, mark: re.Pattern[str], ids: list[int], text: str) -> list[re.Match[str]]:
+        """Where a mark stands; not where somebody spelt its special tokens as ordinary characters."""
+        matches = list(mark.finditer(text))
+        special = set(self._spelling._special.values())
+        written = list(self._literal.finditer(text)) if self._literal else []
+        if not matches or len(written) == sum(token in special for token in ids):
+            return matches
+        places = [span for span, token in zip(self.offsets(ids), ids, strict=True) if token in special]
+        spelt = [one.start() for one in written if not any(start <= one.start() < end for start, end in places)]
+        return [one for one in matches if not any(one.start() <= place < one.end() for place in spelt)]
+
+    @cached_property
+    def _literal(self) -> re.Pattern[str] | None:
+        special = sorted(self._spelling._special, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, special))) if special else None
 
     def _tokens_until(self, ids: list[int], end: int) -> int:
         """How many tokens from the first cover the text up to a character."""
@@ -134,8 +151,8 @@ class PromptReader:
 
     def _pattern(self, mark: str) -> str:
         """A mark as it may be spelt once it was tokens: blanks around its pieces, its newlines or none at its end."""
-        special = "|".join(re.escape(one) for one in sorted(self._spelling._special, key=len, reverse=True))
-        pieces = [piece for piece in re.split(rf"({special})|\s+" if special else r"\s+", mark) if piece]
+        special = rf"({self._literal.pattern})|" if self._literal else ""
+        pieces = [piece for piece in re.split(rf"{special}\s+", mark) if piece]
         newlines = len(mark.rstrip(" ")) - len(mark.rstrip(" ").rstrip("\n"))
         return r"\s*".join(map(re.escape, pieces)) + (rf"\n{{0,{newlines}}}" if pieces and newlines else "")
 
