@@ -632,7 +632,7 @@ def test_names_come_from_the_rows_or_from_a_tagger_and_are_saved(selection, tmp_
     folder = tiny_bert(BertForTokenClassification, tmp_path / "t", id2label={0: "O", 1: "B-PER"})
     target = lively(make_llama(0))
     forget = Examples([Example(answer="red", question=f"who was ann {one} ?", entity="Ann") for one in ("one", "two")])
-    method = ECO(threshold=0.0, selection=selection, token_classifier=folder if selection == "tagger" else "")
+    method = ECO(threshold=0.0, selection=selection, token_classifier=folder if selection == "tagger" else None)
     model = method.apply(target, forget, rows("retain", 4), processing_class=make_tokenizer())
     if selection == "names":
         assert model.rules.names == ("Ann",)
@@ -669,10 +669,11 @@ def test_a_detector_of_the_models_own_states_is_saved_with_the_guard(tmp_path):
         ({"strength": math.nan}, "strength is nan"),
         ({"dims": 0}, "dims is 0"),
         ({"alpha": 0.0}, "alpha is 0"),
+        ({"noise_seed": -1}, "noise_seed is -1"),
         ({"corruption": "noise"}, "corruption: unknown corruption 'noise'"),
         ({"scope": "all"}, "scope: unknown choice 'all'"),
-        ({"detector": "classifier"}, "classifier is empty"),
-        ({"selection": "tagger"}, "token_classifier is empty"),
+        ({"detector": "classifier"}, "classifier is not given"),
+        ({"selection": "tagger"}, "token_classifier is not given"),
     ],
 )
 def test_fields_without_meaning_are_refused(fields, message):

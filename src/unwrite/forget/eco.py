@@ -46,7 +46,7 @@ class ECO(Guard["TextWork"]):
         detector: "tfidf", "encoder" (sentence vectors) or "hidden" (the model's own states), each with a logistic regression
             fitted on forget against retain questions (ours); or "classifier", one that was trained elsewhere, as in the paper.
         classifier: the folder or Hub id of that classifier; for "encoder", of another sentence encoder.
-        forget_label: what the classifier calls prompts to be forgotten, or that label's number.
+        forget_label: what the classifier calls prompts to be forgotten, or that label's number; None for LABEL_1.
         layer: for "hidden", the block behind which states are read, counted from 1; None for the middle one (ours).
         threshold: a prompt is flagged where its score is above it, from 0 to 1; 1 flags nothing. The paper has 0.99 to 0.9999.
             None sets it by alpha.
@@ -65,8 +65,8 @@ class ECO(Guard["TextWork"]):
     """
 
     detector: DetectorName = "tfidf"
-    classifier: str = ""
-    forget_label: str = "LABEL_1"
+    classifier: str | None = None
+    forget_label: str | None = None
     layer: int | None = None
     threshold: float | None = None
     alpha: float = 0.01
@@ -76,7 +76,7 @@ class ECO(Guard["TextWork"]):
     dims: int = 1
     scope: Scope = "prompt"
     selection: Selection = "all"
-    token_classifier: str = ""
+    token_classifier: str | None = None
     noise_seed: int = 0
 
     requires: ClassVar[tuple[str, ...]] = ("retain",)
@@ -92,15 +92,16 @@ class ECO(Guard["TextWork"]):
             require("threshold", self.threshold, at_least=0, at_most=1)
         if self.layer is not None:
             require("layer", self.layer, at_least=0)
+        require("noise_seed", self.noise_seed, at_least=0)
         _ = self.rule
-        for name, needed in (
-            ("classifier", self.detector == "classifier"),
-            ("token_classifier", self.selection == "tagger"),
-        ):
-            if needed and not getattr(self, name):
-                raise MethodError(
-                    f"{setting(name)} is empty. Name a folder or a Hub id, such as dslim/bert-base-NER for names."
-                )
+        if self.detector == "classifier" and not self.classifier:
+            raise MethodError(
+                f"{setting('classifier')} is not given. Name the folder or Hub id of a classifier of prompts."
+            )
+        if self.selection == "tagger" and not self.token_classifier:
+            raise MethodError(
+                f"{setting('token_classifier')} is not given. Name a folder or a Hub id: dslim/bert-base-NER."
+            )
 
     @property
     def rule(self) -> Corruption:
@@ -146,7 +147,7 @@ class ECO(Guard["TextWork"]):
         if self.detector == "encoder":
             return EncoderDetector(encoder=self.classifier or ENCODER)
         if self.detector == "classifier":
-            return ClassifierDetector(self.classifier, self.forget_label)
+            return ClassifierDetector(str(self.classifier), self.forget_label or "LABEL_1")
         layer = self.layer
         if layer is None and model is not None:
             layer = model.config.get_text_config(decoder=True).num_hidden_layers // 2
@@ -166,7 +167,7 @@ class ECO(Guard["TextWork"]):
         work.encoded(work.forget)  # a row that no model can be asked is no row to flag
         names = tuple(dict.fromkeys(row.entity for row in work.forget if row.entity))
         rules = CorruptionRules(self.rule, self.scope, names if self.selection == "names" else None, self.noise_seed)
-        tagger = NameTagger.load(self.token_classifier) if self.selection == "tagger" else None
+        tagger = NameTagger.load(str(self.token_classifier)) if self.selection == "tagger" else None
         model: PreTrainedModel = work.model  # type: ignore[assignment]
         detector = self.calibrated(work.forget, work.retained, model, work.tokenizer)
         return CorruptedPromptModel(model, detector, work.tokenizer, rules, tagger)
