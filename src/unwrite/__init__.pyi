@@ -17,6 +17,7 @@ from .forget.dampening import LFSSD as LFSSD
 from .forget.dampening import SSD as SSD
 from .forget.dampening import Potion as Potion
 from .forget.dampening import RandomDampening as RandomDampening
+from .forget.eco import ECO as ECO
 from .forget.gradient_ascent import GradientAscent as GradientAscent
 from .forget.gradient_ascent import GradientDifference as GradientDifference
 from .forget.gradient_ascent import KLAscent as KLAscent

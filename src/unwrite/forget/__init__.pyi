@@ -12,6 +12,10 @@ from .dampening import LFSSD as LFSSD
 from .dampening import SSD as SSD
 from .dampening import Potion as Potion
 from .dampening import RandomDampening as RandomDampening
+from .eco import ECO as ECO
+from .eco import StrengthFit as StrengthFit
+from .eco import fit_strength as fit_strength
+from .eco import strength_distance as strength_distance
 from .engine.batch import PairedBatch as PairedBatch
 from .engine.cost import Cost as Cost
 from .engine.loss import Loss as Loss
@@ -21,6 +25,9 @@ from .engine.loss import PerRow as PerRow
 from .engine.loss import PerToken as PerToken
 from .engine.phase import Phase as Phase
 from .engine.text.arguments import UnlearnArguments as UnlearnArguments
+from .engine.text.calibrated_detector import CalibratedDetector as CalibratedDetector
+from .engine.text.corrupted_prompts import CorruptedPromptModel as CorruptedPromptModel
+from .engine.text.detectors import PromptDetector as PromptDetector
 from .engine.text.filtered import FilteredModel as FilteredModel
 from .engine.text.filtering import HeldStream as HeldStream
 from .engine.text.filtering import TextFilter as TextFilter

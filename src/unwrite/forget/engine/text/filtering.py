@@ -1,13 +1,10 @@
 """A filter of texts: scorers with thresholds set on benign texts, what it drops from an input, and a stream it holds back.
 
-    tau = the ceil((n + 1) (1 - alpha))-th smallest score of n benign texts;   a text is flagged where its score is above tau
-
-so that of fresh benign texts like those at most a share alpha is flagged (split-conformal calibration).
+A text is flagged where one of its scores is above its threshold (`calibration.py`).
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,26 +18,11 @@ from ....errors import DataError, ModelError, setting
 from ....models.checkpoints import read_json
 from ....runs import hash_json, hash_tensors, read_tensors, write_json
 from ....scoring.words import words_of
+from .calibration import conformal_threshold
 from .scorers import SCORERS, Scorer
 
 FILE, SETTINGS = "filter.safetensors", "filter.json"
 _SPAN = re.compile(r"[^\n.!?。！？]+[.!?。！？]*\s*|[\n.!?。！？]+\s*")
-
-
-def conformal_threshold(scores: Sequence[float], alpha: float) -> float:
-    """The score above which at most a share alpha of fresh benign texts lies.
-
-    Raises:
-        DataError: too few benign texts for so small an alpha.
-    """
-    index = math.ceil((len(scores) + 1) * (1 - alpha) - 1e-9)
-    if index > len(scores):
-        least = math.ceil(1 / alpha - 1e-9) - 1
-        raise DataError(
-            f"{len(scores)} benign texts are too few to calibrate a filter at {setting('alpha')} {alpha:g}: at least {least} are "
-            f"needed. Give more retain rows, or raise {setting('alpha')}."
-        )
-    return sorted(scores)[index - 1]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -21,15 +20,10 @@ from torch import Tensor
 from ....data import Examples
 from ....errors import DataError, MethodError, setting
 from ....scoring.words import forms_of, grams, words_of
+from .vectors import BUCKETS, HashedTfidf, hashed, unit_rows
 
 Encoder = Callable[[list[str]], Any]  # texts to vectors, [texts, width]
 COMMON = 0.05  # share of benign texts from which a word tells nothing
-BUCKETS = 1 << 18
-
-
-def hashed(words: Sequence[str]) -> int:
-    """64 bits of a run of words, the same on every machine."""
-    return int.from_bytes(blake2b("\x1f".join(words).encode(), digest_size=8).digest(), "big", signed=True)
 
 
 class Scorer(ABC):
@@ -256,60 +250,40 @@ class CosineScorer(Scorer):
     Args:
         vectors: of the forget texts, [texts, width], rows of length 1.
         encoder: texts to vectors, with any sentence encoder; None for TF-IDF over hashed words.
-        weights: TF-IDF's, by word bucket, [buckets].
+        words: that TF-IDF.
         window: words a vector is taken of.
     """
 
     name = "cosine"
 
     def __init__(
-        self, vectors: Any, window: int, *, encoder: Encoder | None = None, weights: np.ndarray[Any, Any] | None = None
+        self, vectors: Any, window: int, *, encoder: Encoder | None = None, words: HashedTfidf | None = None
     ) -> None:
-        self.vectors, self.window, self.encoder, self.weights = vectors, window, encoder, weights
+        self.vectors, self.window, self.encoder, self.words = vectors, window, encoder, words
 
     @classmethod
     def of(cls, texts: Sequence[str], benign: Sequence[str], window: int, encoder: Encoder | None = None) -> Self:
         """From the forget texts; TF-IDF counts words over them and the benign texts."""
         if encoder is not None:
-            return cls(_unit(np.asarray(encoder(list(texts)), dtype=float)), window, encoder=encoder)
-        everything = [*texts, *benign]
-        counts = np.zeros(BUCKETS)
-        for text in everything:
-            counts[[*set(_buckets(text))]] += 1
-        weights = np.log((1 + len(everything)) / (1 + counts)) + 1
-        made = cls(None, window, weights=weights)
-        made.vectors = made._sparse(texts)
-        return made
+            return cls(unit_rows(np.asarray(encoder(list(texts)), dtype=float)), window, encoder=encoder)
+        words = HashedTfidf.of([*texts, *benign])
+        return cls(words(texts), window, words=words)
 
     def __call__(self, text: str) -> float:
         if self.encoder is not None:
-            vector = _unit(np.asarray(self.encoder([text]), dtype=float))[0]
+            vector = unit_rows(np.asarray(self.encoder([text]), dtype=float))[0]
             return float(np.clip((self.vectors @ vector).max(), 0, 1))
-        return float(min(1.0, (self.vectors @ self._sparse([text]).T).max()))
-
-    def _sparse(self, texts: Sequence[str]) -> Any:
-        """TF-IDF of texts, [texts, buckets], rows of length 1."""
-        from scipy.sparse import csr_matrix
-
-        assert self.weights is not None
-        rows, columns, values = [], [], []
-        for i, text in enumerate(texts):
-            counted = Counter(_buckets(text))
-            weighed = {bucket: count * self.weights[bucket] for bucket, count in counted.items()}
-            length = math.sqrt(sum(value * value for value in weighed.values())) or 1.0
-            rows += [i] * len(weighed)
-            columns += list(weighed)
-            values += [value / length for value in weighed.values()]
-        return csr_matrix((values, (rows, columns)), shape=(len(texts), BUCKETS))
+        assert self.words is not None
+        return float(min(1.0, (self.vectors @ self.words([text]).T).max()))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        if self.encoder is not None or self.weights is None:
+        if self.encoder is not None or self.words is None:
             raise MethodError(
                 "a filter with an encoder of your own can't be stored: nothing here could load the encoder."
             )
         parts = {"data": self.vectors.data, "indices": self.vectors.indices, "indptr": self.vectors.indptr}
         tensors = {name: torch.from_numpy(np.array(part)) for name, part in parts.items()}
-        return tensors | {"weights": torch.from_numpy(self.weights)}, {"window": self.window}
+        return tensors | {"weights": torch.from_numpy(self.words.weights)}, {"window": self.window}
 
     @classmethod
     def of_state(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Self:
@@ -317,17 +291,7 @@ class CosineScorer(Scorer):
 
         data, indices, indptr = (tensors[name].numpy() for name in ("data", "indices", "indptr"))
         vectors = csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, BUCKETS))
-        return cls(vectors, settings["window"], weights=tensors["weights"].numpy())
-
-
-def _buckets(text: str) -> list[int]:
-    return [hashed([word.form]) % BUCKETS for word in words_of(text)]
-
-
-def _unit(vectors: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    unit: np.ndarray[Any, Any] = vectors / np.where(lengths > 0, lengths, 1.0)
-    return unit
+        return cls(vectors, settings["window"], words=HashedTfidf(tensors["weights"].numpy()))
 
 
 SCORERS: dict[str, type[Scorer]] = {one.name: one for one in (NGramScorer, AliasScorer, CosineScorer)}
