@@ -117,8 +117,8 @@ class KeySpaceDetection(Guard["TextWork"]):
         options = {"bos": bos, "batch_size": self.probe_batch}
         box = KeyBox.fit(work.model, probes, site, positions=self.positions, quantile=self.quantile, **options)
         if self.alpha is None:
-            radii = [box.radii(work.model, rows, site, **options) for rows in (held_out, other)]
-            box = box.calibrated(*radii, most_false=self.false_alarms)
+            inside, outside = (box.radii(work.model, rows, site, **options) for rows in (held_out, other))
+            box = box.calibrated(inside, outside, self.false_alarms)
         else:
             box = replace(box, alpha=self.alpha)
         if self.on_flag == "steer":

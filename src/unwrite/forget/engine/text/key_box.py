@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import ceil
 from pathlib import Path
 from typing import Any, Self
 
@@ -94,7 +95,7 @@ class KeyBox:
         Raises:
             DataError: all probes have one and the same key.
         """
-        k = float(radii.double().quantile(quantile, interpolation="higher"))
+        k = float(radii.sort().values[max(1, ceil(quantile * len(radii) - 1e-9)) - 1])
         if k == 0:
             raise DataError("all probes have the same key, so there is no box around them. Give queries that differ.")
         return replace(self, k=k)
