@@ -81,7 +81,7 @@ def test_sums_have_no_carry_and_calls_print_what_they_hold():
 
 
 def test_rows_that_are_trained_on_probed_with_and_asked_are_others():
-    bed = skill_bed(train=48, probes=48, asked=8, epochs=1)
+    bed = skill_bed(train=48, probes=48, asked=8, texts=8, epochs=1)
     for skill, make in zip(SKILLS, (sums, calls), strict=True):
         parts = [make(48, 0), bed.probe_rows(skill), bed.asked_rows(skill)]
         questions = [row.question for rows in parts for row in rows]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SKILLS = ("sums", "calls")
 DIGITS, LETTERS = 3, 4
 LAYERS, WIDTH = 3, 96
-TEXTS, WORDS = 200, 9  # short ones, so that no batch is mostly padding
+WORDS = 9  # of a text: short ones, so that no batch is mostly padding
 
 
 def sums(count: int, seed: int) -> list[Example]:
@@ -92,16 +92,16 @@ class SkillBed:
 
 
 @lru_cache(maxsize=2)
-def skill_bed(train: int = 4000, probes: int = 300, asked: int = 200, epochs: int = 8) -> SkillBed:
-    """The bed; the first call trains its model, about three minutes on one core."""
+def skill_bed(train: int = 4000, probes: int = 300, asked: int = 150, texts: int = 200, epochs: int = 12) -> SkillBed:
+    """The bed; the first call trains its model, about four minutes on one core."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     facts = [row.answer.split()[:WORDS] for row in authors().retain or ()]
-    texts = [Example(answer=" ".join(words)) for words in facts[:TEXTS]]
-    rows = [*sums(train, 0), *calls(train, 0), *texts]
+    plain = [Example(answer=" ".join(words)) for words in facts[:texts]]
+    rows = [*sums(train, 0), *calls(train, 0), *plain]
     tokenizer = small_tokenizer(texts_of(rows), 768)
     data = EncodedRows(encode_all(rows, tokenizer))
     start = small_config(tokenizer, LAYERS, WIDTH)
     recipe = causal_recipe(start, epochs=epochs, lr=3e-3, batch_size=64, weight_decay=0.01)
     return SkillBed(
-        tokenizer, trained(recipe, data, range(len(data)), 0), train, probes, asked, Examples(texts, "texts")
+        tokenizer, trained(recipe, data, range(len(data)), 0), train, probes, asked, Examples(plain, "texts")
     )
