@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers.architectures import tiny_model
-from helpers.tiny import lively, make_examples, make_llama
+from helpers.tiny import lively, make_llama
 from unwrite.data import Example, Examples
 from unwrite.data.text.encoding import encode_all, encode_prompt
 from unwrite.decode import PromptLookup, last_stats
@@ -30,6 +30,7 @@ from unwrite.scoring import generate_answers
 
 PROMPTS = [[6, 7, 8, 9, 10], [1, 11, 30, 12], [20, 21, 22, 23, 24, 25, 26]]  # the second begins with BOS
 REFUSAL = (5, 6, 2)
+RULES = AbstainRules(REFUSAL)
 NEW = 8
 
 
@@ -226,6 +227,14 @@ def test_neurons_are_where_each_architecture_has_them(arch):
     hook.remove()
     pruned, bare = ((one.reshape(-1, 48) == 0).all(0) for one in keys)  # of ReLU some are silent anyway
     assert (pruned & ~bare).nonzero().flatten().tolist() == zero.tolist()
+    assert ActivationStatistics.fit(model, PROMPTS, fewest=2, batch_size=2, side="left").count == 16
+    box = KeyBox(2, torch.zeros(48), torch.ones(48), k=1e6)
+    written = [
+        new_tokens(one, PROMPTS, max_new_tokens=3)
+        for one in (model, KeyGuardedModel(model, replace(box, k=1e-9), RULES))
+    ]
+    assert written[0] == written[1]
+    assert new_tokens(KeyGuardedModel(model, box, RULES), PROMPTS, max_new_tokens=3) == [[*REFUSAL]] * 3
 
 
 # Neuron Adjust: the model.
@@ -605,7 +614,7 @@ def test_bos_and_padding_are_asked_nothing(target):
     everything = KeyBox(2, guard.box.mean, guard.box.spread, k=1e6)
     ids[0, 0], mask[0] = 9, 0
     mask[0, -1] = 1
-    only = KeyGuardedModel(target, replace(everything, k=1e-9), AbstainRules(REFUSAL))
+    only = KeyGuardedModel(target, replace(everything, k=1e-9), RULES)
     assert not (only(input_ids=ids, attention_mask=mask).logits.argmax(-1) == REFUSAL[0]).all()
 
 
@@ -646,7 +655,7 @@ def test_steering_puts_another_key_in_the_place_of_one_inside(target, own):
 def test_a_prompt_that_ends_in_padding_is_refused(target):
     guard = around(target, PROMPTS[0], 0)
     ids, mask = padded(PROMPTS, "right")
-    with pytest.raises(ModelError, match="Pad on the left"):
+    with pytest.raises(ModelError, match="Let the tokenizer pad on the left"):
         guard.generate(input_ids=ids, attention_mask=mask)
 
 
@@ -712,15 +721,23 @@ def test_probes_and_the_queries_alpha_is_chosen_on_are_others(telling, tokenizer
 
 
 def test_by_hand_every_probe_is_refused_at_alpha_one_and_none_at_zero(telling, tokenizer):
-    forget = counted_rows("forget", 40, DIGITS)
+    forget, retain = counted_rows("forget", 40, DIGITS), counted_rows("retain", 40, NAMES)
     prompts = [encode_prompt(row, tokenizer) for row in forget]
     bare = new_tokens(telling, prompts, max_new_tokens=2)
     for alpha in (1.0, 0.0):
-        guard = KeySpaceDetection(alpha=alpha, refusal_text="sorry").apply(telling, forget, processing_class=tokenizer)
+        guard = KeySpaceDetection(alpha=alpha, reject_text="sorry").apply(
+            telling, forget, retain, processing_class=tokenizer
+        )
         refusal = list(guard.rules.refusal)
         assert len(refusal) == 2
         written = new_tokens(guard, prompts, max_new_tokens=2)
         assert written == ([refusal] * 40 if alpha else bare)
+        refused = [
+            row == refusal
+            for row in new_tokens(guard, [encode_prompt(row, tokenizer) for row in retain], max_new_tokens=2)
+        ]
+        assert guard.box.false_rate == sum(refused) / 40
+        assert guard.box.true_rate is None
 
 
 def test_it_steers_to_the_mean_key_of_what_stays(telling, tokenizer):
@@ -788,7 +805,8 @@ def test_words_that_are_no_choice_are_refused(method, fields):
         {"quantile": 0},
         {"quantile": 1.1},
         {"layer": 1.5},
-        {"refusal_text": " "},
+        {"layer": -1},
+        {"reject_text": " "},
         {"probe_batch": 0},
     ],
 )
@@ -827,9 +845,9 @@ def test_a_model_without_known_projections_is_refused(forget, retain, tokenizer)
 
 
 def test_a_model_without_the_layer_is_refused(target):
-    for layer in (3, -4):
-        with pytest.raises(MethodError, match=rf"layer is {layer} but the model has 3 blocks. Use 0 to 2, or -1"):
-            KeySpaceDetection(layer=layer).check_model(target)
+    with pytest.raises(MethodError, match=r"layer is 3 but the model has 3 blocks\. Use 0 to 2, or leave it out"):
+        KeySpaceDetection(layer=3).check_model(target)
+    assert KeySpaceDetection().fitted(target).layer == 2
 
 
 def test_a_guard_is_not_guarded_again(moved, forget, retain, tokenizer):
@@ -838,11 +856,7 @@ def test_a_guard_is_not_guarded_again(moved, forget, retain, tokenizer):
             method.apply(moved, forget, retain, processing_class=tokenizer)
 
 
-def test_without_retain_rows_only_a_box_with_its_factor_by_hand_can_be_made(target, forget, tokenizer):
-    with pytest.raises(DataError, match="NeuronAdjust needs a retain set"):
-        NeuronAdjust().apply(target, forget, processing_class=tokenizer)
-    with pytest.raises(DataError, match=r"to choose its factor on\. Give retain, or alpha by hand"):
-        KeySpaceDetection().apply(target, forget, processing_class=tokenizer)
-    with pytest.raises(DataError, match="to steer to"):
-        KeySpaceDetection(alpha=1.0, on_flag="steer").apply(target, forget, processing_class=tokenizer)
-    KeySpaceDetection(alpha=1.0).apply(target, make_examples("forget", 32), processing_class=tokenizer)
+def test_both_need_rows_of_what_is_to_stay(target, forget, tokenizer):
+    for method in (NeuronAdjust(), KeySpaceDetection(alpha=1.0)):
+        with pytest.raises(DataError, match=f"{type(method).__name__} needs a retain set"):
+            method.apply(target, forget, processing_class=tokenizer)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ from torch import nn
 from ..data import Examples
 from ..data.text.encoding import encode_prompt, encode_text
 from ..data.text.rendering import Spelling
-from ..errors import DataError, MethodError, setting, unknown
+from ..errors import MethodError, setting, unknown
 from ..models import anatomy
 from ..scoring import row_length
 from .base import Guard
@@ -43,10 +43,10 @@ class KeySpaceDetection(Guard["TextWork"]):
     """Refuses queries, and answers, whose key lies in the box of the forget skill's keys.
 
     Args:
-        layer: the block whose keys are looked at, from 0; negative ones count from the last, -1.
+        layer: the block whose keys are looked at, from 0; None for the last, as in the paper.
         alpha: factor of the box, at least 0: 2 for GSM8K and 1.4 for MBPP in the paper, which no other probes share. None
             chooses it on queries that are held out, the most of the skill with at most a share `false_alarms` of the retain
-            queries (ours); 1 takes in every probe, 0 nothing.
+            queries (ours); 1 takes in every probe, 0 nothing. Given by hand, all forget queries are probes.
         false_alarms: share of retain queries that may be refused, from 0 to below 1 (ours).
         held_out: share of the forget queries that alpha is chosen on and the box isn't made of, between 0 and 1 (ours).
         quantile: share of the probes that the box takes in at alpha 1, above 0 up to 1; 1 in the paper. Below 1, a few
@@ -54,25 +54,28 @@ class KeySpaceDetection(Guard["TextWork"]):
         positions: a vector of each query's "last" token, or of "all" its tokens, as the paper has it for languages.
         on_flag: "refuse", or "steer": put the retain queries' mean key in the place of one in the box and go on; it is then
             looked at, and changed, at every position (the paper has the last alone).
-        refusal_text: what a refusal says; None for a plain one.
+        reject_text: what a refusal says; None for a plain one.
         probe_batch: queries a forward while probing, at least 1.
     """
 
-    layer: int = -1
+    layer: int | None = None
     alpha: float | None = None
     false_alarms: float = 0.05
     held_out: float = 0.25
     quantile: float = 1.0
     positions: Positions = "last"
     on_flag: Literal["refuse", "steer"] = "refuse"
-    refusal_text: str | None = None
+    reject_text: str | None = None
     probe_batch: int = 8
 
+    requires: ClassVar[tuple[str, ...]] = ("retain",)
     trains: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if type(self.layer) is not int:
-            raise MethodError(f"{setting('layer')} is {self.layer!r}; give a whole number, -1 for the last block.")
+        if self.layer is not None and (type(self.layer) is not int or self.layer < 0):
+            raise MethodError(
+                f"{setting('layer')} is {self.layer!r}; give a whole number from 0, or leave it out for the last block."
+            )
         if self.alpha is not None:
             require("alpha", self.alpha, at_least=0)
         require("false_alarms", self.false_alarms, at_least=0, below=1)
@@ -82,50 +85,39 @@ class KeySpaceDetection(Guard["TextWork"]):
         check_positions(self.positions)
         if self.on_flag not in ("refuse", "steer"):
             raise MethodError(f"{setting('on_flag')}: {unknown('choice', str(self.on_flag), ('refuse', 'steer'))}")
-        if self.refusal_text is not None and not self.refusal_text.strip():
-            raise MethodError(
-                f"{setting('refusal_text')} is empty. Say something, or leave it out for a plain refusal."
-            )
+        if self.reject_text is not None and not self.reject_text.strip():
+            raise MethodError(f"{setting('reject_text')} is empty. Say something, or leave it out for a plain refusal.")
 
     def fitted(self, model: nn.Module) -> Self:
         if isinstance(model, GuardedModel):
             raise MethodError("the model is a guard already. Apply Key Space Detection to the model inside: model.bare")
         depth = len(anatomy(model).blocks)
-        if not -depth <= self.layer < depth:
+        if self.layer is not None and self.layer >= depth:
             raise MethodError(
-                f"{setting('layer')} is {self.layer} but the model has {depth} blocks. Use 0 to {depth - 1}, or -1 for the last."
+                f"{setting('layer')} is {self.layer} but the model has {depth} blocks. Use 0 to {depth - 1}, or leave it out "
+                "for the last."
             )
-        return replace(self, layer=self.layer % depth)
-
-    @property
-    def needs_retain(self) -> bool:
-        return self.alpha is None or self.on_flag == "steer"
-
-    def check(self, forget: Examples, retain: Examples | None) -> None:
-        if retain is None and self.needs_retain:
-            why = "to steer to" if self.on_flag == "steer" else "to choose its factor on"
-            raise DataError(
-                f"Key Space Detection needs queries of other skills, {why}. Give {setting('retain')}, or {setting('alpha')} by hand."
-            )
+        return self if self.layer is not None else replace(self, layer=depth - 1)
 
     def _apply(self, work: TextWork) -> KeyGuardedModel:
         work.encoded(work.forget)  # a row that no model can be asked is no query
+        assert self.layer is not None
         site, bos = mlp_sites(work.model)[self.layer], work.tokenizer.bos_token_id
-        forget = _queries(work, work.forget)
-        other = [] if work.retain is None else _queries(work, work.retained)
+        forget, other = (_queries(work, rows) for rows in (work.forget, work.retained))
         probes, held_out = self._parted(forget, work.args.seed)
-        options = {"bos": bos, "batch_size": self.probe_batch}
+        options: dict[str, Any] = {"bos": bos, "batch_size": self.probe_batch}
         box = KeyBox.fit(work.model, probes, site, positions=self.positions, quantile=self.quantile, **options)
+        others = box.radii(work.model, other, site, **options)
         if self.alpha is None:
-            inside, outside = (box.radii(work.model, rows, site, **options) for rows in (held_out, other))
-            box = box.calibrated(inside, outside, self.false_alarms)
+            box = box.calibrated(box.radii(work.model, held_out, site, **options), others, self.false_alarms)
         else:
             box = replace(box, alpha=self.alpha)
+            box = replace(box, false_rate=float(box.takes_in(others).double().mean()))
         if self.on_flag == "steer":
             box = replace(box, steer=self._goal(work, other, site))
-        spelling, said = Spelling(work.tokenizer), self.refusal_text or REFUSAL
+        spelling, said = Spelling(work.tokenizer), self.reject_text or REFUSAL
         refusal = (*spelling.ids(spelling.escaped(said), continues=True), spelling.end())
-        rows = [*work.forget, *(work.retain or ())]
+        rows = [*work.forget, *work.retained]
         asked = [query for query, row in zip([*forget, *other], rows, strict=True) if not row.is_text]
         rules = AbstainRules(refusal, self.on_flag == "steer", _common_end(asked), bos)
         return KeyGuardedModel(work.model, box, rules)

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 
-from ..data import Examples
-from ..errors import DataError, MethodError, setting, unknown
+from ..errors import MethodError, setting, unknown
 from .base import Guard
 from .engine.checks import require
 from .engine.text.activation_statistics import ActivationStatistics, Positions, check_positions
@@ -75,12 +74,6 @@ class NeuronAdjust(Guard["TextWork"]):
         if isinstance(model, GuardedModel):
             raise MethodError("the model is a guard already. Apply Neuron Adjust to the model inside: model.bare")
         return self
-
-    def check(self, forget: Examples, retain: Examples | None) -> None:
-        if retain is None:
-            raise DataError(
-                f"Neuron Adjust needs texts of what is to stay, to lead neurons back to. Give {setting('retain')}."
-            )
 
     def _apply(self, work: TextWork) -> AdjustedNeuronsModel:
         forget, retain = (

@@ -191,7 +191,7 @@ class _Moments:
     sizes: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def add(self, values: Tensor) -> None:
-        """values: [vectors, width] in float64."""
+        """Joins those of more vectors to them, `[vectors, width]` in float64."""
         if not len(values):
             return
         mean, total = values.mean(0), self.count + len(values)

@@ -107,7 +107,11 @@ class KeyBox:
 
     def inside(self, keys: Tensor) -> Tensor:
         """[...] whether each key is in the box, or is none."""
-        return (self.radius(keys) <= self.alpha * self.k * (1 + ROUNDING)) | ~keys.isfinite().all(-1)
+        return self.takes_in(self.radius(keys)) | ~keys.isfinite().all(-1)
+
+    def takes_in(self, radii: Tensor) -> Tensor:
+        """Whether each of these distances, as `radius` has them, is within the box."""
+        return (radii <= self.alpha * self.k * (1 + ROUNDING)) | radii.isnan()
 
     def radii(
         self,

@@ -297,9 +297,7 @@ def _mask_of(ids: Tensor, given: Tensor | None, config: Any) -> Tensor:
         pad, ends = config.pad_token_id, _ends(config)
         given = torch.ones_like(ids) if pad is None or pad in ends else (ids != pad).long()
     if not bool(given[:, -1].all()):
-        raise ModelError(
-            "a prompt ends in padding, whose key says nothing. Pad on the left: tokenizer.padding_side = 'left'."
-        )
+        raise ModelError("a prompt ends in padding, whose key says nothing. Let the tokenizer pad on the left.")
     return given
 
 
