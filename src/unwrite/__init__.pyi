@@ -21,7 +21,9 @@ from .forget.eco import ECO as ECO
 from .forget.gradient_ascent import GradientAscent as GradientAscent
 from .forget.gradient_ascent import GradientDifference as GradientDifference
 from .forget.gradient_ascent import KLAscent as KLAscent
+from .forget.key_space import KeySpaceDetection as KeySpaceDetection
 from .forget.needle import Needle as Needle
+from .forget.neuron_adjust import NeuronAdjust as NeuronAdjust
 from .forget.npo import NPO as NPO
 from .forget.refusal import DPO as DPO
 from .forget.refusal import IDK as IDK

@@ -24,6 +24,9 @@ from .engine.loss import PerPosition as PerPosition
 from .engine.loss import PerRow as PerRow
 from .engine.loss import PerToken as PerToken
 from .engine.phase import Phase as Phase
+from .engine.text.activation_statistics import ActivationStatistics as ActivationStatistics
+from .engine.text.adjusted_neurons import AdjustedNeuronsModel as AdjustedNeuronsModel
+from .engine.text.adjusted_neurons import NeuronTable as NeuronTable
 from .engine.text.arguments import UnlearnArguments as UnlearnArguments
 from .engine.text.calibrated_detector import CalibratedDetector as CalibratedDetector
 from .engine.text.corrupted_prompts import CorruptedPromptModel as CorruptedPromptModel
@@ -31,13 +34,17 @@ from .engine.text.detectors import PromptDetector as PromptDetector
 from .engine.text.filtered import FilteredModel as FilteredModel
 from .engine.text.filtering import HeldStream as HeldStream
 from .engine.text.filtering import TextFilter as TextFilter
+from .engine.text.key_box import KeyBox as KeyBox
+from .engine.text.key_guarded import KeyGuardedModel as KeyGuardedModel
 from .engine.text.stopping import StopWhenForgotten as StopWhenForgotten
 from .engine.text.trainer import UnlearnTrainer as UnlearnTrainer
 from .engine.text.unsaid import StopWhenUnsaid as StopWhenUnsaid
 from .gradient_ascent import GradientAscent as GradientAscent
 from .gradient_ascent import GradientDifference as GradientDifference
 from .gradient_ascent import KLAscent as KLAscent
+from .key_space import KeySpaceDetection as KeySpaceDetection
 from .needle import Needle as Needle
+from .neuron_adjust import NeuronAdjust as NeuronAdjust
 from .npo import NPO as NPO
 from .refusal import DPO as DPO
 from .refusal import IDK as IDK
