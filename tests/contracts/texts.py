@@ -15,6 +15,7 @@ ON_TEXTS = {slug: record for slug, record in catalog.methods().items() if "text"
 FIELDS = {slug: {"importance_batch": 4} for slug in ("ssd", "lfssd", "random-dampening")}
 # Answers have few words, and four tenths of the benign rows say what forget rows do.
 FIELDS["content-filter"] = {"n": 6, "window": 6, "alpha": 0.5}
+FIELDS["alu"] = {"subjects": ("ann", "eli")}  # these rows name no entity
 FIELDS["codeeraser"] = {"on": "all"}  # these rows hold no secrets
 FIELDS["rocr"] = {"target": "ann", "substitute": "hana", "nullspace_share": 0.5}
 # SGD moves weights by the gradient itself, so a weight that gets none stays.

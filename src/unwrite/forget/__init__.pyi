@@ -1,5 +1,6 @@
 # Written by `unwrite docs` from the catalogue, for type checkers and editors.
 
+from .alu import ALU as ALU
 from .base import Edit as Edit
 from .base import Guard as Guard
 from .base import Method as Method
@@ -20,6 +21,13 @@ from .engine.loss import PerPosition as PerPosition
 from .engine.loss import PerRow as PerRow
 from .engine.loss import PerToken as PerToken
 from .engine.phase import Phase as Phase
+from .engine.text.agent_model import AgentModel as AgentModel
+from .engine.text.agents.choosing import ChosenOption as ChosenOption
+from .engine.text.agents.choosing import choice_figures as choice_figures
+from .engine.text.agents.choosing import choose as choose
+from .engine.text.agents.endpoint import EndpointChat as EndpointChat
+from .engine.text.agents.pipeline import AgentAnswer as AgentAnswer
+from .engine.text.agents.pipeline import AgentChain as AgentChain
 from .engine.text.arguments import UnlearnArguments as UnlearnArguments
 from .engine.text.filtered import FilteredModel as FilteredModel
 from .engine.text.filtering import HeldStream as HeldStream
