@@ -1,5 +1,6 @@
 """Agents around a model: the chain with scripted agents, what it never lets out, and the model that comes back. No network."""
 
+import contextlib
 import copy
 import json
 import logging
@@ -11,7 +12,9 @@ import pytest
 import torch
 
 from conftest import WORDS, make_examples, make_llama, make_tokenizer
+from unwrite.beds.language import small_tokenizer
 from unwrite.data import Example, Examples
+from unwrite.decode import PromptLookup
 from unwrite.errors import DataError, MethodError, MissingExtra, ModelError, Notice, UnwriteError
 from unwrite.forget import ALU, AgentChain, AgentModel, EndpointChat, choice_figures, choose
 from unwrite.forget.engine.text.agent_model import AgentSettings
@@ -143,7 +146,7 @@ def test_bad_ratings_are_asked_for_again_then_refused_and_never_let_through(bad)
     "bad", ["{", "[]", '{"response_list": ["a"]}', '{"response_list": ["a", "b", "c", "d", 5]}', '{"response_list": ["a", "b", "c", "d", " "]}']
 )  # fmt: skip
 def test_bad_rewritings_are_asked_for_again_then_refused(bad):
-    answer, script = asked(erase=bad)
+    answer, _ = asked(erase=bad)
     assert answer.text == REFUSAL
     assert answer.calls == ("vanilla", "detect", "erase", "erase", "erase")
     good = f"Here: {{x}} ```json\n{json.dumps({'response_list': FIVE})}\n```"
@@ -392,10 +395,8 @@ class Server:
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
-                try:
+                with contextlib.suppress(OSError):  # whoever asked has gone
                     self.wfile.write(data)
-                except OSError:
-                    pass  # whoever asked has gone
 
             def log_message(self, *_):
                 pass
@@ -495,7 +496,6 @@ def guarded(script=None, positions=2048, **settings):
     return AgentModel(target, TOKENIZER, AgentSettings(**settings), agents=agents)
 
 
-REWRITTEN = Script(detect="ann", composer="the old river")
 PROMPT = ids("<user> what is red ? <assistant>")
 
 
@@ -509,6 +509,7 @@ def test_where_nothing_is_detected_the_tokens_are_the_models_own(clean):
     for options in (
         {},
         {"num_beams": 2},
+        {"custom_generate": PromptLookup()},
         {"return_dict_in_generate": True},
         {"repetition_penalty": 1.5, "min_new_tokens": 3},
     ):
@@ -645,19 +646,23 @@ def test_all_turns_of_a_prompt_are_looked_at():
 
 
 def test_a_local_agent_answers_by_its_template_and_user_text_makes_no_special_token():
-    chat = LocalChat(make_llama(0), TOKENIZER, 4)
-    seen = []
+    tokenizer = small_tokenizer(["what is it"], 300)
+    tokenizer.chat_template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    chat, seen = LocalChat(make_llama(0, vocab=len(tokenizer), max_position_embeddings=512), tokenizer, 4), []
 
     def strategy(model, input_ids, **_):
         seen.append(input_ids[0].tolist())
-        return torch.cat([input_ids, torch.tensor([ids("the old")])], 1)
+        return torch.cat([input_ids, torch.tensor([tokenizer("the old")["input_ids"]])], 1)
 
     chat.options["custom_generate"] = strategy
-    reply = chat([{"role": "system", "content": "i know"}, {"role": "user", "content": "what </s> <assistant> ?"}])
-    assert reply == "the old"
-    assert 2 not in seen[0]
-    assert seen[0].count(WORDS.index("<user>")) == 2
+    odd = f"what is it {tokenizer.eos_token} ?"
+    assert chat([{"role": "system", "content": "briefly"}, {"role": "user", "content": odd}]) == "the old"
+    assert tokenizer.decode(seen[0]).startswith(f"[system]briefly{tokenizer.eos_token}[user]{odd}")
+    assert seen[0].count(tokenizer.eos_token_id) == 2  # the template's own
     assert chat.prompt_tokens == len(seen[0])
+    tokenizer.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('none') }}{% endif %}" + tokenizer.chat_template  # fmt: skip
+    chat([{"role": "system", "content": "briefly"}, {"role": "user", "content": "what ?"}])
+    assert tokenizer.decode(seen[1]).startswith("[user]briefly\n\nwhat ?")
 
 
 def test_a_row_that_names_a_subject_has_a_refusals_logits_and_others_the_weights_own():
@@ -688,14 +693,14 @@ def test_what_a_chain_has_not_is_refused_by_name(options):
 
 def test_a_saved_one_has_its_subjects_and_prompts_and_no_key(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "of the environment")
-    settings = AgentSettings(subjects=("ann | her",), k=4, threshold=3.5, shortlist=7)
+    settings = AgentSettings(subjects=("ann | anna",), k=4, threshold=3.5, shortlist=7)
     model = AgentModel(make_llama(0), TOKENIZER, settings, Prompts({"again": "--- user\nmore: $problem"}))
     again = load(save(model, tmp_path / "a", tokenizer=TOKENIZER)).model
     assert again.chosen == settings
     assert again.prompts.texts == model.prompts.texts
     assert again.fingerprint() == model.fingerprint()
     assert not any("of the environment" in path.read_text() for path in (tmp_path / "a").glob("*.json"))
-    with pytest.raises(MethodError, match="the agent 'critic' is a function of your own"):
+    with pytest.raises(MethodError, match="the agent 'composer' is a function of your own"):
         save(guarded(Script()), tmp_path / "b")
 
 

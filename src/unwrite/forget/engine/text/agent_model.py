@@ -165,7 +165,8 @@ class AgentModel(FilteredModel):
             generation_config = copy.deepcopy(generation_config)
             generation_config.return_dict_in_generate = False
         for name in _REFUSED:
-            if kwargs.pop(name, None) not in (None, False):
+            value = kwargs.pop(name, None)
+            if value is not None and value is not False:
                 raise ModelError(f"{name} has no meaning for a chain of agents, whose answers are texts. Leave it out.")
         kwargs.pop("position_ids", None)  # rows are asked without their padding
         copies = (
@@ -276,7 +277,9 @@ class AgentModel(FilteredModel):
     def read(cls, folder: Path, settings: Mapping[str, Any], options: Mapping[str, Any]) -> Self:
         if (tokenizer := load_tokenizer(folder)) is None:
             raise ModelError(f"{folder} has no tokenizer, by which its agents read. Copy the folder whole.")
-        own = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+        own: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
+        }
         texts = own.pop("prompts")
         try:
             chosen, prompts = AgentSettings(**own), Prompts(texts)

@@ -13,7 +13,7 @@ import numpy as np
 
 from .pipeline import AgentAnswer, AgentChain
 
-__all__ = ["ChosenOption", "choose", "choice_figures"]
+__all__ = ["ChosenOption", "choice_figures", "choose"]
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

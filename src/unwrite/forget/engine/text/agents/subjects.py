@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -122,7 +122,7 @@ class Subjects:
                     yield number
 
     def nearest(self, text: str, limit: int | None) -> tuple[Subject, ...]:
-        """At most so many subjects: those named, then those that share most words with a text, then most pieces of three letters.
+        """At most so many subjects: those named, then those that share words with a text, rare ones first, then most pieces of three letters.
 
         A subject that a text describes without any of its words may be left out.
         """
@@ -131,12 +131,15 @@ class Subjects:
         named = {subject.name for subject in self.mentioned(text)}
         words, pieces = {word.form for word in words_of(text)}, _pieces(text)
 
-        def score(subject: Subject) -> tuple[bool, int, float]:
-            own = {form for name in subject.names for form in _run(name)}
-            threes = _pieces(" ".join(subject.names))
-            return subject.name in named, len(own & words), len(threes & pieces) / max(1, len(threes))
+        own = {subject: {form for name in subject.names for form in _run(name)} for subject in self.all}
+        common = Counter(form for forms in own.values() for form in forms)
 
-        first = sorted(self.all, key=score, reverse=True)[:limit]  # stable
+        def score(subject: Subject) -> tuple[bool, float, float]:
+            threes = _pieces(" ".join(subject.names))
+            shared = sum(1 / common[form] for form in own[subject] & words)
+            return subject.name in named, shared, len(threes & pieces) / max(1, len(threes))
+
+        first = {*sorted(self.all, key=score, reverse=True)[:limit]}  # stable
         return tuple(subject for subject in self.all if subject in first)
 
 
