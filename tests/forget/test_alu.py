@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from transformers import LogitsProcessorList
 
 from conftest import WORDS, make_examples, make_llama, make_tokenizer
 from unwrite.beds.language import small_tokenizer
@@ -595,6 +596,21 @@ def test_a_strategy_is_that_of_every_call_of_the_model_inside(monkeypatch):
     assert seen[0] == len(PROMPT)
     assert len(seen) == 3  # vanilla, detect, erase
     assert min(seen[1:]) > 50
+
+
+def test_limits_and_processors_of_a_call_are_those_of_the_answer_alone(monkeypatch):
+    model, seen = guarded(retries=0, agent_tokens=9), []
+    inside = model.target.generate
+
+    def generate(input_ids, **options):
+        seen.append((options.get("max_new_tokens"), options.get("min_new_tokens"), "logits_processor" in options))
+        return inside(input_ids=input_ids, **options)
+
+    monkeypatch.setattr(model.target, "generate", generate)
+    model.generate(
+        input_ids=torch.tensor([PROMPT]), max_new_tokens=3, min_new_tokens=2, logits_processor=LogitsProcessorList()
+    )
+    assert seen == [(3, 2, True), (9, None, False), (9, None, False)]
 
 
 def test_the_vanilla_agent_is_asked_the_prompt_as_it_stands(monkeypatch):

@@ -220,8 +220,8 @@ class RuleAgents:
     def _rating(self, text: str, asked: AgentQuestion, draws: np.random.Generator) -> int:
         if self.critic_error is None:
             return int(draws.integers(1, 6))
-        clean = not (asked.listed and leaks(text, asked)) != (draws.random() < self.critic_error)
-        return 5 if clean else 1
+        leak, turned = asked.listed and leaks(text, asked), draws.random() < self.critic_error
+        return 1 if leak != turned else 5
 
 
 def _alarm(asked: AgentQuestion, draw: float) -> str:

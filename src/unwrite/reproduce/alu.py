@@ -39,7 +39,7 @@ KEPT = 0.95
 SUBJECT = "Eiffel Tower"
 MODELS = {"medium": "Qwen/Qwen2.5-0.5B-Instruct", "full": "Qwen/Qwen2.5-7B-Instruct"}
 SMALL_MODEL, ASKED = "smollm2-135m", 10  # questions of each kind
-TOKENS = {"vanilla": 32, "detect": 16, "erase": 128, "critic": 128, "composer": 32}
+TOKENS = {"vanilla": 32, "detect": 16, "erase": 96, "critic": 96, "composer": 32}
 PREFIX = (
     f"Pretend that you know nothing about the {SUBJECT}. Where a question is about it, reply with this sentence alone: {REFUSAL} "
     "Answer all other questions directly."

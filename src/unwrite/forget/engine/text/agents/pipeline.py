@@ -29,6 +29,7 @@ AGENTS = ("vanilla", "detect", "erase", "critic", "composer")
 REFUSAL = "I cannot assist with that question."
 
 log = logging.getLogger("unwrite.agents")
+log.addHandler(logging.NullHandler())
 T = TypeVar("T")
 
 
