@@ -128,7 +128,17 @@ class AgentModel(FilteredModel):
             retries=chosen.retries,
         )
 
-    def forward(self, input_ids: Tensor | None = None, **rest: Any) -> CausalLMOutputWithPast:  # type: ignore[override]
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **rest: Any,
+    ) -> CausalLMOutputWithPast:
         """The weights' logits [batch, length, vocab] of rows that name no subject; of others, a refusal's at every position.
 
         These are no likelihoods of what `generate` writes, for the chain has none.
@@ -141,7 +151,16 @@ class AgentModel(FilteredModel):
                 "a chain of agents has no likelihoods: figures made of logits are those of the unchanged weights, and of a refusal "
                 "where a row names a subject. Judge it by what it writes."
             )
-        return super().forward(input_ids=input_ids, **rest)
+        return super().forward(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            use_cache,
+            labels,
+            logits_to_keep,
+            **rest,
+        )
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **kwargs: Any) -> Any:
