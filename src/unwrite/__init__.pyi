@@ -10,6 +10,7 @@ from .data import landmarks as landmarks
 from .data import read as read
 from .data import split_from as split_from
 from .errors import UnwriteError as UnwriteError
+from .forget.alu import ALU as ALU
 from .forget.code_eraser import CodeEraser as CodeEraser
 from .forget.content_filter import ContentFilter as ContentFilter
 from .forget.dampening import ASSD as ASSD

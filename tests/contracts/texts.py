@@ -15,6 +15,7 @@ ON_TEXTS = {slug: record for slug, record in catalog.methods().items() if "text"
 FIELDS = {slug: {"importance_batch": 4} for slug in ("ssd", "lfssd", "random-dampening")}
 # Answers have few words, and four tenths of the benign rows say what forget rows do.
 FIELDS["content-filter"] = {"n": 6, "window": 6, "alpha": 0.5}
+FIELDS["alu"] = {"subjects": ("ann", "eli")}  # these rows name no entity
 FIELDS["codeeraser"] = {"on": "all"}  # these rows hold no secrets
 FIELDS["eco"] = {"threshold": 0.0}  # these rows are too alike to tell apart, so every prompt is flagged
 FIELDS["key-space"] = {"positions": "all", "alpha": 1.0}  # too few rows for a vector each, or to choose a factor on

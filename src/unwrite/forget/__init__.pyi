@@ -1,5 +1,6 @@
 # Written by `unwrite docs` from the catalogue, for type checkers and editors.
 
+from .alu import ALU as ALU
 from .base import Edit as Edit
 from .base import Guard as Guard
 from .base import Method as Method
@@ -27,6 +28,13 @@ from .engine.phase import Phase as Phase
 from .engine.text.activation_statistics import ActivationStatistics as ActivationStatistics
 from .engine.text.adjusted_neurons import AdjustedNeuronsModel as AdjustedNeuronsModel
 from .engine.text.adjusted_neurons import NeuronTable as NeuronTable
+from .engine.text.agent_model import AgentModel as AgentModel
+from .engine.text.agents.choosing import ChosenOption as ChosenOption
+from .engine.text.agents.choosing import choice_figures as choice_figures
+from .engine.text.agents.choosing import choose as choose
+from .engine.text.agents.endpoint import EndpointChat as EndpointChat
+from .engine.text.agents.pipeline import AgentAnswer as AgentAnswer
+from .engine.text.agents.pipeline import AgentChain as AgentChain
 from .engine.text.arguments import UnlearnArguments as UnlearnArguments
 from .engine.text.calibrated_detector import CalibratedDetector as CalibratedDetector
 from .engine.text.corrupted_prompts import CorruptedPromptModel as CorruptedPromptModel
