@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import MethodError, ModelError, RunError, setting
+from ...runs import seeded
 
 __all__ = ["Increments", "LoraGroups", "WholeWeights", "block_list", "built", "default_targets", "refuse_statistics"]
 
@@ -103,10 +104,10 @@ class LoraGroups(Increments):
             target_modules="|".join(map(re.escape, names)),  # a pattern must match the whole path
             fan_in_fan_out=type(model.get_submodule(names[0])).__name__ == "Conv1D",
         )
-        inject_adapter_in_model(config, model)
-        if (new := _adapted(model) - before) != {*names}:
-            odd = sorted(new ^ {*names})[0]
-            raise ModelError(f"{odd} of this {type(model).__name__} can't be adapted by peft. Give other targets.")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # that of the groups before
+            inject_adapter_in_model(config, model)
+        _check_adapted(model, names, before)
         trained: dict[str, nn.Parameter] = {}
         for name, parameter in model.named_parameters():
             of_group = "lora_" in name and any(name.startswith(f"{path}.") for path in names)
@@ -140,7 +141,9 @@ def built(parts: Increments, base: nn.Module, increments: Sequence[Mapping[str, 
     model = parts.start(base)
     first = max(0, len(increments) - 1) if parts.whole else 0
     for stage in range(first, len(increments)):
-        places, tensors = parts.grow(model, stage), increments[stage]
+        with seeded(0):  # what is drawn is written over
+            places = parts.grow(model, stage)
+        tensors = increments[stage]
         for name in sorted(places.keys() | tensors.keys()):
             if name not in places or name not in tensors or places[name].shape != tensors[name].shape:
                 raise RunError(f"the increment of stage {stage} doesn't fit this {type(model).__name__}: {name}.")
@@ -215,10 +218,14 @@ def _linears(block: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, one in block.named_modules() if name and type(one).__name__ in kinds)
 
 
+def _check_adapted(model: nn.Module, names: Sequence[str], before: set[str]) -> None:
+    """Refuses a group of other layers than those named, or of one that an earlier group has."""
+    if odd := sorted((_adapted(model) - before) ^ {*names}):
+        raise ModelError(
+            f"{odd[0]} of this {type(model).__name__} is in two groups, or can't be adapted by peft. Give other "
+            f"{setting('targets')}."
+        )
+
+
 def _adapted(model: nn.Module) -> set[str]:
     return {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
-
-
-def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Every tensor of a model by name, each once."""
-    return dict(chain(model.named_parameters(), model.named_buffers()))
