@@ -385,7 +385,7 @@ def test_processes_train_shards_side_by_side_to_the_same_bits(sharded, tmp_path,
 
 def test_a_text_classifier_opens_again(tmp_path):
     rows, tokenizer = make_labelled_texts(), make_tokenizer()
-    one = make_s3t().fit(make_text_classifier(), rows, tmp_path / "out", processing_class=tokenizer)
+    one = make_s3t(n_shards=1, budget=1).fit(make_text_classifier(), rows, tmp_path / "out", processing_class=tokenizer)
     two = ShardedModel.open(tmp_path / "out", make_text_classifier(), processing_class=tokenizer)
     texts = [row.question for row in rows]
     assert torch.equal(one.predict(rows), two.predict(texts))

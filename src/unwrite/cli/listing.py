@@ -58,7 +58,7 @@ def methods(method: str | None = None, *, json: bool = False) -> None:
     if method is not None:
         _one(catalog.plan(method) if method in catalog.plans() else catalog.method(method), json)
         return
-    records = [*catalog.methods().values(), *catalog.plans().values()]
+    records: list[MethodRecord | PlanRecord] = [*catalog.methods().values(), *catalog.plans().values()]
     if json:
         print_json([{**dataclasses.asdict(record), "observed": list(observed(record.slug))} for record in records])
         return
