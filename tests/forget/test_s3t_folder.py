@@ -275,6 +275,15 @@ def test_a_ledger_that_does_not_match_its_increments_is_refused(sharded, what, m
         ShardedModel.open(sharded.ledger.folder, make_vit())
 
 
+def test_an_increment_without_the_one_it_stands_on_is_not_served_and_both_are_trained_again(sharded, images):
+    before, folder = sharded.predict(images), sharded.ledger.folder
+    shutil.rmtree(folder / "nodes" / "0-0")
+    again = ShardedModel.open(folder, make_vit())
+    assert again.served[0] == (1, 0)
+    assert again.retrain(images, shards=[0]) == 2
+    assert torch.equal(again.predict(images), before)
+
+
 def test_an_increment_that_changes_while_it_is_served_is_never_read(sharded):
     damage(sharded.ledger.folder, "weights")
     with pytest.raises(RunError, match="is not as it was written"):
@@ -389,3 +398,5 @@ def test_a_text_classifier_opens_again(tmp_path):
     two = ShardedModel.open(tmp_path / "out", make_text_classifier(), processing_class=tokenizer)
     texts = [row.question for row in rows]
     assert torch.equal(one.predict(rows), two.predict(texts))
+    assert len({len(tokenizer(text)["input_ids"]) for text in [*texts, "who ?"]}) > 1
+    assert torch.allclose(one.predict(["who ?"]), one.predict([*texts, "who ?"])[-1:], atol=1e-6)  # padding is not read

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 Order = tuple[int, ...]
-DRAWS = 10_000  # among which different orders are looked for
+DRAWS, AT_ONCE = 10_000, 20  # among which different orders are looked for
 
 
 def rotations(n_slices: int) -> list[Order]:
@@ -113,8 +113,13 @@ def drawn_orders(probabilities: Sequence[float], budget: int, seed: int) -> list
     _check_budget(len(probabilities), budget)
     weights = np.maximum(1.0 - np.array(probabilities), 1e-12)
     # Who arrives first, at these rates, is drawn in proportion to them; so is who comes next among those left.
-    arrivals = np.random.default_rng(seed).exponential(size=(DRAWS, len(weights))) / weights
-    orders = list(dict.fromkeys(tuple(map(int, row)) for row in arrivals.argsort(axis=1)))[:budget]
+    generator, drawn = np.random.default_rng(seed), dict[Order, None]()
+    for _ in range(DRAWS // AT_ONCE):
+        arrivals = generator.exponential(size=(AT_ONCE, len(weights))) / weights
+        drawn |= dict.fromkeys(tuple(map(int, row)) for row in arrivals.argsort(axis=1))
+        if len(drawn) >= budget:
+            break
+    orders = list(drawn)[:budget]
     if len(orders) < budget:
         raise MethodError(
             f"{setting('budget')} is {budget}, and {DRAWS:,} draws gave {len(orders)} different orders. Lower it, or take "
