@@ -177,9 +177,7 @@ def run(budget: Budget) -> Claim:
     scale = SCALES.get(budget.size, SCALES["small"])
     rates, tried = chosen_rates(scale)
     measurements: dict[str, list[Played]] = {}
-    ordinary: list[float] = []
-    one_slice: list[float] = []
-    exact: list[bool] = []
+    ordinary, one_slice, exact = list[float](), list[float](), list[bool]()
     for seed in budget.seeds:
         bed = ShardedDigits.of(seed, REPORTED, 2 * scale.epochs)
         arms, lora, single = _arms(bed, scale, rates, seed)
@@ -191,17 +189,11 @@ def run(budget: Budget) -> Claim:
         if seed == budget.seeds[0]:
             exact.append(_bit_identical(bed, scale, rates["S3T"], seed))
     checks = _checks(scale, measurements, ordinary, one_slice, all(exact))
-    rows = {name: _row([one.figures() for one in seeds]) for name, seeds in measurements.items()}
+    rows: dict[str, tuple[str, ...]] = {}
+    for name, seeds in measurements.items():
+        rows[name] = tuple(spread(list(column)) for column in zip(*(one.figures() for one in seeds), strict=True))
     rows["ordinary LoRA on each shard"] = (spread(ordinary), *["–"] * (len(COLUMNS) - 1))
-    extra = {
-        "rates": rates,
-        "accuracy on other classes by rate": tried,
-        "expected until none answers": {
-            f"B={b}": round(expected_deletions(scale.n_shards, scale.n_slices, b), 2) for b in scale.budgets
-        },
-        "budgets": [scale.budgets[0], scale.budgets[-1]],
-        "first slices alone, %": one_slice,
-    }
+    extra = _extra(scale, rates, tried, one_slice)
     return Claim(
         slug="s3t",
         claim="Orders of LoRA slices that are switched off take O(mL log(mB)) deletions before retraining, SISA O(mL log m), with "
@@ -212,11 +204,22 @@ def run(budget: Budget) -> Claim:
         columns=COLUMNS,
         rows=rows,
         headline=headline(rows, extra),
-        reason=reason_of(checks, _reason(scale, measurements, ordinary)),
+        reason=reason_of(checks, _reason(measurements, ordinary)),
         checks=checks,
         seeds=budget.seeds,
         extra=extra,
     )
+
+
+def _extra(scale: Scale, rates: Any, tried: Any, one_slice: Sequence[float]) -> dict[str, Any]:
+    lives = {f"B={b}": round(expected_deletions(scale.n_shards, scale.n_slices, b), 2) for b in scale.budgets}
+    return {
+        "rates": rates,
+        "accuracy on other classes by rate": tried,
+        "expected until none answers": lives,
+        "budgets": [scale.budgets[0], scale.budgets[-1]],
+        "first slices alone, %": [*one_slice],
+    }
 
 
 def chosen_rates(scale: Scale) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
@@ -257,8 +260,10 @@ def _arms(
         notes, checkpoint_notes = [*s3t.ledger.notes.values()], [*sisa.ledger.notes.values()]
         seconds, retraining = _trained_by_a_deletion(s3t, bed), _trained_by_a_deletion(sisa, bed)
     orders, one = rotated_orders(scale.n_slices, scale.budgets[-1]), (tuple(range(scale.n_slices)),)
-    costs = {f"S3T, B={b}": _before(notes, orders[:b]) for b in scale.budgets}
-    arms = {f"S3T, B={b}": Arm(tuple(orders[:b]), answers, False, seconds, costs[f"S3T, B={b}"]) for b in scale.budgets}
+    arms = {
+        f"S3T, B={b}": Arm(tuple(orders[:b]), answers, False, seconds, _before(notes, orders[:b]))
+        for b in scale.budgets
+    }
     cost = _before(checkpoint_notes, one)
     arms["SISA"] = Arm(one, checkpoints, False, retraining, cost)
     arms["SISA without slices"] = Arm(one, checkpoints, True, retraining, cost)
@@ -389,15 +394,10 @@ def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str
     return f"{many} orders keep accuracy within 2 points for {kept[0]} deletions, one order for {kept[1]}"
 
 
-def _row(seeds: Sequence[Sequence[float]]) -> tuple[str, ...]:
-    return tuple(spread(list(column)) for column in zip(*seeds, strict=True))
-
-
-def _reason(scale: Scale, measurements: Mapping[str, Sequence[Played]], ordinary: Sequence[float]) -> str:
+def _reason(measurements: Mapping[str, Sequence[Played]], ordinary: Sequence[float]) -> str:
     def of(get: Callable[[Played], float]) -> str:
         return ", ".join(f"{fmean(map(get, seeds)):.1f} {name}" for name, seeds in measurements.items())
 
-    return (
-        f"Deletions within 2 points: {of(lambda one: one.kept[POINTS[0]])}. Until none answers: {of(lambda one: one.life)}. "
-        f"Accuracy at the start: {of(lambda one: one.start)}, {fmean(ordinary):.1f} ordinary LoRA"
-    )
+    kept, lives, start = of(lambda one: one.kept[POINTS[0]]), of(lambda one: one.life), of(lambda one: one.start)
+    first = f"Deletions within 2 points: {kept}. Until none answers: {lives}"
+    return f"{first}. Accuracy at the start: {start}, {fmean(ordinary):.1f} ordinary LoRA"

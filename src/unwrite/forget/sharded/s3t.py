@@ -109,10 +109,8 @@ class ShardedTraining:
         """Trains all stages of all shards into a folder, or those that are missing in it, and serves them.
 
         Args:
-            base: a model that has not seen the records, never changed; or a function without arguments that loads it, which is
-                what other processes are sent.
-            dataset: `Images` with labels; `Examples` for a causal language model, or for a sequence classifier, where the question
-                is the text and the answer its class.
+            base: a model that has not seen the records, never changed; or a function that loads it, which other processes are sent.
+            dataset: `Images` with labels; `Examples` for a causal language model, or for a classifier, whose answers are classes.
             folder: of the ledger and the increments; a killed fit goes on there from the increments that are whole.
             processing_class: the tokenizer, for texts.
             ids: the records' names; an image's index or a hash of what a text says if None.
@@ -126,7 +124,7 @@ class ShardedTraining:
             ModelError: a model with running statistics, or of no kind that can be trained so.
             RunError: the folder is in use, was planned otherwise, or doesn't match its ledger; a full disk.
         """
-        folder, model = Path(folder), loaded(base)
+        model = loaded(base)
         refuse_statistics(model)
         task = task_for(model, isinstance(dataset, Images), processing_class, self.max_length)
         names = names_of(dataset, ids)
@@ -140,7 +138,7 @@ class ShardedTraining:
             settings=self._settings(task, self.increments(model, task, dataset)),
             records=records,
         )
-        ledger = self._ledger(folder, plan)
+        ledger = self._ledger(Path(folder), plan)
         loader = None if isinstance(base, nn.Module) else base
         sharded = ShardedModel(model, ledger, task, self.training.device, loader)
         every = range(self.n_shards)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -93,16 +94,17 @@ class ImageTask(ClassifierTask):
 
     kind: ClassVar[str] = "images"
 
-    def inputs(self, rows: Images | Tensor) -> list[Tensor]:
-        return list(rows.pixels if isinstance(rows, Images) else rows)
+    def inputs(self, rows: Images | Tensor) -> list[np.ndarray]:
+        """Arrays: a tensor each would take a file handle each on its way to another process."""
+        return list((rows.pixels if isinstance(rows, Images) else rows).numpy())
 
     def encoded(self, dataset: Images) -> list[list[Any]]:
         if dataset.labels is None:
             raise DataError(f"{dataset.name} has targets, and shards are combined as probabilities. Give labels.")
-        return [[(pixels, label)] for pixels, label in zip(dataset.pixels, dataset.labels.tolist(), strict=True)]
+        return [[(pixels, label)] for pixels, label in zip(self.inputs(dataset), dataset.labels.tolist(), strict=True)]
 
-    def logits(self, model: nn.Module, inputs: Sequence[Tensor], device: str) -> Tensor:
-        return logits_of(model, torch.stack(list(inputs)).to(device))
+    def logits(self, model: nn.Module, inputs: Sequence[np.ndarray], device: str) -> Tensor:
+        return logits_of(model, torch.from_numpy(np.stack(inputs)).to(device))
 
     def head(self, model: nn.Module, dataset: Images) -> tuple[str, ...]:
         return super().head(model, dataset) or (vision_layout(model, dataset.pixels[:2]).head,)
