@@ -27,7 +27,6 @@ from ..forget.sharded.orders import (
     Order,
     drawn_orders,
     expected_deletions,
-    prefixes,
     rotated_orders,
     simulated_deletions,
     truncated,
@@ -188,8 +187,7 @@ def run(budget: Budget) -> Claim:
         one_slice.append(single)
         if seed == budget.seeds[0]:
             exact.append(_bit_identical(bed, scale, rates["S3T"], seed))
-    checks = _checks(scale, measurements, ordinary, one_slice, all(exact))
-    rows: dict[str, tuple[str, ...]] = {}
+    checks, rows = _checks(scale, measurements, ordinary, one_slice, all(exact)), dict[str, tuple[str, ...]]()
     for name, seeds in measurements.items():
         rows[name] = tuple(spread(list(column)) for column in zip(*(one.figures() for one in seeds), strict=True))
     rows["ordinary LoRA on each shard"] = (spread(ordinary), *["–"] * (len(COLUMNS) - 1))
@@ -277,8 +275,7 @@ def _answers(sharded: ShardedModel, bed: ShardedDigits) -> dict[tuple[int, Order
 
 def _before(notes: Sequence[NodeNote], orders: Sequence[Order]) -> float:
     """Seconds that the stages of these orders took."""
-    stages = {*prefixes(orders)}
-    return sum(note.seconds for note in notes if note.prefix in stages)
+    return sum(note.seconds for note in notes if any(order[: len(note.prefix)] == note.prefix for order in orders))
 
 
 def _trained_by_a_deletion(sharded: ShardedModel, bed: ShardedDigits) -> float:

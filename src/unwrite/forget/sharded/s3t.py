@@ -141,8 +141,7 @@ class ShardedTraining:
         ledger = self._ledger(Path(folder), plan)
         loader = None if isinstance(base, nn.Module) else base
         sharded = ShardedModel(model, ledger, task, self.training.device, loader)
-        every = range(self.n_shards)
-        sharded.retrain(dataset, ids=ids, shards=every, validation=validation, workers=workers, ray=ray)
+        sharded.retrain(dataset, ids=ids, shards=range(self.n_shards), validation=validation, workers=workers, ray=ray)
         return sharded
 
     def _settings(self, task: ShardTask, parts: Increments) -> dict[str, Any]:
