@@ -20,7 +20,6 @@ from unwrite.beds.images import BEDS, ImageBed, Measured
 from unwrite.bench import sweep as sweeps
 from unwrite.bench import sweep_file
 from unwrite.bench.sweep import Trial, run_trial, sweep, trials_of
-from unwrite.bench.sweep_jobs import crew, one_thread
 from unwrite.bench.sweep_kinds import Contender, sweep_kind
 from unwrite.bench.sweep_table import markdown
 from unwrite.errors import MethodError, MissingExtra, Notice, RunError, UnwriteError
@@ -30,6 +29,7 @@ from unwrite.forget.dampening import SSD
 from unwrite.forget.vision.fine_tuning import Retrain
 from unwrite.forget.vision.head_only import HeadOnly
 from unwrite.runs import cache_dir, progress
+from unwrite.runs.jobs import crew, one_thread
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from cli_runs import make_files
 from unwrite.audit.report import charts
 from unwrite.beds.budget import Budget
 from unwrite.beds.images import BEDS, DIGITS, Bed, ImageBed, Measured, _by_class, rows_of
-from unwrite.bench import sweep, sweep_jobs  # noqa: F401 - imported once, before the forks
+from unwrite.bench import sweep  # noqa: F401 - imported once, before the forks
 from unwrite.data.images.sets import digits
 from unwrite.forget.dampening import SSD
 from unwrite.forget.engine.text import trainer  # noqa: F401
@@ -28,6 +28,7 @@ from unwrite.forget.vision.fine_tuning import FineTune
 from unwrite.reproduce import ssd
 from unwrite.reproduce.base import Claim
 from unwrite.reproduce.checks import Check
+from unwrite.runs import jobs
 
 TINY = Bed("tiny", partial(digits, 0.9), partial(_by_class, 3), {**DIGITS, "width": 4}, 2)
 
@@ -114,8 +115,8 @@ def prepare() -> None:
     """What this process and those it forks must know: a bed, an experiment, workers that are forked, pages without charts."""
     BEDS["tiny"] = TINY
     ssd.run = _experiment
-    sweep_jobs.get_context = lambda kind: get_context("fork")  # they start at once, and their writes are counted too
-    sweep_jobs._begin = partial(_begin, sweep_jobs._begin)
+    jobs.get_context = lambda kind: get_context("fork")  # they start at once, and their writes are counted too
+    jobs._begin = partial(_begin, jobs._begin)
     charts._draw = lambda *arguments, **options: "<svg/>"  # a JavaScript engine for each page, and no write of its own
 
 

@@ -25,8 +25,8 @@ from ..beds.images import Bed
 from ..beds.text_beds import TextBed
 from ..errors import MethodError, UnwriteError
 from ..runs import canonical_json, hash_json
+from ..runs.jobs import Each, crew, one_thread
 from .sweep_file import SweepFile, begun_with, opened
-from .sweep_jobs import Each, crew, one_thread
 from .sweep_kinds import BedModels, Contender, named, sweep_kind
 
 __all__ = ["Contender", "Trial", "run_trial", "sweep", "trials_of"]

@@ -24,8 +24,8 @@ from ..forget.vision.neg_grad import NegGradPlus
 from ..forget.vision.relabelling import RandomLabel
 from ..forget.vision.salun import SalUn
 from ..forget.vision.scrub import SCRUB
+from ..runs.jobs import one_thread
 from .sweep import sweep, trials_of
-from .sweep_jobs import one_thread
 from .sweep_kinds import Contender
 
 __all__ = ["BED_NAMES", "CONTENDERS", "LIMIT", "Trained", "over_limit", "run", "train"]

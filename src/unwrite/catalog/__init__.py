@@ -21,6 +21,7 @@ from .records import (
     MetricRecord,
     NetRecord,
     PartRecord,
+    PlanRecord,
     RecipeRecord,
     StrategyRecord,
     SuiteRecord,
@@ -30,6 +31,7 @@ from .records import (
 
 SYSTEM = Kind("system", System)
 METHOD = Kind("method", MethodRecord, "unwrite.methods")
+PLAN = Kind("plan", PlanRecord)
 STRATEGY = Kind("strategy", StrategyRecord, "unwrite.strategies")
 PART = Kind("part", PartRecord, "unwrite.parts")
 SUITE = Kind("suite", SuiteRecord, "unwrite.suites")
@@ -40,11 +42,12 @@ NET = Kind("net", NetRecord)
 RECIPE = Kind("recipe", RecipeRecord)
 BENCH = Kind("bench", BenchRecord)
 KINDS: tuple[Kind[Any], ...] = (
-    SYSTEM, METHOD, STRATEGY, PART, SUITE, METRIC, ATTACK, CACHE, NET, RECIPE, BENCH,
+    SYSTEM, METHOD, PLAN, STRATEGY, PART, SUITE, METRIC, ATTACK, CACHE, NET, RECIPE, BENCH,
 )  # fmt: skip
 
 systems, system = SYSTEM.all, SYSTEM.get
 methods, method = METHOD.all, METHOD.get
+plans, plan = PLAN.all, PLAN.get
 strategies, strategy = STRATEGY.all, STRATEGY.get
 parts, part = PART.all, PART.get
 suites, suite = SUITE.all, SUITE.get

@@ -264,6 +264,37 @@ class MethodRecord(Member):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlanRecord(Member):
+    """A training that deletion was planned into: no method for a model that is trained already.
+
+    Args:
+        title, paper, year: where it was published.
+        forgets: the kinds of data that it trains on.
+        needs: what a deletion takes; a subset of `NEEDS`.
+        guarantee: as a method's.
+        cost: training, deletion and inference, in words.
+    """
+
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        name: MethodRecord.choices[name] for name in ("forgets", "needs", "guarantee")
+    }
+    # What it is in a table of methods.
+    kind: ClassVar[str] = "plan"
+    intent: ClassVar[str] = "removal"
+    approach: ClassVar[str] = "retraining"
+    intervention: ClassVar[str] = "parameters"
+    reversible: ClassVar[bool] = False
+
+    title: str
+    paper: str
+    year: int
+    forgets: tuple[str, ...]
+    needs: tuple[str, ...]
+    guarantee: Literal["exact", "(epsilon, delta)", "empirical", "none"]
+    cost: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class StrategyRecord(Member):
     """One way to decode.
 

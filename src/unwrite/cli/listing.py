@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import catalog
-from ..catalog.records import OURS, MethodRecord
+from ..catalog.records import OURS, MethodRecord, PlanRecord
 from ..reproduce import freshness
 from ..terminal import text
 from .output import console, label, print_json
@@ -56,9 +56,9 @@ def methods(method: str | None = None, *, json: bool = False) -> None:
         json: print JSON instead of a table.
     """
     if method is not None:
-        _one(catalog.method(method), json)
+        _one(catalog.plan(method) if method in catalog.plans() else catalog.method(method), json)
         return
-    records = catalog.methods().values()
+    records: list[MethodRecord | PlanRecord] = [*catalog.methods().values(), *catalog.plans().values()]
     if json:
         print_json([{**dataclasses.asdict(record), "observed": list(observed(record.slug))} for record in records])
         return
@@ -72,7 +72,7 @@ def methods(method: str | None = None, *, json: bool = False) -> None:
     console().print("What one needs and costs, and its fields: unwrite methods npo")
 
 
-def _one(record: MethodRecord, json: bool) -> None:
+def _one(record: MethodRecord | PlanRecord, json: bool) -> None:
     """Everything about one method."""
     from .describe import described, field_table, summary
     from .fields import holds_method
@@ -114,11 +114,14 @@ def _one(record: MethodRecord, json: bool) -> None:
         inside = type(cls().chosen).__name__
         print_(f"Flags that it has no field for are of the method in it, {inside} unless --inner names another.")
     print_()
+    if isinstance(record, PlanRecord):
+        print_(f"In Python, before training: unwrite.forget.{record.name}().fit(model, records, folder)")
+        return
     texts = "text" in record.forgets
     print_(f"unwrite forget --method {record.slug} ..." if texts else f"unwrite sweep --methods {record.slug} ...")
 
 
-def _seen(record: MethodRecord) -> str:
+def _seen(record: MethodRecord | PlanRecord) -> str:
     """What the battery called it, in a word; on a real model where that was measured."""
     verdict = str(next(observed(record.slug), {"verdict": ""})["verdict"])
     return "varies" if " or " in verdict else verdict.removesuffix("-like").removesuffix(" by construction")
@@ -144,7 +147,7 @@ def _say_what_is_stale(systems: Iterable[str]) -> None:
         console().print(text(foot, "dim"))
 
 
-def _of(record: MethodRecord) -> str:
+def _of(record: MethodRecord | PlanRecord) -> str:
     return "both" if len(record.forgets) > 1 else record.forgets[0]
 
 

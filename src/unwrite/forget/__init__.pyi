@@ -60,6 +60,11 @@ from .refusal import DPO as DPO
 from .refusal import IDK as IDK
 from .rmu import RMU as RMU
 from .rocr import ROCR as ROCR
+from .sharded.model import ShardCertificate as ShardCertificate
+from .sharded.model import ShardedModel as ShardedModel
+from .sharded.s3t import S3T as S3T
+from .sharded.s3t import SISA as SISA
+from .sharded.tasks import record_ids as record_ids
 from .simnpo import SimNPO as SimNPO
 from .smooth import Smooth as Smooth
 from .task_vector import TaskVector as TaskVector

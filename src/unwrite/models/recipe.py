@@ -29,7 +29,7 @@ from .loading import load_model, model_folder
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = ["CausalTraining", "Start", "causal_recipe", "fit_rows"]
+__all__ = ["CausalTraining", "Start", "causal_loss", "causal_recipe", "fit_rows"]
 
 _IGNORED = -100
 BatchLoss = Callable[[nn.Module, list[Any], str], Tensor]  # model, rows, device -> mean loss
@@ -126,7 +126,7 @@ def causal_recipe(
     begin = Start(start)
 
     def fit(model: nn.Module, data: Any, indices: list[int], seed: int, folder: Path) -> None:
-        fit_rows(model, _rows(data, indices), how, seed, folder, _loss)
+        fit_rows(model, _rows(data, indices), how, seed, folder, causal_loss)
 
     return TrainRecipe(begin.build, fit, name="causal", settings={"version": 1, "start": begin.origin, **how.settings})
 
@@ -255,7 +255,8 @@ def _optimisers(model: nn.Module, how: CausalTraining) -> list[torch.optim.Optim
     ]
 
 
-def _loss(model: nn.Module, batch: list[TokenRow], device: str) -> Tensor:
+def causal_loss(model: nn.Module, batch: list[TokenRow], device: str) -> Tensor:
+    """The mean cross-entropy of a batch's labelled tokens."""
     ids, mask, labels = _padded(batch, device)
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]  # [batch, length - 1, vocab]
     count = int((labels[:, 1:] != _IGNORED).sum())

@@ -125,7 +125,7 @@ def methods() -> str:
         "| method | of | kind | intent | observed | needs | guarantee | cost |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for m in catalog.METHOD.own().values():
+    for m in (*catalog.METHOD.own().values(), *catalog.PLAN.own().values()):
         of = " and ".join(m.forgets)
         seen = next(observed(m.slug), {"verdict": ""})["verdict"]
         cells = (f"`{m.slug}` {m.title}", of, m.kind, m.intent, seen, ", ".join(m.needs), m.guarantee, m.cost)

@@ -19,7 +19,8 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from ..errors import MethodError, MissingExtra, RunError, naming
-from ..runs import cache_dir, hush, silent
+from .atomic import cache_dir
+from .progress import hush, silent
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
