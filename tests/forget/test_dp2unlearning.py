@@ -11,9 +11,10 @@ from conftest import make_llama, make_tokenizer
 from unwrite.data import Example, Examples
 from unwrite.errors import DataError, MethodError, RunError
 from unwrite.forget.private.accounting import group_privacy
-from unwrite.forget.private.dp2unlearning import DPBase, FineTuning
+from unwrite.forget.private.dp2unlearning import DPBase
 from unwrite.forget.private.dp_sgd import DPSGD
-from unwrite.forget.private.ledger import Ledger, data_hash, notes_on, read_certificate
+from unwrite.forget.private.ledger import PrivacyLedger, data_hash, notes_on, read_certificate
+from unwrite.forget.private.tuning import FineTuning
 from unwrite.models import load, load_model, save
 from unwrite.runs import hash_model, read_json, write_json
 
@@ -211,13 +212,13 @@ def test_the_unit_is_a_record_so_a_long_one_is_refused_and_repeats_are_said(star
     long = Examples([*records(), Example("the old book . " * 20)], "long")
     with pytest.raises(DataError, match=r"is longer than 16 tokens\. The unit of privacy is one record"):
         DPBase.fit(start, long, tmp_path / "a", tokenizer=make_tokenizer(), mechanism=HOW, max_length=16)
-    ledger = Ledger(**{**asdict(example_ledger()), "repeats": 4})
+    ledger = PrivacyLedger(**{**asdict(example_ledger()), "repeats": 4})
     assert any("stands there 4 times; what it says has 4 times the epsilon" in note for note in notes_on(ledger))
 
 
 def example_ledger(**more):
     given = {"mechanism": "dp_sgd", "epsilon": 1.0, "delta": 1e-5, "neighbours": "n", "records": 10, "repeats": 1}
-    return Ledger(**{**given, "steps": 1, "secure": True, "data": "d", "start": "s", "weights": "w", **more})
+    return PrivacyLedger(**{**given, "steps": 1, "secure": True, "data": "d", "start": "s", "weights": "w", **more})
 
 
 def test_what_noise_from_the_system_gives_has_no_note_on_a_seed():

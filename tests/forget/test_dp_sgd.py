@@ -187,7 +187,8 @@ def test_without_noise_and_bound_it_is_sgd_on_the_same_samples():
     private_fit(model, part(x, y), 12, keyed, PLAIN, seed=2, plan=plan)
     plain, chance = Keyed(), Chance(2)
     optimiser = torch.optim.SGD(plain.parameters(), lr=0.1)
-    for _ in range(6):
+    for step in range(6):
+        chance.at(step)
         chosen = chance.chosen(12, 1 / 3)
         optimiser.zero_grad()
         (keyed(plain, part(x, y)(chosen)).sum() / 4).backward()
@@ -258,6 +259,31 @@ def test_an_empty_batch_is_a_step_with_noise_that_counts():
     assert samples == [1 / 12] * 12
     assert spent.steps == 12
     assert not torch.equal(model.inner.weight, was)
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_killed_training_goes_on_to_the_same_weights(optimiser, dtype, tmp_path, monkeypatch):
+    x, y = numbers()
+    x, y = x.to(dtype), y.to(dtype)
+    how = DPSGD(epsilon=5.0, batch=4, epochs=4, rate=0.05, optimiser=optimiser)  # 12 steps, a checkpoint each third
+    whole, model = Keyed().to(dtype), Keyed().to(dtype)
+    private_fit(whole, part(x, y), 12, keyed, how, seed=1)
+    step, done = _Descent.step, []
+
+    def killed(self, total, source, *, check):
+        done.append(check)
+        if len(done) == 8:
+            raise KeyboardInterrupt
+        step(self, total, source, check=check)
+
+    monkeypatch.setattr(_Descent, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        private_fit(Keyed().to(dtype), part(x, y), 12, keyed, how, seed=1, folder=tmp_path)
+    private_fit(model, part(x, y), 12, keyed, how, seed=1, folder=tmp_path)
+    assert len(done) == 8 + 6  # the steps after the last checkpoint, at 6
+    assert [one.name for one in tmp_path.glob("step-*[0-9]")] == ["step-9"]
+    assert torch.equal(whole.inner.weight, model.inner.weight)
 
 
 def test_a_base_that_learns_nothing_is_said():

@@ -14,10 +14,11 @@ from conftest import WORDS, make_llama, make_tokenizer
 from unwrite.data import Example, Examples
 from unwrite.errors import DataError, MethodError, ModelError
 from unwrite.forget.private.chance import Chance
-from unwrite.forget.private.dp2unlearning import DPBase, FineTuning
+from unwrite.forget.private.dp2unlearning import DPBase
 from unwrite.forget.private.dp_sgd import DPSGD
 from unwrite.forget.private.nouns import noun_probabilities, nouns_by_nltk
 from unwrite.forget.private.rewriting import MaskedWords, Rewriting, temperature, word_probabilities
+from unwrite.forget.private.tuning import FineTuning
 from unwrite.models import save
 
 LOW, HIGH = Rewriting().low, Rewriting().high

@@ -139,8 +139,8 @@ def config_of(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
 
 
 @lru_cache(maxsize=2)
-def canary_bed(seed: int = 0, sizes: CanarySizes | None = None, epochs: int = 10) -> CanaryBed:
-    """The records of a seed; the first call trains the public model (some ten seconds)."""
+def canary_bed(seed: int = 0, sizes: CanarySizes | None = None, epochs: int = 80) -> CanaryBed:
+    """The records of a seed; the first call trains the public model (half a minute)."""
     sizes, random = sizes or CanarySizes(), Random(f"canaries {seed}")
     people = sizes.forget + sizes.retained + sizes.unseen + sizes.public
     names = random.sample(["".join(three) for three in product(_SYLLABLES.split(), repeat=3)], people)

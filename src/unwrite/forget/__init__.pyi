@@ -32,6 +32,14 @@ from .gradient_ascent import GradientDifference as GradientDifference
 from .gradient_ascent import KLAscent as KLAscent
 from .needle import Needle as Needle
 from .npo import NPO as NPO
+from .private.dp2unlearning import DPBase as DPBase
+from .private.dp_sgd import DPSGD as DPSGD
+from .private.ledger import PrivacyCertificate as PrivacyCertificate
+from .private.ledger import PrivacyLedger as PrivacyLedger
+from .private.ledger import read_certificate as read_certificate
+from .private.rewriting import MaskedWords as MaskedWords
+from .private.rewriting import Rewriting as Rewriting
+from .private.tuning import FineTuning as FineTuning
 from .refusal import DPO as DPO
 from .refusal import IDK as IDK
 from .rmu import RMU as RMU

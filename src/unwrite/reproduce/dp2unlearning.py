@@ -34,8 +34,9 @@ from ..beds.canaries import (
 from ..data import Examples
 from ..data.text.encoding import encode_all
 from ..forget.gradient_ascent import GradientAscent
-from ..forget.private.dp2unlearning import DPBase, FineTuning
+from ..forget.private.dp2unlearning import DPBase
 from ..forget.private.dp_sgd import DPSGD
+from ..forget.private.tuning import FineTuning
 from ..models import load_model
 from ..runs import hash_model, scratch_folder
 from .base import Claim, figure

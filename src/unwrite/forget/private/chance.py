@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...runs import hash_json
+
 __all__ = ["Chance"]
 
 _FINE = 53  # bits of a uniform number
@@ -29,9 +31,14 @@ class Chance:
     """
 
     def __init__(self, seed: int, secure: bool = False) -> None:
-        self.secure = secure
+        self.seed, self.secure = seed, secure
         self.generator = torch.Generator().manual_seed(seed)
         self._choices = torch.Generator().manual_seed(seed * 1_000_003 + 1)
+
+    def at(self, step: int) -> None:
+        """Begins a step: what is drawn in it depends on the seed and its number alone, wherever a training was interrupted."""
+        for name, generator in (("noise", self.generator), ("choices", self._choices)):
+            generator.manual_seed(int(hash_json([name, self.seed, step]), 16) >> 1)
 
     def chosen(self, records: int, q: float) -> list[int]:
         """A Poisson sample: each record with probability q, on its own; often another number of them, and perhaps none."""

@@ -27,69 +27,37 @@ from ...data import Examples
 from ...data.text.encoding import IGNORE, Encoded, encode_all, encode_rows, pad
 from ...data.text.rendering import where
 from ...errors import DataError, MethodError, RunError, setting
-from ...models import Loaded, TrainRecipe, causal_recipe, load, load_model, save
+from ...models import Loaded, load, load_model, save
 from ...models.merging import merged
 from ...models.recipe import Start
-from ...runs import claimed, hash_json, hash_model, remove_folder
+from ...runs import hash_json, hash_model
 from ...scoring import row_length
-from ..engine.checks import require
 from .accounting import second_opinions
 from .dp_sgd import DPSGD, private_fit
 from .gradients import Batch
-from .ledger import BASE, DEPLOYED, UNLEARNED, Certificate, Ledger, check_ids, data_hash, finite, notes_on, read_ledger
+from .ledger import (
+    BASE,
+    DEPLOYED,
+    UNLEARNED,
+    PrivacyCertificate,
+    PrivacyLedger,
+    check_ids,
+    data_hash,
+    finite,
+    notes_on,
+    read_ledger,
+)
 from .rewriting import MaskedWords, Rewriting
+from .tuning import FineTuning, beside, fine_tuned
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["DPBase", "FineTuning", "Unlearned", "row_losses"]
+__all__ = ["DPBase", "Unlearned", "row_losses"]
 
 _ADD_OR_REMOVE = "data sets of which one has a record that the other lacks"
 _OTHER_WORDS = "data sets of which one has other words in a record, of those that are rewritten"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FineTuning:
-    """How the deployed and the unlearned model are trained from the base, without noise: AdamW, warm-up, linear decay.
-
-    Args:
-        epochs: passes over the rows, > 0.
-        rate: peak learning rate, > 0.
-        batch: rows a step, > 0.
-        decay: weight decay, >= 0.
-        clip: largest gradient norm, > 0.
-        warmup_epochs: over which the rate rises.
-        retraining_epochs: that training anew would take, for the ratio of costs.
-        device: where to train.
-    """
-
-    epochs: int = 5
-    rate: float = 5e-5
-    batch: int = 16
-    decay: float = 0.01
-    clip: float = 1.0
-    warmup_epochs: float = 1.0
-    retraining_epochs: int = 10
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "rate", "batch", "clip", "retraining_epochs"):
-            require(name, getattr(self, name), above=0)
-        for name in ("decay", "warmup_epochs"):
-            require(name, getattr(self, name), at_least=0)
-
-    def recipe(self, start: Any) -> TrainRecipe:
-        """The recipe from a folder or a configuration."""
-        warmup = min(1.0, self.warmup_epochs / self.epochs)
-        return causal_recipe(
-            start, epochs=self.epochs, lr=self.rate, batch_size=self.batch, warmup=warmup, weight_decay=self.decay,
-            clip=self.clip, device=self.device,
-        )  # fmt: skip
-
-    def steps(self, rows: int, epochs: int | None = None) -> int:
-        """How many steps so many rows take."""
-        return (self.epochs if epochs is None else epochs) * math.ceil(rows / self.batch)
 
 
 @dataclass(frozen=True)
@@ -97,7 +65,7 @@ class Unlearned:
     """An unlearned model's folder, and what can be said of it; None where no certificate was wanted."""
 
     folder: Path
-    certificate: Certificate | None
+    certificate: PrivacyCertificate | None
 
     def load(self) -> nn.Module:
         """The model, in evaluation mode."""
@@ -114,7 +82,7 @@ class DPBase:
     """
 
     folder: Path
-    ledger: Ledger
+    ledger: PrivacyLedger
 
     @classmethod
     def open(cls, folder: str | Path) -> DPBase:
@@ -159,23 +127,21 @@ class DPBase:
         """
         folder, mechanism = _empty(folder), mechanism or DPSGD()
         begin = Start(start)
+        given = _Given(begin, data, tokenizer, max_length, seed, folder)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = begin.build(seed)
             if isinstance(mechanism, DPSGD):
                 if masked is not None or training is not None:
                     raise MethodError("masked and training are for a base by Rewriting. Leave them out.")
-                model, said = _by_dp_sgd(model, data, tokenizer, mechanism, peft_config, max_length, seed)
+                model, said = _by_dp_sgd(model, given, mechanism, peft_config)
             else:
                 if masked is None or peft_config is not None:
                     raise MethodError(
                         "Rewriting needs a masked language model (masked=MaskedWords(...)), and takes no adapters."
                     )
-                training = training or FineTuning(epochs=10)
-                model, said = _by_rewriting(
-                    model, start, data, tokenizer, mechanism, masked, training, max_length, seed, folder
-                )
-        ledger = Ledger(
+                model, said = _by_rewriting(model, given, mechanism, masked, training or FineTuning(epochs=10))
+        ledger = PrivacyLedger(
             **said,
             records=len(data),
             repeats=max(Counter((row.history, row.question, row.answer) for row in data).values()),
@@ -203,7 +169,7 @@ class DPBase:
         """
         folder, training = _empty(folder), training or FineTuning()
         loaded = self._checked()
-        model = _tuned(self.folder, _encoded(data, loaded, max_length), training, seed, folder)
+        model = fine_tuned(self.folder, _encoded(data, loaded, max_length), training, seed, folder)
         origin = {"base": self.ledger.weights, "data": data_hash(data), "training": asdict(training)}
         return save(model, folder, tokenizer=loaded.tokenizer, provenance={DEPLOYED: origin})
 
@@ -244,7 +210,7 @@ class DPBase:
                 )
         loaded, gone = self._checked(), {*ids}
         retained = Examples((row for row in data if row.index not in gone), "retain")
-        model = _tuned(self.folder, _encoded(retained, loaded, max_length), training, seed, folder)
+        model = fine_tuned(self.folder, _encoded(retained, loaded, max_length), training, seed, folder)
         certificate = self._certificate(ids, len(retained), training, hash_model(model)) if certify else None
         record = None if certificate is None else certificate.record()
         save(model, folder, tokenizer=loaded.tokenizer, provenance={UNLEARNED: {"certificate": record}})
@@ -257,10 +223,10 @@ class DPBase:
             raise RunError(f"the weights in {self.folder} are not those of its ledger. Restore the folder.")
         return loaded
 
-    def _certificate(self, ids: list[int], retained: int, training: FineTuning, weights: str) -> Certificate:
+    def _certificate(self, ids: list[int], retained: int, training: FineTuning, weights: str) -> PrivacyCertificate:
         ledger = self.ledger
         assert ledger.epsilon is not None
-        return Certificate(
+        return PrivacyCertificate(
             mechanism=ledger.mechanism,
             neighbours=ledger.neighbours,
             epsilon_record=ledger.epsilon,
@@ -289,27 +255,37 @@ def row_losses(forward: Any, batch: Batch) -> Tensor:
     return nll.sum(1) / (targets != IGNORE).sum(1).clamp(min=1)
 
 
+@dataclass(frozen=True)
+class _Given:
+    """What `DPBase.fit` was given, for either mechanism."""
+
+    begin: Start
+    data: Examples
+    tokenizer: Any
+    max_length: int | None
+    seed: int
+    folder: Path
+
+
 def _by_dp_sgd(
-    model: nn.Module,
-    data: Examples,
-    tokenizer: Any,
-    how: DPSGD,
-    peft_config: PeftConfig | None,
-    max_length: int | None,
-    seed: int,
+    model: nn.Module, given: _Given, how: DPSGD, peft_config: PeftConfig | None
 ) -> tuple[nn.Module, dict[str, Any]]:
-    rows = _records(data, tokenizer, row_length(model, max_length))
+    rows = _records(given.data, given.tokenizer, row_length(model, given.max_length))
     if peft_config is not None:
         from peft import get_peft_model
 
         model = get_peft_model(model, peft_config)
-    device, pad_id = next(model.parameters()).device, tokenizer.pad_token_id or 0
+    device, pad_id = next(model.parameters()).device, given.tokenizer.pad_token_id or 0
 
     def batch(numbers: list[int]) -> Batch:
         padded = pad([rows[number] for number in numbers], pad_id)
         return {name: padded[name].to(device) for name in ("input_ids", "labels")}
 
-    spent = private_fit(model, batch, len(rows), row_losses, how, seed)
+    adapters = None if peft_config is None else peft_config.to_dict()
+    with beside(
+        given.folder, [given.begin.origin, asdict(how), given.seed, adapters, data_hash(given.data), len(rows)]
+    ) as partial:
+        spent = private_fit(model, batch, len(rows), row_losses, how, given.seed, folder=partial)
     if peft_config is not None:
         model = merged(model, in_place=True)
     opinions = second_opinions(spent.q, spent.sigma, spent.steps, spent.delta) if how.private else {}
@@ -322,13 +298,16 @@ def _by_dp_sgd(
 
 
 def _by_rewriting(
-    model: nn.Module, start: Any, data: Examples, tokenizer: Any, how: Rewriting, masked: MaskedWords, training: FineTuning,
-    max_length: int | None, seed: int, folder: Path,
-) -> tuple[nn.Module, dict[str, Any]]:  # fmt: skip
-    rewritten, words = how.rows(data, masked, seed)
-    rows = _records(rewritten, tokenizer, row_length(model, max_length))
-    model = _tuned(start, rows, training, seed, folder)
+    model: nn.Module, given: _Given, how: Rewriting, masked: MaskedWords, training: FineTuning
+) -> tuple[nn.Module, dict[str, Any]]:
+    rewritten, words = how.rows(given.data, masked, given.seed)
     most = max(words)
+    if most == 0:
+        raise DataError(
+            "the records have no word to rewrite, so a base would read them as they are. Rewrite words='all'."
+        )
+    rows = _records(rewritten, given.tokenizer, row_length(model, given.max_length))
+    model = fine_tuned(given.begin.given, rows, training, given.seed, given.folder)
     account = {
         **{"epsilon_word": finite(how.epsilon), "most_words": most, "words": sum(words), "range": [how.low, how.high]},
         **{"rewritten": how.words, "keep_case": how.keep_case},
@@ -336,19 +315,6 @@ def _by_rewriting(
     epsilon = how.epsilon * most if how.formal else None
     said = {"mechanism": how.variant if math.isfinite(how.epsilon) else "none", "epsilon": epsilon, "delta": 0.0}
     return model, {**said, "neighbours": _OTHER_WORDS, "account": account, "steps": training.steps(len(rows))}
-
-
-def _tuned(start: Any, rows: list[Encoded], training: FineTuning, seed: int, folder: Path) -> nn.Module:
-    """Trains from a start, with checkpoints beside `folder`: a training that is killed goes on when it is asked for again."""
-    recipe = training.recipe(start)
-    key = hash_json([recipe.settings, seed, [(row.input_ids, row.labels) for row in rows]])
-    beside = folder.with_name(f".{folder.name}.{key}")
-    with claimed(beside), torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = recipe.build(seed)
-        recipe.fit(model, rows, list(range(len(rows))), seed, beside)
-    remove_folder(beside)
-    return model.to("cpu")
 
 
 def _encoded(data: Examples, base: Loaded, max_length: int | None) -> list[Encoded]:

@@ -13,13 +13,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ...errors import MethodError, ModelError, NotFinite, notice, setting, unknown
-from ...runs import hash_tensors, progress
+from ...runs import drop, hash_tensors, new_folder, progress, seal, sound
 from ..engine.checks import require
 from .accounting import epsilon_of, noise_for
 from .chance import Chance
@@ -151,6 +153,7 @@ def private_fit(
     how: DPSGD,
     seed: int,
     plan: Spent | None = None,
+    folder: Path | None = None,
 ) -> Spent:
     """Trains in place and returns what was spent.
 
@@ -160,6 +163,7 @@ def private_fit(
         loss: `[rows]`, each of its own row alone.
         seed: of the choice of records, noise and dropout; without meaning to the first two where `how.secure`.
         plan: instead of the one `how` makes.
+        folder: for checkpoints; a training that was killed goes on from the last, to the same weights where there is a seed.
 
     Raises:
         ModelError: batch normalisation; nothing to train; weights that moved otherwise than the optimiser says.
@@ -170,21 +174,25 @@ def private_fit(
     plan = plan or how.plan(records)
     source, gradients = Chance(seed, how.secure), gradients_by(model, loss, how.per_sample)
     frozen = _frozen_hash(model)
-    masters = {
-        name: weight.detach().float() for name, weight in trainable_weights(model).items()
-    }  # shared where float32
+    # Shared with the model where that is in float32.
+    masters = {name: weight.detach().float() for name, weight in trainable_weights(model).items()}
     descent = _Descent(model, masters, how, plan)
     probe = make_batch(list(range(min(records, _PROBE))))
     before = _mean_loss(model, loss, probe)
+    first = 0 if folder is None else descent.resume(folder)
+    often = max(1, round(1 / plan.q))
     model.train()
-    with torch.random.fork_rng(), progress(plan.steps, "private training") as bar:
-        torch.manual_seed(seed)
-        for step in range(plan.steps):
+    with torch.random.fork_rng(), progress(plan.steps, "private training", done=first) as bar:
+        for step in range(first, plan.steps):
+            source.at(step)
+            torch.manual_seed(seed * 1_000_003 + step)  # dropout
             total = {name: torch.zeros_like(master) for name, master in masters.items()}
             for numbers in _parts(source.chosen(records, plan.q), how.together):
                 for name, part in clipped_sum(gradients(make_batch(numbers)), how.clip).items():
                     total[name] += part
             descent.step(total, source, check=step == 0)
+            if folder is not None and (step + 1) % often == 0 and step + 1 < plan.steps:
+                descent.keep(folder, step + 1)
             bar.advance()
     model.eval()
     if frozen != _frozen_hash(model):
@@ -231,6 +239,37 @@ class _Descent:
                 weight.copy_(master)
             if check:
                 self._check(name, before[name], weight)
+
+    def keep(self, folder: Path, done: int) -> None:
+        """Stores weights and moments after so many steps; those before go once these are whole."""
+        tensors = {f"weight.{name}": master.contiguous() for name, master in self.masters.items()}
+        for number, state in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"moment.{number}.{key}": value for key, value in state.items() if isinstance(value, Tensor)}
+        with new_folder(folder / f"step-{done}") as fresh:
+            save_file(tensors, fresh / "state.safetensors")
+        seal(folder / f"step-{done}")
+        for old in folder.glob("step-*"):
+            if old.name != f"step-{done}":
+                drop(old)
+
+    @torch.no_grad()
+    def resume(self, folder: Path) -> int:
+        """Restores the last whole checkpoint and returns how many steps are done."""
+        whole = [one for one in folder.glob("step-*") if one.name[5:].isdigit() and one.is_dir() and sound(one)]
+        if not whole:
+            return 0
+        last = max(whole, key=lambda one: int(one.name[5:]))
+        tensors = load_file(last / "state.safetensors")
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("moment."):
+                _, number, key = name.split(".")
+                state.setdefault(int(number), {})[key] = value
+        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
+        for name, master in self.masters.items():
+            master.copy_(tensors[f"weight.{name}"])
+            self.model.get_parameter(name).copy_(master)
+        return int(last.name[5:])
 
     def _check(self, name: str, before: Tensor, weight: Tensor) -> None:
         """Adapters have been left behind, or moved twice, by what wraps them: then the account is of another model."""

@@ -136,13 +136,15 @@ def _tried(together: RecordGradients, alone: RecordGradients) -> RecordGradients
 
 
 def _differ(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
-    """Whether gradients differ by more than rounding, as a share of a record's whole gradient."""
-    apart = sum(
-        ((ours[name] - value).float().flatten(1).square().sum(1) for name, value in expected.items()),
-        start=torch.zeros(1),
-    )
-    whole = sum((value.float().flatten(1).square().sum(1) for value in expected.values()), start=torch.zeros(1))
-    return bool((apart > _TOLERANCE**2 * whole + 1e-20).any())
+    """Whether a record's whole gradient differs by more than rounding in the weights' precision."""
+    rounding = max(20 * torch.finfo(value.dtype).eps for value in expected.values())
+    apart = sum(_squares(ours[name].float() - value.float()) for name, value in expected.items())  # [rows]
+    whole = sum(_squares(value.float()) for value in expected.values())
+    return bool(torch.as_tensor(apart > max(_TOLERANCE, rounding) ** 2 * whole + 1e-20).any())
+
+
+def _squares(values: Tensor) -> Tensor:
+    return values.flatten(1).square().sum(1)
 
 
 def _by_opacus(model: nn.Module, loss: RowLoss) -> RecordGradients:

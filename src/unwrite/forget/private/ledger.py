@@ -21,7 +21,7 @@ from ...models.saving import NOTE
 from ...runs import canonical_json, conforms, read_json
 from .accounting import GroupPrivacy, group_privacy
 
-__all__ = ["Certificate", "Ledger", "data_hash", "read_certificate", "read_ledger"]
+__all__ = ["PrivacyCertificate", "PrivacyLedger", "data_hash", "read_certificate", "read_ledger"]
 
 BASE, DEPLOYED, UNLEARNED = "private_base", "deployed_model", "unlearned_model"  # in a folder's provenance
 
@@ -33,7 +33,7 @@ def data_hash(rows: Examples) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ledger:
+class PrivacyLedger:
     """The account of a private base.
 
     Args:
@@ -119,7 +119,7 @@ class Ledger:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Certificate:
+class PrivacyCertificate:
     """What can be said of an unlearned model.
 
     Args:
@@ -184,7 +184,7 @@ class Certificate:
         }
 
 
-def notes_on(ledger: Ledger) -> tuple[str, ...]:
+def notes_on(ledger: PrivacyLedger) -> tuple[str, ...]:
     """What a certificate of this base doesn't cover."""
     notes = [
         "One record is the unit: what stands in k records, in the same or in other words, has k times the epsilon.",
@@ -224,7 +224,7 @@ def provenance_of(folder: str | Path) -> dict[str, Any]:
     return provenance if isinstance(provenance, dict) else {}
 
 
-def read_ledger(folder: str | Path) -> Ledger:
+def read_ledger(folder: str | Path) -> PrivacyLedger:
     """The ledger of a private base.
 
     Raises:
@@ -242,7 +242,7 @@ def read_ledger(folder: str | Path) -> Ledger:
         raise RunError(
             f"{folder} has no ledger, so nothing is known of how its model read the records. Make a base by DPBase.fit."
         )
-    return Ledger.of(stored, str(folder))
+    return PrivacyLedger.of(stored, str(folder))
 
 
 def read_certificate(folder: str | Path) -> dict[str, Any] | None:
