@@ -190,6 +190,7 @@ def notes_on(ledger: PrivacyLedger) -> tuple[str, ...]:
         "One record is the unit: what stands in k records, in the same or in other words, has k times the epsilon.",
         "Settings that were chosen by looking at results on these records tell of them; that is not counted.",
         "The base, once published, stays as it is: the statement is of each model made from it, and of all of them together.",
+        "The hash of the records tells nothing but to somebody who has all of them but one; keep it from those.",
     ]
     if not ledger.secure:
         notes.append(
