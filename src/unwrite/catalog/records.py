@@ -273,6 +273,7 @@ class PlanRecord(Member):
         needs: what a deletion takes; a subset of `NEEDS`.
         guarantee: as a method's.
         cost: training, deletion and inference, in words.
+        use: the call that trains, of names in `unwrite.forget`.
     """
 
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -292,6 +293,7 @@ class PlanRecord(Member):
     needs: tuple[str, ...]
     guarantee: Literal["exact", "(epsilon, delta)", "empirical", "none"]
     cost: str
+    use: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,7 +115,7 @@ def _one(record: MethodRecord | PlanRecord, json: bool) -> None:
         print_(f"Flags that it has no field for are of the method in it, {inside} unless --inner names another.")
     print_()
     if isinstance(record, PlanRecord):
-        print_(f"In Python, before training: unwrite.forget.{record.name}().fit(model, records, folder)")
+        print_(f"In Python, before training: unwrite.forget.{record.use}")
         return
     texts = "text" in record.forgets
     print_(f"unwrite forget --method {record.slug} ..." if texts else f"unwrite sweep --methods {record.slug} ...")

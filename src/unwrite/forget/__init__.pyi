@@ -56,6 +56,14 @@ from .needle import Needle as Needle
 from .neuron_adjust import NeuronAdjust as NeuronAdjust
 from .npo import NPO as NPO
 from .o3 import O3 as O3
+from .private.dp2unlearning import DPBase as DPBase
+from .private.dp_sgd import DPSGD as DPSGD
+from .private.ledger import PrivacyCertificate as PrivacyCertificate
+from .private.ledger import PrivacyLedger as PrivacyLedger
+from .private.ledger import read_certificate as read_certificate
+from .private.rewriting import MaskedWords as MaskedWords
+from .private.rewriting import Rewriting as Rewriting
+from .private.tuning import FineTuning as FineTuning
 from .refusal import DPO as DPO
 from .refusal import IDK as IDK
 from .rmu import RMU as RMU

@@ -1,0 +1,1 @@
+"""Plan for deletion before training: private base models, their accounts, and what is made of them."""
