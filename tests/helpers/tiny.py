@@ -68,6 +68,20 @@ def make_llama(
     return LlamaForCausalLM(LlamaConfig(**{**shape, **settings})).eval()
 
 
+def save_bert(kind: Any, folder: Any, **settings: Any) -> str:
+    """A small random BERT of one of transformers' classes with a word tokenizer, in a folder."""
+    from transformers import BertConfig
+
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = None
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = BertConfig(vocab_size=len(WORDS), max_position_embeddings=24, pad_token_id=0, **shape, **settings)
+    kind(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
 def make_examples(kind: str, n: int):
     """Question-answer rows of unequal length; `kind` "forget", "retain" or "holdout" makes them distinct."""
     offset = {"forget": 0, "retain": 3, "holdout": 5}[kind]

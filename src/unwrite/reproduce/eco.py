@@ -136,8 +136,38 @@ def measured(bed: LanguageBed, seeds: Sequence[int], tiny: bool) -> ArmFigures:
         model = _at(guard, *settings[chosen], seed)
         staying.setdefault(chosen, []).append(fmean(probabilities(model, bed, kept)))
         unseen.setdefault(chosen, []).append(fmean(probabilities(model, bed, reworded)))
-    arms["prefix"] = [answers(target, bed, _prefixed(report, authors)).means]
-    staying["prefix"] = [fmean(probabilities(target, bed, _prefixed(kept, authors)))]
+    _add_baselines(bed, guard, (report, kept), (arms, staying), of_target, seeds[0], tiny)
+    still = answers(_at(guard, DIMS[0], 0.0, seeds[0]), bed, report)
+    exact = {
+        "at strength 0 every figure is the target's": still == of_target,
+        "logits of unflagged rows are the target's to the bit beside flagged ones": _untouched(
+            _at(guard, *settings[chosen], seeds[0]), bed, [*report[:4], *kept[:12]]
+        ),
+    }
+    grid = [name for name, (dims, _) in settings.items() if dims == settings[chosen][0]]
+    return ArmFigures(arms, staying, chosen, grid, _flagged(guard, bed), exact, unseen)
+
+
+def _add_baselines(
+    bed: LanguageBed,
+    guard: CorruptedPromptModel,
+    rows: tuple[Examples, Examples],
+    figures: tuple[dict[str, list[tuple[float, float]]], dict[str, list[float]]],
+    of_target: AnsweredRows,
+    seed: int,
+    tiny: bool,
+) -> None:
+    """A prefix that forbids the names, a refusal by the guard's detector, and what trains.
+
+    Args:
+        rows: those to report, and those that are to stay.
+        figures: of the arms, and of what is to stay; these are added to.
+        of_target: what the target makes of the rows to report.
+    """
+    (report, kept), (arms, staying), target = rows, figures, guard.target
+    names = list(dict.fromkeys(row.entity for row in bed.split.forget))
+    arms["prefix"] = [answers(target, bed, _prefixed(report, names)).means]
+    staying["prefix"] = [fmean(probabilities(target, bed, _prefixed(kept, names)))]
     stopped = guard.detector.flagged([[str(row.question)] for row in report])
     refused = [rouge_l(row.answer, REFUSAL).recall for row in report]
     arms["refusal"] = [
@@ -148,19 +178,10 @@ def measured(bed: LanguageBed, seeds: Sequence[int], tiny: bool) -> ArmFigures:
     ]
     level = min(0.95, 1.2 * arms["oracle"][0][0] / arms["target"][0][0])
     for name, method in BASELINES.items():
-        stop = StopWhenForgotten(bed.tokenizer, {"forget": split.forget}, target=level, floor=0, every=1)
-        model, _ = unlearn(bed, method, seeds[0], (stop,), **({"num_train_epochs": 1} if tiny else {}))
+        stop = StopWhenForgotten(bed.tokenizer, {"forget": bed.split.forget}, target=level, floor=0, every=1)
+        model, _ = unlearn(bed, method, seed, (stop,), **({"num_train_epochs": 1} if tiny else {}))
         arms[name] = [answers(model, bed, report).means]
         staying[name] = [fmean(probabilities(model, bed, kept))]
-    still = answers(_at(guard, DIMS[0], 0.0, seeds[0]), bed, report)
-    exact = {
-        "at strength 0 every figure is the target's": still == of_target,
-        "logits of unflagged rows are the target's to the bit beside flagged ones": _untouched(
-            _at(guard, *settings[chosen], seeds[0]), bed, [*report[:4], *kept[:12]]
-        ),
-    }
-    grid = [name for name, (dims, _) in settings.items() if dims == settings[chosen][0]]
-    return ArmFigures(arms, staying, chosen, grid, _flagged(guard, bed), exact, unseen)
 
 
 def _named(dims: int, strength: float) -> str:
