@@ -575,7 +575,11 @@ def test_a_stream_shows_nothing_that_would_have_to_be_taken_back(target, own, dr
 
 
 def test_a_refusal_keeps_to_the_length_asked_for(target):
-    assert new_tokens(around(target, PROMPTS[0], -1), [PROMPTS[0]], max_new_tokens=2) == [[*REFUSAL[:2]]]
+    guard = around(target, PROMPTS[0], -1)
+    assert new_tokens(guard, [PROMPTS[0]], max_new_tokens=2) == [[*REFUSAL[:2]]]
+    assert new_tokens(guard, [PROMPTS[0]], max_new_tokens=None, max_length=6) == [[REFUSAL[0]]]
+    long = PROMPTS[0] * 5
+    assert new_tokens(around(target, long, -1), [long], max_new_tokens=None) == [[*REFUSAL]]
 
 
 def test_forward_gives_a_refusals_logits_for_flagged_rows_alone(target, own):

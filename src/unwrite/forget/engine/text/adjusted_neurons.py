@@ -114,6 +114,7 @@ class AdjustedNeuronsModel(GuardedModel):
     def __init__(self, target: PreTrainedModel, table: NeuronTable, rules: NeuronRules) -> None:
         super().__init__(target)
         self.table, self.rules = table, rules
+        self.config.neuron_draws = rules.draws  # drafting asks once a configuration whether trees may run
         sites, widths = mlp_sites(target), [site.width for site in mlp_sites(target)]
         here = [0 <= i < len(widths) and 0 <= j < widths[i] for i, j in zip(*_pairs(table), strict=True)]
         if not all(here):

@@ -195,7 +195,13 @@ class KeyGuardedModel(GuardedModel):
         output, written = look(ids, options, config)
         sequences = output if isinstance(output, Tensor) else output.sequences
         refused = [flag for _, flag in written]
-        room = config.max_new_tokens or max(1, (config.max_length or 1 << 30) - ids.shape[1])
+        givers = (
+            kwargs.get("max_length"),
+            getattr(generation_config, "max_length", None),
+            self.generation_config.max_length,
+        )
+        length = next(filter(None, givers), None)  # where nobody gives one, `generate` counts from the prompt's end
+        room = config.max_new_tokens or (max(1, length - ids.shape[1]) if length else None)
         refusal = torch.tensor(self.rules.refusal[:room]).to(ids)
         answers = [
             refusal if flag else row[ids.shape[1] :][:end] for row, (end, flag) in zip(sequences, written, strict=True)
