@@ -124,6 +124,17 @@ def test_padding_and_neighbours_do_not_change_the_corruption(side):
     assert torch.allclose(model(**inputs, position_ids=places).logits[0][shown], alone, atol=1e-5)
 
 
+def test_noise_is_a_function_of_prompt_and_seed():
+    def noise(prompt, seed=0):
+        model = guarded(noise_seed=seed)
+        return (model._replacement(prompt).values - model._embedded(prompt)[:-1])[:, 0]
+
+    other = [ids("where")[0] if token == ids("who")[0] else token for token in ASKED]
+    assert torch.equal(noise(ASKED), noise(ASKED))
+    assert not torch.allclose(noise(ASKED), noise(other), atol=0.1)
+    assert not torch.allclose(noise(ASKED), noise(ASKED, seed=1), atol=0.1)
+
+
 def test_strength_0_and_threshold_1_are_the_bare_model():
     inputs = batch([ASKED, OTHER])
     for model in (guarded(strength=0.0), guarded(threshold=1.0)):
@@ -195,6 +206,7 @@ WAYS = {
     "several": {"do_sample": True, "num_return_sequences": 2},
     "chunks": {"prefill_chunk_size": 3, "do_sample": False},
     "without cache": {"use_cache": False, "do_sample": False},
+    "static cache": {"cache_implementation": "static", "do_sample": False},
     "lookup": {"prompt_lookup_num_tokens": 2, "do_sample": False},
 }
 
@@ -239,6 +251,14 @@ def test_a_streamer_is_given_every_token(capsys):
         **batch([ASKED]), max_new_tokens=6, do_sample=False, streamer=TextStreamer(make_tokenizer(), skip_prompt=True)
     )
     assert capsys.readouterr().out.split() == make_tokenizer().decode(out[0, len(ASKED) :]).split()
+
+
+def test_what_other_people_keep_of_the_embeddings_stays_as_it_was():
+    model, kept = guarded(), []
+    table = model.target.get_input_embeddings()
+    table.register_forward_hook(lambda _, __, output: kept.append(output))
+    model(**batch([ASKED]))
+    assert torch.equal(kept[0][0], table.weight[ASKED])
 
 
 def test_hooks_of_other_people_stay():

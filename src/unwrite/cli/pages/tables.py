@@ -16,6 +16,7 @@ from ...reproduce import freshness
 from .stored import comparisons, observed, stored_result
 
 if TYPE_CHECKING:
+    from ...catalog.records import MethodRecord, PlanRecord
     from ...audit.base import Headline
 
 
@@ -125,7 +126,8 @@ def methods() -> str:
         "| method | of | kind | intent | observed | needs | guarantee | cost |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for m in (*catalog.METHOD.own().values(), *catalog.PLAN.own().values()):
+    records: list[MethodRecord | PlanRecord] = [*catalog.METHOD.own().values(), *catalog.PLAN.own().values()]
+    for m in records:
         of = " and ".join(m.forgets)
         seen = next(observed(m.slug), {"verdict": ""})["verdict"]
         cells = (f"`{m.slug}` {m.title}", of, m.kind, m.intent, seen, ", ".join(m.needs), m.guarantee, m.cost)
