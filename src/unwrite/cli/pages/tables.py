@@ -16,8 +16,8 @@ from ...reproduce import freshness
 from .stored import comparisons, observed, stored_result
 
 if TYPE_CHECKING:
-    from ...catalog.records import MethodRecord, PlanRecord
     from ...audit.base import Headline
+    from ...catalog.records import MethodRecord, PlanRecord
 
 
 def fill(text: str) -> str:
