@@ -14,12 +14,12 @@ from unwrite.forget.private.accounting import group_privacy
 from unwrite.forget.private.dp2unlearning import DPBase
 from unwrite.forget.private.dp_sgd import DPSGD
 from unwrite.forget.private.ledger import PrivacyLedger, data_hash, notes_on, read_certificate
-from unwrite.forget.private.tuning import FineTuning
+from unwrite.forget.private.tuning import DeploymentTuning
 from unwrite.models import load, load_model, save
 from unwrite.runs import hash_model, read_json, write_json
 
 HOW = DPSGD(epsilon=2.0, epochs=2, batch=8, rate=0.05, optimiser="sgd", together=8)
-TUNING = FineTuning(epochs=1, rate=1e-3, batch=8, retraining_epochs=2)
+TUNING = DeploymentTuning(epochs=1, rate=1e-3, batch=8, retraining_epochs=2)
 FORGET = [1, 5, 7]
 
 

@@ -18,7 +18,7 @@ from unwrite.forget.private.dp2unlearning import DPBase
 from unwrite.forget.private.dp_sgd import DPSGD
 from unwrite.forget.private.nouns import noun_probabilities, nouns_by_nltk
 from unwrite.forget.private.rewriting import MaskedWords, Rewriting, temperature, word_probabilities
-from unwrite.forget.private.tuning import FineTuning
+from unwrite.forget.private.tuning import DeploymentTuning
 from unwrite.models import save
 
 LOW, HIGH = Rewriting().low, Rewriting().high
@@ -267,7 +267,7 @@ def bases(words, tmp_path_factory):
         [Example("the old book of ann"), Example("the town"), Example("the red river of bert was old")], "all"
     )
     made = SimpleNamespace(
-        data=data, start=start, training=FineTuning(epochs=1, rate=1e-3, batch=2, retraining_epochs=2)
+        data=data, start=start, training=DeploymentTuning(epochs=1, rate=1e-3, batch=2, retraining_epochs=2)
     )
     for how in (Rewriting(epsilon=1.0), NOUNS):
         fitted = DPBase.fit(

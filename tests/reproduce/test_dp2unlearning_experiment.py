@@ -10,7 +10,17 @@ from unwrite.beds.canaries import ANIMALS, WORDS, canary_bed, exposures, losses,
 from unwrite.data.text.encoding import encode_prompt
 from unwrite.reproduce.base import run
 from unwrite.reproduce.checks import verdict_of
-from unwrite.reproduce.dp2unlearning import COLUMNS, DEPLOYED, FEW, ORDINARY, RETRAINED, Left, Trial, _checks, unlearned
+from unwrite.reproduce.dp2unlearning import (
+    COLUMNS,
+    DEPLOYED,
+    FEW,
+    ORDINARY,
+    RETRAINED,
+    Left,
+    PrivacyTrial,
+    _checks,
+    unlearned,
+)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +99,7 @@ def table(
         ORDINARY: of(ordinary),
         DEPLOYED: of(deployed),
     }
-    trial = Trial(learnt={8.0: learnt}, spent={1.0: 0.995, 8.0: spent, 100.0: 99.9}, same=same)
+    trial = PrivacyTrial(learnt={8.0: learnt}, spent={1.0: 0.995, 8.0: spent, 100.0: 99.9}, same=same)
     return left, [trial]
 
 

@@ -28,7 +28,7 @@ def arm_of(orders, right, whole_only=False):
             logits[: right[len(prefix)], 0] = 1
             logits[right[len(prefix)] :, 1] = 1
             answers[shard, prefix] = logits
-    return s3t.Arm(orders, answers, whole_only, 0.0, 1.0)
+    return s3t.DeletionArm(orders, answers, whole_only, 0.0, 1.0)
 
 
 def test_a_stream_is_played_until_no_shard_answers():

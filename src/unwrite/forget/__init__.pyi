@@ -63,7 +63,7 @@ from .private.ledger import PrivacyLedger as PrivacyLedger
 from .private.ledger import read_certificate as read_certificate
 from .private.rewriting import MaskedWords as MaskedWords
 from .private.rewriting import Rewriting as Rewriting
-from .private.tuning import FineTuning as FineTuning
+from .private.tuning import DeploymentTuning as DeploymentTuning
 from .refusal import DPO as DPO
 from .refusal import IDK as IDK
 from .rmu import RMU as RMU

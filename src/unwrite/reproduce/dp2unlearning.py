@@ -36,7 +36,7 @@ from ..data.text.encoding import encode_all
 from ..forget.gradient_ascent import GradientAscent
 from ..forget.private.dp2unlearning import DPBase
 from ..forget.private.dp_sgd import DPSGD
-from ..forget.private.tuning import FineTuning
+from ..forget.private.tuning import DeploymentTuning
 from ..models import load_model
 from ..runs import hash_model, scratch_folder
 from .base import Claim, figure
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 EPSILONS = (1.0, 8.0, 100.0, inf)
 BASE = DPSGD(epochs=10, batch=200, rate=2e-3, decay=0.01, clip=1.0, optimiser="adamw", together=50)
-TUNING = FineTuning(epochs=10, rate=2e-3, batch=32, retraining_epochs=20)
+TUNING = DeploymentTuning(epochs=10, rate=2e-3, batch=32, retraining_epochs=20)
 ASCENT_RATES, ASCENT_EPOCHS = (1e-4, 1e-3), 3
 FEW = CanarySizes(forget=8, retained=12, unseen=10, ordinary=40, public=10)
 COLUMNS = ("epsilon of a record", "exposure, bits", "loss gap, nats", "membership AUC", "utility", "steps / retraining")
@@ -99,7 +99,7 @@ class Left:
 
 
 @dataclass
-class Trial:
+class PrivacyTrial:
     """All models of one seed, and what else was seen.
 
     Args:
@@ -124,7 +124,9 @@ def measured(model: PreTrainedModel, bed: CanaryBed, epsilon: float | None = Non
     return Left(exposures(model, bed, bed.forget), forget, unseen, useful, epsilon, cost)
 
 
-def tuned(start: Any, rows: Examples, bed: CanaryBed, training: FineTuning, seed: int, folder: Path) -> PreTrainedModel:
+def tuned(
+    start: Any, rows: Examples, bed: CanaryBed, training: DeploymentTuning, seed: int, folder: Path
+) -> PreTrainedModel:
     """Ordinary fine-tuning; the folder is scratch."""
     recipe, encoded = training.recipe(start), encode_all(rows, bed.tokenizer)
     model: Any = recipe.build(seed)
@@ -133,9 +135,11 @@ def tuned(start: Any, rows: Examples, bed: CanaryBed, training: FineTuning, seed
     return model
 
 
-def trial(bed: CanaryBed, seed: int, home: Path, how: DPSGD = BASE, training: FineTuning = TUNING) -> Trial:
+def trial(
+    bed: CanaryBed, seed: int, home: Path, how: DPSGD = BASE, training: DeploymentTuning = TUNING
+) -> PrivacyTrial:
     """Every model of one seed."""
-    made = Trial()
+    made = PrivacyTrial()
     longer = replace(training, epochs=training.retraining_epochs)
     made.left[RETRAINED] = measured(tuned(bed.start, bed.retain, bed, longer, seed, home / "rfs"), bed, cost=1.0)
     before = fmean(probabilities(public_model(bed), bed, bed.test))
@@ -175,7 +179,7 @@ def trial(bed: CanaryBed, seed: int, home: Path, how: DPSGD = BASE, training: Fi
     return made
 
 
-def same_without(base: DPBase, bed: CanaryBed, home: Path, training: FineTuning, seed: int) -> bool:
+def same_without(base: DPBase, bed: CanaryBed, home: Path, training: DeploymentTuning, seed: int) -> bool:
     """Whether an epoch from the base gives the same weights when each forgotten record says something else."""
     random, rows, short = Random(seed), list(bed.data), replace(training, epochs=1)
     for number in bed.forget_ids:
@@ -249,7 +253,7 @@ def joined(of: Sequence[Left]) -> Left:
     )
 
 
-def _checks(left: Mapping[str, Left], trials: Sequence[Trial]) -> tuple[Check, ...]:
+def _checks(left: Mapping[str, Left], trials: Sequence[PrivacyTrial]) -> tuple[Check, ...]:
     """The card's conditions; intervals are over passwords, or over the questions utility is measured on."""
     retrained, deployed, ordinary, noiseless = (left[name] for name in (RETRAINED, DEPLOYED, ORDINARY, unlearned(inf)))
     eight, one = left[unlearned(8.0)], left[unlearned(1.0)]

@@ -90,7 +90,7 @@ class OrdinaryLora(SISA):
 
 
 @dataclass(frozen=True)
-class Arm:
+class DeletionArm:
     """One way to serve shards, with the answers of all its stages to the test rows.
 
     Args:
@@ -147,7 +147,9 @@ class Played:
     before: float
 
     @classmethod
-    def of(cls, arm: Arm, bed: ShardedDigits, streams: Sequence[Sequence[tuple[int, int]]], n_shards: int) -> Played:
+    def of(
+        cls, arm: DeletionArm, bed: ShardedDigits, streams: Sequence[Sequence[tuple[int, int]]], n_shards: int
+    ) -> Played:
         paths = [arm.play(bed, stream, n_shards) for stream in streams]
         start = paths[0][0]
 
@@ -248,7 +250,7 @@ def _plans(scale: Scale, seed: int) -> dict[str, Callable[[float], ShardedTraini
 
 def _arms(
     bed: ShardedDigits, scale: Scale, rates: Mapping[str, float], seed: int
-) -> tuple[dict[str, Arm], float, float]:
+) -> tuple[dict[str, DeletionArm], float, float]:
     """Every arm, the accuracy of ordinary LoRA, and that of first slices alone."""
     plans = _plans(scale, seed)
     with scratch_folder() as folder:
@@ -259,12 +261,12 @@ def _arms(
         seconds, retraining = _trained_by_a_deletion(s3t, bed), _trained_by_a_deletion(sisa, bed)
     orders, one = rotated_orders(scale.n_slices, scale.budgets[-1]), (tuple(range(scale.n_slices)),)
     arms = {
-        f"S3T, B={b}": Arm(tuple(orders[:b]), answers, False, seconds, _before(notes, orders[:b]))
+        f"S3T, B={b}": DeletionArm(tuple(orders[:b]), answers, False, seconds, _before(notes, orders[:b]))
         for b in scale.budgets
     }
     cost = _before(checkpoint_notes, one)
-    arms["SISA"] = Arm(one, checkpoints, False, retraining, cost)
-    arms["SISA without slices"] = Arm(one, checkpoints, True, retraining, cost)
+    arms["SISA"] = DeletionArm(one, checkpoints, False, retraining, cost)
+    arms["SISA without slices"] = DeletionArm(one, checkpoints, True, retraining, cost)
     first = [answers[shard, (0,)] for shard in range(scale.n_shards)]
     return arms, before, bed.right(torch.stack(first).mean(0))
 

@@ -48,7 +48,7 @@ from .ledger import (
     read_ledger,
 )
 from .rewriting import MaskedWords, Rewriting
-from .tuning import FineTuning, beside, fine_tuned
+from .tuning import DeploymentTuning, beside, fine_tuned
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -103,7 +103,7 @@ class DPBase:
         tokenizer: PreTrainedTokenizerBase,
         mechanism: DPSGD | Rewriting | None = None,
         masked: MaskedWords | None = None,
-        training: FineTuning | None = None,
+        training: DeploymentTuning | None = None,
         peft_config: PeftConfig | None = None,
         max_length: int | None = None,
         seed: int = 0,
@@ -140,7 +140,7 @@ class DPBase:
                     raise MethodError(
                         "Rewriting needs a masked language model (masked=MaskedWords(...)), and takes no adapters."
                     )
-                model, said = _by_rewriting(model, given, mechanism, masked, training or FineTuning(epochs=10))
+                model, said = _by_rewriting(model, given, mechanism, masked, training or DeploymentTuning(epochs=10))
         ledger = PrivacyLedger(
             **said,
             records=len(data),
@@ -157,7 +157,7 @@ class DPBase:
         self,
         data: Examples,
         folder: str | Path,
-        training: FineTuning | None = None,
+        training: DeploymentTuning | None = None,
         *,
         max_length: int | None = None,
         seed: int = 0,
@@ -167,7 +167,7 @@ class DPBase:
         Raises:
             RunError: the folder is not empty; the base is not what its ledger says.
         """
-        folder, training = _empty(folder), training or FineTuning()
+        folder, training = _empty(folder), training or DeploymentTuning()
         loaded = self._checked()
         model = fine_tuned(self.folder, _encoded(data, loaded, max_length), training, seed, folder)
         origin = {"base": self.ledger.weights, "data": data_hash(data), "training": asdict(training)}
@@ -178,7 +178,7 @@ class DPBase:
         data: Examples,
         forget_ids: Iterable[int],
         folder: str | Path,
-        training: FineTuning | None = None,
+        training: DeploymentTuning | None = None,
         *,
         certify: bool = True,
         max_length: int | None = None,
@@ -199,7 +199,7 @@ class DPBase:
             MethodError: a mechanism without a guarantee.
             RunError: the folder is not empty; the base is not what its ledger says.
         """
-        folder, training = _empty(folder), training or FineTuning()
+        folder, training = _empty(folder), training or DeploymentTuning()
         ids = check_ids(forget_ids, len(data))
         if certify:
             self.ledger.need_formal()
@@ -223,7 +223,9 @@ class DPBase:
             raise RunError(f"the weights in {self.folder} are not those of its ledger. Restore the folder.")
         return loaded
 
-    def _certificate(self, ids: list[int], retained: int, training: FineTuning, weights: str) -> PrivacyCertificate:
+    def _certificate(
+        self, ids: list[int], retained: int, training: DeploymentTuning, weights: str
+    ) -> PrivacyCertificate:
         ledger = self.ledger
         assert ledger.epsilon is not None
         return PrivacyCertificate(
@@ -298,7 +300,7 @@ def _by_dp_sgd(
 
 
 def _by_rewriting(
-    model: nn.Module, given: _Given, how: Rewriting, masked: MaskedWords, training: FineTuning
+    model: nn.Module, given: _Given, how: Rewriting, masked: MaskedWords, training: DeploymentTuning
 ) -> tuple[nn.Module, dict[str, Any]]:
     rewritten, words = how.rows(given.data, masked, given.seed)
     most = max(words)

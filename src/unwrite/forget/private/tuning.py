@@ -21,11 +21,11 @@ from ...models import TrainRecipe, causal_recipe
 from ...runs import claimed, hash_json, remove_folder
 from ..engine.checks import require
 
-__all__ = ["FineTuning", "beside", "fine_tuned"]
+__all__ = ["DeploymentTuning", "beside", "fine_tuned"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuning:
+class DeploymentTuning:
     """How the deployed and the unlearned model are trained from the base, without noise: AdamW, warm-up, linear decay.
 
     Args:
@@ -67,7 +67,7 @@ class FineTuning:
         return (self.epochs if epochs is None else epochs) * math.ceil(rows / self.batch)
 
 
-def fine_tuned(start: Any, rows: list[Encoded], training: FineTuning, seed: int, folder: Path) -> nn.Module:
+def fine_tuned(start: Any, rows: list[Encoded], training: DeploymentTuning, seed: int, folder: Path) -> nn.Module:
     """The model that a start becomes; `folder` is where it will be stored."""
     recipe = training.recipe(start)
     with beside(folder, [recipe.settings, seed, _content(rows)]) as partial, torch.random.fork_rng():
