@@ -104,18 +104,18 @@ def compared(monkeypatch):
         return {"method": method, "kind": kind, "verdict": verdict, "setting": "rate=2.5", "rank": rank, **figures}
 
     references = [entry("before", "not forgotten", kind="reference")]
-    small = [
+    other = [
         *references,
         entry("npo", "mixed or suppression-like", 1, -0.62),
         entry("undial", "not forgotten", 2, -1.0),
     ]
-    small.append(entry("kl-ascent", "untested"))
-    real = [*references, entry("undial", "suppression-like", 1, -0.31), entry("wga", None, 2, -3.0)]
-    reports = {"forget": {"bed": "small", "entries": small}, "forget-smollm2": {"bed": "real", "entries": real}}
+    other.append(entry("kl-ascent", "untested"))
+    own = [*references, entry("undial", "suppression-like", 1, -0.31), entry("wga", None, 2, -3.0)]
+    reports = {"forget": {"bed": "own", "entries": own}, "forget-smollm2": {"bed": "other", "entries": other}}
     monkeypatch.setattr(stored, "stored_result", reports.get)
 
 
-def test_a_method_is_listed_with_what_was_observed_of_it_on_a_real_model_first(compared, capsys):
+def test_a_method_is_listed_with_what_was_observed_of_it_by_settings_of_the_bed_first(compared, capsys):
     main(["methods"])
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[1 : 1 + len(METHODS)]}
     assert "suppression " in lines["undial"]
@@ -126,9 +126,9 @@ def test_a_method_is_listed_with_what_was_observed_of_it_on_a_real_model_first(c
 def test_one_method_tells_its_place_and_its_forget_quality_on_every_bed(compared, capsys):
     main(["methods", "undial"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "suppression-like on real: 1 of 2, forget quality -0.3 (log10 p); not forgotten on small: 2 of 2" in said
+    assert "suppression-like on own: 1 of 2, forget quality -0.3 (log10 p); not forgotten on other: 2 of 2" in said
     main(["methods", "kl-ascent"])
-    assert "untested on small: without a place, for utility is lost" in " ".join(capsys.readouterr().out.split())
+    assert "untested on other: without a place, for utility is lost" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_no_audit_judged_was_not_observed(compared, capsys):
@@ -138,5 +138,5 @@ def test_what_no_audit_judged_was_not_observed(compared, capsys):
     seen = {one["slug"]: one["observed"] for one in json.loads(capsys.readouterr().out)}
     assert seen["wga"] == []
     assert seen["undial"][0] == {
-        "bed": "real", "verdict": "suppression-like", "setting": "rate=2.5", "forget_quality": -0.31, "utility": 0.8, "rank": 1, "of": 2,
+        "bed": "own", "verdict": "suppression-like", "setting": "rate=2.5", "forget_quality": -0.31, "utility": 0.8, "rank": 1, "of": 2,
     }  # fmt: skip

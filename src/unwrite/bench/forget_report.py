@@ -127,7 +127,8 @@ def picture(report: Report) -> dict[str, Any]:
         "y": {**y, "axis": {**axis, "title": "model utility"}},
     }
     seeds = len(report["seeds"])
-    told = f"{report['bed']}, settings chosen on other authors, mean of {seeds} seed{'s' if seeds > 1 else ''}"
+    where = "other authors" if report["tuning"] else report["rule"].rpartition(", on ")[2]
+    told = f"{report['bed']}, settings chosen on {where}, mean of {seeds} seed{'s' if seeds > 1 else ''}"
     if not all(value["useful"] for value in values):
         told += "; pale: utility lost"
     return {

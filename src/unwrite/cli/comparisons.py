@@ -10,6 +10,9 @@ from ..runs import progress
 from .listing import plain_table
 from .output import console, label, print_json
 
+# Heads of the recovery indices that leave room for a verdict in 80 columns; in the pages they are written out.
+NARROW = ("method", "direct", "par.", "shots", "rel.", "gen.", "4 bits", "depth", "verdict")
+
 
 def vision(seed: int, out: Path | None, json: bool) -> None:
     """Twelve methods that forget images."""
@@ -41,7 +44,7 @@ def forget(
     """Every method that forgets texts."""
     from ..beds.text_beds import BEDS
     from ..bench.forget import run
-    from ..bench.forget_report import HEADS, PROBE_HEADS, cells, probe_cells
+    from ..bench.forget_report import HEADS, cells, probe_cells
     from ..errors import MethodError, unknown
     from ..runs import write_json
 
@@ -62,10 +65,15 @@ def forget(
     console().print(plain_table(HEADS, cells(report)))
     if probed := probe_cells(report):
         console().print("What comes back of it: 0 like a model that never learnt it, 1 like one that never forgot.")
-        console().print(plain_table(PROBE_HEADS, probed))
+        console().print(plain_table(NARROW, [(*figures, _in_a_word(verdict)) for *figures, verdict in probed]))
     console().print(label(f"better: of the methods of equal utility, within {report['equal']:g}", "dim"))
     for slug, reason in report["left_out"].items():
         console().print(label(f"left out: {slug}: {reason}", "dim"))
+
+
+def _in_a_word(verdict: str) -> str:
+    """A verdict that leaves room for figures in 80 columns."""
+    return verdict.replace("-like", "").replace("suppression by construction", "by construction")
 
 
 def _comparison(path: Path) -> dict[str, Any]:

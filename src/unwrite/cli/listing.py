@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+GUARANTEES = MethodRecord.choices["guarantee"]
 VERDICT_COLOURS = {"reproduced": "green", "partly": "yellow", "not reproduced": "red", "inconclusive": "blue"}
 
 
@@ -63,12 +64,13 @@ def methods(method: str | None = None, *, json: bool = False) -> None:
         print_json([{**dataclasses.asdict(record), "observed": list(observed(record.slug))} for record in records])
         return
     headers = ["method", "of", "kind", "intent", "observed", "here"]
-    cells = [[m.slug, _of(m), m.kind, m.intent, _seen(m), _verdict(m.system) or ""] for m in records]
+    cells = [[m.slug, _of(m), m.kind, m.intent, _seen(m), _verdict(m.system, short=True) or ""] for m in records]
     console().print(plain_table(headers, cells))
     _say_what_is_stale(m.system for m in records if m.system)
     for record in records:
         if record.package != OURS:
             console().print(f"{record.slug} is of the package {record.package}.")
+    console().print(_guarantees(records))
     console().print("What one needs and costs, and its fields: unwrite methods npo")
 
 
@@ -121,8 +123,15 @@ def _one(record: MethodRecord | PlanRecord, json: bool) -> None:
     print_(f"unwrite forget --method {record.slug} ..." if texts else f"unwrite sweep --methods {record.slug} ...")
 
 
+def _guarantees(records: Iterable[MethodRecord | PlanRecord]) -> str:
+    """Who gives which guarantee, the strongest first."""
+    of = {word: [record.slug for record in records if record.guarantee == word] for word in GUARANTEES}
+    parts = [f"{word}: {', '.join(slugs)}" for word, slugs in of.items() if slugs and word != "none"]
+    return f"Guarantee of a deletion. {'; '.join(parts)}; all others: none."
+
+
 def _seen(record: MethodRecord | PlanRecord) -> str:
-    """What the battery called it, in a word; on a real model where that was measured."""
+    """What the battery called it, in a word; by settings that were chosen on the bed, where there are some."""
     verdict = str(next(observed(record.slug), {"verdict": ""})["verdict"])
     return "varies" if " or " in verdict else verdict.removesuffix("-like").removesuffix(" by construction")
 
@@ -134,12 +143,17 @@ def _told(seen: Mapping[str, Any]) -> str:
     return f"{seen['verdict']} on {seen['bed']}: {place}{quality}"
 
 
-def _verdict(system: str | None) -> Text | None:
-    """The verdict on a system's claim, marked where it is to be measured again; None without one."""
+def _verdict(system: str | None, *, short: bool = False) -> Text | None:
+    """The verdict on a system's claim, marked where it is to be measured again; None without one.
+
+    Args:
+        short: in at most 16 characters.
+    """
     verdict = catalog.system(system).verdict if system else None
     if system is None or verdict is None:
         return None
-    return text(freshness.marked(system, verdict), VERDICT_COLOURS.get(verdict, "dim"))
+    said = verdict.replace("bed says nothing", "no verdict") if short else verdict
+    return text(freshness.marked(system, said), VERDICT_COLOURS.get(verdict, "dim"))
 
 
 def _say_what_is_stale(systems: Iterable[str]) -> None:
