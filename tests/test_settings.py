@@ -187,7 +187,7 @@ PYTHON_ALONE = (
     "bench/", "beds/", "catalog/", "nets/", "reproduce/", "diffusion/", "forget/vision/", "forget/engine/images/", "audit/images/",
     "audit/attacks/relearning_time.py", "data/images/", "models/image", "models/curvature/", "models/pruning.py",
     "decode/engine/bridge.py", "decode/engine/transformers/tree_runtime.py",
-    "decode/engine/llamacpp", "audit/restoring.py", "audit/suites/restor.py", "data/text/facts.py",
+    "decode/engine/llamacpp", "audit/restoring.py", "audit/suites/restor.py", "data/text/facts.py", "forget/private/", "forget/sharded/",
 )  # fmt: skip
 # Names of a file's or a tokenizer's own, and what only Python can bring about.
 OTHERS_NAMES = (

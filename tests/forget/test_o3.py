@@ -509,7 +509,7 @@ def test_a_stream_is_saved_and_read_back_whole(tmp_path):
 
 def test_an_encoder_of_its_own_is_stored_with_the_stream(tmp_path):
     folder, _ = masked_encoder(tmp_path)
-    stream = request(lively(make_llama(0)), make_examples("forget", 12), encoder=str(folder))
+    stream = request(lively(make_llama(0)), make_examples("forget", 12), encoder="masked", masked_model=str(folder))
     save(stream, tmp_path / "saved", tokenizer=make_tokenizer())
     again = load(tmp_path / "saved").model
     texts = ["who was ann ?", "where is the garden ?"]
@@ -518,7 +518,7 @@ def test_an_encoder_of_its_own_is_stored_with_the_stream(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "why"),
-    [({"earlier": "some"}, "some"), ({"rank": 0}, "rank"), ({"held": 1.0}, "held"), ({"outside": 0.0}, "outside"), ({"orthogonality": -1.0}, "orthogonality")],
+    [({"earlier": "some"}, "some"), ({"rank": 0}, "rank"), ({"held": 1.0}, "held"), ({"outside": 0.0}, "outside"), ({"orthogonality": -1.0}, "orthogonality"), ({"encoder": "masked"}, "masked_model is None")],
 )  # fmt: skip
 def test_settings_without_meaning_are_refused(options, why):
     with pytest.raises(MethodError, match=why):

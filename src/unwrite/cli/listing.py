@@ -59,7 +59,9 @@ def methods(method: str | None = None, *, json: bool = False) -> None:
     if method is not None:
         _one(catalog.plan(method) if method in catalog.plans() else catalog.method(method), json)
         return
-    records: list[MethodRecord | PlanRecord] = [*catalog.methods().values(), *catalog.plans().values()]
+    every = catalog.methods().values()
+    own, others = ([one for one in every if (one.package == OURS) is ours] for ours in (True, False))
+    records: list[MethodRecord | PlanRecord] = [*own, *catalog.plans().values(), *others]
     if json:
         print_json([{**dataclasses.asdict(record), "observed": list(observed(record.slug))} for record in records])
         return

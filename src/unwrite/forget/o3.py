@@ -45,6 +45,7 @@ __all__ = ["O3", "orthogonality"]
 
 Earlier = Literal["all", "prev"]
 Answers = Literal["refusals", "wrong"]
+Encoder = Literal["states", "masked"]
 
 
 def orthogonality(trained: Mapping[str, Tensor], earlier: Sequence[Mapping[str, Tensor]]) -> Tensor:
@@ -108,8 +109,9 @@ class O3(Guard["TextWork"]):
         earlier: the penalty is over "all" earlier adapters, as the released code has it, or the "prev" one, as the paper writes it.
         fresh: every request gets an adapter of its own and all are added up, in place of one that goes on (ours).
         rank, alpha, dropout: of the adapters, on all linear layers of the blocks.
-        encoder: what the detector reads: "states", the mean states of the model's own layers (ours), or the folder or Hub id of a masked
-            language model that is fitted to the request, as in the paper (roberta-large).
+        encoder: what the detector reads: "states", the mean states of the model's own layers (ours), or "masked", those of a masked
+            language model that is fitted to the request, as in the paper.
+        masked_model: the folder or Hub id of that model; roberta-large in the paper.
         layers: of the encoder, whose states count.
         held: share of the request's rows that set the detector's scale, in (0, 1).
         outside: nu of the detector's one-class SVM, in (0, 1].
@@ -127,7 +129,8 @@ class O3(Guard["TextWork"]):
     rank: int = 8
     alpha: int = 16
     dropout: float = 0.05
-    encoder: str = "states"
+    encoder: Encoder = "states"
+    masked_model: str | None = None
     layers: int = 12
     held: float = 0.2
     outside: float = 0.1
@@ -145,9 +148,14 @@ class O3(Guard["TextWork"]):
     }
 
     def __post_init__(self) -> None:
-        for name, known in (("answers", Answers), ("earlier", Earlier), ("mode", WeightMode)):
+        for name, known in (("answers", Answers), ("earlier", Earlier), ("encoder", Encoder), ("mode", WeightMode)):
             if getattr(self, name) not in get_args(known):
                 raise MethodError(f"{setting(name)}: {unknown('choice', str(getattr(self, name)), get_args(known))}")
+        if (self.encoder == "masked") != bool(self.masked_model):
+            raise MethodError(
+                f"{setting('masked_model')} is {self.masked_model!r}, and {setting('encoder')} is {self.encoder!r}. Name a folder or Hub id "
+                f"with {setting('encoder', 'masked')}, and only there."
+            )
         require("orthogonality", self.orthogonality, at_least=0)
         require("dropout", self.dropout, at_least=0, below=1)
         require("held", self.held, above=0, below=1)
@@ -157,14 +165,18 @@ class O3(Guard["TextWork"]):
             require(name, getattr(self, name), at_least=least)
 
     def check(self, forget: Examples, retain: Examples | None) -> None:
-        if len(forget) < self.fewest:
-            raise DataError(
-                f"a detector of what a request is about needs {self.fewest} texts, and the forget set has {len(forget)}. Give more rows, "
-                f"put requests together, or lower {setting('fewest')}."
-            )
         if self.answers == "wrong" and (bad := next((row for row in forget if not row.perturbed_answers), None)):
             raise DataError(
                 f"{bad.source or f'row {bad.index}'} has no wrong answers to learn. Give some, or use {setting('answers', 'refusals')}."
+            )
+
+    def check_work(self, work: TextWork) -> None:
+        super().check_work(work)
+        work.encoded(self.relabelled(work.forget, work.args.seed))  # a row that can't be asked is refused first
+        if len(work.forget) < self.fewest:
+            raise DataError(
+                f"a detector of what a request is about needs {self.fewest} texts, and the forget set has {len(work.forget)}. Give more "
+                f"rows, put requests together, or lower {setting('fewest')}."
             )
 
     def check_model(self, model: nn.Module, *, adapters: bool = False) -> None:
@@ -185,7 +197,6 @@ class O3(Guard["TextWork"]):
         )
         target: Any = stream.target
         inside = replace(work, model=target, forget=self.relabelled(work.forget, work.args.seed), retain=None)
-        inside.encoded(inside.forget)  # a row that can't be asked is refused before anything is computed
         texts = [turns_of(row)[-1] for row in work.forget]
         encode = self._encoder(target, inside, texts)
         detector = NoveltyDetector.fit(
@@ -247,6 +258,6 @@ class O3(Guard["TextWork"]):
                 parameter.requires_grad_(flag)
 
     def _encoder(self, target: PreTrainedModel, work: TextWork, texts: Sequence[str]) -> LayerStates:
-        if self.encoder == "states":
+        if self.masked_model is None:
             return RowStates(target, work.tokenizer, self.layers)
-        return MaskedEncoder.load(self.encoder, layers=self.layers).fitted(texts, work.args.seed)
+        return MaskedEncoder.load(self.masked_model, layers=self.layers).fitted(texts, work.args.seed)

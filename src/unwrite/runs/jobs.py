@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from threadpoolctl import threadpool_limits
 
-from ..errors import MethodError, MissingExtra, RunError, naming
+from ..errors import MethodError, MissingExtra, RunError, naming, setting
 from .atomic import cache_dir
 from .progress import hush, silent
 
@@ -156,7 +156,7 @@ def _cluster(address: str, workers: int | None) -> Iterator[None]:
     except ImportError:
         raise MissingExtra("ray", "scale") from None
     if address != "local" and workers is not None:
-        raise MethodError(f"workers is {workers}, and the cluster at {address} has its own. Leave it out.")
+        raise MethodError(f"{setting('workers')} is {workers}, and the cluster at {address} has its own. Leave it out.")
     quiet = {"log_to_driver": False, "logging_level": "error"}
     try:
         if address == "local":
