@@ -321,10 +321,18 @@ def forget() -> str:
     return "\n\n".join(parts) or "not measured yet"
 
 
+def _hours(stored: Mapping[str, Any]) -> str:
+    """How long a comparison took; of one that was stopped and went on, its unlearning alone."""
+    unlearning = sum((one.get("seconds") or {}).get("mean", 0.0) for one in stored["entries"]) * len(stored["seeds"])
+    if stored["seconds"] >= unlearning:
+        return f"{stored['seconds'] / 3600:.1f} hours in all"
+    return f"{unlearning / 3600:.1f} hours of unlearning in a run that was stopped and went on"
+
+
 def _compared(name: str, stored: Mapping[str, Any]) -> str:
     from ...bench.forget_report import probe_table, settings_table, table
 
-    hours, machine, commit = stored["seconds"] / 3600, stored["machine"]["cpu"], stored["commit"]
+    machine, commit = stored["machine"]["cpu"], stored["commit"]
     seeds = ", ".join(map(str, stored["seeds"]))
     left_out = "; ".join(f"`{slug}` ({reason})" for slug, reason in stored["left_out"].items())
     lines = [
@@ -334,7 +342,7 @@ def _compared(name: str, stored: Mapping[str, Any]) -> str:
         "",
         *table(stored),
         "",
-        f"Setting: {stored['rule']}. Seeds {seeds}, {machine}, {hours:.1f} hours in all, commit "
+        f"Setting: {stored['rule']}. Seeds {seeds}, {machine}, {_hours(stored)}, commit "
         f"{commit[:7]}. Left out: {left_out or 'none'}.",
     ]
     if probed := probe_table(stored):
