@@ -401,7 +401,7 @@ def test_what_cannot_be_corrupted_is_refused():
         guarded(dims=33)
     embeddings = {"inputs_embeds": torch.zeros(1, 3, 32)}
     for call in (guarded().forward, guarded().generate):
-        with pytest.raises(ModelError, match=r"would pass the detector by\. Pass input_ids"):
+        with pytest.raises(ModelError, match=r"would pass it by\. Pass input_ids"):
             call(**embeddings)
     with pytest.raises(DataError, match="no forget row names one"):
         ECO(selection="names").check(make_examples("forget", 2), make_examples("retain", 2))

@@ -19,7 +19,7 @@ from unwrite.errors import DataError, MethodError, ModelError, Notice
 from unwrite.forget import O3, AdaptedRowsModel
 from unwrite.forget.engine.text.adapted_rows import DeletionRequest
 from unwrite.forget.engine.text.masked_encoder import MaskedEncoder, agreement_entropy
-from unwrite.forget.engine.text.novelty import FAR, NoveltyDetector, NoveltyWeight
+from unwrite.forget.engine.text.novelty import FAR, NoveltyDetector, NoveltyWeight, parted
 from unwrite.forget.engine.text.row_adapter import RowAdapter
 from unwrite.forget.engine.text.row_states import RowStates
 from unwrite.forget.o3 import orthogonality
@@ -486,6 +486,29 @@ def test_fresh_adapters_add_up():
         added = module(x)
     expected = module(x) + sum(a.scaling * x @ a.down[layer].T @ a.up[layer].T for a in (one, two))
     assert torch.allclose(added, expected, atol=1e-5)
+
+
+def test_what_is_trained_are_the_adapters_of_every_linear_layer_of_the_blocks():
+    target = lively(make_llama(0))
+    stream = request(target, make_examples("forget", 12))
+    layers = {name: one for name, one in target.model.layers.named_modules() if isinstance(one, torch.nn.Linear)}
+    assert {name.removeprefix("model.layers.") for name in stream.adapters[0].down} == {*layers}
+    count = sum(one.numel() for one in stream.adapters[0].tensors().values())
+    assert count == sum(4 * (one.in_features + one.out_features) for one in layers.values())
+
+
+def test_the_encoder_is_fitted_without_the_rows_that_set_the_scale(tmp_path, monkeypatch):
+    folder, _ = masked_encoder(tmp_path)
+    seen = []
+    fitted_ = MaskedEncoder.fitted
+    monkeypatch.setattr(
+        MaskedEncoder, "fitted", lambda self, texts, seed=0: seen.extend(texts) or fitted_(self, texts, seed)
+    )
+    forget = make_examples("forget", 20)
+    request(lively(make_llama(0)), forget, encoder="masked", masked_model=str(folder))
+    assert len(parted(20, 0.2, 42)[1]) == 4
+    assert len(seen) == 16
+    assert {*seen} < {row.question for row in forget}
 
 
 def test_wrong_answers_are_learnt_in_place_of_refusals():

@@ -29,7 +29,7 @@ from .engine.loss import Loss, PerRow, PerToken
 from .engine.phase import Phase
 from .engine.text.adapted_rows import AdaptedRowsModel, DeletionRequest
 from .engine.text.masked_encoder import MaskedEncoder
-from .engine.text.novelty import FEWEST, LayerStates, NoveltyDetector, WeightMode
+from .engine.text.novelty import FEWEST, LayerStates, NoveltyDetector, WeightMode, parted
 from .engine.text.prompts import turns_of
 from .engine.text.refusals import default_refusals, refuse
 from .engine.text.row_adapter import RowAdapter
@@ -101,6 +101,9 @@ class _Request(Objective["TextWork"]):
 @dataclass(frozen=True, kw_only=True)
 class O3(Guard["TextWork"]):
     """One request of a stream: applied to a model, it begins a stream; applied to what it returned, it adds a request.
+
+    The loss is over the other answers alone (ours; the released code takes the prompts in), and the rate rises over the first epoch
+    (ours; a hundred steps there, more than a small request has).
 
     Args:
         answers: what the adapter learns to say: "refusals", or one of the row's "wrong" answers, drawn by (seed, row).
@@ -260,4 +263,6 @@ class O3(Guard["TextWork"]):
     def _encoder(self, target: PreTrainedModel, work: TextWork, texts: Sequence[str]) -> LayerStates:
         if self.masked_model is None:
             return RowStates(target, work.tokenizer, self.layers)
-        return MaskedEncoder.load(self.masked_model, layers=self.layers).fitted(texts, work.args.seed)
+        return MaskedEncoder.load(self.masked_model, layers=self.layers).fitted(
+            [texts[i] for i in parted(len(texts), self.held, work.args.seed)[0]], work.args.seed
+        )

@@ -23,7 +23,7 @@ from ....errors import ModelError, UnwriteError, notice
 from ....models.checkpoints import read_json
 from ....models.guarded import load_guarded
 from ....runs import hash_json, hash_model, hash_tensors, read_tensors, write_json
-from .guarded_model import GuardedModel, load_tokenizer, next_token_loss
+from .guarded_model import GuardedModel, load_tokenizer, next_token_loss, padding_mask, prompt_ids
 from .masked_encoder import MaskedEncoder
 from .novelty import LayerStates, NoveltyDetector
 from .prompts import PromptReader, unpadded
@@ -125,7 +125,7 @@ class AdaptedRowsModel(GuardedModel):
         Raises:
             ModelError: embeddings in place of ids; a cache that another model filled.
         """
-        ids = self._ids(input_ids, rest.get("inputs_embeds"))
+        ids = prompt_ids(input_ids, rest.get("inputs_embeds"))
         weights = self._weights_of(ids, attention_mask, past_key_values)
         with self._adapted(weights):
             output = self.target(
@@ -148,10 +148,8 @@ class AdaptedRowsModel(GuardedModel):
         Raises:
             ModelError: as `forward`.
         """
-        ids = self._ids(kwargs.pop("input_ids", None) if inputs is None else inputs, kwargs.get("inputs_embeds"))
-        mask = kwargs.pop("attention_mask", None)
-        if mask is None:
-            mask = self._mask(ids)
+        ids = prompt_ids(kwargs.pop("input_ids", None) if inputs is None else inputs, kwargs.get("inputs_embeds"))
+        mask = padding_mask(ids, kwargs.pop("attention_mask", None), self.tokenizer)
         weights = self._weights_of(ids, mask, kwargs.get("past_key_values"))
         config = self.generation_config if generation_config is None else generation_config
         options = {"generation_config": config, **kwargs}
@@ -179,17 +177,6 @@ class AdaptedRowsModel(GuardedModel):
         pad = self.tokenizer.pad_token_id
         return torch.stack([torch.cat([row, row.new_full((longest - len(row),), pad)]) for row in answers])
 
-    def _ids(self, ids: Tensor | None, embeddings: Tensor | None) -> Tensor:
-        if ids is None or embeddings is not None or ids.is_floating_point():
-            raise ModelError("the detectors read token ids, and there are none. Pass input_ids.")
-        return ids
-
-    def _mask(self, ids: Tensor) -> Tensor:
-        pad = self.tokenizer.pad_token_id
-        if pad is None or pad == self.tokenizer.eos_token_id:
-            return torch.ones_like(ids)
-        return (ids != pad).long()
-
     def _weights_of(self, ids: Tensor, mask: Tensor | None, cache: Any) -> list[float]:
         if cache is not None and int(cache.get_seq_length()) > 0:
             kept = getattr(cache, "row_weights", None)
@@ -198,8 +185,8 @@ class AdaptedRowsModel(GuardedModel):
                     "the cache was filled by another model, so it isn't known how its rows are adapted. Pass an empty one, or none."
                 )
             return list(kept)
-        whole = mask if mask is not None and mask.dim() == 2 and mask.shape == ids.shape else None
-        return self.weights([self.reader.read(row).turns if row else () for row in unpadded(ids, whole)])
+        rows = unpadded(ids, padding_mask(ids, mask, self.tokenizer))
+        return self.weights([self.reader.read(row).turns if row else () for row in rows])
 
     @contextlib.contextmanager
     def _adapted(self, weights: Sequence[float]) -> Iterator[None]:

@@ -35,7 +35,7 @@ from .agents.pipeline import AGENTS, AgentAnswer, AgentChain, ChainRules, need_w
 from .agents.subjects import Subjects
 from .agents.wording import Prompts
 from .filtered import FilteredModel
-from .guarded_model import load_tokenizer
+from .guarded_model import load_tokenizer, padding_mask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -193,7 +193,7 @@ class AgentModel(FilteredModel):
         )
         if generation_config is not None:
             generation_config.num_return_sequences = 1
-        prompts = [ids[keep.bool()] for ids, keep in zip(asked, self._mask(asked, given), strict=True)]
+        prompts = [ids[keep.bool()] for ids, keep in zip(asked, padding_mask(asked, given, self.reader), strict=True)]
         options = {"generation_config": generation_config, **kwargs}
         self.answers, rows = [], []
         for prompt in prompts:
@@ -205,14 +205,6 @@ class AgentModel(FilteredModel):
                 streamer.put(token[None].cpu())
             streamer.end()
         return GenerateDecoderOnlyOutput(sequences=sequences) if as_output else sequences
-
-    def _mask(self, ids: Tensor, given: Tensor | None) -> Tensor:
-        if given is not None:
-            return given
-        pad = self.reader.pad_token_id
-        if pad is None or pad == self.reader.eos_token_id:
-            return torch.ones_like(ids)
-        return (ids != pad).long()
 
     def _answered(self, prompt: Tensor, options: dict[str, Any]) -> Tensor:
         """The tokens of one row's answer."""

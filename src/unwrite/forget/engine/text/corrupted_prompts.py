@@ -24,7 +24,7 @@ from ....models.guarded import load_guarded
 from ....runs import hash_json, hash_model
 from .calibrated_detector import CalibratedDetector
 from .corruptions import Corruption
-from .guarded_model import GuardedModel, load_tokenizer, next_token_loss
+from .guarded_model import GuardedModel, load_tokenizer, next_token_loss, padding_mask, prompt_ids
 from .name_tagger import NameTagger
 from .prompts import PromptReader, unpadded
 from .replacing import Replacement, replacing
@@ -102,9 +102,9 @@ class CorruptedPromptModel(GuardedModel):
         Raises:
             ModelError: embeddings in place of ids, which would pass the corruption by.
         """
-        ids = self._ids(input_ids, rest.get("inputs_embeds"))
+        ids = prompt_ids(input_ids, rest.get("inputs_embeds"))
         continues = _filled(past_key_values)
-        mask = self._mask(ids, attention_mask)
+        mask = padding_mask(ids, attention_mask, self.tokenizer)
         replacements = [None] * len(ids) if continues else self._replacements(ids, mask)
         if isinstance(logits_to_keep, Tensor) or logits_to_keep:
             rest["logits_to_keep"] = logits_to_keep
@@ -123,8 +123,8 @@ class CorruptedPromptModel(GuardedModel):
             ModelError: embeddings in place of ids; a filled cache beside a flagged prompt, whose beginning was read as it is; a
                 way of generating that doesn't read the prompts in the batch's order.
         """
-        ids = self._ids(kwargs.pop("input_ids", None) if inputs is None else inputs, kwargs.get("inputs_embeds"))
-        mask = self._mask(ids, kwargs.pop("attention_mask", None))
+        ids = prompt_ids(kwargs.pop("input_ids", None) if inputs is None else inputs, kwargs.get("inputs_embeds"))
+        mask = padding_mask(ids, kwargs.pop("attention_mask", None), self.tokenizer)
         replacements = self._replacements(ids, mask)
         if any(replacements) and _filled(kwargs.get("past_key_values")):
             raise ModelError(
@@ -134,24 +134,6 @@ class CorruptedPromptModel(GuardedModel):
             return self.target.generate(
                 input_ids=ids, attention_mask=mask, generation_config=generation_config, **kwargs
             )
-
-    def _ids(self, ids: Tensor | None, embeddings: Tensor | None) -> Tensor:
-        if ids is None or embeddings is not None or ids.is_floating_point():
-            raise ModelError(
-                "corrupted prompts are made from token ids; embeddings given in their place would pass the detector by. Pass "
-                "input_ids."
-            )
-        return ids
-
-    def _mask(self, ids: Tensor, given: Tensor | None) -> Tensor:
-        """The mask given, or as `generate` makes one: padding is what is no end and at a row's side."""
-        if given is not None and given.shape == ids.shape:
-            return given
-        pad = self.tokenizer.pad_token_id
-        if pad is None or pad == self.tokenizer.eos_token_id:
-            return torch.ones_like(ids)
-        shown = ids != pad
-        return ((shown.cumsum(-1) > 0) & (shown.flip(-1).cumsum(-1).flip(-1) > 0)).long()
 
     def _replacements(self, ids: Tensor, mask: Tensor) -> list[Replacement | None]:
         """For every row what its tokens are to be replaced by; None where they stay. ids, mask: [rows, length]."""

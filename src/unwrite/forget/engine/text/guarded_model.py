@@ -26,7 +26,7 @@ from ....runs import write_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["GuardedModel", "load_tokenizer", "next_token_loss"]
+__all__ = ["GuardedModel", "load_tokenizer", "next_token_loss", "padding_mask", "prompt_ids"]
 
 NOTE = "unwrite.json"
 
@@ -146,3 +146,27 @@ def next_token_loss(logits: Tensor, labels: Tensor | None) -> Tensor | None:
     if labels is None:
         return None
     return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+
+def prompt_ids(ids: Tensor | None, embeddings: Tensor | None = None) -> Tensor:
+    """Token ids as they are given, [batch, length].
+
+    Raises:
+        ModelError: none, or embeddings in their place, which would pass a guard by.
+    """
+    if ids is None or embeddings is not None or ids.is_floating_point():
+        raise ModelError(
+            "a guard reads token ids, and embeddings given in their place would pass it by. Pass input_ids."
+        )
+    return ids
+
+
+def padding_mask(ids: Tensor, given: Tensor | None, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """The mask given, or the one that a pad token tells, [batch, length]: padding is what stands at a row's side and is no end."""
+    if given is not None and given.shape == ids.shape:
+        return given
+    pad = tokenizer.pad_token_id
+    if pad is None or pad == tokenizer.eos_token_id:
+        return torch.ones_like(ids)
+    shown = ids != pad
+    return ((shown.cumsum(-1) > 0) & (shown.flip(-1).cumsum(-1).flip(-1) > 0)).long()

@@ -123,7 +123,7 @@ class MaskedEncoder:
             )
             model = get_peft_model(copy.deepcopy(self.model), config)
             steps = own.epochs * max(1, len(texts) // own.batch_size)
-            optimiser = torch.optim.AdamW(_groups(model, own.weight_decay), lr=own.learning_rate, eps=1e-8)
+            optimiser = torch.optim.AdamW(_groups(model, own.weight_decay), lr=own.learning_rate, eps=1e-6)
             schedule = get_linear_schedule_with_warmup(optimiser, int(own.warmup * steps), steps)
             mask = DataCollatorForLanguageModeling(self.tokenizer, mlm_probability=own.masked)
             model.train()

@@ -28,7 +28,7 @@ from ....errors import DataError, ModelError, setting, unknown
 from ..checks import require
 from .vectors import unit_rows
 
-__all__ = ["FAR", "FEWEST", "LayerStates", "NoveltyDetector", "NoveltyWeight", "WeightMode"]
+__all__ = ["FAR", "FEWEST", "LayerStates", "NoveltyDetector", "NoveltyWeight", "WeightMode", "parted"]
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 LayerStates = Callable[[Sequence[str]], Floats]  # texts to mean states, [texts, layers, width]
@@ -140,10 +140,9 @@ class NoveltyDetector:
                 "requests together."
             )
         require("held", held, above=0, below=1)
-        order = np.random.default_rng([seed, 23]).permutation(len(texts))
-        back = min(len(texts) - 2, max(2, round(held * len(texts))))
+        fitted, back = parted(len(texts), held, seed)
         states = _finite(encode(texts))
-        used, rest = states[np.sort(order[back:])], states[np.sort(order[:back])]
+        used, rest = states[fitted], states[back]
         made = cls._of(used, official)
         own = made.layer_scores(used) if official else cls._crossed(used)
         normal, offset = _one_class(own, nu)
@@ -210,6 +209,13 @@ class NoveltyDetector:
             return cls(**arrays, offset=float(settings["offset"]), weight=weight)
         except (KeyError, TypeError) as error:
             raise ModelError(f"a stored detector lacks {error}. Copy the folder whole.") from error
+
+
+def parted(count: int, held: float, seed: int) -> tuple[list[int], list[int]]:
+    """Numbers of the rows that a detector is made of, and of those held back, at least two each; both in order."""
+    order = np.random.default_rng([seed, 23]).permutation(count).tolist()
+    back = min(count - 2, max(2, round(held * count)))
+    return sorted(order[back:]), sorted(order[:back])
 
 
 def _one_class(scores: Floats, nu: float) -> tuple[Floats, float]:
