@@ -158,6 +158,17 @@ def test_scores_are_the_nearest_text_and_the_distance_in_the_cloud():
     assert one.layer_scores(text[None])[0, 1] == pytest.approx(expected, rel=1e-9)
 
 
+def test_both_parts_of_a_score_are_larger_for_what_is_near():
+    rows, far = states(0, 60), states(1, 60, shift=4.0)
+    ours, theirs = fitted(rows), fitted(rows, official=True)
+    assert (ours.nearness, theirs.nearness) == (1000.0, -1000.0)
+    near = np.einsum("tlw,blw->tbl", rows / np.linalg.norm(rows, axis=-1, keepdims=True), ours.bank).max(1)
+    assert ours.layer_scores(rows).mean() > ours.layer_scores(far).mean()
+    away = rows - ours.means
+    distance = np.einsum("tlw,lwv,tlv->tl", away, ours.precisions, away)
+    assert np.allclose(ours.layer_scores(rows), 1000 * near - 0.5 * distance)
+
+
 def test_a_text_of_the_request_is_nearest_to_itself():
     rows = states(0, 60)
     one = fitted(rows, official=True)

@@ -3,9 +3,9 @@
 Of an encoder's layers l = 1 .. L, f_l is the mean state over a text's tokens. With the request's unit vectors F_l, their mean mu_l and
 precision P_l,
 
-    s_l = -1000 * max_j cos(f_l, F_l[j]) - 0.5 (f_l - mu_l)' P_l (f_l - mu_l)
+    s_l = 1000 max_j cos(f_l, F_l[j]) - 0.5 (f_l - mu_l)' P_l (f_l - mu_l)
 
-is one number a layer, and a one-class SVM over the L numbers says how usual they are: o. From o on the rows the statistics are made of
+is one number a layer (the released code has -1000, by which the two work against each other), and a one-class SVM over the L numbers says how usual they are: o. From o on the rows the statistics are made of
 and on rows held back, a weight follows that is near 1 between the two and falls off on both sides:
 
     p = F(o), p' = F(2 x0 - o), x0 = (m1 + m2) / 2;   w = sigmoid(zeta * (1 - max(p, p') + min(p, p')) - 2)
@@ -34,6 +34,7 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 LayerStates = Callable[[Sequence[str]], Floats]  # texts to mean states, [texts, layers, width]
 WeightMode = Literal["floor", "paper", "official_eval"]
 FEWEST = 32  # texts of a request
+NEARNESS = 1000.0  # of the cosine beside the distance: both are then larger for a text like the request's
 FOLDS = 5  # parts whose rows are scored by the others
 FAR = 1 / (1 + math.exp(2.0))  # sigmoid(-2): what the weight falls to far away
 
@@ -99,6 +100,7 @@ class NoveltyDetector:
         normal, offset: of the one-class SVM over layers, [layers] and a number: its value is `scores @ normal` with `offset` the
             share of rows that lie outside.
         weight: from a value to how strongly the adapter is applied.
+        nearness: factor of the cosine, `NEARNESS` or, as the released code has it, its negative.
     """
 
     means: Floats
@@ -107,6 +109,7 @@ class NoveltyDetector:
     normal: Floats
     offset: float
     weight: NoveltyWeight
+    nearness: float = NEARNESS
 
     @classmethod
     def fit(
@@ -127,7 +130,7 @@ class NoveltyDetector:
         Args:
             held: share that is held back, in (0, 1); drawn by `seed`.
             nu: of the one-class SVM, the share of rows outside at most, in (0, 1].
-            official: precisions by the plain covariance's pseudo-inverse, and rows scored by statistics that they are part of, as
+            official: the cosine with a minus, precisions by the plain covariance's pseudo-inverse, and rows scored by statistics that they are part of, as
                 the released code does; else the covariance is shrunk (Ledoit-Wolf), and a row's own score comes from
                 the other four fifths (ours), so that rows it is made of and rows held back are alike.
 
@@ -154,7 +157,8 @@ class NoveltyDetector:
     def _of(cls, states: Floats, official: bool) -> Self:
         """The statistics alone."""
         unset = NoveltyWeight(0.0, 0.0, 1.0)
-        return cls(states.mean(0), _precisions(states, official), unit_rows(states), np.zeros(0), 0.0, unset)
+        near = -NEARNESS if official else NEARNESS
+        return cls(states.mean(0), _precisions(states, official), unit_rows(states), np.zeros(0), 0.0, unset, near)
 
     @classmethod
     def _crossed(cls, states: Floats) -> Floats:
@@ -170,7 +174,7 @@ class NoveltyDetector:
         cosines = np.einsum("tlw,blw->tbl", unit_rows(states), self.bank)
         away = states - self.means
         distance = np.einsum("tlw,lwv,tlv->tl", away, self.precisions, away, optimize=True)
-        scores: Floats = -1000 * cosines.max(1) - 0.5 * distance
+        scores: Floats = self.nearness * cosines.max(1) - 0.5 * distance
         return scores
 
     def values(self, states: Floats) -> Floats:
@@ -188,6 +192,7 @@ class NoveltyDetector:
         weight = self.weight
         settings = {
             "offset": self.offset,
+            "nearness": self.nearness,
             "fitted": weight.fitted,
             "held": weight.held,
             "spread": weight.spread,
@@ -206,7 +211,7 @@ class NoveltyDetector:
         try:
             arrays = {name: tensors[name].double().numpy() for name in ("means", "precisions", "bank", "normal")}
             weight = NoveltyWeight(*(settings[name] for name in ("fitted", "held", "spread", "zeta", "mode")))
-            return cls(**arrays, offset=float(settings["offset"]), weight=weight)
+            return cls(**arrays, offset=float(settings["offset"]), weight=weight, nearness=float(settings["nearness"]))
         except (KeyError, TypeError) as error:
             raise ModelError(f"a stored detector lacks {error}. Copy the folder whole.") from error
 
