@@ -16,43 +16,11 @@ from importlib.resources import files
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from ..errors import MethodError, UnwriteError
+from .words import APPROACHES, NEEDS
 
 OURS = "unwrite"
 Family = Literal["forget", "audit", "shield", "decode", "diffusion", "cache", "nets", "recipes", "papers"]
 FAMILIES: tuple[str, ...] = get_args(Family)
-NEEDS = (
-    "forget set",
-    "retain set",
-    "paraphrases",
-    "wrong answers",
-    "classifier",
-    "gradient access",
-    "logits only",
-    "text only",
-    "retrain reference",
-    "labels",
-    "original training data",
-    "training recipe",
-)
-
-
-APPROACHES = (
-    "gradient ascent",
-    "preference optimisation",
-    "divergence or relabelling",
-    "localised editing",
-    "task arithmetic",
-    "representation steering",
-    "auxiliary model",
-    "logit arithmetic",
-    "adapters",
-    "prompting",
-    "input corruption",
-    "guardrail",
-    "fine-tuning",
-    "retraining",
-    "another",
-)
 
 
 @dataclass(frozen=True, kw_only=True)

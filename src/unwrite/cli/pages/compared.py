@@ -1,0 +1,53 @@
+"""The stored comparisons of methods that forget texts, as a page shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .stored import comparisons
+
+__all__ = ["forget"]
+
+
+def forget() -> str:
+    """The stored comparisons of methods that forget texts, and the settings that were tried."""
+    parts = [_compared(name, stored) for name, stored in comparisons().items()]
+    return "\n\n".join(parts) or "not measured yet"
+
+
+def _hours(stored: Mapping[str, Any]) -> str:
+    """How long a comparison took; of one that was stopped and went on, its unlearning alone."""
+    unlearning = sum((one.get("seconds") or {}).get("mean", 0.0) for one in stored["entries"]) * len(stored["seeds"])
+    if stored["seconds"] >= unlearning:
+        return f"{stored['seconds'] / 3600:.1f} hours in all"
+    return f"{unlearning / 3600:.1f} hours of unlearning in a run that was stopped and went on"
+
+
+def _compared(name: str, stored: Mapping[str, Any]) -> str:
+    from ...bench.forget_report import probe_table, settings_table, table
+
+    machine, commit = stored["machine"]["cpu"], stored["commit"]
+    seeds = ", ".join(map(str, stored["seeds"]))
+    left_out = "; ".join(f"`{slug}` ({reason})" for slug, reason in stored["left_out"].items())
+    lines = [
+        f"### {stored['bed']}",
+        "",
+        f"![Forget quality against utility of every text method]({name}.svg)",
+        "",
+        *table(stored),
+        "",
+        f"Setting: {stored['rule']}. Seeds {seeds}, {machine}, {_hours(stored)}, commit "
+        f"{commit[:7]}. Left out: {left_out or 'none'}.",
+    ]
+    if probed := probe_table(stored):
+        about = "What comes back, by probe (0: like a model that never learnt it, 1: like one that never forgot):"
+        lines += ["", about, "", *probed]
+    if stored["tuning"]:
+        lines += [
+            "",
+            "What every setting came to on the tuning authors, those chosen in bold:",
+            "",
+            *settings_table(stored),
+        ]
+    return "\n".join(lines)
