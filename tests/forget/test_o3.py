@@ -189,6 +189,15 @@ def test_values_are_the_one_class_machines_own():
     assert one.offset == pytest.approx(float(machine.offset_[0]))
 
 
+def test_the_scale_is_that_of_the_rows_held_back():
+    rows = states(0, 80)
+    one = fitted(rows, official=True)
+    made_of, back = parted(80, 0.2, 0)
+    own, others = one.values(rows[made_of]), one.values(rows[back])
+    assert (one.weight.fitted, one.weight.held) == pytest.approx((own.mean(), others.mean()))
+    assert one.weight.spread == pytest.approx(others.std())
+
+
 def test_it_tells_texts_of_another_kind_and_not_texts_of_the_same():
     one = fitted(states(0, 120))
     middle = (one.weight.fitted + one.weight.held) / 2

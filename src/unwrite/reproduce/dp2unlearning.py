@@ -256,17 +256,11 @@ def joined(of: Sequence[Left]) -> Left:
 def _checks(left: Mapping[str, Left], trials: Sequence[PrivacyTrial]) -> tuple[Check, ...]:
     """The card's conditions; intervals are over passwords, or over the questions utility is measured on."""
     retrained, deployed, ordinary, noiseless = (left[name] for name in (RETRAINED, DEPLOYED, ORDINARY, unlearned(inf)))
-    eight, one = left[unlearned(8.0)], left[unlearned(1.0)]
-    bits, nats = TENTH * log2(POSSIBLE), TENTH * log(len(WORDS))
-
-    def beyond(ours: list[float], theirs: list[float], by: float) -> list[float]:
-        """What is left of a tenth once the difference is taken off."""
-        return [by - (mine - other) for mine, other in zip(ours, theirs, strict=True)]
+    bits = TENTH * log2(POSSIBLE)
 
     def stands_out(kind: Any, text: str, ours: Left) -> Check:
         return Check.paired(kind, text, ours.exposure, [value + bits for value in retrained.exposure])
 
-    zeros = [0.0] * len(retrained.exposure)
     return (
         stands_out(
             "set-up",
@@ -285,6 +279,26 @@ def _checks(left: Mapping[str, Left], trials: Sequence[PrivacyTrial]) -> tuple[C
             "a base spends what was asked for, within a percent",
             all(0.99 * wanted <= trial.spent[wanted] <= wanted for trial in trials for wanted in (1.0, 8.0, 100.0)),
         ),
+        *_claims(left),
+        stands_out(
+            "control", "from a base that was trained in the same way without noise they stand out more", noiseless
+        ),
+        stands_out(
+            "control", "going on from an ordinary model without the records leaves them standing out more", ordinary
+        ),
+    )
+
+
+def _claims(left: Mapping[str, Left]) -> tuple[Check, ...]:
+    """What the paper says of unlearning from a base of epsilon 8 or 1."""
+    retrained, eight, one = (left[name] for name in (RETRAINED, unlearned(8.0), unlearned(1.0)))
+    bits, nats, zeros = TENTH * log2(POSSIBLE), TENTH * log(len(WORDS)), [0.0] * len(retrained.exposure)
+
+    def beyond(ours: list[float], theirs: list[float], by: float) -> list[float]:
+        """What is left of a tenth once the difference is taken off."""
+        return [by - (mine - other) for mine, other in zip(ours, theirs, strict=True)]
+
+    return (
         Check.paired(
             "claim",
             "from a base of epsilon 8, passwords stand out less than a tenth of all bits more than after retraining",
@@ -316,12 +330,6 @@ def _checks(left: Mapping[str, Left], trials: Sequence[PrivacyTrial]) -> tuple[C
             ">=",
         ),
         Check("claim", "unlearning takes at most 0.55 of retraining's steps", eight.cost or inf, "<=", 0.55),
-        stands_out(
-            "control", "from a base that was trained in the same way without noise they stand out more", noiseless
-        ),
-        stands_out(
-            "control", "going on from an ordinary model without the records leaves them standing out more", ordinary
-        ),
     )
 
 

@@ -59,8 +59,7 @@ class Scale:
     Args:
         n_shards, n_slices, budgets: of the plan; the last budget is trained, the others are its first orders.
         epochs: of every stage; the base has twice as many.
-        streams: of deletions.
-        runs: of the simulation.
+        streams, runs: of deletions, and of the simulation.
         rates: to choose from.
     """
 
@@ -97,8 +96,7 @@ class DeletionArm:
         orders: of every shard.
         answers: {(shard, prefix): [rows, classes]}.
         whole_only: only a shard that lost nothing answers.
-        seconds: of training after a deletion.
-        before: seconds of training before any.
+        seconds, before: of training after a deletion, and before any.
     """
 
     orders: tuple[Order, ...]
@@ -398,5 +396,5 @@ def _reason(measurements: Mapping[str, Sequence[Played]], ordinary: Sequence[flo
         return ", ".join(f"{fmean(map(get, seeds)):.1f} {name}" for name, seeds in measurements.items())
 
     kept, lives, start = of(lambda one: one.kept[POINTS[0]]), of(lambda one: one.life), of(lambda one: one.start)
-    first = f"Deletions within 2 points: {kept}. Until none answers: {lives}"
-    return f"{first}. Accuracy at the start: {start}, {fmean(ordinary):.1f} ordinary LoRA"
+    end = f"Accuracy at the start: {start}, {fmean(ordinary):.1f} ordinary LoRA"
+    return f"Deletions within 2 points: {kept}. Until none answers: {lives}. {end}"
