@@ -1,6 +1,17 @@
 """O3: the weight of a detector, the penalty between requests, an adapter at each row's own strength, and a stream of requests."""
 
+import argparse
 import copy
+import decimal
+import difflib
+import inspect
+import logging
+import shutil
+import statistics
+import tarfile
+import tempfile
+import threading
+import zipfile
 
 import numpy as np
 import pytest
@@ -13,6 +24,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from conftest import make_examples, make_llama, make_tokenizer
 from helpers.tiny import lively
+from unwrite.beds.language import small_tokenizer
 from unwrite.data import Example, Examples
 from unwrite.decode import PromptLookup
 from unwrite.errors import DataError, MethodError, ModelError, Notice
@@ -235,6 +247,36 @@ def test_too_few_texts_and_states_that_are_no_numbers_are_refused():
         fitted(rows)
 
 
+def code_of(*modules):
+    """Six lines at a time, without documentation and comments."""
+    for module in modules:
+        lines = inspect.getsource(module).splitlines()
+        lines = [line for line in lines if line.strip() and '"""' not in line and not line.strip().startswith("#")]
+        yield from ("\n".join(lines[first : first + 6]) for first in range(100, len(lines) - 6, 6))
+
+
+def prose_of(*modules):
+    """Paragraphs of documentation that show no code."""
+    for module in modules:
+        for text in (inspect.getdoc(one) or "" for one in vars(module).values() if callable(one)):
+            paragraphs = (" ".join(part.split()) for part in text.split("\n\n"))
+            yield from (one for one in paragraphs if 80 < len(one) < 300 and ">>>" not in one and "(" not in one)
+
+
+def test_code_is_told_from_prose_and_not_from_other_code():
+    """The card's easy pair, on the standard library; the states are a random model's."""
+    code = list(code_of(argparse, tarfile, zipfile))[:200]
+    prose = list(dict.fromkeys(prose_of(difflib, decimal, statistics, shutil, tempfile, logging, threading)))
+    tokenizer = small_tokenizer([*code[:120], *prose], 600)
+    model = make_llama(0, layers=2, hidden=256, vocab=len(tokenizer), max_position_embeddings=512)
+    read = RowStates(model, tokenizer, 2)
+    one = NoveltyDetector.fit(code[:120], read)
+    middle = (one.weight.fitted + one.weight.held) / 2
+    fresh, more, other = (np.abs(one.values(read(texts)) - middle) for texts in (code[120:160], code[160:], prose))
+    assert roc_auc_score([0] * len(fresh) + [1] * len(other), [*fresh, *other]) > 0.95
+    assert 0.3 < roc_auc_score([0] * len(fresh) + [1] * len(more), [*fresh, *more]) < 0.7
+
+
 # --- what the detector reads
 
 
@@ -284,8 +326,8 @@ def test_fitting_an_encoder_learns_the_texts_and_leaves_the_one_given(tmp_path):
 
 
 def test_the_agreement_is_the_entropy_of_a_softmax_over_keys():
-    queries, keys = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    near = torch.tensor([[1.0, 0.0], [0.0, 2.0]]).softmax(1)
+    queries, keys = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 0.5], [0.0, 1.0]])
+    near = torch.tensor([[1.0, 0.0], [1.0, 2.0]]).softmax(1)  # each query against both keys
     expected = -(near * (near + 1e-5).log()).sum(1).mean()
     assert agreement_entropy(queries, keys).item() == pytest.approx(expected.item())
     assert agreement_entropy(100 * queries, keys).item() == pytest.approx(0.0, abs=1e-4)
@@ -436,7 +478,11 @@ def test_a_detector_that_fails_answers_as_for_what_is_forgotten():
 def test_the_worst_turn_of_a_conversation_and_the_worst_request_count():
     adapter, _ = tuned(target := lively(make_llama(0)))
     model = AdaptedRowsModel(target, make_tokenizer(), [Asked(adapter, Named(0.25)), Asked(adapter, Named(0.75))])
-    assert model.weights([("who was ann ?", "and then ?"), ("and then ?",)]) == [0.75, 0.0]
+    assert model.weights([("who was ann ?", "and then ?"), ("and then ?", "who was ann ?"), ("and then ?",)]) == [
+        0.75,
+        0.75,
+        0.0,
+    ]
 
 
 # --- a stream of requests
