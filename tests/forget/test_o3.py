@@ -12,6 +12,7 @@ import tarfile
 import tempfile
 import threading
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ from unwrite.forget.engine.text.masked_encoder import MaskedEncoder, agreement_e
 from unwrite.forget.engine.text.novelty import FAR, NoveltyDetector, NoveltyWeight, parted
 from unwrite.forget.engine.text.row_adapter import RowAdapter
 from unwrite.forget.engine.text.row_states import RowStates
-from unwrite.forget.o3 import orthogonality
+from unwrite.forget.o3 import _Request, orthogonality
 from unwrite.models import load, save
 from unwrite.runs import hash_model
 
@@ -356,6 +357,25 @@ def test_the_penaltys_gradient_goes_to_the_new_adapter_alone():
     orthogonality({"q": new}, [{"q": old.detach()}]).backward()
     assert old.grad is None
     assert torch.allclose(new.grad, 2 * (new @ old.T @ old).detach(), atol=1e-5)
+
+
+def test_the_penalty_is_lambda_times_the_mean_over_layers_and_counts_once_a_step():
+    eye = torch.eye(16)
+    objective = _Request(weight=0.5, earlier=({"q": eye[:8]},))
+    rows = SimpleNamespace(token_nll=torch.ones(6), nll=torch.ones(3))
+    loss = objective.penalised({"forget": rows}, {"q": eye[:8]}, depth=4)
+    counts = {"forget.rows": torch.tensor(3.0), "forget.tokens": torch.tensor(6.0)}
+    assert loss.terms["orthogonality"].total(counts).item() == pytest.approx(0.5 * 8 / 4)
+    assert loss.terms["other"].total(counts).item() == pytest.approx(1.0)
+    assert set(
+        _Request(weight=0.0, earlier=objective.earlier).penalised({"forget": rows}, {"q": eye[:8]}, 4).terms
+    ) == {"other"}
+
+
+def test_the_penalty_is_over_all_earlier_requests_or_the_one_before():
+    before = [RowAdapter({"q": torch.full((1, 2), float(i))}, {}, 1.0) for i in range(3)]
+    assert [float(one["q"][0, 0]) for one in O3().compared(before)] == [0, 1, 2]
+    assert [float(one["q"][0, 0]) for one in O3(earlier="prev").compared(before)] == [2]
 
 
 # --- rows at their own strength

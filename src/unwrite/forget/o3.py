@@ -251,14 +251,17 @@ class O3(Guard["TextWork"]):
         try:
             if before and not self.fresh:
                 before[-1].put_into(adapted)
-            compared = before if self.earlier == "all" else before[-1:]
-            objective = _Request(weight=self.orthogonality, earlier=tuple(one.down for one in compared))
+            objective = _Request(weight=self.orthogonality, earlier=self.compared(before))
             tuned: Any = replace(work, model=adapted).train(objective)
             return RowAdapter.of(tuned)
         finally:
             adapted.unload()  # type: ignore[operator]
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
+
+    def compared(self, before: Sequence[RowAdapter]) -> tuple[Mapping[str, Tensor], ...]:
+        """A of the earlier adapters that the penalty is over."""
+        return tuple(one.down for one in (before if self.earlier == "all" else before[-1:]))
 
     def _encoder(self, target: PreTrainedModel, work: TextWork, texts: Sequence[str]) -> LayerStates:
         if self.masked_model is None:
