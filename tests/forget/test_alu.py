@@ -21,7 +21,6 @@ from unwrite.forget import ALU, AgentChain, AgentModel, EndpointChat, choice_fig
 from unwrite.forget.engine.text.agent_model import AgentSettings
 from unwrite.forget.engine.text.agents import endpoint, wording
 from unwrite.forget.engine.text.agents.chat import LocalChat
-from unwrite.forget.engine.text.agents.dialogue import DialogueReader
 from unwrite.forget.engine.text.agents.parsing import BadReply, detection, letter, ratings, selected, variants
 from unwrite.forget.engine.text.agents.pipeline import AGENTS, REFUSAL, ChainRules
 from unwrite.forget.engine.text.agents.subjects import Subject, Subjects
@@ -634,32 +633,6 @@ def test_the_vanilla_agent_is_asked_the_prompt_as_it_stands(monkeypatch):
     monkeypatch.setattr(model.target, "generate", generate)
     model.generate(input_ids=torch.tensor([[0, 0, *PROMPT]]), attention_mask=torch.tensor([[0, 0, *[1] * len(PROMPT)]]), max_new_tokens=3)  # fmt: skip
     assert seen == [([PROMPT], [[1] * len(PROMPT)])]
-
-
-def test_conversations_are_read_back_from_token_ids():
-    reader = DialogueReader(TOKENIZER)
-
-    def turns(words):
-        return [(one["role"], one["content"]) for one in reader.read(ids(words))]
-
-    assert turns("<user> what is red ? <assistant>") == [("user", "what is red ?")]
-    many = "<user> who was ann ? <assistant> i do not know </s> <user> where ? <assistant>"
-    assert turns(many) == [("user", "who was ann ?"), ("assistant", "i do not know"), ("user", "where ?")]
-    assert turns("<s> <user> what is red ? <assistant>") == [("user", "what is red ?")]
-    assert turns("what is red ?") == [("user", "what is red ?")]
-    chatml = make_tokenizer()
-    chatml.chat_template = (
-        "{% if messages[0]['role'] != 'system' %}{{ '<unk> i know <user> ' }}{% endif %}{% for m in messages %}"
-        "{{ {'system': '<unk> ', 'user': '' if loop.first else '', 'assistant': '<assistant> '}[m['role']] + m['content'] }}"
-        "{{ {'system': ' <user> ', 'user': ' ', 'assistant': ' <user> '}[m['role']] }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<assistant> ' }}{% endif %}"
-    )
-    found = DialogueReader(chatml).read(ids("<unk> the old town <user> what is red ? <assistant>"))
-    assert found == [{"role": "system", "content": "the old town"}, {"role": "user", "content": "what is red ?"}]
-    assert DialogueReader(chatml).read(ids("<unk> i know <user> what ? <assistant>")) == [{"role": "user", "content": "what ?"}]  # fmt: skip
-    bare = make_tokenizer()
-    bare.chat_template = None
-    assert DialogueReader(bare).read(ids("what is red ?"))[0]["content"] == "what is red ?"
 
 
 def test_all_turns_of_a_prompt_are_looked_at():

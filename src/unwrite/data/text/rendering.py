@@ -50,7 +50,7 @@ class Spelling:
         self.tokenizer = tokenizer
 
     @cached_property
-    def _special(self) -> dict[str, int]:
+    def special(self) -> dict[str, int]:
         """Special tokens by their text; the unknown token is none, for it stands for other text."""
         added = {str(t): i for i, t in self.tokenizer.added_tokens_decoder.items() if getattr(t, "special", False)}
         named = zip(self.tokenizer.all_special_tokens, self.tokenizer.all_special_ids, strict=True)
@@ -58,7 +58,7 @@ class Spelling:
 
     @cached_property
     def _literals(self) -> list[str]:
-        return list(self._special)
+        return list(self.special)
 
     @cached_property
     def _literal(self) -> re.Pattern[str] | None:
@@ -146,7 +146,7 @@ class Spelling:
             lines = [f"{role.capitalize()}: {self.escaped(text)}\n" for role, text in example.history]
             before, behind = f"{''.join(lines)}Question: {self.escaped(example.question or '')}\nAnswer: ", ""
         else:
-            before, behind = self._around(example)
+            before, behind = self.around(example)
             whole = self._apply(example, answer)
             if whole.startswith(before) and whole.endswith(behind) and len(whole) >= len(before) + len(behind):
                 answer = whole[len(before) : len(whole) - len(behind)]  # a template may strip it
@@ -157,7 +157,12 @@ class Spelling:
         """The token that ends an answer."""
         return self.render(Example(answer="a", question="a")).end
 
-    def _around(self, example: Example) -> tuple[str, str]:
+    def around(self, example: Example) -> tuple[str, str]:
+        """What a chat template writes before a row's answer and behind it, literal special tokens of the row's texts marked.
+
+        Raises:
+            as `render`.
+        """
         whole = self._apply(example, _PLACEHOLDER)
         before, placeholder, behind = whole.partition(_PLACEHOLDER)
         if not placeholder or _PLACEHOLDER in behind:
@@ -188,7 +193,7 @@ class Spelling:
         return text
 
     def _end(self, behind: str) -> int:
-        special = set(self._special.values())
+        special = set(self.special.values())
         end = next((i for i in self.ids(behind) if i in special), self.tokenizer.eos_token_id) if behind else None
         end = self.tokenizer.eos_token_id if end is None else end
         if end is None:

@@ -29,13 +29,13 @@ from ....models.guarded import load_guarded
 from ....runs import hash_json, hash_model
 from ..checks import require
 from .agents.chat import Chat, LocalChat, Message
-from .agents.dialogue import DialogueReader
 from .agents.endpoint import EndpointChat, check_endpoint, need_allowed
 from .agents.pipeline import AGENTS, AgentAnswer, AgentChain, ChainRules, need_whole
 from .agents.subjects import Subjects
 from .agents.wording import Prompts
 from .filtered import FilteredModel
 from .guarded_model import load_tokenizer, padding_mask
+from .prompts import PromptReader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -110,7 +110,7 @@ class AgentModel(FilteredModel):
         rules: Any = settings
         super().__init__(target, subjects, tokenizer, rules)
         self.chosen, self.prompts, self.agents = settings, prompts or Prompts(), dict(agents or {})
-        self.dialogues = DialogueReader(tokenizer)
+        self.prompt_reader = PromptReader(tokenizer)
         self.answers: list[AgentAnswer] = []  # of the last call of `generate`, a row each
         self._said = False
         self._own = uuid4().hex if agents else ""  # nothing says what a function of the user's does
@@ -219,7 +219,8 @@ class AgentModel(FilteredModel):
             written[text] = row[len(prompt) :]
             return text
 
-        answer = self._chain(vanilla, options, limit)(self.dialogues.read(prompt.tolist()))
+        messages = [{"role": role, "content": text} for role, text in self.prompt_reader.messages(prompt.tolist())]
+        answer = self._chain(vanilla, options, limit)(messages)
         self.answers.append(answer)
         if answer.verbatim and answer.text in written:
             return written[answer.text]

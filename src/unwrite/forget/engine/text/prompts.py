@@ -6,8 +6,8 @@ A template is asked rather than known: a conversation of placeholders is written
                                             ^ the prompt ends here, at the last one
 
 Without a template the rows that this library writes ("Question: ...\\nAnswer: ...") are known; any other text is a prompt as a whole.
-Only what users say is read: a system's turn and earlier answers are not. Marks that a user spells in characters are no marks, where
-the template's are special tokens.
+`read` takes only what users say, `messages` the system's turn and earlier answers too. Marks that a user spells in characters are no
+marks, where the template's are special tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -48,8 +48,20 @@ class PromptParts:
 
 @dataclass(frozen=True)
 class _Marks:
+    """What a template writes around turns.
+
+    Args:
+        opens, closes: around what a user asks; the second leads to the answer.
+        ends: behind an answer.
+        system: a system's turn as a whole, its text the group; None where it has no place of its own before the first question.
+        head: what stands before the first question where no system's turn does, its blanks taken out.
+    """
+
     opens: re.Pattern[str]
     closes: re.Pattern[str]
+    ends: re.Pattern[str]
+    system: re.Pattern[str] | None = None
+    head: str = ""
 
 
 class PromptReader:
@@ -72,9 +84,7 @@ class PromptReader:
         """
         ids = list(ids)
         text = self.text(ids)
-        marks = self._marks
-        opens = self._found(marks.opens, ids, text) if marks and self._is_chat(text) else []
-        closes = self._found(marks.closes, ids, text) if opens and marks else []
+        opens, closes = self._standing(ids, text)
         if length is None:
             length = len(ids)
             if closes and opens[-1].start() < closes[-1].end():  # else somebody still asks
@@ -86,6 +96,48 @@ class PromptReader:
             ends = [one.start() for one in closes if start <= one.start() < until]
             turns.append(text[start : ends[-1] if ends else until].strip())  # a user may write such a mark, too
         return PromptParts(length, tuple(turns))
+
+    def messages(self, ids: Sequence[int]) -> list[tuple[str, str]]:
+        """(role, text) of each turn of a prompt; the last is the user's, with what there is of an answer to it.
+
+        Where the row isn't one that the template writes, all of it is one message of the user, so nothing of it is left out.
+        """
+        ids = list(ids)
+        text = self.text(ids)
+        opens, closes = self._standing(ids, text)
+        said = self._system_in(text[: opens[0].start()]) if opens else None
+        if said is None:
+            return [("user", str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip())]
+        messages = [("system", said)] if said else []
+        assert self._marks is not None
+        for one, following in pairwise([*opens, None]):
+            assert one is not None
+            until = following.start() if following else len(text)
+            lead = next((mark for mark in reversed(closes) if one.end() <= mark.start() < until), None)
+            if lead is None or (following is None and text[lead.end() :].strip()):
+                messages.append(("user", text[one.end() : until].strip()))
+                continue
+            messages.append(("user", text[one.end() : lead.start()].strip()))
+            if following is not None:
+                messages.append(("assistant", self._marks.ends.sub("", text[lead.end() : until]).strip()))
+        return messages
+
+    def _system_in(self, head: str) -> str | None:
+        """What a system's turn says in what stands before the first question; "" for none, None where it is something else."""
+        marks, head = self._marks, self._without_bos(head)
+        if marks is None or _bare(head) in ("", marks.head):
+            return ""
+        found = marks.system and marks.system.fullmatch(head)
+        return found[1].strip() if found else None
+
+    def _without_bos(self, text: str) -> str:
+        return text.strip().removeprefix(self.tokenizer.bos_token or "").strip()
+
+    def _standing(self, ids: list[int], text: str) -> tuple[list[re.Match[str]], list[re.Match[str]]]:
+        """The marks around what users ask, in the row's order; none where it is no chat."""
+        marks = self._marks
+        opens = self._found(marks.opens, ids, text) if marks and self._is_chat(text) else []
+        return opens, self._found(marks.closes, ids, text) if opens and marks else []
 
     def text(self, ids: Sequence[int]) -> str:
         """Tokens as text, special ones included."""
@@ -104,7 +156,7 @@ class PromptReader:
     def _found(self, mark: re.Pattern[str], ids: list[int], text: str) -> list[re.Match[str]]:
         """Where a mark stands; not where somebody spelt its special tokens as ordinary characters."""
         matches = list(mark.finditer(text))
-        special = set(self._spelling._special.values())
+        special = set(self._spelling.special.values())
         written = list(self._literal.finditer(text)) if self._literal else []
         if not matches or len(written) == sum(token in special for token in ids):
             return matches
@@ -114,7 +166,7 @@ class PromptReader:
 
     @cached_property
     def _literal(self) -> re.Pattern[str] | None:
-        special = sorted(self._spelling._special, key=len, reverse=True)
+        special = sorted(self._spelling.special, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, special))) if special else None
 
     def _tokens_until(self, ids: list[int], end: int) -> int:
@@ -124,11 +176,13 @@ class PromptReader:
     @cached_property
     def _marks(self) -> _Marks | None:
         if not self.tokenizer.chat_template:
-            return _Marks(re.compile(r"(?:User|Question):"), re.compile(r"\s(?:Assistant|Answer):"))
+            system = re.compile(r"System:(.*)", re.DOTALL)
+            opens, closes = re.compile(r"(?:User|Question):"), re.compile(r"\s(?:Assistant|Answer):")
+            return _Marks(opens, closes, re.compile(r"\s+\Z"), system)
         for history in ((("user", _ASKED[0]), ("assistant", _SAID)), ()):
             example = Example(answer=_SAID, question=_ASKED[1], history=history)
             try:
-                before, behind = self._spelling._around(example)
+                before, behind = self._spelling.around(example)
             except (DataError, ModelError):  # a template for one turn
                 continue
             return self._marks_of(before, behind)
@@ -147,7 +201,25 @@ class PromptReader:
         opening = self._pattern(opens)
         if not opening or not all(patterns):
             return None
-        return _Marks(re.compile(opening), re.compile("|".join(patterns)))
+        ends = re.compile(rf"\s*{self._pattern(behind)}\s*\Z")
+        marks = _Marks(re.compile(opening), re.compile("|".join(patterns)), ends)
+        return replace(marks, head=_bare(self._head(marks) or ""), system=self._system(marks))
+
+    def _head(self, marks: _Marks, *history: tuple[str, str]) -> str | None:
+        """What a template writes before it opens a question's turn; None where it refuses, or opens none."""
+        try:
+            before, _ = self._spelling.around(Example(answer=_SAID, question=_ASKED[1], history=history))
+        except (DataError, ModelError):
+            return None
+        head, asked, _ = before.partition(_ASKED[1])
+        opens = list(marks.opens.finditer(head)) if asked else []
+        return self._without_bos(head[: opens[-1].start()]) if opens else None
+
+    def _system(self, marks: _Marks) -> re.Pattern[str] | None:
+        before, said, behind = (self._head(marks, ("system", _SAID)) or "").partition(_SAID)
+        if not said or not before.strip() or marks.opens.search(before):
+            return None
+        return re.compile(rf"{self._pattern(before)}(.*?){self._pattern(behind)}\s*", re.DOTALL)
 
     def _pattern(self, mark: str) -> str:
         """A mark as it may be spelt once it was tokens: blanks around its pieces, its newlines or none at its end."""
@@ -163,6 +235,10 @@ class PromptReader:
         for special in self.tokenizer.all_special_tokens:
             text = text.removeprefix(special).lstrip()
         return re.match(r"(?:User|Question|System|Assistant):", text.lstrip()) is not None
+
+
+def _bare(text: str) -> str:
+    return "".join(text.split())
 
 
 def turns_of(row: Example) -> tuple[str, ...]:
