@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from corrupting import Naming
 from transformers import BertForSequenceClassification, BertModel
 
 from conftest import make_llama, make_tokenizer
 from helpers.tiny import save_bert
 from unwrite.errors import MethodError, ModelError, NotFinite, Notice
-from unwrite.forget import CalibratedDetector, PromptDetector
+from unwrite.forget import CalibratedDetector
 from unwrite.forget.engine.text import detector_kinds
 from unwrite.forget.engine.text.detector_kinds import (
     ClassifierDetector,
@@ -20,27 +21,6 @@ from unwrite.forget.engine.text.detector_kinds import (
     TfidfDetector,
 )
 from unwrite.forget.engine.text.vectors import HashedTfidf
-
-
-@dataclass(frozen=True)
-class Naming(PromptDetector):
-    """Flags texts that name Ann."""
-
-    name = "naming"
-
-    def fit(self, forget, retain, seed=0):
-        return self
-
-    def __call__(self, texts):
-        return np.array([float("ann" in text.split()) for text in texts])
-
-    def state(self):
-        return {}, {}
-
-    @classmethod
-    def of_state(cls, tensors, settings, source):
-        return cls()
-
 
 FORGET = [f"who wrote {thing} ?" for thing in ("the old book", "a red letter", "the river song", "his stone garden")]
 RETAIN = [f"where is {name} born ?" for name in ("ann", "bert", "cora", "dov", "eli")]
