@@ -150,14 +150,24 @@ def test_it_tells_texts_of_another_kind_and_not_texts_of_the_same():
     assert 0.4 < roc_auc_score([0] * 80 + [1] * 200, [*held_back, *same]) < 0.6
 
 
-def test_shrinking_the_covariance_keeps_held_back_rows_like_those_it_is_made_of():
-    """With fewer rows than dimensions the plain pseudo-inverse sets them worlds apart."""
+def test_the_machine_is_fitted_to_scores_like_those_of_rows_held_back():
+    """With fewer rows than dimensions, rows scored by statistics they are part of are worlds apart from any other."""
     rows = states(0, 40, width=64)
-    plain, shrunk = fitted(rows, official=True), fitted(rows)
-    gap = [abs(one.weight.fitted - one.weight.held) / one.weight.spread for one in (plain, shrunk)]
+    one, (used, back) = fitted(rows), parted(40, 0.2, 0)
+    inside, crossed, others = one.layer_scores(rows[used]), one._crossed(rows[used]), one.layer_scores(rows[back])
+    gap = [abs(scores.mean() - others.mean()) for scores in (inside, crossed)]
     assert gap[0] > 3 * gap[1]
-    kept = rows[np.sort(np.random.default_rng([0, 23]).permutation(40)[8:])]
-    assert np.allclose(shrunk.precisions[0], LedoitWolf().fit(kept[:, 0]).precision_)
+    assert np.allclose(one.precisions[0], LedoitWolf().fit(rows[used][:, 0]).precision_)
+
+
+@pytest.mark.parametrize("official", [False, True])
+@pytest.mark.parametrize("width", [6, 64])
+def test_the_requests_own_texts_are_taken_and_far_ones_are_not(official, width):
+    rows = states(0, 60, width=width)
+    one, (used, back) = fitted(rows, official=official), parted(60, 0.2, 0)
+    assert np.mean([weight > 0.5 for weight in one.weights(rows[used])]) > 0.8
+    assert np.mean([weight > 0.5 for weight in one.weights(rows[back])]) > 0.6
+    assert max(one.weights(states(3, 60, shift=9.0, width=width))) < 0.01
 
 
 def test_a_detector_is_the_same_by_its_seed_and_after_it_was_stored():

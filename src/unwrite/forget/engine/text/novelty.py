@@ -130,9 +130,9 @@ class NoveltyDetector:
         Args:
             held: share that is held back, in (0, 1); drawn by `seed`.
             nu: of the one-class SVM, the share of rows outside at most, in (0, 1].
-            official: the cosine with a minus, precisions by the plain covariance's pseudo-inverse, and rows scored by statistics that they are part of, as
-                the released code does; else the covariance is shrunk (Ledoit-Wolf), and a row's own score comes from
-                the other four fifths (ours), so that rows it is made of and rows held back are alike.
+            official: the cosine with a minus, precisions by the plain covariance's pseudo-inverse, and a machine fitted to rows that are scored by
+                statistics they are part of, as the released code does; else the covariance is shrunk (Ledoit-Wolf), and the
+                scores the machine is fitted to come from the other four fifths (ours), as those of other texts do.
 
         Raises:
             DataError: fewer than `fewest` texts; no row left on either side; states that are not finite.
@@ -147,8 +147,8 @@ class NoveltyDetector:
         states = _finite(encode(texts))
         used, rest = states[fitted], states[back]
         made = cls._of(used, official)
-        own = made.layer_scores(used) if official else cls._crossed(used)
-        normal, offset = _one_class(own, nu)
+        own = made.layer_scores(used)
+        normal, offset = _one_class(own if official else cls._crossed(used), nu)
         values, others = own @ normal, made.layer_scores(rest) @ normal
         weight = NoveltyWeight(float(values.mean()), float(others.mean()), float(others.std()), zeta, mode)
         return replace(made, normal=normal, offset=offset, weight=weight)
