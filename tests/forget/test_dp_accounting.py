@@ -76,9 +76,10 @@ def test_a_second_accountant_that_says_more_is_heard(monkeypatch):
         second_opinions(0.1, 1.0, 10, 1e-5)
 
 
-def test_the_accountants_that_are_installed_agree():
-    pytest.importorskip("opacus", reason="compares with opacus")
-    pytest.importorskip("dp_accounting", reason="compares with dp-accounting")
+@pytest.mark.parametrize(
+    ("package", "name", "least"), [("opacus", "opacus", 1 - 1e-6), ("dp_accounting", "dp-accounting", 0.8)]
+)
+def test_an_accountant_that_is_installed_agrees(package, name, least):
+    pytest.importorskip(package, reason=f"compares with {name}")
     opinions = second_opinions(0.064, 0.8, 320, 1e-4)
-    assert opinions["opacus"] == pytest.approx(opinions["unwrite"], rel=1e-6)
-    assert 0.8 * opinions["unwrite"] < opinions["dp-accounting"] <= opinions["unwrite"]
+    assert least < opinions[name] / opinions["unwrite"] <= 1 + 1e-6

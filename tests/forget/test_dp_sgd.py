@@ -1,16 +1,15 @@
-"""Private training: gradients a record, clipping, noise, Poisson samples, and what a killed one goes on from."""
+"""Private training: clipping, noise, Poisson samples, and what a killed one goes on from."""
 
 import math
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from private_training import Keyed, batch, keyed, llama, numbers, part
 from scipy.stats import chi2
 from torch import nn
 
-from conftest import make_examples, make_llama, make_tokenizer
-from unwrite.data.text.encoding import encode_all, pad
-from unwrite.errors import MethodError, MissingExtra, ModelError, NotFinite, noticing
+from conftest import make_llama
+from unwrite.errors import MethodError, ModelError, NotFinite
 from unwrite.forget.private.accounting import epsilon_of
 from unwrite.forget.private.chance import Chance
 from unwrite.forget.private.dp2unlearning import row_losses
@@ -20,79 +19,8 @@ from unwrite.forget.private.gradients import gradients_by, trainable_weights
 PLAIN = DPSGD(epsilon=math.inf, clip=math.inf, decay=0.0, rate=0.1, batch=4)
 
 
-def batch(rows=6):
-    padded = pad(encode_all(make_examples("forget", rows), make_tokenizer()), 0)
-    return {name: padded[name] for name in ("input_ids", "labels")}
-
-
 def squared(forward, rows):
     return (forward(rows["x"])[:, 0] - rows["y"]).square()
-
-
-class Keyed(nn.Module):
-    """A linear model that takes its input by position or by name."""
-
-    def __init__(self, width=3):
-        super().__init__()
-        torch.manual_seed(0)
-        self.inner = nn.Linear(width, 1)
-
-    def forward(self, x):
-        return self.inner(x)
-
-
-def keyed(forward, rows):
-    return (forward(x=rows["x"])[:, 0] - rows["y"]).square()
-
-
-def numbers(count=12, width=3):
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(count, width, generator=generator), torch.randn(count, generator=generator)
-
-
-def part(x, y):
-    return lambda chosen: {"x": x[chosen], "y": y[chosen]}
-
-
-@pytest.mark.parametrize("tied", [False, True])
-def test_gradients_of_records_are_those_of_records_alone_tied_or_not(tied):
-    model = make_llama(layers=2, hidden=16, tie_word_embeddings=tied)
-    rows = batch()
-    together = gradients_by(model, row_losses, "together")(rows)
-    for row in range(6):
-        model.zero_grad()
-        alone = {name: value[row : row + 1] for name, value in rows.items()}
-        mask = (alone["labels"] != -100).long()
-        mask[:, : int(mask.argmax(1))] = 1
-        model(input_ids=alone["input_ids"], attention_mask=mask, labels=alone["labels"]).loss.backward()
-        for name, weight in model.named_parameters():
-            assert torch.allclose(together[name][row], weight.grad, atol=2e-6), (row, name)
-    assert ("lm_head.weight" in together) is not tied
-
-
-@pytest.mark.parametrize("wrapped", [False, True], ids=["whole", "adapters"])
-def test_together_and_one_by_one_agree(wrapped):
-    model = make_llama(layers=1, hidden=16, tie_word_embeddings=True)
-    if wrapped:
-        model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
-    one, two = (gradients_by(model, row_losses, how)(batch()) for how in ("one by one", "together"))
-    assert one.keys() == two.keys() == trainable_weights(model).keys()
-    for name in one:
-        assert torch.allclose(one[name], two[name], atol=1e-6)
-
-
-def test_a_model_that_cant_be_taken_together_is_taken_one_by_one_with_a_notice():
-    class Stubborn(Keyed):
-        def forward(self, x):
-            return self.inner(x) * (1.0 if float(x.sum()) > -1e9 else 0.0)
-
-    x, y = numbers()
-    model = Stubborn()
-    with noticing() as messages, pytest.warns(UserWarning, match="one by one"):
-        taken = gradients_by(model, keyed, "auto")(part(x, y)([0, 1, 2]))
-    assert len(messages) == 1
-    alone = gradients_by(model, keyed, "one by one")(part(x, y)([0, 1, 2]))
-    assert torch.equal(taken["inner.weight"], alone["inner.weight"])
 
 
 def test_clipped_gradients_are_no_longer_than_the_bound_and_shorter_ones_stay():
@@ -309,37 +237,17 @@ def test_refuses_a_delta_of_one_over_the_records_and_a_batch_of_more():
         DPSGD().plan(10)
 
 
-def test_opacus_says_how_to_get_it_where_it_is_not_there(monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "opacus", None)
-    with pytest.raises(MissingExtra, match=r"pip install 'unwrite\[private\]'"):
-        gradients_by(Keyed(), keyed, "opacus")
-
-
-@pytest.mark.parametrize("shape", ["whole", "tied", "adapters"])
-def test_gradients_are_opacuss(shape):
-    pytest.importorskip("opacus", reason="compares with opacus")
-    model = make_llama(layers=2, hidden=16, tie_word_embeddings=shape == "tied").train()
-    if shape == "adapters":
-        model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
-    ours, theirs = (gradients_by(model, row_losses, how)(batch()) for how in ("together", "opacus"))
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        assert torch.allclose(ours[name], theirs[name], atol=2e-6), name
-    assert not any(hasattr(weight, "grad_sample") for weight in model.parameters())
-
-
+@pytest.mark.parametrize("shape", ["whole", "adapters"])
 @pytest.mark.parametrize("sigma", [0.0, 1.3])
-def test_a_step_is_opacuss_with_its_sums_and_its_noise(sigma):
+def test_a_step_is_opacuss_with_its_sums_and_its_noise(shape, sigma):
     pytest.importorskip("opacus", reason="compares with opacus")
     from opacus import GradSampleModule
     from opacus.optimizers import DPOptimizer
 
     rows, clip, size = batch(), 0.5, 8
-    theirs = GradSampleModule(make_llama(layers=1, hidden=16).train(), loss_reduction="sum")
+    theirs = GradSampleModule(llama(shape), loss_reduction="sum")
     optimiser = DPOptimizer(
-        torch.optim.SGD(theirs.parameters(), lr=0.1),
+        torch.optim.SGD([weight for weight in theirs.parameters() if weight.requires_grad], lr=0.1),
         noise_multiplier=sigma,
         max_grad_norm=clip,
         expected_batch_size=size,
@@ -348,10 +256,23 @@ def test_a_step_is_opacuss_with_its_sums_and_its_noise(sigma):
     row_losses(theirs, rows).sum().backward()
     optimiser.step()
 
-    model = make_llama(layers=1, hidden=16)
+    model, before = llama(shape), dict(llama(shape).named_parameters())
     masters = {name: weight.detach() for name, weight in trainable_weights(model).items()}
     how = DPSGD(batch=size, clip=clip, rate=0.1, decay=0.0)
     total = clipped_sum(gradients_by(model, row_losses, "together")(rows), clip)
     _Descent(model, masters, how, Spent(0.1, sigma, 1, 1.0, 1e-5)).step(total, Chance(4), check=True)
     for (name, ours), other in zip(model.named_parameters(), theirs._module.parameters(), strict=True):
         assert torch.allclose(ours, other, atol=1e-6), name
+        assert torch.equal(ours, before[name]) is not ours.requires_grad, name
+
+
+def test_adapters_trained_by_opacuss_gradients_are_those_trained_together_and_nothing_else_moves():
+    pytest.importorskip("opacus", reason="compares with opacus")
+    rows, before, made = batch(), llama("adapters").state_dict(), []
+    for way in ("together", "opacus"):
+        model, how = llama("adapters"), DPSGD(epsilon=4.0, batch=3, epochs=3, rate=0.1, per_sample=way)
+        private_fit(model, lambda chosen: {name: value[chosen] for name, value in rows.items()}, 6, row_losses, how, 1)
+        made.append(model.state_dict())
+    moved = {name for name, value in before.items() if not torch.equal(value, made[1][name])}
+    assert moved == {name for name in before if "lora" in name}
+    assert all(torch.allclose(value, made[1][name], atol=1e-5) for name, value in made[0].items())
