@@ -144,6 +144,12 @@ def test_the_mask_is_read_where_it_stands_in_the_second_text(words):
     assert torch.allclose(one[0], both[1], atol=1e-5)
 
 
+def test_without_chance_each_word_becomes_the_likeliest_that_may_be_drawn(words):
+    logits, drawable = words.logits("old book", [(0, 3), (4, 8)]), words.outcomes(special_tokens=False)
+    likeliest = [words.word(int(drawable[row.argmax()])) for row in logits[:, drawable].clamp(LOW, HIGH)]
+    assert Rewriting(epsilon=math.inf).rewritten("old book", words, Chance(0)).text == " ".join(likeliest)
+
+
 def test_special_tokens_are_drawn_only_where_they_are_asked_for(words):
     names = {*words.tokenizer.all_special_tokens}
     text, how = " ".join(["old"] * 20), Rewriting(epsilon=1e-6)
