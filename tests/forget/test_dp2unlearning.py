@@ -2,7 +2,7 @@
 
 import errno
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -259,8 +259,11 @@ def test_the_unit_is_a_record_so_a_long_one_is_refused_and_repeats_are_said(star
     long = Examples([*records(), Example("the old book . " * 20)], "long")
     with pytest.raises(DataError, match=r"is longer than 16 tokens\. The unit of privacy is one record"):
         DPBase.fit(start, long, tmp_path / "a", tokenizer=make_tokenizer(), mechanism=HOW, max_length=16)
-    ledger = PrivacyLedger(**{**asdict(example_ledger()), "repeats": 4})
-    assert any("stands there 4 times; what it says has 4 times the epsilon" in note for note in notes_on(ledger))
+    twice = Examples([*records(), records()[3]], "twice")
+    base = DPBase.fit(start, twice, tmp_path / "b", tokenizer=make_tokenizer(), mechanism=HOW)
+    said = "stands there 2 times; what it says has 2 times the epsilon"
+    assert any(said in note for note in notes_on(base.ledger))
+    assert not any("stands there" in note for note in notes_on(example_ledger()))
 
 
 def example_ledger(**more):

@@ -95,6 +95,17 @@ def test_samples_vary_in_size_hold_each_record_as_often_as_said_and_may_be_empty
         assert all(len({*one}) == len(one) for one in drawn)
 
 
+def test_noise_tells_nothing_of_who_was_chosen_and_both_are_of_seed_and_step_alone():
+    def drawn(seed, step):
+        chance = Chance(seed)
+        chance.at(step)
+        return [tuple(torch.rand(4, generator=one).tolist()) for one in (chance.generator, chance._choices)]
+
+    assert drawn(0, 3) == drawn(0, 3)
+    draws = [one for seed, step in ((0, 3), (0, 4), (1, 3)) for one in drawn(seed, step)]
+    assert len({*draws}) == 6
+
+
 @pytest.mark.filterwarnings("ignore::unwrite.errors.Notice")
 def test_an_empty_batch_is_a_step_with_noise_that_counts():
     x, y = numbers()
@@ -202,9 +213,14 @@ def test_frozen_weights_stay_to_the_bit_and_one_that_moves_is_noticed():
         private_fit(drifting, part(x, y), 12, keyed, how, seed=0)
 
 
-def test_batch_normalisation_is_refused_and_named():
-    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Linear(2, 1))
-    with pytest.raises(ModelError, match="1 is BatchNorm1d, which mixes the records of a batch"):
+@pytest.mark.parametrize(
+    "norm",
+    [nn.BatchNorm1d(2), nn.BatchNorm1d(2, track_running_stats=False), nn.InstanceNorm1d(2, track_running_stats=True)],
+    ids=["batch", "batch without statistics", "instance with statistics"],
+)
+def test_a_normalisation_over_records_is_refused_and_named(norm):
+    model = nn.Sequential(nn.Linear(3, 2), norm, nn.Linear(2, 1))
+    with pytest.raises(ModelError, match=f"1 is {type(norm).__name__}, which mixes the records of a batch"):
         private_fit(model, part(*numbers()), 12, squared, DPSGD(batch=4), seed=0)
 
 
@@ -233,6 +249,7 @@ def test_refuses_a_delta_of_one_over_the_records_and_a_batch_of_more():
     with pytest.raises(MethodError, match=r"below 1/100 = 0\.01"):
         DPSGD(delta=0.01).plan(100)
     assert DPSGD().plan(100).delta == pytest.approx(1e-3)
+    assert DPSGD(batch=7, epochs=1).plan(20).steps == 3  # the nearest to 20 / 7
     with pytest.raises(MethodError, match="batch is 16, and there are 10 records"):
         DPSGD().plan(10)
 
