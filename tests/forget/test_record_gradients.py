@@ -80,6 +80,27 @@ def test_a_model_that_gives_other_gradients_together_is_taken_one_by_one_too():
         assert torch.equal(gradients_by(model, keyed, "auto")(rows)["inner.weight"], alone)
 
 
+def test_dropout_does_not_keep_a_model_from_being_taken_together():
+    model = llama("whole")
+    for block in model.model.layers:
+        block.self_attn.attention_dropout = 0.5
+    model.model.layers[1].eval()
+    modes = [module.training for module in model.modules()]
+    with noticing() as messages:
+        chosen = gradients_by(model, row_losses, "auto")
+        torch.manual_seed(3)
+        taken = chosen(batch())
+    assert not messages
+    assert [module.training for module in model.modules()] == modes
+    torch.manual_seed(3)
+    together = gradients_by(model, row_losses, "together")(batch())
+    assert all(torch.equal(taken[name], value) for name, value in together.items())
+    torch.manual_seed(4)
+    assert not torch.equal(
+        gradients_by(model, row_losses, "together")(batch())["lm_head.weight"], taken["lm_head.weight"]
+    )
+
+
 def test_opacus_says_how_to_get_it_where_it_is_not_there(monkeypatch):
     import sys
 
@@ -96,4 +117,4 @@ def test_gradients_are_opacuss(shape):
     assert ours.keys() == theirs.keys()
     for name in ours:
         assert torch.allclose(ours[name], theirs[name], atol=2e-6), name
-    assert not any(hasattr(weight, "grad_sample") for weight in model.parameters())
+    assert not any(hasattr(weight, "grad_sample") or weight.grad is not None for weight in model.parameters())
