@@ -1,15 +1,18 @@
 """DP2Unlearning: what its certificate says and when there is none, and that an unlearned model has not read what it forgets."""
 
+import errno
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig
+from safetensors.torch import save_file
 
 from conftest import make_llama, make_tokenizer
 from unwrite.data import Example, Examples
-from unwrite.errors import DataError, MethodError, RunError
+from unwrite.errors import DataError, MethodError, ModelError, RunError
 from unwrite.forget.private.accounting import group_privacy
 from unwrite.forget.private.dp2unlearning import DPBase
 from unwrite.forget.private.dp_sgd import DPSGD
@@ -181,6 +184,50 @@ def test_nothing_that_is_there_is_replaced(base, start, tmp_path):
         DPBase.fit(start, records(), base.folder, tokenizer=make_tokenizer(), mechanism=HOW)
 
 
+@pytest.mark.parametrize(
+    ("where", "error", "at"),
+    [
+        ("unwrite.forget.private.dp_sgd.save_file", OSError, 2),
+        ("transformers.modeling_utils.safe_save_file", ModelError, 1),
+    ],
+    ids=["a checkpoint", "the base"],
+)
+def test_a_disk_that_fills_leaves_no_half_base_and_another_call_makes_the_same(
+    base, start, tmp_path, monkeypatch, where, error, at
+):
+    written, folder, given = [], tmp_path / "base", {"tokenizer": make_tokenizer(), "mechanism": HOW, "seed": 3}
+
+    def full(tensors, file, *args, **kwargs):
+        written.append(file)
+        if len(written) == at:
+            Path(file).write_bytes(b"half of it")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_file(tensors, file, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, full)
+        with pytest.raises(error, match="No space left on device"):
+            DPBase.fit(start, records(), folder, **given)
+    assert len(written) == at
+    assert not folder.exists()
+    assert [one.name for one in tmp_path.rglob("step-*")] == ["step-2"] * (at - 1)  # the checkpoint that was whole
+    assert DPBase.fit(start, records(), folder, **given).ledger == base.ledger
+    assert [one.name for one in tmp_path.iterdir()] == ["base"]
+
+
+def test_a_disk_that_fills_leaves_no_half_unlearned_model_and_no_certificate(base, tmp_path, monkeypatch):
+    def full(tensors, file, *args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    expected = base.unlearn(records(), FORGET, tmp_path / "a", TUNING).certificate
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.modeling_utils.safe_save_file", full)
+        with pytest.raises(ModelError, match=r"um could not be written: .*No space left on device"):
+            base.unlearn(records(), FORGET, tmp_path / "um", TUNING)
+    assert [one.name for one in tmp_path.iterdir()] == ["a"]
+    assert base.unlearn(records(), FORGET, tmp_path / "um", TUNING).certificate == expected
+
+
 @pytest.mark.parametrize("epsilon", [0, -1.0, float("nan")])
 def test_refuses_an_epsilon_that_is_not_positive(epsilon):
     with pytest.raises(MethodError, match=rf"epsilon is {epsilon}; it must be above 0"):
@@ -212,8 +259,11 @@ def test_the_unit_is_a_record_so_a_long_one_is_refused_and_repeats_are_said(star
     long = Examples([*records(), Example("the old book . " * 20)], "long")
     with pytest.raises(DataError, match=r"is longer than 16 tokens\. The unit of privacy is one record"):
         DPBase.fit(start, long, tmp_path / "a", tokenizer=make_tokenizer(), mechanism=HOW, max_length=16)
-    ledger = PrivacyLedger(**{**asdict(example_ledger()), "repeats": 4})
-    assert any("stands there 4 times; what it says has 4 times the epsilon" in note for note in notes_on(ledger))
+    twice = Examples([*records(), records()[3]], "twice")
+    base = DPBase.fit(start, twice, tmp_path / "b", tokenizer=make_tokenizer(), mechanism=HOW)
+    said = "stands there 2 times; what it says has 2 times the epsilon"
+    assert any(said in note for note in notes_on(base.ledger))
+    assert not any("stands there" in note for note in notes_on(example_ledger()))
 
 
 def example_ledger(**more):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig
 from scipy.stats import chisquare
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
@@ -144,6 +145,12 @@ def test_the_mask_is_read_where_it_stands_in_the_second_text(words):
     assert torch.allclose(one[0], both[1], atol=1e-5)
 
 
+def test_without_chance_each_word_becomes_the_likeliest_that_may_be_drawn(words):
+    logits, drawable = words.logits("old book", [(0, 3), (4, 8)]), words.outcomes(special_tokens=False)
+    likeliest = [words.word(int(drawable[row.argmax()])) for row in logits[:, drawable].clamp(LOW, HIGH)]
+    assert Rewriting(epsilon=math.inf).rewritten("old book", words, Chance(0)).text == " ".join(likeliest)
+
+
 def test_special_tokens_are_drawn_only_where_they_are_asked_for(words):
     names = {*words.tokenizer.all_special_tokens}
     text, how = " ".join(["old"] * 20), Rewriting(epsilon=1e-6)
@@ -236,6 +243,24 @@ def test_the_official_variant_replaces_nouns_once_by_one_of_ten_likely_words(wor
     assert torch.allclose(flat, torch.full((10,), 0.1).double())
 
 
+def test_the_official_variant_likens_words_by_their_states_at_the_place_of_the_mask(words):
+    text, span = "the old book of the town", (8, 12)
+    inputs, at = words.pairs(text, ["the old [MASK] of the town"])
+
+    def state(token):
+        ids = inputs["input_ids"].clone()
+        ids[0, at] = token
+        with torch.no_grad():
+            output = words.model(**{**inputs, "input_ids": ids}, output_hidden_states=True)
+        return torch.cat([layer[0, at[0]] for layer in output.hidden_states[-4:]]).double()
+
+    likely, probabilities = noun_probabilities(text, span, words, 10, 3.0)
+    tokens = words.tokenizer.convert_tokens_to_ids(likely)
+    mask = state(words.tokenizer.mask_token_id)
+    utility = torch.stack([torch.cosine_similarity(state(token), mask, dim=0) for token in tokens])
+    assert torch.allclose(probabilities, (3.0 * utility).softmax(0), atol=1e-6)
+
+
 def test_the_official_variants_choice_is_no_private_one(words):
     """The ten words are the text's own: what one text draws another can't."""
     sets = [
@@ -306,9 +331,26 @@ def test_the_official_variant_makes_a_base_but_no_certificate(bases, tmp_path):
     assert base.unlearn(bases.data, [1], tmp_path / "um", bases.training, certify=False).certificate is None
 
 
+def test_records_that_would_be_read_as_they_are_make_no_base(bases, words, tmp_path):
+    data, given = Examples([Example("the and of"), Example("of the")], "stop words"), {"tokenizer": make_tokenizer()}
+    with pytest.raises(DataError, match=r"have no word to rewrite.*words='all'"):
+        DPBase.fit(bases.start, data, tmp_path / "a", mechanism=Rewriting(), masked=words, **given)
+    assert not (tmp_path / "a").exists()
+
+
 def test_each_mechanism_is_given_what_it_needs_and_nothing_else(bases, words, tmp_path):
     given = {"tokenizer": make_tokenizer()}
     with pytest.raises(MethodError, match="needs a masked language model"):
         DPBase.fit(bases.start, bases.data, tmp_path / "a", mechanism=Rewriting(), **given)
+    with pytest.raises(MethodError, match="takes no adapters"):
+        DPBase.fit(
+            bases.start,
+            bases.data,
+            tmp_path / "a",
+            mechanism=Rewriting(),
+            masked=words,
+            peft_config=LoraConfig(),
+            **given,
+        )
     with pytest.raises(MethodError, match="are for a base by Rewriting"):
         DPBase.fit(bases.start, bases.data, tmp_path / "a", mechanism=DPSGD(batch=2), masked=words, **given)

@@ -18,6 +18,7 @@ PARTS = {
     "detect-secrets": ("secrets in source code", "pip install 'unwrite[code]'"),
     "tree-sitter": ("secrets in source code", "pip install 'unwrite[code]'"),
     "tree-sitter-python": ("secrets in source code", "pip install 'unwrite[code]'"),
+    "opacus": ("a second account of private training", "pip install 'unwrite[private]'"),
     "trackio": ("experiment tracking", "pip install 'unwrite[track]'"),
     "ray": ("many independent jobs", "pip install 'unwrite[scale]'"),
 }

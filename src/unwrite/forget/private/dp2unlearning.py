@@ -190,7 +190,7 @@ class DPBase:
 
         Args:
             data: the records the base was trained on, in their order.
-            forget_ids: numbers of those to forget.
+            forget_ids: numbers of those to forget, of earlier requests too: each unlearning begins at the base.
             training: the same as `deploy` was given.
             certify: False gives a model without a certificate, whatever the records and the mechanism.
 

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...errors import MethodError, MissingExtra, ModelError, notice, setting, unknown
+from ...models.curvature.rows import evaluating
 
 __all__ = ["Batch", "PerSample", "RecordGradients", "RowLoss", "check_trainable", "gradients_by", "trainable_weights"]
 
@@ -69,7 +70,7 @@ def gradients_by(model: nn.Module, loss: RowLoss, how: PerSample) -> RecordGradi
     if how == "one by one":
         return alone
     together = _together(model, loss)
-    return together if how == "together" else _tried(together, alone)
+    return together if how == "together" else _tried(model, together, alone)
 
 
 def _function(model: nn.Module, loss: RowLoss) -> Callable[[dict[str, Tensor], Batch], Tensor]:
@@ -113,20 +114,19 @@ def _one_by_one(model: nn.Module, loss: RowLoss) -> RecordGradients:
     return gradients
 
 
-def _tried(together: RecordGradients, alone: RecordGradients) -> RecordGradients:
-    """Chooses at the first batch."""
+def _tried(model: nn.Module, together: RecordGradients, alone: RecordGradients) -> RecordGradients:
+    """Chooses at the first batch, without dropout, which no two ways draw alike."""
     chosen: list[RecordGradients] = []
 
     def gradients(batch: Batch) -> dict[str, Tensor]:
         if not chosen:
             few = {name: value[:2] for name, value in batch.items()}
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(), evaluating(model):
                 expected = alone(few)
-            try:
-                with torch.random.fork_rng():
+                try:
                     agrees = not _differ(together(few), expected)
-            except Exception:  # whatever an architecture does that vmap can't
-                agrees = False
+                except Exception:  # whatever an architecture does that vmap can't
+                    agrees = False
             if not agrees:
                 notice("per-sample gradients of this model are taken one by one: taken together they fail, or differ.")
             chosen.append(together if agrees else alone)
