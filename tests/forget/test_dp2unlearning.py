@@ -187,7 +187,7 @@ def test_nothing_that_is_there_is_replaced(base, start, tmp_path):
 @pytest.mark.parametrize(
     ("where", "error", "at"),
     [
-        ("unwrite.forget.private.dp_sgd.save_file", OSError, 2),
+        ("unwrite.forget.private.dp_sgd.save_file", RunError, 2),
         ("transformers.modeling_utils.safe_save_file", ModelError, 1),
     ],
     ids=["a checkpoint", "the base"],
@@ -206,7 +206,7 @@ def test_a_disk_that_fills_leaves_no_half_base_and_another_call_makes_the_same(
 
     with monkeypatch.context() as patch:
         patch.setattr(where, full)
-        with pytest.raises(error, match="No space left on device"):
+        with pytest.raises(error, match=r"could not be written.*No space left on device"):
             DPBase.fit(start, records(), folder, **given)
     assert len(written) == at
     assert not folder.exists()
@@ -238,6 +238,15 @@ def test_refuses_a_delta_that_lets_a_record_be_given_away(start, tmp_path):
     with pytest.raises(MethodError, match=r"delta is 0\.05 for 20 records; it must be below 1/20"):
         DPBase.fit(start, records(), tmp_path / "base", tokenizer=make_tokenizer(), mechanism=replace(HOW, delta=0.05))
     assert not (tmp_path / "base").exists()
+
+
+def test_accountants_that_disagree_are_heard_before_anything_is_trained(start, tmp_path, monkeypatch):
+    from unwrite.forget.private import accounting, dp2unlearning
+
+    monkeypatch.setattr(accounting, "_opacus", lambda *_: 3.0)
+    monkeypatch.setattr(dp2unlearning, "private_fit", None)
+    with pytest.raises(MethodError, match="the accountants disagree"):
+        DPBase.fit(start, records(), tmp_path / "base", tokenizer=make_tokenizer(), mechanism=HOW)
 
 
 def test_a_base_without_noise_is_a_control_and_certifies_nothing(start, tmp_path):

@@ -273,6 +273,8 @@ def _by_dp_sgd(
     model: nn.Module, given: _Given, how: DPSGD, peft_config: PeftConfig | None
 ) -> tuple[nn.Module, dict[str, Any]]:
     rows = _records(given.data, given.tokenizer, row_length(model, given.max_length))
+    plan = how.plan(len(rows))
+    opinions = second_opinions(plan.q, plan.sigma, plan.steps, plan.delta) if how.private else {}
     if peft_config is not None:
         from peft import get_peft_model
 
@@ -287,10 +289,9 @@ def _by_dp_sgd(
     with beside(
         given.folder, [given.begin.origin, asdict(how), given.seed, adapters, data_hash(given.data), len(rows)]
     ) as partial:
-        spent = private_fit(model, batch, len(rows), row_losses, how, given.seed, folder=partial)
+        spent = private_fit(model, batch, len(rows), row_losses, how, given.seed, plan, partial)
     if peft_config is not None:
         model = merged(model, in_place=True)
-    opinions = second_opinions(spent.q, spent.sigma, spent.steps, spent.delta) if how.private else {}
     account = {
         **{"sigma": spent.sigma, "q": spent.q, "clip": finite(how.clip), "accountants": opinions},
         **{"batch": how.batch, "rate": how.rate, "optimiser": how.optimiser, "adapters": peft_config is not None},

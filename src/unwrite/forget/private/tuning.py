@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from ...data.text.encoding import Encoded
+from ...errors import RunError
 from ...models import TrainRecipe, causal_recipe
-from ...runs import claimed, hash_json, remove_folder
+from ...runs import claimed, hash_json, remove_folder, unwritable
 from ..engine.checks import require
 
 __all__ = ["DeploymentTuning", "beside", "fine_tuned"]
@@ -83,8 +84,20 @@ def _content(rows: list[Encoded]) -> list[tuple[list[int], list[int]]]:
 
 @contextlib.contextmanager
 def beside(folder: Path, what: Any) -> Iterator[Path]:
-    """A folder for the checkpoints of `what`, this process's alone, that goes once the block ends without an error."""
+    """A folder for the checkpoints of `what`, this process's alone, that goes once the block ends without an error.
+
+    Raises:
+        RunError: the disk is full, read-only or failing; the last whole checkpoint stays.
+    """
     partial = folder.with_name(f".{folder.name}.{hash_json(what)}")
     with claimed(partial):
-        yield partial
+        try:
+            yield partial
+        except Exception as error:
+            if not unwritable(error):
+                raise
+            raise RunError(
+                f"a checkpoint could not be written to {partial}: {' '.join(str(error).split())[:200]}. Make room, then make the same call: it "
+                "goes on from the last that is whole."
+            ) from error
     remove_folder(partial)
