@@ -17,6 +17,7 @@ from unwrite.bench.forget_report import HEADS, MARKS, cells, picture, probe_cell
 from unwrite.bench.sweep_kinds import Contender
 from unwrite.cli import main
 from unwrite.cli.listing import plain_table
+from unwrite.cli.sweep import contender_of
 from unwrite.errors import MethodError
 from unwrite.forget import NPO
 
@@ -42,6 +43,8 @@ def names(picked):
 def test_the_grid_is_of_methods_for_texts_published_settings_first():
     for slug, settings in grid().items():
         assert "text" in catalog.method(slug).forgets
+        if isinstance(settings, str):
+            continue
         assert settings[0] == {}
         assert 1 <= len(settings) <= bench.LARGEST
 
@@ -50,6 +53,19 @@ def test_a_grid_of_more_settings_is_refused(monkeypatch):
     monkeypatch.setattr(bench, "LARGEST", 1)
     with pytest.raises(MethodError, match="the grid of gradient-ascent has 5 settings; use at most 1"):
         grid.__wrapped__()
+
+
+def test_a_method_that_no_bed_can_try_is_left_out_with_its_reason():
+    tried, left_out = candidates(BEDS["authors/small"], ["alu", "npo"])
+    assert {one.slug for one in tried} == {"npo"}
+    assert "agents" in left_out["alu"]
+
+
+def test_several_values_of_a_setting_are_a_tuple_and_named_as_the_sweep_reads_them():
+    tried, _ = candidates(BEDS["authors/small"], ["content-filter"])
+    both = tried[-1].contender
+    assert (both.name, both.method.stages) == ("content-filter:stages=aliases,cosine", ("aliases", "cosine"))
+    assert contender_of(both.name) == both
 
 
 def test_every_text_method_of_the_catalogue_is_tried_or_left_out_with_a_reason():

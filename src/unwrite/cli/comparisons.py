@@ -37,15 +37,17 @@ def forget(
     methods: str | None,
     workers: int,
     settings: Path | None,
+    extended: Path | None,
     out: Path | None,
     json: bool,
     setting: dict[str, Any],
 ) -> None:
-    """Every method that forgets texts."""
+    """Every method that forgets texts; or further ones, in a comparison that is stored."""
     from ..beds.text_beds import BEDS
+    from ..bench.extension import extend, extendable
     from ..bench.forget import run
     from ..bench.forget_report import HEADS, cells, probe_cells
-    from ..errors import MethodError, unknown
+    from ..errors import MethodError, RunError, unknown
     from ..runs import write_json
 
     if bed not in BEDS:
@@ -53,12 +55,21 @@ def forget(
     if out is not None and out.suffix == ".jsonl":
         raise MethodError(f"--out is {out}, a name for rows, which are kept beside the figures. End it in .json.")
     taken = None if settings is None else _comparison(settings)
+    stored = None if extended is None else _comparison(extended)
+    if stored is not None and not extendable(stored):
+        raise RunError(
+            f"{extended} lacks figures of each seed, by which methods are compared. Compare all methods anew."
+        )
     some = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
     with TemporaryDirectory() as folder, progress(None, "bench forget") as shown:
         rows = Path(folder) / "rows.jsonl" if out is None else out.with_suffix(".jsonl")
-        report = run(BEDS[bed], seeds, rows, some, workers, shown.say, settings=taken)
+        if stored is None:
+            report = run(BEDS[bed], seeds, rows, some, workers, shown.say, settings=taken) | setting
+        else:
+            report = extend(stored, BEDS[bed], seeds, rows, some, workers, shown.say, settings=taken)
+            report["extensions"][-1] |= setting
     if out is not None:
-        write_json(out, {**report, **setting})
+        write_json(out, report)
     if json:
         print_json(report)
         return
