@@ -4,6 +4,8 @@ import pytest
 import torch
 from texts import apply, of_kind
 
+from conftest import make_llama
+from unwrite.audit.fingerprint import fingerprint
 from unwrite.data.text.encoding import encode
 from unwrite.decode import PromptLookup
 from unwrite.models import load, save
@@ -53,6 +55,7 @@ def test_the_inference_on_a_forget_row_changes(slug, guarded, forget, tokenizer,
 @every_guard
 def test_it_gives_the_model_inside_to_be_audited(slug, guarded, tiny_llama):
     assert hash_model(guarded.bare) == hash_model(tiny_llama)
+    assert fingerprint(guarded.bare) == fingerprint(make_llama())  # nor has its configuration changed
 
 
 @every_guard
