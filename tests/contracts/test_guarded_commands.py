@@ -77,7 +77,7 @@ def test_its_run_is_audited_and_the_figures_of_its_weights_are_those_before(slug
     report = audited(runs(slug), files, tmp_path / "audit")
     assert report["roles"] == ["before", "after"]
     assert report["provenance"]["guard"] == type(load(runs(slug) / "model").model).__name__
-    assert any("What they still know is in the column 'before'." in notice for notice in report["notices"])
+    assert any("What the weights still know is in the column 'before'." in notice for notice in report["notices"])
 
 
 @every_guard

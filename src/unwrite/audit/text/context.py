@@ -111,7 +111,7 @@ class TextContext(Context[ForgetSplit]):
         mark = after.bare.fingerprint
         twin = next((role for role, one in contexts.items() if mark is not None and one.fingerprint == mark), None)
         where = f"a column of its own, {INSIDE!r}" if twin is None else f"the column {cls.columns[twin]!r}"
-        notice(f"The model is a guard, which changes no weight. What they still know is in {where}.")
+        notice(f"The model is a guard, which changes no weight. What the weights still know is in {where}.")
         if twin is not None:
             return contexts
         inside = {INSIDE: after.of(after.bare.model, INSIDE)}
