@@ -13,9 +13,19 @@ from unwrite.beds.text_beds import BEDS
 from unwrite.bench import forget as bench
 from unwrite.bench import sweep as sweeps
 from unwrite.bench.forget import TUNED_ON, Candidate, candidates, chosen, equal_utility, grid, is_better, report_of, run
-from unwrite.bench.forget_report import HEADS, MARKS, cells, picture, probe_cells, probe_table, settings_table, table
+from unwrite.bench.forget_report import (
+    MARKS,
+    cells,
+    picture,
+    probe_cells,
+    probe_table,
+    refusals,
+    settings_table,
+    table,
+)
 from unwrite.bench.sweep_kinds import Contender
 from unwrite.cli import main
+from unwrite.cli.comparisons import NARROW
 from unwrite.cli.listing import plain_table
 from unwrite.cli.sweep import contender_of
 from unwrite.errors import MethodError
@@ -181,8 +191,11 @@ def test_the_table_fits_in_80_columns_and_cuts_nothing(report):
     longest = max((slug for slug, record in catalog.methods().items() if "text" in record.forgets), key=len)
     for entry in report["entries"]:
         entry["method"] = longest
+        entry["equal"] = entry["better_than"] = [longest] * 25
+        entry["cost"] = {"mean": 110.0, "sd": 0.0}
+        entry["rank"] = 25
     console = Console(width=80, record=True, file=StringIO())
-    console.print(plain_table(HEADS, cells(report)))
+    console.print(plain_table(NARROW, cells(report)))
     shown = console.export_text().splitlines()
     assert len(shown) == 1 + len(report["entries"])
     assert all(longest in line for line in shown[1:])
@@ -322,6 +335,28 @@ def test_the_command_takes_settings_from_a_file_and_refuses_others(counted, monk
         with pytest.raises(SystemExit):
             main(["bench", "forget", "--bed", "tiny", "--settings", str(file)])
         assert said in capsys.readouterr().err
+
+
+def test_a_method_that_is_refused_on_the_reported_rows_says_so(monkeypatch, tmp_path):
+    """With every seed it is left out with the reason; with some it stands without a number, and the reason below."""
+
+    def trial_row(trial):
+        one, kept = trial.contender, trial.bed.name.endswith("tuning") or trial.contender.kind == "reference"
+        found = row(one.name, trial.seed, bed=trial.bed.name, key=trial.key)
+        if kept or (one.name == "npo" and trial.seed == 1):
+            return found
+        return {name: value for name, value in found.items() if name != "values"} | {
+            "error": "no factor tells them apart"
+        }
+
+    monkeypatch.setattr(sweeps, "_prepare", nothing_to_train)
+    monkeypatch.setattr(sweeps, "run_trial", trial_row)
+    monkeypatch.setattr(bench, "grid", dict)
+    report = run(TINY_TEXT, 2, tmp_path / "rows.jsonl", ["npo", "wga"], suites=("tofu",))
+    assert report["left_out"] == {"wga": "no factor tells them apart"}
+    assert [entry["method"] for entry in report["entries"]] == ["before", "retrained", "npo"]
+    assert (report["entries"][2]["rank"], report["entries"][2]["seeds"]) == (None, [1])
+    assert refusals(report) == ["npo with seed 0: no factor tells them apart"]
 
 
 @pytest.mark.parametrize("seeds", [0, TUNED_ON + 1])

@@ -203,9 +203,19 @@ def run(
         picked, refused = taken_over(some, settings)
     trials = trials_of([one.contender for one in picked], [bed], range(seeds))
     rows = sweep(trials, out, workers, lambda line: tell(f"reporting, {line}"))
-    report = report_of(bed, picked, rows, tuning) | {"left_out": left_out | refused}
+    report = report_of(bed, picked, rows, tuning)
+    report["entries"], failed = _with_figures(report["entries"])
+    report |= {"left_out": left_out | refused | failed}
     report |= {"seeds": list(range(seeds)), "seconds": round(time.monotonic() - start)}
     return report | {"rule": rule_of(settings)}
+
+
+def _with_figures(entries: Iterable[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], dict[str, str]]:
+    """The entries with figures of a seed, and {method: why it has none, with the first seed}."""
+    entries = list(entries)
+    none = [entry for entry in entries if entry["kind"] == "method" and not entry["seeds"]]
+    failed = {entry["method"]: next(iter(entry["errors"].values())) for entry in none}
+    return [entry for entry in entries if entry["method"] not in failed], failed
 
 
 def choosing(bed: TextBed) -> TextBed:

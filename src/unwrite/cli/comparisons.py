@@ -10,8 +10,9 @@ from ..runs import progress
 from .listing import plain_table
 from .output import console, label, print_json
 
-# Heads of the recovery indices that leave room for a verdict in 80 columns; in the pages they are written out.
-NARROW = ("method", "direct", "par.", "shots", "rel.", "gen.", "4 bits", "depth", "verdict")
+# Heads that leave room in 80 columns, of the figures and of the recovery indices; in the pages they are written out.
+NARROW = ("#", "method", "log10 p", "utility", "P", "par.", "R-L", "kept", "cost", "better")
+NARROW_PROBES = ("method", "direct", "par.", "shots", "rel.", "gen.", "4 bits", "depth", "verdict")
 
 
 def vision(seed: int, out: Path | None, json: bool) -> None:
@@ -46,7 +47,7 @@ def forget(
     from ..beds.text_beds import BEDS
     from ..bench.extension import extend, extendable
     from ..bench.forget import run
-    from ..bench.forget_report import HEADS, cells, probe_cells
+    from ..bench.forget_report import cells, probe_cells, refusals
     from ..errors import MethodError, RunError, unknown
     from ..runs import write_json
 
@@ -73,11 +74,13 @@ def forget(
     if json:
         print_json(report)
         return
-    console().print(plain_table(HEADS, cells(report)))
+    console().print(plain_table(NARROW, cells(report)))
     if probed := probe_cells(report):
         console().print("What comes back of it: 0 like a model that never learnt it, 1 like one that never forgot.")
-        console().print(plain_table(NARROW, [(*figures, _in_a_word(verdict)) for *figures, verdict in probed]))
+        console().print(plain_table(NARROW_PROBES, [(*figures, _in_a_word(verdict)) for *figures, verdict in probed]))
     console().print(label(f"better: of the methods of equal utility, within {report['equal']:g}", "dim"))
+    for line in refusals(report):
+        console().print(label(f"refused: {line}", "dim"))
     for slug, reason in report["left_out"].items():
         console().print(label(f"left out: {slug}: {reason}", "dim"))
 

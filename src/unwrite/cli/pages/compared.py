@@ -35,7 +35,7 @@ def _extensions(stored: Mapping[str, Any]) -> str:
 
 
 def _compared(name: str, stored: Mapping[str, Any]) -> str:
-    from ...bench.forget_report import probe_table, settings_table, table
+    from ...bench.forget_report import probe_table, refusals, settings_table, table
 
     machine, commit = stored["machine"]["cpu"], stored["commit"]
     seeds = ", ".join(map(str, stored["seeds"]))
@@ -50,6 +50,8 @@ def _compared(name: str, stored: Mapping[str, Any]) -> str:
         f"Setting: {stored['rule']}. Seeds {seeds}, {machine}, {_hours(stored)}, commit "
         f"{commit[:7]}{_extensions(stored)}. Left out: {left_out or 'none'}.",
     ]
+    if refused := refusals(stored):
+        lines += ["", f"Refused: {'; '.join(refused)}"]
     if probed := probe_table(stored):
         about = "What comes back, by probe (0: like a model that never learnt it, 1: like one that never forgot):"
         lines += ["", about, "", *probed]
