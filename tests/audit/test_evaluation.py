@@ -120,6 +120,16 @@ def test_a_hooked_model_without_fingerprint_is_never_cached(tokenizer: Any, spli
     assert TextContext(model, split, tokenizer).fingerprint is None
 
 
+def test_a_model_that_was_asked_for_its_hidden_states_keeps_its_fingerprint(
+    tokenizer: Any, split: Any, model: Any
+) -> None:
+    before = TextContext(model, split, tokenizer).fingerprint
+    model(input_ids=torch.tensor([[3, 8, 9]]), output_hidden_states=True, output_attentions=True)
+    assert any(module._forward_hooks for module in model.modules())  # which transformers leaves, idle
+    assert before is not None
+    assert TextContext(model, split, tokenizer).fingerprint == before
+
+
 def test_what_a_hooked_model_says_is_never_read_back(
     tokenizer: Any, split: Any, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

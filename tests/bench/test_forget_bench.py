@@ -13,10 +13,21 @@ from unwrite.beds.text_beds import BEDS
 from unwrite.bench import forget as bench
 from unwrite.bench import sweep as sweeps
 from unwrite.bench.forget import TUNED_ON, Candidate, candidates, chosen, equal_utility, grid, is_better, report_of, run
-from unwrite.bench.forget_report import HEADS, MARKS, cells, picture, probe_cells, probe_table, settings_table, table
+from unwrite.bench.forget_report import (
+    MARKS,
+    cells,
+    picture,
+    probe_cells,
+    probe_table,
+    refusals,
+    settings_table,
+    table,
+)
 from unwrite.bench.sweep_kinds import Contender
 from unwrite.cli import main
+from unwrite.cli.comparisons import NARROW
 from unwrite.cli.listing import plain_table
+from unwrite.cli.sweep import contender_of
 from unwrite.errors import MethodError
 from unwrite.forget import NPO
 
@@ -42,6 +53,8 @@ def names(picked):
 def test_the_grid_is_of_methods_for_texts_published_settings_first():
     for slug, settings in grid().items():
         assert "text" in catalog.method(slug).forgets
+        if isinstance(settings, str):
+            continue
         assert settings[0] == {}
         assert 1 <= len(settings) <= bench.LARGEST
 
@@ -50,6 +63,19 @@ def test_a_grid_of_more_settings_is_refused(monkeypatch):
     monkeypatch.setattr(bench, "LARGEST", 1)
     with pytest.raises(MethodError, match="the grid of gradient-ascent has 5 settings; use at most 1"):
         grid.__wrapped__()
+
+
+def test_a_method_that_no_bed_can_try_is_left_out_with_its_reason():
+    tried, left_out = candidates(BEDS["authors/small"], ["alu", "npo"])
+    assert {one.slug for one in tried} == {"npo"}
+    assert "agents" in left_out["alu"]
+
+
+def test_several_values_of_a_setting_are_a_tuple_and_named_as_the_sweep_reads_them():
+    tried, _ = candidates(BEDS["authors/small"], ["content-filter"])
+    both = tried[-1].contender
+    assert (both.name, both.method.stages) == ("content-filter:stages=aliases,cosine", ("aliases", "cosine"))
+    assert contender_of(both.name) == both
 
 
 def test_every_text_method_of_the_catalogue_is_tried_or_left_out_with_a_reason():
@@ -165,8 +191,11 @@ def test_the_table_fits_in_80_columns_and_cuts_nothing(report):
     longest = max((slug for slug, record in catalog.methods().items() if "text" in record.forgets), key=len)
     for entry in report["entries"]:
         entry["method"] = longest
+        entry["equal"] = entry["better_than"] = [longest] * 25
+        entry["cost"] = {"mean": 110.0, "sd": 0.0}
+        entry["rank"] = 25
     console = Console(width=80, record=True, file=StringIO())
-    console.print(plain_table(HEADS, cells(report)))
+    console.print(plain_table(NARROW, cells(report)))
     shown = console.export_text().splitlines()
     assert len(shown) == 1 + len(report["entries"])
     assert all(longest in line for line in shown[1:])
@@ -306,6 +335,28 @@ def test_the_command_takes_settings_from_a_file_and_refuses_others(counted, monk
         with pytest.raises(SystemExit):
             main(["bench", "forget", "--bed", "tiny", "--settings", str(file)])
         assert said in capsys.readouterr().err
+
+
+def test_a_method_that_is_refused_on_the_reported_rows_says_so(monkeypatch, tmp_path):
+    """With every seed it is left out with the reason; with some it stands without a number, and the reason below."""
+
+    def trial_row(trial):
+        one, kept = trial.contender, trial.bed.name.endswith("tuning") or trial.contender.kind == "reference"
+        found = row(one.name, trial.seed, bed=trial.bed.name, key=trial.key)
+        if kept or (one.name == "npo" and trial.seed == 1):
+            return found
+        return {name: value for name, value in found.items() if name != "values"} | {
+            "error": "no factor tells them apart"
+        }
+
+    monkeypatch.setattr(sweeps, "_prepare", nothing_to_train)
+    monkeypatch.setattr(sweeps, "run_trial", trial_row)
+    monkeypatch.setattr(bench, "grid", dict)
+    report = run(TINY_TEXT, 2, tmp_path / "rows.jsonl", ["npo", "wga"], suites=("tofu",))
+    assert report["left_out"] == {"wga": "no factor tells them apart"}
+    assert [entry["method"] for entry in report["entries"]] == ["before", "retrained", "npo"]
+    assert (report["entries"][2]["rank"], report["entries"][2]["seeds"]) == (None, [1])
+    assert refusals(report) == ["npo with seed 0: no factor tells them apart"]
 
 
 @pytest.mark.parametrize("seeds", [0, TUNED_ON + 1])

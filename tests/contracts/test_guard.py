@@ -4,6 +4,13 @@ import pytest
 import torch
 from texts import apply, of_kind
 
+from conftest import make_llama
+from unwrite.audit import TextContext
+from unwrite.audit.base import Score
+from unwrite.audit.fingerprint import fingerprint
+from unwrite.audit.report.report import Report
+from unwrite.audit.suites.removal import REMOVAL_QUICK
+from unwrite.data import ForgetSplit
 from unwrite.data.text.encoding import encode
 from unwrite.decode import PromptLookup
 from unwrite.models import load, save
@@ -53,6 +60,16 @@ def test_the_inference_on_a_forget_row_changes(slug, guarded, forget, tokenizer,
 @every_guard
 def test_it_gives_the_model_inside_to_be_audited(slug, guarded, tiny_llama):
     assert hash_model(guarded.bare) == hash_model(tiny_llama)
+    assert fingerprint(guarded.bare) == fingerprint(make_llama())  # nor has its configuration changed
+
+
+@every_guard
+def test_the_verdict_of_a_guard_is_suppression_by_construction(slug, guarded, forget, tokenizer):
+    """As a sweep reads it: off the figures and what the context says of the model."""
+    known = {"recovery_direct": Score("recovery_direct", 0.0, [], "lower")}
+    origins = TextContext(guarded, ForgetSplit(forget), tokenizer).provenance()
+    report = Report("removal-quick", "rows", {}, [], {"before": {}, "after": known}, provenance=origins)
+    assert REMOVAL_QUICK.judge(report).label == "suppression by construction"
 
 
 @every_guard

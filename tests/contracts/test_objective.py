@@ -50,6 +50,7 @@ def test_the_loss_is_finite_and_moves_only_what_is_trained(slug, forget, retain,
     names_some = type(chosen).trainable is not Objective.trainable
     assert (watch.trained < set(before)) == names_some
     assert all(parameter.requires_grad for parameter in tiny_llama.parameters())
+    assert tiny_llama.config.use_cache  # transformers' trainer switches it off
 
 
 @every_objective

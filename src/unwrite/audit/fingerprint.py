@@ -13,6 +13,7 @@ import types
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..models.hooks import foreign_hooks
 from ..runs import hash_json, hash_model, hash_tensors
 
 if TYPE_CHECKING:
@@ -31,14 +32,13 @@ def fingerprint(model: nn.Module) -> str | None:
     """What this model does, as a hash; None where its weights and its build don't say.
 
     A model with a `fingerprint()` of its own (a guard: same weights, other inference) is taken at its word. One with
-    forward hooks and no fingerprint has none, because its weights don't say what it does.
+    forward hooks and no fingerprint has none, because its weights don't say what it does; those that transformers leaves
+    behind, idle, don't count.
     """
     own = getattr(model, "fingerprint", None)
     if callable(own):
         return str(own())
-    if not hasattr(model, "state_dict") or any(
-        module._forward_hooks or module._forward_pre_hooks for module in model.modules()
-    ):
+    if not hasattr(model, "state_dict") or any(foreign_hooks(module) for module in model.modules()):
         return None
     config: Any = getattr(model, "config", None)
     if hasattr(config, "to_dict"):

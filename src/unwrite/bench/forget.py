@@ -23,7 +23,7 @@ from .. import catalog
 from ..beds.text_beds import BEDS, TextBed
 from ..errors import MethodError, UnwriteError, unknown
 from .sweep import Trial, sweep, trials_of
-from .sweep_kinds import TRAINING, Contender
+from .sweep_kinds import REFERENCES, TRAINING, Contender
 from .sweep_table import summary
 
 __all__ = ["BED_NAMES", "EQUAL", "KEPT", "LARGEST", "TUNED_ON", "Candidate", "candidates", "chosen", "grid", "run"]
@@ -53,17 +53,25 @@ class Candidate:
 
 
 @cache
-def grid() -> dict[str, list[dict[str, Any]]]:
-    """The settings to try, by method.
+def grid() -> dict[str, list[dict[str, Any]] | str]:
+    """The settings to try, by method; a text is why a method is left out.
 
     Raises:
         MethodError: more than `LARGEST` of one method.
     """
     text = files("unwrite.bench").joinpath("forget_grid.toml").read_text(encoding="utf-8")
-    settings: dict[str, list[dict[str, Any]]] = tomllib.loads(text)
-    if many := next((slug for slug, some in settings.items() if len(some) > LARGEST), None):
+    given = tomllib.loads(text)
+    settings = {slug: some if isinstance(some, str) else [_fields(one) for one in some] for slug, some in given.items()}
+    if many := next(
+        (slug for slug, some in settings.items() if not isinstance(some, str) and len(some) > LARGEST), None
+    ):
         raise MethodError(f"the grid of {many} has {len(settings[many])} settings; use at most {LARGEST}.")
     return settings
+
+
+def _fields(setting: Mapping[str, Any]) -> dict[str, Any]:
+    """A setting as a method takes it: several values are a tuple."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in setting.items()}
 
 
 def candidates(bed: TextBed, methods: Iterable[str] | None = None) -> tuple[list[Candidate], dict[str, str]]:
@@ -81,8 +89,12 @@ def candidates(bed: TextBed, methods: Iterable[str] | None = None) -> tuple[list
     some: list[Candidate] = []
     left_out: dict[str, str] = {}
     for slug in texts if methods is None else methods:
+        settings = grid().get(slug, [{}])
+        if isinstance(settings, str):
+            left_out[slug] = settings
+            continue
         try:
-            of_method = [_candidate(slug, setting, bed) for setting in grid().get(slug, [{}])]
+            of_method = [_candidate(slug, setting, bed) for setting in settings]
             for one in of_method:
                 _ = Trial(one.contender, bed, TUNED_ON)
             some += of_method
@@ -98,8 +110,13 @@ def _candidate(slug: str, setting: Mapping[str, Any], bed: TextBed) -> Candidate
     if RATE in setting:
         own = {**bed.training, **method.defaults()}
         args[TRAINING["lr"]] = own[TRAINING["lr"]] * setting[RATE]
-    label = ",".join(f"{name}={value}" for name, value in setting.items())
+    label = ",".join(f"{name}={_as_text(value)}" for name, value in setting.items())
     return Candidate(slug, Contender(f"{slug}:{label}" if label else slug, method, args))
+
+
+def _as_text(value: Any) -> str:
+    """A value as `unwrite sweep` reads it."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def taken_over(some: Iterable[Candidate], report: Mapping[str, Any]) -> tuple[list[Candidate], dict[str, str]]:
@@ -179,52 +196,64 @@ def run(
     some, left_out = candidates(bed, None if methods is None else list(methods))
     tuning: list[dict[str, Any]] = []
     if settings is None:
-        trials = trials_of([one.contender for one in some], [replace(bed.tuning(), suites=bed.suites[:1])], [TUNED_ON])
+        trials = trials_of([one.contender for one in some], [choosing(bed)], [TUNED_ON])
         tuning = sweep(trials, out, workers, lambda line: tell(f"choosing settings, {line}"))
         picked, refused = chosen(some, tuning)
     else:
         picked, refused = taken_over(some, settings)
     trials = trials_of([one.contender for one in picked], [bed], range(seeds))
     rows = sweep(trials, out, workers, lambda line: tell(f"reporting, {line}"))
-    report = report_of(bed, picked, rows, tuning) | {"left_out": left_out | refused}
+    report = report_of(bed, picked, rows, tuning)
+    report["entries"], failed = _with_figures(report["entries"])
+    report |= {"left_out": left_out | refused | failed}
     report |= {"seeds": list(range(seeds)), "seconds": round(time.monotonic() - start)}
+    return report | {"rule": rule_of(settings)}
+
+
+def _with_figures(entries: Iterable[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], dict[str, str]]:
+    """The entries with figures of a seed, and {method: why it has none, with the first seed}."""
+    entries = list(entries)
+    none = [entry for entry in entries if entry["kind"] == "method" and not entry["seeds"]]
+    failed = {entry["method"]: next(iter(entry["errors"].values())) for entry in none}
+    return [entry for entry in entries if entry["method"] not in failed], failed
+
+
+def choosing(bed: TextBed) -> TextBed:
+    """The bed on which settings are chosen, audited by the first suite alone."""
+    return replace(bed.tuning(), suites=bed.suites[:1])
+
+
+def rule_of(settings: Mapping[str, Any] | None) -> str:
+    """How settings are chosen, as text; see `run`."""
     if settings is not None:
-        report["rule"] = f"{settings['rule']}, on {settings['bed']}"
-    return report
+        return f"{settings['rule']}, on {settings['bed']}"
+    return f"best forget quality of the settings that keep {KEPT:g} of the target's utility, on other authors"
 
 
 def report_of(bed: TextBed, picked: Sequence[Candidate], rows: Sequence[Row], tuning: Sequence[Row]) -> dict[str, Any]:
     """What came out: an entry a reference and method, and what every setting came to on the tuning authors.
 
-    An entry has the fields of `summary`, and "method", "setting", "useful" (it keeps `KEPT` of the target's utility), "rank" among
-    the useful ones, "equal" (methods of equal utility), "better_than" (those of them) and "verdict" (None where no audit gives one).
+    An entry has the fields of `summary`, and "method", "setting", "per_seed" ({metric: its value with every seed of "seeds"}, of what
+    is compared), "verdict" (None where no audit gives one), and what `placed` adds.
     """
     of = {one.contender.name: one for one in picked}
-    figures = {name: _by_seed(rows, name) for name in of}
-    entries = {entry["contender"]: dict(entry) for entry in summary(rows, seconds=True)}
-    least = KEPT * entries["before"][UTILITY]["mean"]
-    for name, entry in entries.items():
-        one = of.get(name)
-        utility = (entry.get(UTILITY) or {}).get("mean", 0.0)
+    entries = [dict(entry) for entry in summary(rows, seconds=True)]
+    for entry in entries:
+        name = entry["contender"]
+        own = sorted((row for row in rows if row["contender"] == name and "values" in row), key=lambda row: row["seed"])
         entry |= {
-            "method": name if one is None else one.slug,
-            "setting": "" if one is None else name.partition(":")[2],
-            "useful": not entry["errors"] and utility >= least,
-            "rank": None,
-            "equal": [] if one is None else _equal(name, figures, of),
-            "better_than": [] if one is None else _better_than(name, figures, of),
+            "method": of[name].slug if name in of else name,
+            "setting": name.partition(":")[2] if name in of else "",
+            "per_seed": {metric: [row["values"].get(metric) for row in own] for metric in (QUALITY, UTILITY)},
             "verdict": _verdict(rows, name),
         }
-    ordered = sorted(entries.values(), key=_place)
-    ranked = [entry for entry in ordered if entry["kind"] == "method" and entry["useful"]]
-    for rank, entry in enumerate(ranked, 1):
-        entry["rank"] = rank
     settings = {one.contender.name for one in picked}
     return {
         "bed": bed.name,
-        "rule": f"best forget quality of the settings that keep {KEPT:g} of the target's utility, on other authors",
+        "suites": list(bed.suites),
+        "rule": rule_of(None),
         "equal": EQUAL,
-        "entries": ordered,
+        "entries": placed(entries),
         "tuning": [
             {
                 "contender": row["contender"],
@@ -237,25 +266,50 @@ def report_of(bed: TextBed, picked: Sequence[Candidate], rows: Sequence[Row], tu
     }
 
 
+def placed(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Entries in the table's order, each with what it is beside the others.
+
+    That is "useful" (it keeps `KEPT` of the target's utility), "rank" among the useful ones, "equal" (methods of equal utility)
+    and "better_than" (those of them).
+
+    Args:
+        entries: of `report_of`, those of the references among them.
+    """
+    before = next(entry for entry in entries if entry["contender"] == REFERENCES[0])
+    least = KEPT * before[UTILITY]["mean"]
+    methods = [entry for entry in entries if entry["kind"] == "method"]
+    figures = {entry["contender"]: _by_seed(entry) for entry in methods}
+
+    def beside(name: str, compare: Callable[[Mapping[int, Any], Mapping[int, Any]], bool]) -> list[str]:
+        if name not in figures:
+            return []
+        others = [one for one in methods if one["contender"] != name]
+        return sorted(one["method"] for one in others if compare(figures[name], figures[one["contender"]]))
+
+    ordered = []
+    for entry in entries:
+        name, utility = entry["contender"], (entry.get(UTILITY) or {}).get("mean", 0.0)
+        useful = not entry["errors"] and utility >= least
+        equal, better = beside(name, equal_utility), beside(name, is_better)
+        ordered.append({**entry, "useful": useful, "rank": None, "equal": equal, "better_than": better})
+    ordered.sort(key=_place)
+    ranked = [entry for entry in ordered if entry["kind"] == "method" and entry["useful"]]
+    for rank, entry in enumerate(ranked, 1):
+        entry["rank"] = rank
+    return ordered
+
+
 def _verdict(rows: Iterable[Row], name: str) -> str | None:
     """What the battery calls a contender: one label, or each that some seed was given, in the seeds' order; None for none."""
     labels = dict.fromkeys(row["verdict"] for row in rows if row["contender"] == name and "verdict" in row)
     return " or ".join(labels) or None
 
 
-def _by_seed(rows: Iterable[Row], name: str) -> dict[int, tuple[float, float]]:
-    """{seed: (forget quality, utility)} of one contender, where both have a value."""
-    values = {row["seed"]: row["values"] for row in rows if row["contender"] == name and "values" in row}
-    both = {seed: (some.get(QUALITY), some.get(UTILITY)) for seed, some in values.items()}
-    return {seed: (q, u) for seed, (q, u) in both.items() if q is not None and u is not None}
-
-
-def _equal(name: str, figures: Mapping[str, Any], of: Mapping[str, Candidate]) -> list[str]:
-    return [of[other].slug for other in figures if other != name and equal_utility(figures[name], figures[other])]
-
-
-def _better_than(name: str, figures: Mapping[str, Any], of: Mapping[str, Candidate]) -> list[str]:
-    return [of[other].slug for other in figures if other != name and is_better(figures[name], figures[other])]
+def _by_seed(entry: Mapping[str, Any]) -> dict[int, tuple[float, float]]:
+    """{seed: (forget quality, utility)} of an entry, where both have a value."""
+    values = entry["per_seed"]
+    both = zip(entry["seeds"], values[QUALITY], values[UTILITY], strict=True)
+    return {seed: (q, u) for seed, q, u in both if q is not None and u is not None}
 
 
 def equal_utility(one: Mapping[int, tuple[float, float]], other: Mapping[int, tuple[float, float]]) -> bool:

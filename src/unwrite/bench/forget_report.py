@@ -8,7 +8,17 @@ from typing import Any
 
 from .labels import Name, placed
 
-__all__ = ["HEADS", "PROBE_HEADS", "cells", "picture", "probe_cells", "probe_table", "settings_table", "table"]
+__all__ = [
+    "HEADS",
+    "PROBE_HEADS",
+    "cells",
+    "picture",
+    "probe_cells",
+    "probe_table",
+    "refusals",
+    "settings_table",
+    "table",
+]
 
 Report = Mapping[str, Any]
 HEADS = ("#", "method", "log10 p", "utility", "P", "P par.", "R-L", "R-L kept", "cost", "better")
@@ -45,6 +55,16 @@ def cells(report: Report) -> list[tuple[str, ...]]:
         )
         for entry in report["entries"]
         if entry["seeds"]
+    ]
+
+
+def refusals(report: Report) -> list[str]:
+    """A text a method that was refused with some of the seeds: which, and why."""
+    return [
+        f"{entry['method']} with seed{'s' if len(entry['errors']) > 1 else ''} {', '.join(map(str, entry['errors']))}: "
+        f"{next(iter(entry['errors'].values()))}"
+        for entry in report["entries"]
+        if entry["errors"] and entry["seeds"]
     ]
 
 

@@ -181,6 +181,7 @@ def compare_forget(
     methods: str | None = None,
     workers: int = 1,
     settings: Path | None = None,
+    extend: Path | None = None,
     out: Path | None = None,
     overwrite: bool = False,
     json: bool = False,
@@ -194,6 +195,8 @@ def compare_forget(
         workers: processes of one thread each.
         settings: figures of another bed, as --out wrote them, whose chosen settings are taken over: rates are multiples of a bed's own.
             Without, they are chosen on this bed's other authors.
+        extend: figures of this bed and these seeds, as --out wrote them, that methods are added to; those that aren't in it unless
+            named. The references are measured again, and must come out as they did.
         out: also write the figures there, as JSON. A row a trial is kept beside it (.jsonl), from which a stopped run goes on.
         overwrite: replace the figures in OUT.
         json: print JSON.
@@ -203,7 +206,7 @@ def compare_forget(
     need_number("--workers", workers, at_least=1)
     setting = _setting()
     _need_free(out, overwrite)
-    forget(bed, seeds, methods, workers, settings, out, json, setting)
+    forget(bed, seeds, methods, workers, settings, extend, out, json, setting)
 
 
 def _need_seed(seed: int) -> None:

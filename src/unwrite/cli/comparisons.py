@@ -10,8 +10,9 @@ from ..runs import progress
 from .listing import plain_table
 from .output import console, label, print_json
 
-# Heads of the recovery indices that leave room for a verdict in 80 columns; in the pages they are written out.
-NARROW = ("method", "direct", "par.", "shots", "rel.", "gen.", "4 bits", "depth", "verdict")
+# Heads that leave room in 80 columns, of the figures and of the recovery indices; in the pages they are written out.
+NARROW = ("#", "method", "log10 p", "utility", "P", "par.", "R-L", "kept", "cost", "better")
+NARROW_PROBES = ("method", "direct", "par.", "shots", "rel.", "gen.", "4 bits", "depth", "verdict")
 
 
 def vision(seed: int, out: Path | None, json: bool) -> None:
@@ -37,15 +38,17 @@ def forget(
     methods: str | None,
     workers: int,
     settings: Path | None,
+    extended: Path | None,
     out: Path | None,
     json: bool,
     setting: dict[str, Any],
 ) -> None:
-    """Every method that forgets texts."""
+    """Every method that forgets texts; or further ones, in a comparison that is stored."""
     from ..beds.text_beds import BEDS
+    from ..bench.extension import extend, extendable
     from ..bench.forget import run
-    from ..bench.forget_report import HEADS, cells, probe_cells
-    from ..errors import MethodError, unknown
+    from ..bench.forget_report import cells, probe_cells, refusals
+    from ..errors import MethodError, RunError, unknown
     from ..runs import write_json
 
     if bed not in BEDS:
@@ -53,20 +56,31 @@ def forget(
     if out is not None and out.suffix == ".jsonl":
         raise MethodError(f"--out is {out}, a name for rows, which are kept beside the figures. End it in .json.")
     taken = None if settings is None else _comparison(settings)
+    stored = None if extended is None else _comparison(extended)
+    if stored is not None and not extendable(stored):
+        raise RunError(
+            f"{extended} lacks figures of each seed, by which methods are compared. Compare all methods anew."
+        )
     some = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
     with TemporaryDirectory() as folder, progress(None, "bench forget") as shown:
         rows = Path(folder) / "rows.jsonl" if out is None else out.with_suffix(".jsonl")
-        report = run(BEDS[bed], seeds, rows, some, workers, shown.say, settings=taken)
+        if stored is None:
+            report = run(BEDS[bed], seeds, rows, some, workers, shown.say, settings=taken) | setting
+        else:
+            report = extend(stored, BEDS[bed], seeds, rows, some, workers, shown.say, settings=taken)
+            report["extensions"][-1] |= setting
     if out is not None:
-        write_json(out, {**report, **setting})
+        write_json(out, report)
     if json:
         print_json(report)
         return
-    console().print(plain_table(HEADS, cells(report)))
+    console().print(plain_table(NARROW, cells(report)))
     if probed := probe_cells(report):
         console().print("What comes back of it: 0 like a model that never learnt it, 1 like one that never forgot.")
-        console().print(plain_table(NARROW, [(*figures, _in_a_word(verdict)) for *figures, verdict in probed]))
+        console().print(plain_table(NARROW_PROBES, [(*figures, _in_a_word(verdict)) for *figures, verdict in probed]))
     console().print(label(f"better: of the methods of equal utility, within {report['equal']:g}", "dim"))
+    for line in refusals(report):
+        console().print(label(f"refused: {line}", "dim"))
     for slug, reason in report["left_out"].items():
         console().print(label(f"left out: {slug}: {reason}", "dim"))
 

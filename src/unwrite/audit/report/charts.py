@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Spec = dict[str, Any]  # of Vega-Lite
 INK, MUTED, GRID = "#1f1d1a", "#6b655e", "#e4e0d8"
-COLOURS = {"before": "#687180", "after": "#b4532a", "oracle": "#2f7566", "head only": "#8b5aa0"}
+COLOURS = {"before": "#687180", "after": "#b4532a", "oracle": "#2f7566", "head only": "#8b5aa0", "inside": "#3b6ea5"}
 STEPS = ("#b4532a", "#8b5aa0", "#3d6fa8", "#a87a1c", "#4f8a4b", "#a04a63")
 
 DASHES = [[1, 0], [5, 4], [2, 2], [8, 3]]
@@ -174,7 +174,7 @@ def attack_curve(attack: AttackResult, roles: Sequence[str]) -> str:
 
 def steps_chart(report: Report, names: Mapping[str, str]) -> str:
     """How metrics move over a driver's steps (columns other than references). names: metric -> colour."""
-    steps = [role for role in report.roles if role not in ("before", "oracle", "head only")]
+    steps = [role for role in report.roles if role not in ("before", "oracle", "head only", "inside")]
     points = [
         {"step": role, "metric": _words(name), "y": report.value(name, role)}
         for role in (["before", *steps] if "before" in report.columns else steps)

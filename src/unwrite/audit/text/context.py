@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TextContext"]
 
+INSIDE = "inside"  # the model inside an audited guard, as a role and a column
+
 
 class TextContext(Context[ForgetSplit]):
     """One language model on one split of texts.
@@ -46,6 +48,7 @@ class TextContext(Context[ForgetSplit]):
 
     kind: ClassVar[str] = "text"
     takes: ClassVar[frozenset[str]] = frozenset({"tokenizer", "max_length"})
+    columns: ClassVar[Mapping[str, str | None]] = {**Context.columns, INSIDE: INSIDE}
     manner: ClassVar[str] = "Every model was asked the same questions with the same settings, greedily."
 
     def __init__(
@@ -84,7 +87,7 @@ class TextContext(Context[ForgetSplit]):
         if settings.tokenizer is None:
             raise MethodError("an audit of texts needs a tokenizer.")
         length = min(row_length(model, settings.max_length, suite.max_length) for model in models.values())
-        return {
+        contexts = {
             role: cls(
                 model,
                 split,
@@ -97,6 +100,25 @@ class TextContext(Context[ForgetSplit]):
             )
             for role, model in models.items()
         }
+        return cls._with_inside(contexts)
+
+    @classmethod
+    def _with_inside(cls, contexts: dict[str, Self]) -> dict[str, Self]:
+        """With the model inside an audited guard, in a column of its own unless another column has it."""
+        after = contexts.get("after")
+        if after is None or after.bare is after or INSIDE in contexts:
+            return contexts
+        mark = after.bare.fingerprint
+        twin = next((role for role, one in contexts.items() if mark is not None and one.fingerprint == mark), None)
+        where = f"a column of its own, {INSIDE!r}" if twin is None else f"the column {cls.columns[twin]!r}"
+        notice(f"The model is a guard, which changes no weight. What the weights still know is in {where}.")
+        if twin is not None:
+            return contexts
+        inside = {INSIDE: after.of(after.bare.model, INSIDE)}
+        ordered: dict[str, Self] = {}
+        for role, one in contexts.items():
+            ordered |= {role: one} | (inside if one is after else {})
+        return ordered
 
     def of(self, model: PreTrainedModel, role: str = "after") -> Self:
         """Another model with the same rows and settings."""
@@ -116,10 +138,12 @@ class TextContext(Context[ForgetSplit]):
     def bare(self) -> Self:
         """Of a guard, the model inside, whose weights still know, on the same rows; any other model is itself.
 
-        A guard says what it guards by an attribute `bare`.
+        A guard says what it guards by an attribute `bare`, which may be a guard again.
         """
-        inside = getattr(self.model, "bare", None)
-        return self if inside is None else self.of(inside, self.role)
+        inside = self.model
+        while (guarded := getattr(inside, "bare", None)) is not None:
+            inside = guarded
+        return self if inside is self.model else self.of(inside, self.role)
 
     @classmethod
     def samples(cls, contexts: Mapping[str, Self], measured: Collection[str]) -> list[Sample]:

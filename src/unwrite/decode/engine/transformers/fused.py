@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ....models.hooks import HOOKS, foreign_hooks
 from ..runtime import Output
 from .arena import Arena
 from .packed import Pack, Unpacked, pack_of, packable
@@ -38,7 +38,6 @@ PARTS = ("ForCausalLM", "Model", "DecoderLayer", "Attention", "MLP", "RMSNorm", 
 BASICS = (nn.Linear, nn.Embedding, nn.ModuleList)
 ACTIVATIONS = ("torch.nn.modules.activation", "transformers.activations")
 FUNCTIONS = ("apply_rotary_pos_emb", "rotate_half", "eager_attention_forward")
-HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 LIBRARIES = tuple(str(Path(str(package.__file__)).parent) for package in (transformers, torch))
 
 Product = Pack | Unpacked
@@ -72,13 +71,12 @@ def _untouched(module: nn.Module, own: tuple[type, ...]) -> bool:
         known = packable(module)
     else:
         known = kind in own or kind in BASICS or kind.__module__ in ACTIVATIONS
-    hooks = [hook for name in HOOKS for hook in getattr(module, name).values()]
     return (
         known
         and "forward" not in vars(module)
         and _theirs(kind.__call__)
         and (kind is nn.ModuleList or _theirs(kind.forward))
-        and all(_captures(hook) for hook in hooks)
+        and not foreign_hooks(module)
         and all(type(p) is nn.Parameter and p.device.type == "cpu" for p in module.parameters(recurse=False))
     )
 
@@ -94,11 +92,6 @@ def _theirs(function: Any) -> bool:
         if function is None:
             return True
     return False
-
-
-def _captures(hook: Callable[..., Any]) -> bool:
-    """transformers' own hook for `output_hidden_states`, idle unless a forward asks for them."""
-    return getattr(hook, "__module__", "") == "transformers.utils.output_capturing"
 
 
 def _regular(model: PreTrainedModel) -> bool:

@@ -234,12 +234,24 @@ def train(objective: Objective, work: TextWork) -> nn.Module:
     """Encodes the rows, computes references from the model as it is, and runs the phases one after the other."""
     objective = objective.fitted(work.model)
     args = work.args
-    with seeded(args.seed):
+    with seeded(args.seed), _own_use_cache(work.model):
         try:
             return _train(objective, work)
         finally:
             if args.temporary and args.output_dir is not None:
                 remove_folder(args.output_dir)
+
+
+@contextlib.contextmanager
+def _own_use_cache(model: nn.Module) -> Iterator[None]:
+    """Puts back what the model's configuration says of a cache, which transformers' trainer switches off for good."""
+    config: Any = getattr(model, "config", None)
+    before = getattr(config, "use_cache", None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            config.use_cache = before
 
 
 def _train(objective: Objective, work: TextWork) -> nn.Module:
