@@ -11,7 +11,7 @@ from unwrite.beds.text_beds import BEDS
 from unwrite.bench import forget as bench
 from unwrite.bench import sweep as sweeps
 from unwrite.bench.extension import extend, extendable
-from unwrite.bench.forget import run
+from unwrite.bench.forget import QUALITY, UTILITY, run
 from unwrite.bench.forget_report import settings_table, table
 from unwrite.cli import main
 from unwrite.cli.pages import compared
@@ -99,7 +99,11 @@ def test_what_was_stored_stays_as_it_was_and_can_be_extended_again(counted, tmp_
 
 def test_reasons_for_which_methods_are_left_out_are_brought_up_to_date(counted, tmp_path):
     first = stored(compared_on(tmp_path, "npo")) | {"left_out": {"wga": "it was refused", "rocr": "no name"}}
+    then = {"contender": "wga", "chosen": False, "error": "it was refused", QUALITY: None, UTILITY: None}
+    first["tuning"] = [*first["tuning"], then]
     report = added(first, tmp_path, "wga", "alu")
+    (now,) = (row for row in report["tuning"] if row["contender"] == "wga")
+    assert "error" not in now
     assert report["left_out"] == {"rocr": "no name", "alu": "it is left out"}
     assert report["extensions"][0]["methods"] == ["wga"]
 

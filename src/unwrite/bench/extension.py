@@ -174,11 +174,12 @@ def _joined(stored: Report, added: Report, methods: Sequence[str]) -> dict[str, 
     further = [entry for entry in added["entries"] if entry["kind"] == "method"]
     entered = {entry["method"] for entry in further}
     reasons = {slug: why for slug, why in stored["left_out"].items() if slug not in entered}
+    tried = {row["contender"]: row for row in added["tuning"] if row["contender"] not in REFERENCES}
     extension = {"methods": [slug for slug in methods if slug in entered], "seconds": added["seconds"]}
     return {
         **stored,
         "entries": placed([*stored["entries"], *further]),
-        "tuning": [*stored["tuning"], *(row for row in added["tuning"] if row["contender"] not in REFERENCES)],
+        "tuning": [*(row for row in stored["tuning"] if row["contender"] not in tried), *tried.values()],
         "left_out": reasons | added["left_out"],
         "extensions": [*stored.get("extensions", ()), extension],
     }
