@@ -88,9 +88,16 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 class Witness(TrainerCallback):
-    """The largest share of the parameters that this process held of one while it trained."""
+    """The largest share of the parameters that this process held while it trained, and the passes that came to the head."""
 
     held = 0.0
+    passes = 0
+
+    def on_train_begin(self, args, state, control, model=None, **_):
+        model.get_output_embeddings().register_forward_hook(self.count)
+
+    def count(self, *_):
+        self.passes += 1
 
     def on_step_begin(self, args, state, control, model=None, **_):
         sizes = [(p.to_local().numel() if isinstance(p, DTensor) else p.numel(), p.numel()) for p in model.parameters()]
@@ -128,11 +135,11 @@ def resumed(folder: Path, state_dict_type: str) -> dict[str, Any]:
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    models, held = {}, {}
+    models, held, passes = {}, {}, {}
     for name in CASES:
         witness = Witness()
         models[name] = run_case(name, fsdp=True, ddp_backend="gloo", callbacks=[witness])
-        held[name] = witness.held
+        held[name], passes[name] = witness.held, witness.passes
     rank = torch.distributed.get_rank()
     if rank == 0:
         models["npo"].save_pretrained(folder / "saved")
@@ -151,7 +158,8 @@ def main() -> None:
     assert {type(model).__name__ for model in models.values()} == {"LlamaForCausalLM", "PeftModelForCausalLM"}
     flat = {f"{name}|{key}": t for name, model in models.items() for key, t in weights(model).items()}
     shares = {f"held|{name}": torch.tensor(share) for name, share in held.items()}
-    save_file(flat | shares, folder / f"{rank}.safetensors")
+    counts = {f"passes|{name}": torch.tensor(count) for name, count in passes.items()}
+    save_file(flat | shares | counts, folder / f"{rank}.safetensors")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 

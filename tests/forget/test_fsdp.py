@@ -88,8 +88,15 @@ def test_each_process_held_half_of_the_weights_and_whole_ones_without_fsdp(proce
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+def test_a_sharded_pass_goes_to_its_end_though_only_a_layer_is_read(processes):
+    """torch leaves the state of a sharded model undefined where a pass is cut short, as others are."""
+    assert int(of("passes", processes[0])["rmu"]) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_both_processes_get_the_same_whole_model(processes):
-    first, second = ({n: t for n, t in saved.items() if not n.startswith("held|")} for saved in processes)
+    first, second = ({n: t for n, t in saved.items() if not n.startswith(("held|", "passes|"))} for saved in processes)
     assert first.keys() == second.keys()
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
