@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from ...errors import MethodError, notice, setting
+from .shards import whole
 
 __all__ = ["WeightAverage"]
 
@@ -53,7 +54,7 @@ class WeightAverage(TrainerCallback):
             return
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                now = parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
+                now = whole(parameter.detach()).to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
                 mean = self.means.setdefault(name, now).to(now.device)
                 self.means[name] = mean + (now - mean) / (self.taken + 1)
         self.taken += 1

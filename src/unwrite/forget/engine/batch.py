@@ -169,6 +169,7 @@ def run(
     layers: tuple[int, ...] = (),
     blocks: list[nn.Module] | None = None,
     logits: bool,
+    to_end: bool = False,
 ) -> PairedBatch[BatchPart]:
     """One forward pass over all parts stacked; fills `logits` and `hidden` of each part.
 
@@ -176,6 +177,7 @@ def run(
         model: the model, possibly wrapped for data parallelism.
         layers, blocks: block numbers whose outputs are wanted, and all the model's blocks.
         logits: whether logits are wanted; without them the pass ends after the last layer asked for.
+        to_end: runs the whole pass even so, as a sharded model needs.
     """
     parts = list(batch.present())
     length = max(part.input_ids.shape[1] for _, part in parts)
@@ -183,7 +185,7 @@ def run(
     mask = torch.cat([_widen(part.attention_mask, length) for _, part in parts])
     where = torch.cat([_widen(part.where, length) for _, part in parts])
     inner = getattr(model, "module", model)
-    early = not logits and inner is model  # a data-parallel wrapper must see its whole forward pass
+    early = not logits and not to_end and inner is model  # a data-parallel wrapper must see its whole forward pass
     output = None
     with (
         head_at(inner, where) as tap,

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from ...errors import ModelError
+from .shards import share, share_of
 
 __all__ = ["KeepMask"]
 
@@ -46,15 +47,15 @@ class KeepMask(TrainerCallback):
             if parameter is None or parameter.shape != mask.shape:
                 have = "is not there" if parameter is None else f"has shape {list(parameter.shape)}"
                 raise ModelError(f"the mask names {name} {list(mask.shape)}, which {have} in this model.")
-            out = ~mask.to(parameter.device)
-            self._kept.append((parameter, out, parameter.detach()[out].clone()))
+            out = share_of(~mask.to(parameter.device), parameter)
+            self._kept.append((parameter, out, share(parameter.detach())[out].clone()))
 
     @torch.no_grad()
     def on_pre_optimizer_step(self, args: object, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """No gradient outside the mask."""
         for parameter, out, _values in self._kept:
             if parameter.grad is not None:
-                parameter.grad[out] = 0
+                share(parameter.grad)[out] = 0
 
     @torch.no_grad()
     def on_optimizer_step(
@@ -63,7 +64,7 @@ class KeepMask(TrainerCallback):
         """Weights as they were, moments zero."""
         inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
         for parameter, out, values in self._kept:
-            parameter[out] = values
+            share(parameter)[out] = values
             for moment in inner.state.get(parameter, {}).values():
                 if isinstance(moment, Tensor) and moment.shape == parameter.shape:
-                    moment[out] = 0
+                    share(moment)[out] = 0

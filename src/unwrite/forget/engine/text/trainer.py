@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
 
 from .... import hub
 from ....data.text.encoding import Encoded, numbered
@@ -38,6 +38,7 @@ from ..stream import Collator, EpochSampler, UnlearnRows
 from .alternation import alternate
 from .arguments import UnlearnArguments
 from .descent import descend
+from .fsdp import ShardingTrainer, sharded
 from .reference import Reference, Wanted, compute
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 __all__ = ["UnlearnTrainer", "train"]
 
 
-class UnlearnTrainer(Trainer):
+class UnlearnTrainer(ShardingTrainer):
     """Minimises the terms of one phase of an objective."""
 
     loss_is_scaled_for_ga = True
@@ -186,7 +187,7 @@ class UnlearnTrainer(Trainer):
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor | float]]:
         """The loss of a batch on this process, its terms over their counts, and what the objective logs."""
         self.reference.attach(batch)
-        run(model, batch, layers=self.layers, blocks=self.blocks, logits=self.logits)
+        run(model, batch, layers=self.layers, blocks=self.blocks, logits=self.logits, to_end=self.is_fsdp_enabled)
         loss = self.phase.loss(batch)
         totals = {name: term.total(self.counts) for name, term in loss.terms.items()}
         total = torch.stack(list(totals.values())).sum()
@@ -355,21 +356,22 @@ def _epochs(args: UnlearnArguments, data: UnlearnRows) -> int:
 def _train_phase(objective: Objective, plan: _Plan, work: TextWork, *, first: bool) -> None:
     output = Path(plan.args.output_dir or "")
     checkpoint = checkpoints.resumed_from(output, plan.args.resume_from_checkpoint, first=first)
-    trainer = UnlearnTrainer(
-        objective,
-        plan.phase,
-        plan.rows,
-        plan.reference,
-        model=work.model,
-        args=plan.args,
-        data_collator=Collator(work.tokenizer.pad_token_id),
-        callbacks=list(work.callbacks),
-    )
-    if checkpoint is not None and checkpoints.had_ended(checkpoint, work.callbacks):
-        trainer._load_from_checkpoint(str(checkpoint))
-        return
-    with training_progress(trainer, type(objective).__name__):
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with sharded(work.model, plan.args) as model:
+        trainer = UnlearnTrainer(
+            objective,
+            plan.phase,
+            plan.rows,
+            plan.reference,
+            model=model,
+            args=plan.args,
+            data_collator=Collator(work.tokenizer.pad_token_id),
+            callbacks=list(work.callbacks),
+        )
+        if checkpoint is not None and checkpoints.had_ended(checkpoint, work.callbacks):
+            trainer._load_from_checkpoint(str(checkpoint))
+            return
+        with training_progress(trainer, type(objective).__name__):
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
 def _reference(

@@ -15,6 +15,7 @@ from ....data.text.encoding import Encoded
 from ....errors import notice
 from ....scoring import Passage, Thresholds, extraction, secret_passages
 from ..checks import require
+from ..shards import whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -96,7 +97,7 @@ class StopWhenUnsaid(TrainerCallback):
         gone = self.gone(model, epoch)
         if _rank(self.history[-1]) == min(_rank(row) for row in self.history if row["epoch"]):
             self.best = {
-                name: parameter.detach().cpu().clone()
+                name: whole(parameter.detach()).cpu().clone()
                 for name, parameter in model.named_parameters()
                 if parameter.requires_grad
             }

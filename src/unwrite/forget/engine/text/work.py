@@ -18,6 +18,7 @@ from ....scoring import row_length
 from ..phase import Phase
 from ..reads import HIDDEN
 from ..work import Work
+from . import fsdp
 from .arguments import UnlearnArguments, training_arguments
 from .trainer import train
 
@@ -70,6 +71,7 @@ class TextWork(Work[Examples, UnlearnArguments]):
             raise ModelError(
                 f"the model is {type(self.model).__name__}, not a torch module. Load it with unwrite.models."
             )
+        fsdp.check(self.args, self.model)
         if self.peft_config is not None:
             from peft import PeftConfig
 
@@ -86,7 +88,8 @@ class TextWork(Work[Examples, UnlearnArguments]):
                 f"{type(objective).__name__} on text: a phase has 'then', another update on the same rows, which the "
                 "trainer of language models can't make. Give it a phase of its own."
             )
-        split = [name for name in ("fp16", "fsdp", "deepspeed") if getattr(self.args, name, None)]
+        ways = {"fp16": self.args.fp16, "fsdp": fsdp.wanted(self.args), "deepspeed": self.args.deepspeed}
+        split = [name for name, used in ways.items() if used]
         if phase.apart and not objective.separable:
             raise MethodError(
                 f"{type(objective).__name__} has updates apart, but its loss can't be asked of forget and retain rows apart."
