@@ -14,7 +14,11 @@ import pytest
 from unwrite import catalog
 
 WITHOUT_CIRCLES = ["decode", "forget", "shield"]
-RECORDS = {"method": catalog.methods, "shield": catalog.shields, "strategy": catalog.strategies}  # parts join when theirs import none
+RECORDS = {
+    "method": catalog.methods,
+    "shield": catalog.shields,
+    "strategy": catalog.strategies,
+}  # parts join when theirs import none
 
 
 @cache

@@ -57,7 +57,7 @@ class CUDA(Shield):
         return {"filters": ("float32", 3)}
 
     def _fit(self, pictures: Pictures) -> Fitted:
-        return Fitted({"filters": self._drawn(len(pictures.classes), 0)[0]})
+        return Fitted({"filters": self._drawn(len(pictures.classes), 0)[0].copy()})
 
     def _protect(self, protection: Protection, batch: PictureBatch) -> np.ndarray:
         assert isinstance(batch.targets, np.ndarray)

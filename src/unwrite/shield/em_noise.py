@@ -89,7 +89,7 @@ class EMNoise(Additive):
         need_number("stop", self.stop_error, at_least=0, at_most=1)
         for name in ("train_steps", "rounds", "batch_size"):
             need_number(name, getattr(self, name), at_least=1)
-        need_number("share", self.searched_share, above=0, at_most=1)
+        need_number("share", 1.0 if self.share is None else self.share, above=0, at_most=1)
         for name in ("lr", "clip"):
             need_number(name, getattr(self, name), above=0)
         need_number("momentum", self.momentum, at_least=0, at_most=1)

@@ -127,10 +127,8 @@ class FolderPictures(Pictures):
         return np.stack([self._decoded(self._headers[row]) for row in np.asarray(rows)])
 
     def _decoded(self, header: _Header) -> np.ndarray:
-        from PIL import ImageOps
-
         with _opened(header.path) as file:
-            picture = ImageOps.exif_transpose(_loaded(file, header.path)).convert("L" if self._channels == 1 else "RGB")
+            picture = _upright(file, header.path, "L" if self._channels == 1 else "RGB")
         array = np.asarray(picture, dtype=np.uint8).reshape(picture.height, picture.width, self._channels)
         if array.shape[:2] != (header.height, header.width):
             raise DataError(
@@ -180,14 +178,21 @@ def _opened(path: Path) -> Picture:
             raise DataError(f"{path} is no picture that can be read ({_said(error)}). Mend or remove it.") from None
 
 
-def _loaded(file: Picture, path: Path) -> Picture:
+def _upright(file: Picture, path: Path, mode: str) -> Picture:
+    """The decoded picture, turned as its EXIF says.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    from PIL import ImageOps
+
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # what is to be told of transparency stands in a notice
         try:
             file.load()
+            return ImageOps.exif_transpose(file).convert(mode)
         except Exception as error:
             raise DataError(f"{path} is damaged ({_said(error)}). Mend or remove it.") from None
-    return file
 
 
 def _orientation(file: Picture) -> Any:

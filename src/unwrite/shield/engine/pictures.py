@@ -139,7 +139,7 @@ class ArrayPictures(Pictures):
             self.name, names = images.name, images.classes
             targets = images.labels if targets is None else targets
         array = _array(images.pixels if isinstance(images, Images) else images)
-        self._last = _channels_last(array.shape)
+        self._last = not isinstance(images, Images) and _channels_last(array.shape)
         self._ndim, self._dtype = array.ndim, array.dtype
         self._rows = _bytes(_channels_first(array, self._last))  # [rows, channels, height, width]
         self.targets, self.classes = None, ()
