@@ -250,7 +250,7 @@ def test_pictures_of_another_size_are_refused():
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
-        ({"surrogate": 3}, MethodError, "surrogate is 3; give a net's name, or what builds one"),
+        ({"surrogate": 3}, MethodError, "surrogate is 3; give a net's name, or a function that builds one"),
         ({"surrogate": "smal-cnn"}, MethodError, "unknown net 'smal-cnn'. Did you mean 'small-cnn'"),
         ({"share": 0.0}, MethodError, "share is 0.0; it must be above 0 and at most 1"),
         ({"stop": 1.5}, MethodError, "stop is 1.5; it must be at least 0 and at most 1"),

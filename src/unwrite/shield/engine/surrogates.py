@@ -31,7 +31,7 @@ def check_surrogate(surrogate: object) -> None:
         catalog.net(surrogate)
     elif not callable(surrogate):
         raise MethodError(
-            f"{setting('surrogate')} is {surrogate!r:.60}; give a net's name, or what builds one: f(num_classes, channels, image_size)."
+            f"{setting('surrogate')} is {surrogate!r:.60}; give a net's name, or a function that builds one."
         )
 
 
