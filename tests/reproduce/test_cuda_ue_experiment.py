@@ -20,7 +20,9 @@ GOOD = {
 
 
 def trained(own=99.0, follows=15.0, **right):
-    return cuda_ue.Trained({**GOOD, **{getattr(cuda_ue, name): value for name, value in right.items()}}, own, follows)
+    return cuda_ue.PublishedFigures(
+        {**GOOD, **{getattr(cuda_ue, name): value for name, value in right.items()}}, own, follows
+    )
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ SCALES = {"tiny": ShieldScale(1, 1, 1, 1), "small": ShieldScale(15, 15, 5, 20)}
 
 
 @dataclass(frozen=True)
-class Trained:
+class PublishedFigures:
     """One seed.
 
     Args:
@@ -93,7 +93,7 @@ def run(budget: Budget) -> Claim:
     )
 
 
-def measured(bed: ProtectedDigits, scale: ShieldScale) -> Trained:
+def measured(bed: ProtectedDigits, scale: ShieldScale) -> PublishedFigures:
     """Every arm on one seed; the key is the seed's, in no other role than any key has."""
     key = 1000 + bed.seed
     tied = CUDA(key=key).fit(bed.train)
@@ -124,10 +124,10 @@ def measured(bed: ProtectedDigits, scale: ShieldScale) -> Trained:
     following = (own + 1) % len(bed.test.classes)
     moved = tied.transform(relabelled(bed.test, following))
     ahead = accuracy(attacker, moved, following) - accuracy(attacker, moved, own)
-    return Trained(right, accuracy(attacker, tied.transform(bed.test), own), ahead)
+    return PublishedFigures(right, accuracy(attacker, tied.transform(bed.test), own), ahead)
 
 
-def checks_of(seeds: Sequence[Trained]) -> tuple[Check, ...]:
+def checks_of(seeds: Sequence[PublishedFigures]) -> tuple[Check, ...]:
     """The card's conditions, each a figure a seed."""
 
     def of(name: str) -> list[float]:
