@@ -177,7 +177,7 @@ def test_a_black_picture_stays_and_is_told():
     ("fields", "message"),
     [
         ({"kernel_size": 2}, "kernel_size is 2; it must be odd"),
-        ({"kernel_size": 3.0}, "kernel_size is 3.0; it must be odd"),
+        ({"kernel_size": 3.0}, "kernel_size is 3.0; it must be a whole number, at least 1"),
         ({"blur": 1.1}, "blur is 1.1; it must be at least 0 and at most 1"),
         ({"centre": 0.0}, "centre is 0.0; it must be above 0"),
         ({"mix": 1.5}, "mix is 1.5; it must be at least 0 and at most 1"),

@@ -14,7 +14,7 @@ from unwrite.runs import hash_model
 from unwrite.shield import EMNoise
 from unwrite.shield.em_noise import NoiseSearch, class_means
 from unwrite.shield.engine.pictures import ArrayPictures
-from unwrite.shield.engine.surrogates import built, error_rate, frozen, signed_steps
+from unwrite.shield.engine.surrogates import built, error_rate, frozen, signed_steps, training_step
 
 SMALL = {"surrogate": Linear, "rounds": 3, "alpha": 2 / 255, "batch_size": 8}
 quietly = pytest.mark.filterwarnings("ignore::unwrite.errors.Notice")
@@ -154,6 +154,17 @@ def test_the_search_moves_noise_alone_and_training_weights_and_statistics_alone(
     assert torch.equal(search.noise, noise)
 
 
+def test_a_training_steps_gradient_is_clipped():
+    model = Linear(3, 3, 8)
+    before = model.head.weight.detach().clone()
+    pixels, labels = make_pictures(rows=24)
+    optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
+    training_step(model, optimiser, torch.from_numpy(pixels).float(), torch.from_numpy(labels), 1e-3)
+    moved = [parameter.grad for parameter in model.parameters()]
+    assert torch.cat([one.flatten() for one in moved]).norm() == pytest.approx(1e-3, rel=1e-3)
+    assert 0 < (model.head.weight - before).norm() <= 1.001e-3
+
+
 def test_it_ends_once_the_error_is_low_enough():
     pixels, labels = make_pictures(rows=24)
     protection = EMNoise(key=1, surrogate=Linear, rounds=40, steps=5, lr=0.05, stop=0.05).fit(pixels, labels)
@@ -252,6 +263,8 @@ def test_pictures_of_another_size_are_refused():
     [
         ({"surrogate": 3}, MethodError, "surrogate is 3; give a net's name, or a function that builds one"),
         ({"surrogate": "smal-cnn"}, MethodError, "unknown net 'smal-cnn'. Did you mean 'small-cnn'"),
+        ({"steps": 2.5}, MethodError, "steps is 2.5; it must be a whole number, at least 0"),
+        ({"rounds": 0}, MethodError, "rounds is 0; it must be a whole number, at least 1"),
         ({"share": 0.0}, MethodError, "share is 0.0; it must be above 0 and at most 1"),
         ({"stop": 1.5}, MethodError, "stop is 1.5; it must be at least 0 and at most 1"),
         ({"device": "tpu9"}, MethodError, "device is 'tpu9'; it must be a device of torch"),

@@ -291,19 +291,28 @@ class Protection:
 
 
 def need_number(
-    name: str, value: float, *, above: float = -np.inf, at_least: float = -np.inf, at_most: float = np.inf
+    name: str,
+    value: float,
+    *,
+    above: float = -np.inf,
+    at_least: float = -np.inf,
+    at_most: float = np.inf,
+    whole: bool = False,
 ) -> None:
     """Refuses a field that is no number or outside its range.
+
+    Args:
+        whole: refuse a float too.
 
     Raises:
         MethodError: its name, its value and the range.
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
+    number = isinstance(value, int if whole else int | float) and not isinstance(value, bool) and np.isfinite(value)
     if number and value > above and at_least <= value <= at_most:
         return
     bounds = {"above": above, "at least": at_least, "at most": at_most}
     rule = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if np.isfinite(bound)) or "finite"
-    raise MethodError(f"{setting(name)} is {value!r}; it must be {rule}.")
+    raise MethodError(f"{setting(name)} is {value!r}; it must be {'a whole number, ' if whole else ''}{rule}.")
 
 
 def need_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -46,8 +46,8 @@ class CUDA(Shield):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        need_number("kernel_size", self.kernel_size, at_least=1)
-        if not isinstance(self.kernel_size, int) or self.kernel_size % 2 == 0:
+        need_number("kernel_size", self.kernel_size, at_least=1, whole=True)
+        if self.kernel_size % 2 == 0:
             raise MethodError(f"{setting('kernel_size')} is {self.kernel_size!r}; it must be odd, such as 3.")
         need_number("blur", self.blur, at_least=0, at_most=1)
         need_number("centre", self.centre, above=0)

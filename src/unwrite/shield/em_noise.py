@@ -85,10 +85,10 @@ class EMNoise(Additive):
         need_choice("mode", self.mode, ("sample", "class"))
         need_choice("direction", self.direction, ("minimise", "maximise"))
         need_number("alpha", self.alpha, at_least=0)
-        need_number("steps", self.step_count, at_least=0)
+        need_number("steps", self.step_count, at_least=0, whole=True)
         need_number("stop", self.stop_error, at_least=0, at_most=1)
         for name in ("train_steps", "rounds", "batch_size"):
-            need_number(name, getattr(self, name), at_least=1)
+            need_number(name, getattr(self, name), at_least=1, whole=True)
         need_number("share", 1.0 if self.share is None else self.share, above=0, at_most=1)
         for name in ("lr", "clip"):
             need_number(name, getattr(self, name), above=0)
