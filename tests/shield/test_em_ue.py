@@ -308,3 +308,21 @@ def test_noise_lowers_the_surrogates_loss_and_noise_of_the_same_size_does_not():
             for name, d in {"none": 0, "random": random, "noise": noise}.items()
         }
     assert loss["noise"] < 0.8 * min(loss["none"], loss["random"])
+
+
+def test_a_round_trains_on_perturbed_pictures_and_gives_each_class_the_mean_of_its_members_steps():
+    shield = EMNoise(key=1, mode="class", random_start=True, share=1.0, **{**SMALL, "batch_size": 24})
+    search, twin = search_of(shield), search_of(shield)
+    pixels, labels = torch.from_numpy(search.pictures.pixels(range(24))).float() / 255, torch.from_numpy(search.labels)
+    at = next(twin.training)  # shuffled by the key, as the other's is
+    training_step(twin.model, twin.optimiser, pixels[at] + twin.noise[labels[at]], labels[at], shield.clip)
+    search.train(1)
+    assert hash_model(search.model) == hash_model(twin.model)
+    expected = twin.noise.clone()
+    with frozen(twin.model):
+        moved = signed_steps(
+            twin.model, pixels, labels, twin.noise[labels], eps=shield.eps, alpha=shield.alpha, steps=1
+        )
+    class_means(expected, moved, labels, shield.eps)
+    search.search()
+    assert torch.allclose(search.noise, expected, atol=1e-6)
