@@ -326,3 +326,9 @@ def test_a_round_trains_on_perturbed_pictures_and_gives_each_class_the_mean_of_i
     class_means(expected, moved, labels, shield.eps)
     search.search()
     assert torch.allclose(search.noise, expected, atol=1e-6)
+
+
+def test_noise_goes_to_the_nearest_level_and_is_cut_off_in_the_official_release():
+    noise = np.array([0.7, 1.2, -3.0, 8.0, -0.6], dtype=np.float32) / 255
+    assert EMNoise(key=1)._levels(noise).tolist() == [1, 1, -3, 8, -1]
+    assert EMNoise(key=1, legacy_positive_only=True)._levels(noise).tolist() == [0, 1, 0, 8, 0]
