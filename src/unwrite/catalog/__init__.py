@@ -23,6 +23,7 @@ from .records import (
     PartRecord,
     PlanRecord,
     RecipeRecord,
+    ShieldRecord,
     StrategyRecord,
     SuiteRecord,
     System,
@@ -37,12 +38,13 @@ PART = Kind("part", PartRecord, "unwrite.parts")
 SUITE = Kind("suite", SuiteRecord, "unwrite.suites")
 METRIC = Kind("metric", MetricRecord)
 ATTACK = Kind("attack", AttackRecord)
+SHIELD = Kind("shield", ShieldRecord)
 CACHE = Kind("cache", CacheRecord)
 NET = Kind("net", NetRecord)
 RECIPE = Kind("recipe", RecipeRecord)
 BENCH = Kind("bench", BenchRecord)
 KINDS: tuple[Kind[Any], ...] = (
-    SYSTEM, METHOD, PLAN, STRATEGY, PART, SUITE, METRIC, ATTACK, CACHE, NET, RECIPE, BENCH,
+    SYSTEM, METHOD, PLAN, STRATEGY, PART, SUITE, METRIC, ATTACK, SHIELD, CACHE, NET, RECIPE, BENCH,
 )  # fmt: skip
 
 systems, system = SYSTEM.all, SYSTEM.get
@@ -53,6 +55,7 @@ parts, part = PART.all, PART.get
 suites, suite = SUITE.all, SUITE.get
 metrics, metric = METRIC.all, METRIC.get
 attacks, attack = ATTACK.all, ATTACK.get
+shields, shield = SHIELD.all, SHIELD.get
 caches, cache = CACHE.all, CACHE.get
 nets, net = NET.all, NET.get
 recipes, recipe = RECIPE.all, RECIPE.get

@@ -340,6 +340,27 @@ class AttackRecord(Member):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShieldRecord(Member):
+    """A way to make pictures useless for training; the class says its fields and its budget.
+
+    Args:
+        title, paper, year: where it was published.
+        does: what it does, in one line.
+        needs: what it takes beside the pictures.
+        cost: in words.
+    """
+
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"needs": ("labels", "captions", "surrogate", "text encoder")}
+
+    title: str
+    paper: str
+    year: int
+    does: str
+    needs: tuple[str, ...]
+    cost: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class CacheRecord(Member):
     """A cache of keys and values, handed to a model as `past_key_values`."""
 

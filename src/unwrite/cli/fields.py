@@ -53,17 +53,26 @@ def build_strategy(slug: str, flags: Mapping[str, str]) -> Any:
     return fill(catalog.strategy(slug).load(), slug, flags)
 
 
-def fill(cls: type, slug: str, flags: Mapping[str, str]) -> Any:
-    """A dataclass from texts, `slug` its name in messages; refuses as `build` does."""
+def build_shield(slug: str, flags: Mapping[str, str], key: int) -> Any:
+    """The shield `slug` with its key and the given fields; refuses as `build` does."""
+    return fill(catalog.shield(slug).load(), slug, flags, key=key)
+
+
+def fill(cls: type, slug: str, flags: Mapping[str, str], **given: Any) -> Any:
+    """A dataclass from texts, `slug` its name in messages; refuses as `build` does.
+
+    Args:
+        given: fields that have a flag of the command's own, as values.
+    """
     hints = typing.get_type_hints(cls)
-    names = _names(cls)
+    names = _names(cls) - given.keys()
     values = {}
     for flag, text in flags.items():
         name = _named(flag)
         if name not in names:
             raise MethodError(unknown(f"field of {slug}", setting(name), map(setting, names)))
         values[name] = parse(name, str(text), hints[name])
-    return cls(**values)
+    return cls(**given, **values)
 
 
 def parse(name: str, text: str, hint: Any) -> Any:

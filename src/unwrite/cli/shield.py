@@ -1,0 +1,141 @@
+"""unwrite shield: ways to make pictures useless for training, and a protected copy of a folder of classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter
+
+from .. import catalog
+from ..errors import MethodError, noticing, renamed
+from .fields import build_shield
+from .listing import plain_table
+from .output import console, label, print_json, quiet_libraries
+
+if TYPE_CHECKING:
+    from ..catalog.records import ShieldRecord
+
+DEFAULT = "cuda"
+app = App(name="shield", help="Protect pictures against training: list the ways, write a protected copy of a folder.")
+
+
+@app.default
+def list_shields(by: str | None = None, *, json: bool = False) -> None:
+    """List the ways to protect pictures, or show one: what it needs and costs, its fields and their defaults.
+
+    Args:
+        by: one of them; all without.
+        json: print JSON instead of a table.
+    """
+    records = list(catalog.shields().values()) if by is None else [catalog.shield(by)]
+    if json:
+        print_json([dataclasses.asdict(record) for record in records])
+    elif by is not None:
+        _one(records[0])
+    else:
+        console().print(
+            plain_table(["by", "needs", "does"], [[one.slug, ", ".join(one.needs), one.does] for one in records])
+        )
+        console().print("What one costs, and its fields: unwrite shield cuda")
+
+
+@app.command
+def protect(
+    folder: Path,
+    *,
+    out: Path,
+    by: str = DEFAULT,
+    key: str | None = None,
+    key_file: Path | None = None,
+    save: Path | None = None,
+    overwrite: bool = False,
+    json: bool = False,
+    **fields: Annotated[
+        str, Parameter(help="The fields of the way to protect, such as --blur 0.3 (see unwrite shield cuda).")
+    ],
+) -> None:
+    """Write a copy of a folder of classes whose pictures are useless for training. FOLDER itself is only read.
+
+    Args:
+        folder: holds a folder of pictures a class: FOLDER/class/picture.
+        out: the folder to write: PNG files under the same names, and protection.json, which is not to be published.
+        by: see unwrite shield.
+        key: the secret, a whole number: the same key gives the same pictures. One that can be guessed protects nothing.
+        key_file: a text file that holds the key, so that it is in no list of commands.
+        save: a folder for what was learnt of the pictures, as secret as the key, so that others can be protected alike (from Python).
+        overwrite: replace an earlier protected copy in OUT, and what SAVE holds; nothing else is ever replaced.
+        json: print the result as JSON.
+    """
+    from ..shield.base import need_place
+    from ..shield.engine.releasing import protect_folder
+
+    shield = build_shield(by, fields, _key(key, key_file))
+    if save is not None:
+        with renamed(folder="save"):
+            need_place(save, overwrite)
+    quiet_libraries()
+    with noticing() as notices:
+        release = protect_folder(shield, folder, out, overwrite=overwrite)
+    if save is not None:
+        release.protection.save(save, overwrite=overwrite)
+    if json:
+        facts = {**release.protection.facts, "pictures": release.pictures}
+        print_json(
+            {
+                "out": str(out),
+                "by": by,
+                "budget": shield.budget,
+                "change": release.change,
+                "facts": facts,
+                "notices": notices,
+            }
+        )
+        return
+    bound = "no bound" if shield.budget is None else f"at most {shield.budget}"
+    console().print(
+        f"{release.pictures} pictures of {len(release.protection.facts['classes'])} classes, protected by {by}"
+    )
+    console().print(f"change  {release.change:.1f} levels of 255 a value on average, {bound}")
+    console().print(f"out     {out}", soft_wrap=True)
+    console().print("Publish the pictures as PNG; keep the originals, the key and protection.json to yourself.")
+
+
+def _key(text: str | None, file: Path | None) -> int:
+    """The key that was given; nothing that is refused is repeated."""
+    if (text is None) == (file is None):
+        reason = "there is no key" if text is None else "--key and --key-file both give a key"
+        draw = f"{Path(sys.executable).name} -c 'import secrets; print(secrets.randbits(64))'"
+        raise MethodError(f"{reason}. Give one of --key and --key-file; to draw one: {draw}")
+    if file is not None:
+        if not file.is_file():
+            raise MethodError(f"there is no file {file}. Name one that holds the key, a whole number.")
+        text = file.read_bytes()[:1000].decode("utf-8", "replace")
+    assert text is not None
+    digits = text.strip()
+    if not (digits.isascii() and digits.isdigit()) or len(digits) > 100:
+        where = "--key" if file is None else str(file)
+        raise MethodError(f"{where} holds no key: a key is a whole number from 0, in digits.")
+    return int(digits)
+
+
+def _one(record: ShieldRecord) -> None:
+    from .describe import field_table, summary
+
+    cls = record.load()
+    print_ = console().print
+    print_(label(record.slug, then=f"  {record.title}"))
+    print_(summary(cls))
+    print_()
+    for name, words in {
+        "published": f"{record.paper} ({record.year})",
+        "needs": ", ".join(record.needs),
+        "cost": record.cost,
+    }.items():
+        print_(label(f"{name:10}", then=words))
+    print_()
+    print_(field_table(cls))
+    print_()
+    print_(f"unwrite shield protect FOLDER --by {record.slug} --key-file FILE --out FOLDER")
