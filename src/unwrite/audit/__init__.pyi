@@ -82,6 +82,9 @@ from .suites.concept_vectors import ConceptCosine as ConceptCosine
 from .suites.concept_vectors import ConceptDistance as ConceptDistance
 from .suites.concept_vectors import ConceptJaccard as ConceptJaccard
 from .suites.concept_vectors import concept_suite as concept_suite
+from .suites.corrective import CORRECTIVE as CORRECTIVE
+from .suites.corrective import TrueLabelAccuracy as TrueLabelAccuracy
+from .suites.corrective import WrongLabels as WrongLabels
 from .suites.forms import FORMS_SUITE as FORMS_SUITE
 from .suites.forms import ChoiceByLetter as ChoiceByLetter
 from .suites.forms import FormProbability as FormProbability

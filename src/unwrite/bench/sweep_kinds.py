@@ -13,6 +13,9 @@ from typing import Any, Literal, Protocol
 from ..audit.suites.known import suite_for
 from ..audit.text.context import TextContext
 from ..beds.images import COLUMNS, METRICS, Bed, ImageBed, Measured
+from ..beds.manipulated import COLUMNS as MANIPULATED_COLUMNS
+from ..beds.manipulated import METRICS as MANIPULATED_METRICS
+from ..beds.manipulated import ManipulatedBed, ManipulatedModels
 from ..beds.text_beds import TextBed, TextModels
 from ..errors import MethodError
 from ..forget.base import Method
@@ -148,6 +151,16 @@ def _suites(bed: TextBed, suites: tuple[str, ...]) -> TextBed:
 
 
 KINDS = (
+    SweepKind(
+        name="images",
+        bed=ManipulatedBed,
+        models=ManipulatedModels,
+        check=_image_check,
+        audited=_no_suites,
+        always=(Contender("before"), Contender("retrained"), Contender("head-only", HeadOnly())),
+        headings=dict(zip(MANIPULATED_METRICS, MANIPULATED_COLUMNS, strict=False)),
+        ranked_by={"corrected_accuracy": "higher"},
+    ),
     SweepKind(
         name="images",
         bed=Bed,
