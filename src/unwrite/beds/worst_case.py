@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache, partial
+from typing import Any
 
 import torch
 
@@ -44,7 +45,7 @@ def hardest(
     selector: Selector | BilevelSelection,
     count: int | float,
     epochs: int,
-    net: Mapping[str, int],
+    net: Mapping[str, Any],
     data: TrainTest,
     seed: int,
 ) -> ImageSplit:

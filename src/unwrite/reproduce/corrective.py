@@ -86,7 +86,9 @@ def run(budget: Budget) -> Claim:
             bed = ManipulatedModels(bed_named(f"digits/{task}@{gamma:g}"), seed)
             chosen[f"{task}, {gamma:g}, seed {seed}"] = _seed(bed, grids(budget.size), measurements[task, gamma])
     least = min(gammas)
-    checks = _checks(*(measurements[task, least] for task in TASKS), measurements[TASKS[0], max(gammas)])
+    checks = _checks(
+        measurements["poisoned", least], measurements["confused", least], measurements["poisoned", max(gammas)]
+    )
     rows = {
         f"{task}, {gamma:g} identified: {name}": row
         for (task, gamma), one in measurements.items()
