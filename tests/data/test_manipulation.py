@@ -63,6 +63,8 @@ def test_the_split_is_a_function_of_the_seed_and_the_holdout_stays_clean(manipul
     one, again, other = (split(manipulation, holdout=0.2, seed=seed) for seed in (4, 4, 5))
     assert one.hash == again.hash
     assert indices(one.evaluation["manipulated"]) != indices(other.evaluation["manipulated"])
+    alone = [indices(split(manipulation, holdout=None, seed=seed).evaluation["manipulated"]) for seed in (4, 5)]
+    assert alone[0] != alone[1]
     assert one.holdout.hash == ROWS.subset(one.holdout.index).hash
     assert not indices(one.holdout) & indices(one.train)
 

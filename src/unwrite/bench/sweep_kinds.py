@@ -209,7 +209,7 @@ def sweep_kind(bed: object) -> SweepKind:
     for kind in KINDS:
         if isinstance(bed, kind.bed):
             return kind
-    known = " or ".join(kind.bed.__name__ for kind in KINDS)
+    known = " or ".join(kind.bed.__name__ for kind in KINDS if not issubclass(kind.bed.mro()[1], Bed))
     raise MethodError(f"{bed!r:.60} is no bed. Give a {known}.")
 
 
