@@ -12,7 +12,7 @@ from unwrite.audit.probes.prompts import BestOf
 from unwrite.audit.probes.tampering import Relearned
 from unwrite.audit.suites.removal import PROBES, QUICK, removal_suite
 from unwrite.audit.suites.restor import FactAccuracy
-from unwrite.data import CorruptedFacts, Example, Examples, Fact, ForgetSplit
+from unwrite.data import CorruptedFacts, Example, Examples, Fact, ForgetSplit, Poisoning, split_identified
 
 SHORT = {"removal": PROBES, "removal-quick": QUICK[:3]}  # the quick ones are of the same classes
 FOR_REGRESSORS = {"vision-regression"}
@@ -90,6 +90,8 @@ def split_for(slug):
         return corrupted_split()
     if catalog.suite(slug).load().of == "text":
         return text_split()
+    if slug == "corrective":
+        return split_identified(make_images(), Poisoning(share=0.2, size=2), 0.5, test=make_images(seed=1), holdout=0.2)
     regression = slug in FOR_REGRESSORS
     unseen = make_images(regression=regression, seed=1)
     return make_image_split(regression=regression, test=unseen)

@@ -46,6 +46,11 @@ from .images.pictures import selection_picture as selection_picture
 from .images.selection import Selection as Selection
 from .images.shadows import Shadows as Shadows
 from .images.shadows import shadow_models as shadow_models
+from .images.worst_case import BilevelSelection as BilevelSelection
+from .images.worst_case import ForgetSelection as ForgetSelection
+from .images.worst_case import RowScores as RowScores
+from .images.worst_case import row_scores as row_scores
+from .images.worst_case import split_worst_case as split_worst_case
 from .probes.base import Probe as Probe
 from .probes.base import Recovery as Recovery
 from .probes.depth import Depth as Depth
@@ -82,6 +87,9 @@ from .suites.concept_vectors import ConceptCosine as ConceptCosine
 from .suites.concept_vectors import ConceptDistance as ConceptDistance
 from .suites.concept_vectors import ConceptJaccard as ConceptJaccard
 from .suites.concept_vectors import concept_suite as concept_suite
+from .suites.corrective import CORRECTIVE as CORRECTIVE
+from .suites.corrective import TrueLabelAccuracy as TrueLabelAccuracy
+from .suites.corrective import WrongLabels as WrongLabels
 from .suites.forms import FORMS_SUITE as FORMS_SUITE
 from .suites.forms import ChoiceByLetter as ChoiceByLetter
 from .suites.forms import FormProbability as FormProbability

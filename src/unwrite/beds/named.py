@@ -5,23 +5,32 @@ from __future__ import annotations
 from ..errors import MethodError, unknown
 from .images import BEDS as IMAGES
 from .images import Bed
+from .manipulated import BEDS as MANIPULATED
+from .manipulated import bed_named as manipulated_named
 from .text_beds import BEDS as TEXTS
 from .text_beds import TextBed
+from .worst_case import BEDS as WORST_CASE
+from .worst_case import bed_named as worst_case_named
 
 __all__ = ["bed_named", "beds"]
 
 
 def beds() -> dict[str, Bed | TextBed]:
     """Every bed by its name."""
-    return {**IMAGES, **TEXTS}
+    return {**IMAGES, **MANIPULATED, **WORST_CASE, **TEXTS}
 
 
 def bed_named(name: str) -> Bed | TextBed:
-    """One of `beds`.
+    """One of `beds`, or one with its setting: "digits/poisoned@0.5", an identified share, "digits/worst-case@low-loss", a selector.
 
     Raises:
-        MethodError: there is none of this name.
+        MethodError: there is none of this name; a setting that has no meaning.
     """
+    base = name.partition("@")[0]
+    if base in MANIPULATED:
+        return manipulated_named(name)
+    if base in WORST_CASE:
+        return worst_case_named(name)
     if name not in (known := beds()):
         raise MethodError(unknown("bed", name, known))
     return known[name]

@@ -13,6 +13,9 @@ from typing import Any, Literal, Protocol
 from ..audit.suites.known import suite_for
 from ..audit.text.context import TextContext
 from ..beds.images import COLUMNS, METRICS, Bed, ImageBed, Measured
+from ..beds.manipulated import COLUMNS as MANIPULATED_COLUMNS
+from ..beds.manipulated import METRICS as MANIPULATED_METRICS
+from ..beds.manipulated import ManipulatedBed, ManipulatedModels
 from ..beds.text_beds import TextBed, TextModels
 from ..errors import MethodError
 from ..forget.base import Method
@@ -150,6 +153,16 @@ def _suites(bed: TextBed, suites: tuple[str, ...]) -> TextBed:
 KINDS = (
     SweepKind(
         name="images",
+        bed=ManipulatedBed,
+        models=ManipulatedModels,
+        check=_image_check,
+        audited=_no_suites,
+        always=(Contender("before"), Contender("retrained"), Contender("head-only", HeadOnly())),
+        headings=dict(zip(MANIPULATED_METRICS, MANIPULATED_COLUMNS, strict=False)),
+        ranked_by={"corrected_accuracy": "higher"},
+    ),
+    SweepKind(
+        name="images",
         bed=Bed,
         models=ImageBed,
         check=_image_check,
@@ -196,7 +209,7 @@ def sweep_kind(bed: object) -> SweepKind:
     for kind in KINDS:
         if isinstance(bed, kind.bed):
             return kind
-    known = " or ".join(kind.bed.__name__ for kind in KINDS)
+    known = " or ".join(kind.bed.__name__ for kind in KINDS if not issubclass(kind.bed.mro()[1], Bed))
     raise MethodError(f"{bed!r:.60} is no bed. Give a {known}.")
 
 

@@ -2,6 +2,11 @@
 
 from .images.images import ImageBatch as ImageBatch
 from .images.images import Images as Images
+from .images.manipulation import InterclassConfusion as InterclassConfusion
+from .images.manipulation import LabelSwap as LabelSwap
+from .images.manipulation import Manipulation as Manipulation
+from .images.manipulation import Poisoning as Poisoning
+from .images.manipulation import split_identified as split_identified
 from .images.sets import TrainTest as TrainTest
 from .images.sets import cifar10 as cifar10
 from .images.sets import cifar100 as cifar100

@@ -23,6 +23,8 @@ from .images import Images, first_few, shared
 __all__ = [
     "ImageSplit",
     "check_images",
+    "class_numbers",
+    "held_out",
     "read_indices",
     "split_at_random",
     "split_by_class",
@@ -142,7 +144,7 @@ def split_by_class(
     Raises:
         DataError: no such class; nothing to forget, or nothing else.
     """
-    numbers = _numbers(classes, data.classes, "class", data.name)
+    numbers = class_numbers(classes, data.classes, "class", data.name)
     return _split(data, "labels", numbers, test, holdout, seed, evaluation, f"class {_names(numbers, data.classes)}")
 
 
@@ -156,7 +158,7 @@ def split_by_identity(
     evaluation: Mapping[str, Images] | None = None,
 ) -> ImageSplit:
     """Forgets everything of some persons, fonts or the like. Arguments as `split_by_class`."""
-    numbers = _numbers(identities, data.identities, "identity", data.name)
+    numbers = class_numbers(identities, data.identities, "identity", data.name)
     name = f"identity {_names(numbers, data.identities)}"
     return _split(data, "identity", numbers, test, holdout, seed, evaluation, name)
 
@@ -180,12 +182,12 @@ def split_at_random(
     """
     if not 0 < share < 1:
         raise DataError(f"a share of {share} can't be forgotten. Give a number between 0 and 1, both excluded.")
-    train, held = _held_out(data, holdout, seed)
+    train, held = held_out(data, holdout, seed)
     generator = torch.Generator().manual_seed(seed)
     if classes is None:
         drawn = _draw(torch.arange(len(train)), share, generator)
     else:
-        numbers = _numbers(classes, train.classes, "class", data.name)
+        numbers = class_numbers(classes, train.classes, "class", data.name)
         assert train.labels is not None
         drawn = torch.cat([_draw((train.labels == n).nonzero()[:, 0], share, generator) for n in numbers])
     mask = torch.zeros(len(train), dtype=torch.bool)
@@ -217,7 +219,7 @@ def split_by_target(
         assert rows.targets is not None
         return (rows.targets >= bounds[0]) & (rows.targets <= bounds[1])
 
-    train, held = _held_out(data, holdout, seed)
+    train, held = held_out(data, holdout, seed)
     of_kind = None if test is None or test.targets is None else within(test)
     return _parted(train, within(train), held, test, of_kind, evaluation, f"targets {bounds[0]:g} to {bounds[1]:g}")
 
@@ -246,7 +248,7 @@ def split_by_index(
     forget = data.where(mask, "forget")
     if bool(mask.all()):
         raise DataError(f"{name} names all {len(data)} rows of {data.name}. Leave at least one row to keep.")
-    retain, held = _held_out(data.where(~mask, "retain"), holdout, seed)
+    retain, held = held_out(data.where(~mask, "retain"), holdout, seed)
     return ImageSplit(forget, retain, held, test, evaluation=evaluation or {}, name=name)
 
 
@@ -327,7 +329,7 @@ def _split(
     def of_kind(rows: Images) -> Tensor:
         return torch.isin(getattr(rows, column), torch.tensor(numbers))
 
-    train, held = _held_out(data, holdout, seed)
+    train, held = held_out(data, holdout, seed)
     tested = None if test is None or getattr(test, column) is None else of_kind(test)
     return _parted(train, of_kind(train), held, test, tested, evaluation, name)
 
@@ -357,7 +359,7 @@ def _parted(
     )
 
 
-def _held_out(data: Images, holdout: float | Images | None, seed: int) -> tuple[Images, Images | None]:
+def held_out(data: Images, holdout: float | Images | None, seed: int) -> tuple[Images, Images | None]:
     """The rows to train on and those set aside, of each class alike."""
     if holdout is None or isinstance(holdout, Images):
         return data, holdout
@@ -383,7 +385,7 @@ def _draw(rows: Tensor, share: float, generator: torch.Generator) -> Tensor:
     return rows[torch.randperm(len(rows), generator=generator)[: round(share * len(rows))]]
 
 
-def _numbers(items: str | int | Sequence[str | int], names: tuple[str, ...], kind: str, where: str) -> list[int]:
+def class_numbers(items: str | int | Sequence[str | int], names: tuple[str, ...], kind: str, where: str) -> list[int]:
     """Names or numbers to numbers, each once."""
     if not names:
         raise DataError(f"{where} has no {kind} column, so it can't be split by {kind}.")
