@@ -77,7 +77,7 @@ class Scale:
 
 SCALES = {
     "tiny": Scale(50, 3, 3, 4, 10, 1, (1e-2,), (2,), 2.0),
-    "small": Scale(500, 50, 20, 20, 200, 20, (1e-3, 3e-3, 1e-2), (4, 20)),
+    "small": Scale(500, 50, 20, 20, 200, 15, (1e-3, 3e-3, 1e-2), (4, 20)),
 }
 Figures = dict[str, dict[str, np.ndarray]]  # {arm: {set: KLoM of every row}}
 
@@ -100,7 +100,7 @@ class DatamodelBed:
     @property
     def make_recipe(self) -> partial[TrainRecipe]:
         """How every model is trained; importable, so that several processes can."""
-        net = {"num_classes": 10, "channels": 1, "image_size": 8, "width": 32}
+        net: dict[str, Any] = {"num_classes": 10, "channels": 1, "image_size": 8, "width": 32}
         return partial(image_recipe, SmallMLP, epochs=self.scale.epochs, lr=1e-2, batch_size=256, **net)
 
     @cached_property

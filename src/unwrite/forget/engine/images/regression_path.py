@@ -21,7 +21,7 @@ __all__ = ["STRENGTHS", "Penalty", "fitted_effects", "lasso", "ridge", "stronges
 Penalty = Literal["lasso", "ridge"]
 # Of the strength at which a lasso has no effect left; for ridge, of the largest squared singular value over M.
 STRENGTHS: dict[Penalty, tuple[float, ...]] = {
-    "lasso": (1.0, 0.7, 0.5, 0.35, 0.25, 0.18),
+    "lasso": (1.0, 0.7, 0.5, 0.35, 0.25),
     "ridge": (100.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03),
 }
 _TOLERANCE, _MOST_STEPS = 1e-4, 2000
