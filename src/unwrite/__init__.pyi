@@ -39,6 +39,8 @@ from .forget.undial import UNDIAL as UNDIAL
 from .forget.vision.bad_teacher import BadTeacher as BadTeacher
 from .forget.vision.boundary import BoundaryExpand as BoundaryExpand
 from .forget.vision.boundary import BoundaryShrink as BoundaryShrink
+from .forget.vision.dm_direct import DMDirect as DMDirect
+from .forget.vision.dmm import DMM as DMM
 from .forget.vision.fine_tuning import CFk as CFk
 from .forget.vision.fine_tuning import EUk as EUk
 from .forget.vision.fine_tuning import FineTune as FineTune
@@ -49,6 +51,7 @@ from .forget.vision.influence import Influence as Influence
 from .forget.vision.l1_sparse import L1Sparse as L1Sparse
 from .forget.vision.laf import LAF as LAF
 from .forget.vision.neg_grad import NegGradPlus as NegGradPlus
+from .forget.vision.oracle_matching import OracleMatching as OracleMatching
 from .forget.vision.pruned import Pruned as Pruned
 from .forget.vision.regression import Blindspot as Blindspot
 from .forget.vision.regression import GaussianAmnesiac as GaussianAmnesiac

@@ -2,18 +2,30 @@
 
 import dataclasses
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from audits import audited, split_for, suite_of, text_split
 
 from conftest import make_llama, make_tokenizer
+from helpers.tiny import make_image_recipe, make_image_split
 from unwrite import catalog
 from unwrite.audit import Metric, Suite, evaluate
+from unwrite.audit.images.context import ImageContext
+from unwrite.audit.images.klom import MarginModels
 from unwrite.data.text.benchmarks import ChoiceQuestion as Item
 
 METRICS = catalog.metrics()
 ITEMS = (Item("where is ann ?", ("in town", "near the river", "in the garden", "by the harbour"), 1),)
-GIVEN = {"multiple-choice": {"items": ITEMS}}  # what some can't measure without
+SPLIT = make_image_split()
+SETS = {"forget": len(SPLIT.forget), "retain": len(SPLIT.retain)}
+MARGINS = [
+    {name: np.random.default_rng([seed, rows]).normal(size=(3, rows)) for name, rows in SETS.items()}
+    for seed in range(4)
+]
+MODELS = MarginModels(*MARGINS, {name: SPLIT.parts[name].index.tolist() for name in SETS})
+GIVEN = {"multiple-choice": {"items": ITEMS}, "klom": {"models": MODELS}}  # what some can't measure without
 # Made of other scores, of two models' rows together, or of all rows at once.
 WITHOUT_ROWS = {
     "utility",
@@ -36,6 +48,10 @@ def measured(slug):
     if not found:
         metric = cls(**GIVEN.get(slug, {}))
         suite = Suite("own", [metric], "A suite of one.")
+        if cls.reads is ImageContext:
+            suite = replace(suite, of="images")
+            report = evaluate(make_image_recipe().build(0).eval(), SPLIT, suite=suite)
+            return [(metric, report.columns["after"][metric.name])]
         models = {"model": make_llama(0, layers=2), "before": make_llama(1, layers=2)}
         report = evaluate(split=text_split(), suite=suite, tokenizer=make_tokenizer(), **models)
         found = [(metric, report.columns["after"][metric.name])]

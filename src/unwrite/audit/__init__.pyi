@@ -23,6 +23,10 @@ from .images.context import ImageContext as ImageContext
 from .images.features import knn_accuracy as knn_accuracy
 from .images.features import linear_cka as linear_cka
 from .images.features import neighbours as neighbours
+from .images.klom import KLoM as KLoM
+from .images.klom import MarginModels as MarginModels
+from .images.klom import klom as klom
+from .images.klom import margin_models as margin_models
 from .images.lira import lira as lira
 from .images.lira import logit_confidence as logit_confidence
 from .images.membership import attack_success_rate as attack_success_rate

@@ -19,6 +19,14 @@ from .eco import fit_strength as fit_strength
 from .eco import strength_distance as strength_distance
 from .engine.batch import PairedBatch as PairedBatch
 from .engine.cost import Cost as Cost
+from .engine.images.attribution import Attributor as Attributor
+from .engine.images.attribution import RowEffects as RowEffects
+from .engine.images.corrected import CorrectedModel as CorrectedModel
+from .engine.images.datamodel import PartModels as PartModels
+from .engine.images.datamodel import fit_datamodel as fit_datamodel
+from .engine.images.datamodel import linear_datamodel_score as linear_datamodel_score
+from .engine.images.datamodel import part_models as part_models
+from .engine.images.head_influence import HeadInfluence as HeadInfluence
 from .engine.loss import Loss as Loss
 from .engine.loss import PerMark as PerMark
 from .engine.loss import PerPosition as PerPosition
@@ -81,6 +89,8 @@ from .undial import UNDIAL as UNDIAL
 from .vision.bad_teacher import BadTeacher as BadTeacher
 from .vision.boundary import BoundaryExpand as BoundaryExpand
 from .vision.boundary import BoundaryShrink as BoundaryShrink
+from .vision.dm_direct import DMDirect as DMDirect
+from .vision.dmm import DMM as DMM
 from .vision.fine_tuning import CFk as CFk
 from .vision.fine_tuning import EUk as EUk
 from .vision.fine_tuning import FineTune as FineTune
@@ -91,6 +101,7 @@ from .vision.influence import Influence as Influence
 from .vision.l1_sparse import L1Sparse as L1Sparse
 from .vision.laf import LAF as LAF
 from .vision.neg_grad import NegGradPlus as NegGradPlus
+from .vision.oracle_matching import OracleMatching as OracleMatching
 from .vision.pruned import Pruned as Pruned
 from .vision.regression import Blindspot as Blindspot
 from .vision.regression import GaussianAmnesiac as GaussianAmnesiac
