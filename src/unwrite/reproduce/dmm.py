@@ -52,7 +52,7 @@ SCORE = 0.5  # of a datamodel on planted effects
 
 
 @dataclass(frozen=True)
-class Scale:
+class Size:
     """How large the experiment is.
 
     Args:
@@ -76,8 +76,8 @@ class Scale:
 
 
 SCALES = {
-    "tiny": Scale(50, 3, 3, 4, 10, 1, (1e-2,), (2,), 2.0),
-    "small": Scale(500, 50, 20, 20, 200, 15, (1e-3, 3e-3, 1e-2), (4, 20)),
+    "tiny": Size(50, 3, 3, 4, 10, 1, (1e-2,), (2,), 2.0),
+    "small": Size(500, 50, 20, 20, 200, 15, (1e-3, 3e-3, 1e-2), (4, 20)),
 }
 Figures = dict[str, dict[str, np.ndarray]]  # {arm: {set: KLoM of every row}}
 
@@ -90,7 +90,7 @@ class DatamodelBed:
         scale: how large it is.
     """
 
-    scale: Scale
+    scale: Size
 
     @cached_property
     def data(self) -> TrainTest:
