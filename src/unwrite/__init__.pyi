@@ -56,6 +56,7 @@ from .forget.vision.pruned import Pruned as Pruned
 from .forget.vision.regression import Blindspot as Blindspot
 from .forget.vision.regression import GaussianAmnesiac as GaussianAmnesiac
 from .forget.vision.relabelling import Amnesiac as Amnesiac
+from .forget.vision.relabelling import PseudoLabel as PseudoLabel
 from .forget.vision.relabelling import RandomLabel as RandomLabel
 from .forget.vision.salun import Salient as Salient
 from .forget.vision.salun import SalUn as SalUn

@@ -219,7 +219,7 @@ def test_counting_leaves_nothing_behind(models):
         (lambda: Trial(Contender("npo", NPO(), {"num_train_epochs": -1.0}), TINY_TEXT, 0), "num_train_epochs is -1"),
         (lambda: Trial(Contender("npo", NPO(), {"per_device_train_batch_size": 0}), TINY_TEXT, 0), "batch_size is 0"),
         (lambda: Trial(NPO_TRIAL, replace(TINY_TEXT, split=lambda: few()), 0), "no name that another process could find"),
-        (lambda: sweep_kind(TINY).audited(TINY, ("tofu",)), "bed tiny is of images, whose audit is of one suite"),
+        (lambda: sweep_kind(TINY).audited(TINY, ("tofu",)), "suite 'tofu' is for text; bed tiny is of images"),
         (lambda: sweep_kind(TINY_TEXT).audited(TINY_TEXT, ("tofo",)), "unknown suite 'tofo'. Did you mean 'tofu'"),
         (lambda: sweep_kind(TINY_TEXT).audited(TINY_TEXT, ("vision",)), "suite 'vision' is for images"),
         (lambda: sweep_kind("glyphs"), "'glyphs' is no bed. Give a Bed or TextBed"),

@@ -35,6 +35,10 @@ WITHOUT_ROWS = {
     "average-gap",
     "prediction-distance",
     "weight-distance",
+    "agreement-of-logits",
+    "agreement-of-features",
+    "logits-and-features",
+    "downstream-likeness",
 }
 every_metric = pytest.mark.parametrize("slug", METRICS)
 

@@ -47,6 +47,18 @@ from .images.metrics import UnlearningAccuracy as UnlearningAccuracy
 from .images.metrics import ZeroRetrainForgetting as ZeroRetrainForgetting
 from .images.pictures import changed_weights as changed_weights
 from .images.pictures import selection_picture as selection_picture
+from .images.representation import AgreementOfFeatures as AgreementOfFeatures
+from .images.representation import AgreementOfLogits as AgreementOfLogits
+from .images.representation import DownstreamLikeness as DownstreamLikeness
+from .images.representation import DownstreamNeighbours as DownstreamNeighbours
+from .images.representation import FormerHead as FormerHead
+from .images.representation import LogitsAndFeatures as LogitsAndFeatures
+from .images.representation import agl as agl
+from .images.representation import agr as agr
+from .images.representation import cka as cka
+from .images.representation import h_lr as h_lr
+from .images.representation import permuted_cka as permuted_cka
+from .images.representation import top_classes as top_classes
 from .images.selection import Selection as Selection
 from .images.shadows import Shadows as Shadows
 from .images.shadows import shadow_models as shadow_models
@@ -110,6 +122,7 @@ from .suites.removal import REMOVAL as REMOVAL
 from .suites.removal import REMOVAL_QUICK as REMOVAL_QUICK
 from .suites.removal import RemovalRule as RemovalRule
 from .suites.removal import removal_suite as removal_suite
+from .suites.representation import REPRESENTATION as REPRESENTATION
 from .suites.restor import RESTOR as RESTOR
 from .suites.restor import FactAccuracy as FactAccuracy
 from .suites.restor import Forgetting as Forgetting

@@ -3,6 +3,7 @@
     digits          real 8x8 digits, SmallCNN          class, random
     glyphs          rendered 32x32 characters in nine fonts   class, random, identity (a font)
     digits values   digits with a smooth target        range (the lowest fifth)
+    digits, top     digits, audited by features too    the two classes that the target sees in a downstream set
 
 One seed draws the test rows, the holdout, and the weights of the target and of the oracle, which never saw the forget rows.
 """
@@ -18,9 +19,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ..audit.base import Suite
+from ..audit.base import Metric, Suite
 from ..audit.images.context import ImageContext
+from ..audit.images.representation import top_classes
+from ..audit.suites.known import suite_for
 from ..audit.suites.vision import VISION, VISION_REGRESSION
+from ..data.images.downstream import digit_downstream
 from ..data.images.sets import TrainTest, digits, digits_regression, glyphs
 from ..data.images.splits import ImageSplit, split_at_random, split_by_class, split_by_identity, split_by_target
 from ..errors import MethodError, unknown
@@ -40,16 +44,22 @@ __all__ = [
     "Measured",
     "Setting",
     "bed_named",
+    "by_features",
     "digits_at_random",
     "forgetting_class",
+    "forgetting_top",
     "mean_of",
     "rows_of",
 ]
 
 DIGIT = 3
+OTHER_SEED = 1000  # added to a seed: that of a second oracle
 SHARE = 0.1  # of all rows, where rows are forgotten at random
 LOWEST = 0.2  # of the training rows by target, where a range is forgotten
 METRICS = ("UA", "test_forget_accuracy", "RA", "TA", "mia_confidence", "avg_gap", "forget_cka", "forget_knn")
+BY_FEATURES = (
+    "agl", "agr", "h_lr", "test_forget_accuracy", "RA", "TA", "forget_accuracy_former_head", "cka_forget", "cka_forget_to_before",
+)  # fmt: skip
 COLUMNS = (
     "UA", "test, forgotten class", "RA", "TA", "MIA", "avg gap", "CKA to before", "k-NN of forget rows", "cost, forwards a row",
 )  # fmt: skip
@@ -65,7 +75,10 @@ class Bed:
         split: says what of them is forgotten, for a seed.
         net: keyword arguments of `SmallCNN`.
         epochs: of its training.
-        metrics: names of what is measured, of the suite for this kind of data.
+        metrics: names of what is measured, of the suite for this kind of data or of `suites`; none for all.
+        suites: names of other suites, in the place of the one for this kind of data.
+        oracle_from: what the oracle's seed adds to the target's. 0 begins both from the same weights, and then their features
+            are alike for that alone: where features are compared, the oracle begins elsewhere, as published ones do.
     """
 
     name: str
@@ -74,13 +87,16 @@ class Bed:
     net: Mapping[str, int]
     epochs: int
     metrics: tuple[str, ...] = METRICS
+    suites: tuple[str, ...] = ()
+    oracle_from: int = 0
 
 
+DIGIT_EPOCHS = 15
 DIGITS: dict[str, int] = {"num_classes": 10, "channels": 1, "image_size": 8}
 GLYPHS: dict[str, int] = {"num_classes": 10, "channels": 3, "image_size": 32}
 
 
-def _by_class(of: str | int, data: TrainTest, seed: int) -> ImageSplit:
+def _by_class(of: str | int | Sequence[int], data: TrainTest, seed: int) -> ImageSplit:
     return split_by_class(data.train, of, test=data.test, seed=seed)
 
 
@@ -101,6 +117,15 @@ def _lowest(share: float, data: TrainTest, seed: int) -> ImageSplit:
     return split_by_target(data.train, None, high, test=data.test, seed=seed)
 
 
+def _by_top(n: int, like: Sequence[int], data: TrainTest, seed: int) -> ImageSplit:
+    """The n classes that the target says most often of test rows of some classes, with downstream sets of all test rows."""
+    sets = digit_downstream(data.test, like, seed)
+    train = _by_class(DIGIT, data, seed).train  # all splits of a seed have the same
+    net: dict[str, Any] = {**DIGITS}
+    target = fitted(image_recipe(SmallCNN, epochs=DIGIT_EPOCHS, **net), train, range(len(train)), seed)
+    return replace(_by_class(top_classes(target, sets["alike"], n), data, seed), downstream=sets)
+
+
 @cache
 def _glyphs(seed: int) -> TrainTest:
     return glyphs(seed=seed)
@@ -116,13 +141,25 @@ def _values(seed: int) -> TrainTest:
 
 def forgetting_class(digit: int) -> Bed:
     """Digits, of which one class is forgotten."""
-    return Bed(f"digits, class {digit}", _digits, partial(_by_class, digit), DIGITS, 15)
+    return Bed(f"digits, class {digit}", _digits, partial(_by_class, digit), DIGITS, DIGIT_EPOCHS)
 
 
 def digits_at_random(share: float, classes: Sequence[int] | None = None) -> Bed:
     """Digits, of which a share of all rows, or of those of some classes, is forgotten at random."""
     split = partial(_at_random, share, classes=classes)
-    return Bed("digits, random", _digits, split, DIGITS, 15)
+    return Bed("digits, random", _digits, split, DIGITS, DIGIT_EPOCHS)
+
+
+def forgetting_top(like: Sequence[int]) -> Bed:
+    """Digits, of which the classes that a downstream set of these digits resembles most are forgotten, as many as it has."""
+    split = partial(_by_top, len(like), tuple(like))
+    bed = Bed(f"digits, top of {like}", _digits, split, DIGITS, DIGIT_EPOCHS)
+    return by_features(bed)
+
+
+def by_features(bed: Bed) -> Bed:
+    """The bed, audited by answers and by features, with an oracle that begins elsewhere."""
+    return replace(bed, suites=("representation",), metrics=BY_FEATURES, oracle_from=OTHER_SEED)
 
 
 BEDS: dict[str, Bed] = {
@@ -136,9 +173,10 @@ BEDS: dict[str, Bed] = {
         _values,
         partial(_lowest, LOWEST),
         {**DIGITS, "num_classes": 1},
-        15,
+        DIGIT_EPOCHS,
         ("forget_mae", "test_forget_mae", "retain_mae", "test_retain_mae", "wasserstein", "mia_l1", "forget_cka"),
     ),
+    "digits/top": replace(forgetting_top((3, 8)), name="digits/top"),
 }
 
 
@@ -195,6 +233,13 @@ class ImageBed:
         """The suite for this kind of data."""
         return VISION if self.split.forget.labels is not None else VISION_REGRESSION
 
+    @cached_property
+    def metrics(self) -> list[Metric[Any]]:
+        """What is measured of every model, each once."""
+        suites = [suite_for(name, ImageContext.kind, self.split) for name in self.bed.suites] or [self.suite]
+        metrics = {one.name: one for suite in suites for one in suite.for_split(self.split)}
+        return [one for name, one in metrics.items() if not self.bed.metrics or name in self.bed.metrics]
+
     def recipe_of(self, **differs: Any) -> TrainRecipe:
         """How target and oracle are trained, with what differs (`masks`, `start`, ...)."""
         return image_recipe(SmallCNN, **{"epochs": self.bed.epochs, **self.bed.net, **differs})
@@ -217,8 +262,13 @@ class ImageBed:
 
     @cached_property
     def oracle(self) -> nn.Module:
-        """Trained without the forget rows, from the same seed."""
-        return fitted(self.recipe, self.split.train, self.kept, self.seed)
+        """Trained without the forget rows, from the same seed unless the bed says otherwise."""
+        return fitted(self.recipe, self.split.train, self.kept, self.seed + self.bed.oracle_from)
+
+    @cached_property
+    def again(self) -> nn.Module:
+        """Trained as the oracle, from another seed: how near to it anything can come."""
+        return fitted(self.recipe, self.split.train, self.kept, self.seed + self.bed.oracle_from + OTHER_SEED)
 
     def unlearn(
         self, method: Method, args: Mapping[str, Any] | None = None, model: nn.Module | None = None, **options: Any
@@ -242,8 +292,7 @@ class ImageBed:
         """What the audit says of a model, beside this bed's oracle or another."""
         other = self._of_oracle if oracle is None else self._of(oracle)
         context, references = self._of(model), {"before": self._of_before, "oracle": other}
-        metrics = self.suite.for_split(self.split)
-        measurements = {m.name: m(context, references).value for m in metrics if m.name in self.bed.metrics}
+        measurements = {metric.name: metric(context, references).value for metric in self.metrics}
         values = {name: float(value) for name, value in measurements.items() if value is not None}
         return Measured(values, forwards / len(self.split.train))
 
@@ -262,6 +311,10 @@ class ImageBed:
     def retraining(self) -> Measured:
         """The oracle, at what its training cost."""
         return self.measure(self.oracle, 3 * self.bed.epochs * len(self.split.retain))
+
+    def retraining_again(self) -> Measured:
+        """The oracle of another seed, at what its training cost."""
+        return self.measure(self.again, 3 * self.bed.epochs * len(self.split.retain))
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..beds.images import Bed
+from ..beds.images import Bed, ImageBed
 from ..beds.text_beds import TextBed
 from ..errors import MethodError, UnwriteError
 from ..runs import canonical_json, hash_json
 from ..runs.jobs import Each, crew, one_thread
 from .sweep_file import SweepFile, begun_with, opened
-from .sweep_kinds import BedModels, Contender, named, sweep_kind
+from .sweep_kinds import AGAIN, BedModels, Contender, named, sweep_kind
 
 __all__ = ["Contender", "Trial", "run_trial", "sweep", "trials_of"]
 
@@ -92,7 +92,7 @@ def trials_of(contenders: Iterable[Contender], beds: Iterable[Bed | TextBed], se
 
 
 def _with_references(chosen: Sequence[Contender], bed: Bed | TextBed) -> list[Contender]:
-    always = sweep_kind(bed).always
+    always = sweep_kind(bed).references(bed)
     return [*always, *(one for one in chosen if one not in always)]
 
 
@@ -133,6 +133,8 @@ def _measured(trial: Trial) -> dict[str, Any]:
         model, forwards = bed.unlearn(one.method, one.args, target)
         seconds = time.perf_counter() - start
         measured = bed.measure(model, forwards)
+    elif isinstance(bed, ImageBed) and one.name == AGAIN:
+        measured = bed.retraining_again()
     else:
         measured = bed.measure(target) if one.name == "before" else bed.retraining()
     values = {name: value if math.isfinite(value) else None for name, value in measured.values.items()}

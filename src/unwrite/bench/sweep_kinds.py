@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, Protocol
 
-from ..audit.suites.known import suite_for
+from ..audit.images.context import ImageContext
+from ..audit.suites.known import DEFAULT, suite_for, suite_named
 from ..audit.text.context import TextContext
-from ..beds.images import COLUMNS, METRICS, Bed, ImageBed, Measured
+from ..beds.images import COLUMNS, METRICS, Bed, ImageBed, Measured, by_features
 from ..beds.manipulated import COLUMNS as MANIPULATED_COLUMNS
 from ..beds.manipulated import METRICS as MANIPULATED_METRICS
 from ..beds.manipulated import ManipulatedBed, ManipulatedModels
@@ -25,11 +26,12 @@ from ..forget.engine.text.arguments import training_arguments
 from ..forget.vision.fine_tuning import Retrain
 from ..forget.vision.head_only import HeadOnly
 
-__all__ = ["KINDS", "TRAINING", "BedModels", "Contender", "Kind", "SweepKind", "named", "sweep_kind"]
+__all__ = ["AGAIN", "KINDS", "TRAINING", "BedModels", "Contender", "Kind", "SweepKind", "named", "sweep_kind"]
 
 Kind = Literal["reference", "control", "method"]
 Direction = Literal["lower", "higher"]
-REFERENCES = ("before", "retrained")
+AGAIN = "retrained again"  # the retrained model of another seed
+REFERENCES = ("before", "retrained", AGAIN)
 # Settings that are of training and not of a method, by their short names.
 TRAINING = {"epochs": "num_train_epochs", "lr": "learning_rate", "batch_size": "per_device_train_batch_size"}
 
@@ -40,7 +42,7 @@ class Contender:
 
     Args:
         name: its label, unique in a sweep.
-        method: what unlearns; None for the references "before" and "retrained".
+        method: what unlearns; None for the references "before", "retrained" and "retrained again".
         args: training arguments that differ from the method's own; the seed is the trial's.
 
     Raises:
@@ -54,7 +56,7 @@ class Contender:
     def __post_init__(self) -> None:
         if (self.method is None) != (self.name in REFERENCES):
             raise MethodError(
-                f"contender {self.name!r} has method {self.method!r:.60}. Give one; {' and '.join(REFERENCES)} have none."
+                f"contender {self.name!r} has method {self.method!r:.60}. Give one; {', '.join(REFERENCES)} have none."
             )
 
     @property
@@ -97,8 +99,10 @@ class SweepKind:
         check: refuses training arguments, of a contender and a bed.
         audited: a bed with other suites.
         always: contenders that are always there.
+        ceilings: suites beside whose figures another retrained model is shown, as the nearest that a method can come.
         headings: {metric: its column's heading}, in the table's order.
         ranked_by: {metric: which way is good}; the first that a bed measures ranks.
+        also_ranked: {metric: the heading of another rank by it}, where high is good.
     """
 
     name: str
@@ -109,6 +113,13 @@ class SweepKind:
     always: tuple[Contender, ...]
     headings: Mapping[str, str]
     ranked_by: Mapping[str, Direction]
+    ceilings: tuple[str, ...] = ()
+    also_ranked: Mapping[str, str] = field(default_factory=dict)
+
+    def references(self, bed: Any) -> tuple[Contender, ...]:
+        """The contenders that are always there on this bed."""
+        beside = (Contender(AGAIN),) if set(self.ceilings) & set(bed.suites) else ()
+        return (*self.always[:2], *beside, *self.always[2:])
 
     def admit(self, contender: Contender, bed: Any) -> None:
         """Refuses what this bed's data can't be forgotten by.
@@ -117,6 +128,8 @@ class SweepKind:
             MethodError: a method for other data; an unknown training argument, or one outside its range.
         """
         method = contender.method
+        if contender.name == AGAIN and not self.ceilings:
+            raise MethodError(f"{AGAIN!r} is there for beds of images alone; bed {bed.name} is of {self.name}.")
         if method is not None and self.name not in method.forgets:
             raise MethodError(
                 f"{contender.name} has no meaning for {self.name} (bed {bed.name}); it forgets "
@@ -129,10 +142,23 @@ def _image_check(contender: Contender, bed: Bed) -> object:
     return image_arguments(dict(contender.args))
 
 
-def _no_suites(bed: Bed, suites: tuple[str, ...]) -> Bed:
+def _corrective_alone(bed: ManipulatedBed, suites: tuple[str, ...]) -> ManipulatedBed:
     raise MethodError(
-        f"bed {bed.name} is of images, whose audit is of one suite. Choose suites for beds of texts alone."
+        f"bed {bed.name} is of manipulated rows, whose audit is of one suite. Choose suites for other beds alone."
     )
+
+
+def _image_suites(bed: Bed, suites: tuple[str, ...]) -> Bed:
+    """Refuses an unknown suite, one for other data, and one without a metric for these rows, before anything is trained."""
+    for suite in suites:
+        known = suite_named(suite)
+        if known.of != ImageContext.kind and suite != DEFAULT:
+            raise MethodError(
+                f"suite {suite!r} is for {known.of}; bed {bed.name} is of images. Use vision or representation."
+            )
+    if suites == ("representation",):
+        return by_features(bed)
+    return replace(bed, suites=suites, metrics=())
 
 
 def _text_check(contender: Contender, bed: TextBed) -> object:
@@ -156,7 +182,7 @@ KINDS = (
         bed=ManipulatedBed,
         models=ManipulatedModels,
         check=_image_check,
-        audited=_no_suites,
+        audited=_corrective_alone,
         always=(Contender("before"), Contender("retrained"), Contender("head-only", HeadOnly())),
         headings=dict(zip(MANIPULATED_METRICS, MANIPULATED_COLUMNS, strict=False)),
         ranked_by={"corrected_accuracy": "higher"},
@@ -166,7 +192,7 @@ KINDS = (
         bed=Bed,
         models=ImageBed,
         check=_image_check,
-        audited=_no_suites,
+        audited=_image_suites,
         always=(Contender("before"), Contender("retrained"), Contender("head-only", HeadOnly())),
         headings={
             "forget_mae": "error, forget rows",
@@ -175,9 +201,18 @@ KINDS = (
             "test_retain_mae": "error, test rows",
             "wasserstein": "distance to retrained",
             "mia_l1": "MIA",
+            "agl": "AGL",
+            "agr": "AGR",
+            "h_lr": "H-LR",
             **dict(zip((*METRICS, "cost"), COLUMNS, strict=True)),
+            "forget_accuracy": "forget rows",
+            "forget_accuracy_former_head": "under the former head",
+            "cka_forget": "CKA to retrained",
+            "cka_forget_to_before": "CKA to before, forget rows",
         },
-        ranked_by={"avg_gap": "lower", "wasserstein": "lower"},
+        ranked_by={"avg_gap": "lower", "wasserstein": "lower", "h_lr": "higher"},
+        ceilings=("representation",),
+        also_ranked={"agl": "rank by answers", "agr": "rank by features"},
     ),
     SweepKind(
         name="text",

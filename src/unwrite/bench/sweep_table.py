@@ -17,7 +17,7 @@ from .sweep_kinds import KINDS
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["markdown", "summary", "tables"]
+__all__ = ["markdown", "rank_agreement", "summary", "tables"]
 
 Row = Mapping[str, Any]
 HEADINGS = {  # in the table's order
@@ -25,7 +25,10 @@ HEADINGS = {  # in the table's order
     "cost": "cost, forwards a row",
     "seconds": "seconds",
 }
+ALSO_RANKED = {name: heading for kind in KINDS for name, heading in kind.also_ranked.items()}
+DIFFER = 0.7  # Kendall's tau below which two rankings are said to differ
 RANKED_BY = {name: direction for kind in KINDS for name, direction in kind.ranked_by.items()}
+_NOT_FIGURES = ("bed", "contender", "kind", "rank", "ranks", "seeds", "errors")
 ORDER = ("reference", "control", "method")
 
 
@@ -38,7 +41,8 @@ def summary(rows: Iterable[Row], seconds: bool = False) -> list[dict[str, Any]]:
 
     Returns:
         [{"bed", "contender", "kind", "rank" from 1 or None, "seeds", metric: {"mean", "sd"} over seeds or None where one has no
-        value, ..., "cost", "errors": {seed: what was refused}}]; who has an error isn't ranked.
+        value, ..., "cost", "errors": {seed: what was refused}}]; who has an error isn't ranked. On a bed that is audited by
+        answers and by features, also "ranks": {metric: rank from 1, equal figures alike, or None}.
     """
     beds: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
@@ -49,8 +53,39 @@ def summary(rows: Iterable[Row], seconds: bool = False) -> list[dict[str, Any]]:
         metrics = _metrics(everyone)
         entries = [_entry(sorted(some, key=lambda row: row["seed"]), metrics, seconds) for some in contenders.values()]
         by = next((name for name in RANKED_BY if name in metrics), None)
+        also = [name for name in ALSO_RANKED if name in metrics]
+        for entry in entries if also else ():
+            entry["ranks"] = {name: _rank(entry, name, entries) for name in also}
         ordered += _ordered(entries, by)
     return ordered
+
+
+def _rank(entry: Mapping[str, Any], name: str, entries: Sequence[Mapping[str, Any]]) -> int | None:
+    """By one figure, high is good, among the methods that have it."""
+    if not _counts(entry, name):
+        return None
+    return 1 + sum(one[name]["mean"] > entry[name]["mean"] for one in entries if _counts(one, name))
+
+
+def _counts(entry: Mapping[str, Any], name: str) -> bool:
+    return entry["kind"] == "method" and not entry["errors"] and entry[name] is not None
+
+
+def rank_agreement(entries: Sequence[Mapping[str, Any]]) -> tuple[float, int] | None:
+    """Kendall's tau-b of the two other rankings of one bed's entries (see `summary`), and of how many methods.
+
+    None where there are not two such rankings, fewer than two methods, or no difference between them.
+    """
+    from scipy.stats import kendalltau
+
+    names = list(entries[0].get("ranks", {})) if entries else []
+    if len(names) != 2:
+        return None
+    ranked = [[entry["ranks"][name] for name in names] for entry in entries if None not in entry["ranks"].values()]
+    if len(ranked) < 2:
+        return None
+    tau = float(kendalltau(*zip(*ranked, strict=True)).statistic)
+    return None if tau != tau else (tau, len(ranked))
 
 
 def _metrics(rows: Sequence[Row]) -> list[str]:
@@ -114,19 +149,37 @@ def _blocks(rows: Iterable[Row], seconds: bool) -> list[_Block]:
 
 
 def _block(bed: str, entries: Sequence[Mapping[str, Any]]) -> _Block:
-    names = [name for name in entries[0] if name not in ("bed", "contender", "kind", "rank", "seeds", "errors")]
+    names = [name for name in entries[0] if name not in _NOT_FIGURES]
     seeds = sorted({seed for entry in entries for seed in (*entry["seeds"], *entry["errors"])})
     several = len(seeds) > 1
+    also = entries[0].get("ranks", {})
     return _Block(
         title=f"{bed}, {'seeds' if several else 'seed'} {', '.join(map(str, seeds))}",
-        columns=("rank", "model", *(HEADINGS.get(name, name) for name in names)),
+        columns=("rank", "model", *(ALSO_RANKED[name] for name in also), *(HEADINGS.get(name, name) for name in names)),
         lines=tuple(
-            (_place(entry), entry["contender"], *(_text(entry[name], several) for name in names))
+            (
+                _place(entry),
+                entry["contender"],
+                *(str(entry["ranks"][name] or "–") for name in also),
+                *(_text(entry[name], several) for name in names),
+            )
             for entry in entries
             if entry["seeds"]
         ),
-        notes=tuple(note for entry in entries for note in _notes(entry)),
+        notes=(*_agreement(entries), *(note for entry in entries for note in _notes(entry))),
     )
+
+
+def _agreement(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Whether answers and features rank the methods alike."""
+    found = rank_agreement(entries)
+    if found is None:
+        return []
+    tau, methods = found
+    says = "they rank differently" if tau < DIFFER else "they rank alike"
+    return [
+        f"answers against features over {methods} methods: Kendall's tau {tau:.2f}, so {says} (below {DIFFER}: differently)"
+    ]
 
 
 def _place(entry: Mapping[str, Any]) -> str:

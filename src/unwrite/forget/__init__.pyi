@@ -106,6 +106,7 @@ from .vision.pruned import Pruned as Pruned
 from .vision.regression import Blindspot as Blindspot
 from .vision.regression import GaussianAmnesiac as GaussianAmnesiac
 from .vision.relabelling import Amnesiac as Amnesiac
+from .vision.relabelling import PseudoLabel as PseudoLabel
 from .vision.relabelling import RandomLabel as RandomLabel
 from .vision.salun import Salient as Salient
 from .vision.salun import SalUn as SalUn

@@ -71,13 +71,13 @@ class ImageContext(Context[ImageSplit]):
 
     @classmethod
     def sets(cls, split: ImageSplit) -> Mapping[str, Sized]:
-        return split.parts
+        return {**split.parts, **split.downstream}
 
     @classmethod
     def rows_named(cls, split: ImageSplit, name: str) -> Images | None:
         """A set of the split; "test retain" and "test forget" are the test rows of either kind."""
         special = {"test retain": split.test_retain, "test forget": split.test_forget}
-        return special[name] if name in special else split.parts.get(name)
+        return special[name] if name in special else split.parts.get(name, split.downstream.get(name))
 
     @classmethod
     def beside(

@@ -51,6 +51,8 @@ class ImageSplit:
             nothing tells them apart.
         evaluation: further named sets to measure on ("new fonts").
         name: in messages and reports.
+        downstream: named sets of other tasks, with labels of their own, on which features are judged; their pixels have
+            this data's shape.
 
     Raises:
         DataError: an empty part, parts that share rows, or that don't fit one model.
@@ -63,6 +65,7 @@ class ImageSplit:
     test_forget: Images | None = None
     evaluation: Mapping[str, Images] = field(default_factory=dict)
     name: str = "split"
+    downstream: Mapping[str, Images] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         parts = self.parts
@@ -71,7 +74,15 @@ class ImageSplit:
                 raise DataError(f"the {kind} set is empty. Give at least one row to {_VERBS[kind]}.")
         if taken := sorted(set(self.evaluation) & _OWN):
             raise DataError(f"an evaluation set can't be called {taken[0]!r}, a part of the split itself. Rename it.")
+        if taken := sorted(set(self.downstream) & set(parts)):
+            raise DataError(f"a downstream set can't be called {taken[0]!r}, a part of the split itself. Rename it.")
         check_images(parts)
+        for kind, rows in self.downstream.items():
+            if rows.labels is None or rows.shape != self.forget.shape:
+                raise DataError(
+                    f"downstream set {kind!r} has {'targets' if rows.labels is None else 'labels'} and images of "
+                    f"{list(rows.shape)}. Give labels, and images of {list(self.forget.shape)}."
+                )
         if self.test_forget is not None and (
             self.test is None or len(shared(self.test_forget, self.test)) < len(self.test_forget)
         ):
@@ -98,8 +109,8 @@ class ImageSplit:
 
     @cached_property
     def hash(self) -> str:
-        """Content hash over all parts."""
-        return hash_json({kind: rows.hash for kind, rows in self.parts.items()})
+        """Content hash over all parts and downstream sets."""
+        return hash_json({kind: rows.hash for kind, rows in {**self.parts, **self.downstream}.items()})
 
 
 def check_images(parts: Mapping[str, Images]) -> None:
