@@ -231,7 +231,7 @@ def _claim(
         f"detectors on its own states, adapters at a rate of {rate:g}",
         columns=("forgotten, right", "in other words", "kept, right", "seconds a request"),
         rows=rows,
-        headline=f"answers asked to go: {figure(rows, 'O3', 0)} right; kept: {figure(rows, 'O3', 2)}, of {before:.3f} before",
+        headline=headline(rows, {}),
         reason=reason_of(checks),
         checks=checks,
         seeds=seeds,
@@ -291,3 +291,9 @@ def _checks(
             "claim", "a detector takes at most 2 % of what stays for what is asked for", found["kept"], "<=", WITHIN
         ),
     )
+
+
+def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str:
+    """What is left of what was asked for, and of the rest."""
+    left, kept, before = figure(rows, "O3", 0), figure(rows, "O3", 2), figure(rows, "before", 2)
+    return f"answers asked to go: {left} right; kept: {kept}, of {before} before"
