@@ -212,7 +212,7 @@ def test_ten_rows_taken_two_and_a_half_times_are_twenty_five_the_first_five_thri
     counts = repeated(10, 2.5).bincount()
     assert counts.tolist() == [3] * 5 + [2] * 5
     assert repeated(10, 0.3).tolist() == [0, 1, 2]
-    assert len(repeated(10, 1.1)) == 11  # 0.1 * 10 is below 1 in binary
+    assert len(repeated(10, 2.3)) == 23  # 0.3 * 10 is below 3 in binary
 
 
 def test_every_copy_of_a_forget_row_has_the_targets_of_that_row_and_every_epoch_all_copies():
