@@ -206,7 +206,8 @@ def test_the_selected_rows_are_as_many_as_asked_and_a_function_of_the_seed(selec
     assert one.holdout is not None
     assert not {*one.holdout.index.tolist()} & {*one.train.index.tolist()}
     if selector in ("random", QUICK):
-        assert one.forget.hash != split_worst_case(model, rows, HARD, selector, holdout=None, seed=4).forget.hash
+        three, four = (selected(model, rows, HARD, selector, seed) for seed in (3, 4))
+        assert chosen(three) != chosen(four)
 
 
 def test_bilevel_alone_means_the_published_rounds(monkeypatch):
@@ -271,9 +272,29 @@ def test_weights_that_hardly_move_are_said_to():
 def test_the_weights_are_set_to_their_largest_after_some_rounds():
     model, rows = graded()
     settings = BilevelSelection(rounds=2, epochs=0, lr_w=0.1)
-    between = settings.select(model, rows, HARD).weights
-    assert ((between > 0) & (between < 1)).any()
+    for rounds in (1, 2):
+        between = replace(settings, rounds=rounds).select(model, rows, HARD).weights
+        assert ((between > 0) & (between < 1)).any()
     assert {*replace(settings, binary_every=1).select(model, rows, HARD).weights.tolist()} == {0.0, 1.0}
+
+
+def test_every_round_unlearns_the_trained_model_with_the_weights_of_the_round_before(monkeypatch):
+    model, rows = graded()
+    given = []
+    unlearn = BilevelSelection.unlearn
+
+    def spy(self, start, data, w, seed=0):
+        given.append((start, w.clone()))
+        return unlearn(self, start, data, w, seed)
+
+    monkeypatch.setattr(BilevelSelection, "unlearn", spy)
+    last = BilevelSelection(rounds=3, epochs=1, binary_every=5).select(model, rows, HARD).weights
+    assert all(start is model for start, _ in given)
+    assert {*given[0][1].tolist()} == {0.0, 1.0}
+    assert all(float(w.sum()) == pytest.approx(HARD) for _, w in given)
+    assert not torch.equal(given[0][1], given[1][1])
+    assert not torch.equal(given[1][1], given[2][1])
+    assert ((last > 0) & (last < 1)).any()
 
 
 def test_the_upper_step_is_loss_and_norm():
