@@ -7,6 +7,7 @@ import torch
 from adapting import masked_encoder
 from asked_prompts import ASKED, OTHER, batch
 from peft import LoraConfig
+from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import make_examples, make_llama, make_tokenizer
 from helpers.tiny import lively
@@ -91,6 +92,19 @@ def test_a_second_request_goes_on_from_the_first_and_leaves_its_weights_as_they_
     for name, a in first.adapters[0].down.items():
         assert torch.allclose(second.adapters[0].down[name], a, atol=1e-5)
     assert len(second.adapters) == 1
+
+
+def test_the_fifth_request_costs_what_the_first_does_within_a_tenth():
+    """In multiplications, which a clock of a busy machine can't tell: training, detector and all."""
+    model, forget = lively(make_llama(0)), make_examples("forget", 60)
+    costs = []
+    for number in range(5):
+        with FlopCounterMode(display=False) as counter:
+            model = request(model, forget[12 * number : 12 * number + 12])
+        costs.append(counter.get_total_flops())
+    assert costs[0] > 1e6
+    assert costs == sorted(costs)  # each penalty is over one more
+    assert costs[4] <= 1.1 * costs[0]
 
 
 def test_the_penalty_turns_a_request_away_from_those_before():
