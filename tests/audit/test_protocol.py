@@ -33,7 +33,7 @@ from unwrite.audit.report.parts import Picture, Remark
 from unwrite.audit.suites.known import suite_for
 from unwrite.audit.text import context as text_context_module
 from unwrite.audit.text.basic import Perplexity, Probability, RougeRecall
-from unwrite.data import ForgetSplit, Images
+from unwrite.data import ForgetSplit, Images, Poisoning, split_identified
 from unwrite.data.images.splits import split_by_class, split_by_target
 from unwrite.errors import MethodError, ModelError, naming
 
@@ -356,6 +356,14 @@ def test_a_suites_headline_is_one_of_its_metrics_with_its_direction(name: str, s
     if name == "vision-regression":
         data = images(values=True)
         rows = split_by_target(data.subset(range(30)), high=0.5, test=data.subset(range(30, 40)), holdout=None)
+    if name == "corrective":
+        rows = split_identified(
+            images().subset(range(30)),
+            Poisoning(share=0.5, size=1),
+            0.5,
+            test=images().subset(range(30, 40)),
+            holdout=None,
+        )
     metrics = {metric.name: metric for metric in suite.for_split(rows)}
     for headline, panel in ((suite.gone, "forgotten"), (suite.kept, "kept")):
         assert headline is not None

@@ -67,7 +67,7 @@ def test_a_method_can_be_inside_another():
         (("--seeds", "0"), "1 methods, 1 beds and 0 seeds are no sweep"),
         (("--workers", "0"), "workers is 0; use 1 or more"),
         (("--markdown", "--json"), "Choose one"),
-        (("--suites", "tofu"), "bed tiny is of images, whose audit is of one suite"),
+        (("--suites", "tofu"), "suite 'tofu' is for text; bed tiny is of images"),
         (
             ("--beds", "authors/small", "--methods", "scrub"),
             "scrub has no meaning for text (bed authors/small); it forgets images",

@@ -21,13 +21,15 @@ from ..errors import MethodError, RunError, setting
 from ..runs import conforms
 from .forget import EQUAL, QUALITY, SUITES, TUNED_ON, UTILITY, choosing, placed, report_of, rule_of, run
 from .sweep import Trial, sweep
-from .sweep_kinds import REFERENCES, Contender
+from .sweep_kinds import AGAIN, Contender
+from .sweep_kinds import REFERENCES as NAMED
 
 __all__ = ["SAME", "extend", "extendable"]
 
 SAME = (
     1e-9  # by how much of itself a reference's figure may differ: the rounding of a mean, and no other kernel or code
 )
+REFERENCES = tuple(name for name in NAMED if name != AGAIN)  # which is of images alone
 Report = Mapping[str, Any]
 
 

@@ -16,10 +16,13 @@ from unwrite.models.pruning import apply_masks, magnitude_masks
 from unwrite.nets import SmallCNN
 
 METHODS = {
-    slug: record for slug, record in catalog.methods().items() if "images" in record.forgets and slug != "pruned"
+    slug: record
+    for slug, record in catalog.methods().items()
+    if "images" in record.forgets and slug != "pruned" and record.kind != "guard"
 }
 FOR_REGRESSORS = {"blindspot", "gaussian-amnesiac"}
 FIELDS = {"unsir": {"noise_rows": 8, "copies": 3}, "laf": {"vae_epochs": 1}, "potion": {"tries": 3}}
+FIELDS |= {key: {"retain_multiplier": 1.0} for key in ("dmm", "oracle-matching")}
 FIELDS |= {slug: {"alpha": 1.5} for slug in ("ssd", "lfssd", "random-dampening")}
 HARD = {"learning_rate": 0.01, "momentum": 0.9, "weight_decay": 0.1, "num_train_epochs": 2}
 HARD |= {"per_device_train_batch_size": 16, "optim": "sgd"}
