@@ -93,7 +93,7 @@ def test_least_squares_on_predicted_outputs_gives_the_retrained_weights():
     assert torch.allclose(weight.T, ridge_weight(retain), rtol=0, atol=1e-6)
 
 
-def test_matching_ends_nearer_the_retrained_weights_than_descent_and_ascent_at_as_many_steps():
+def test_matching_ends_nearer_the_retrained_weights_than_descent_at_as_many_steps():
     forget, retain, data = regression_rows()
     oracle, start = ridge_weight(retain), ridge_weight(data)
     args = {**STILL, "num_train_epochs": 60, "per_device_train_batch_size": 64}
