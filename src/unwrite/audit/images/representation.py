@@ -237,7 +237,7 @@ def top_classes(model: nn.Module, downstream: Images, n: int, *, batch_size: int
     """
     device = next(model.parameters()).device
     parts = []
-    with evaluating(model):
+    with evaluating(model), torch.no_grad():
         for first in range(0, len(downstream), batch_size):
             parts.append(logits_by(model, downstream.pixels[first : first + batch_size].to(device)).cpu())
     return most_predicted(torch.cat(parts), n)

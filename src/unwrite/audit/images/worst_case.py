@@ -317,11 +317,10 @@ def _binary(weights: Tensor, count: int) -> Tensor:
     return chosen
 
 
-@torch.no_grad()
 def _logits(model: nn.Module, rows: Images, batch_size: int = 256) -> Tensor:
     """`[rows, classes]`, float64, in evaluation mode."""
     device = next(model.parameters()).device
-    with evaluating(model):
+    with evaluating(model), torch.no_grad():
         parts = [
             logits_of(model, rows.pixels[at : at + batch_size].to(device)) for at in range(0, len(rows), batch_size)
         ]
