@@ -40,7 +40,7 @@ def sweep(
             setting is a field of the method, or epochs, lr or batch_size. vision: the twelve of unwrite bench vision, with the
             settings they have there.
         beds: separated by commas. Images: digits/class, digits/random, digits/range, digits/top, glyphs/class,
-            glyphs/random, glyphs/identity. Texts: authors/small (minutes), authors/smollm2 (hours).
+            glyphs/random, glyphs/identity, glyphs/persons. Texts: authors/small (minutes), authors/smollm2 (hours).
         out: JSON lines, a row a trial. It may grow: more methods, beds and seeds are added to those it has.
         seeds: how many.
         suites: audits whose figures are the columns, separated by commas; without, tofu for beds of texts and, for images,
