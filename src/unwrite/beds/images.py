@@ -60,6 +60,10 @@ METRICS = ("UA", "test_forget_accuracy", "RA", "TA", "mia_confidence", "avg_gap"
 BY_FEATURES = (
     "agl", "agr", "h_lr", "test_forget_accuracy", "RA", "TA", "forget_accuracy_former_head", "cka_forget", "cka_forget_to_before",
 )  # fmt: skip
+BY_PERSONS = (
+    "nomus", "TA", "forgetting_score", "mia_loss", "utility_gap", "mia_gap", "forget_gap", "forget_kl", "forget_accuracy", "RA",
+)  # fmt: skip
+PERSON_DRAWS, PERSON_EPOCHS = 20, 20
 COLUMNS = (
     "UA", "test, forgotten class", "RA", "TA", "MIA", "avg gap", "CKA to before", "k-NN of forget rows", "cost, forwards a row",
 )  # fmt: skip
@@ -79,6 +83,7 @@ class Bed:
         suites: names of other suites, in the place of the one for this kind of data.
         oracle_from: what the oracle's seed adds to the target's. 0 begins both from the same weights, and then their features
             are alike for that alone: where features are compared, the oracle begins elsewhere, as published ones do.
+        training: what differs in the training of target and oracle, see `image_recipe`.
     """
 
     name: str
@@ -89,6 +94,7 @@ class Bed:
     metrics: tuple[str, ...] = METRICS
     suites: tuple[str, ...] = ()
     oracle_from: int = 0
+    training: Mapping[str, float] = field(default_factory=dict)
 
 
 DIGIT_EPOCHS = 15
@@ -109,6 +115,24 @@ def _by_font(data: TrainTest, seed: int) -> ImageSplit:
     assert data.train.identities is not None
     fonts = data.train.identities
     return split_by_identity(data.train, fonts[seed % len(fonts)], test=data.test, seed=seed)
+
+
+@cache
+def _persons(seed: int) -> TrainTest:
+    """Glyphs whose fonts are persons: seven to train on, two to test, two never seen, each as often drawn."""
+    made = glyphs(draws=PERSON_DRAWS, test_draws=PERSON_DRAWS, new_fonts=4, seed=seed)
+    others = made.evaluation["new fonts"]
+    assert others.identity is not None
+    first = others.identity < 2
+    return TrainTest(made.train, others.where(first, "test fonts"), {"unseen": others.where(~first, "unseen fonts")})
+
+
+def _by_persons(count: int, data: TrainTest, seed: int) -> ImageSplit:
+    """So many fonts, drawn by the seed, of those in training; the labels are the characters."""
+    fonts = len(data.train.identities)
+    chosen = np.random.default_rng(seed).permutation(fonts)[:count].tolist()
+    split = split_by_identity(data.train, chosen, test=data.test, holdout=data.evaluation["unseen"], seed=seed)
+    return replace(split, test_forget=None)  # identities are numbered anew in every set: none of these is forgotten
 
 
 def _lowest(share: float, data: TrainTest, seed: int) -> ImageSplit:
@@ -176,6 +200,16 @@ BEDS: dict[str, Bed] = {
         DIGIT_EPOCHS,
         ("forget_mae", "test_forget_mae", "retain_mae", "test_retain_mae", "wasserstein", "mia_l1", "forget_cka"),
     ),
+    "glyphs/persons": Bed(
+        "glyphs/persons",
+        _persons,
+        partial(_by_persons, 3),
+        GLYPHS,
+        PERSON_EPOCHS,
+        BY_PERSONS,
+        ("mufac",),
+        training={"weight_decay": 0.0},
+    ),
     "digits/top": replace(forgetting_top((3, 8)), name="digits/top"),
 }
 
@@ -242,7 +276,7 @@ class ImageBed:
 
     def recipe_of(self, **differs: Any) -> TrainRecipe:
         """How target and oracle are trained, with what differs (`masks`, `start`, ...)."""
-        return image_recipe(SmallCNN, **{"epochs": self.bed.epochs, **self.bed.net, **differs})
+        return image_recipe(SmallCNN, **{"epochs": self.bed.epochs, **self.bed.net, **self.bed.training, **differs})
 
     @property
     def recipe(self) -> TrainRecipe:

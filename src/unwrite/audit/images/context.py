@@ -157,11 +157,10 @@ class ImageContext(Context[ImageSplit]):
 
         return cached_files("image-passes", hash_json([FORMAT, self.fingerprint, rows.hash]), make, read)
 
-    @torch.no_grad()
     def _forward(self, rows: Images) -> dict[str, Tensor]:
         device = next(self.model.parameters()).device
         logits, features = [], []
-        with evaluating(self.model):
+        with evaluating(self.model), torch.no_grad():  # in this order: `evaluating` turns gradients on
             for first in range(0, len(rows), self.batch_size):
                 output = self.layout.observe(rows.pixels[first : first + self.batch_size].to(device))
                 logits.append(output.logits.cpu())
