@@ -23,6 +23,7 @@ from .images.context import ImageContext as ImageContext
 from .images.features import knn_accuracy as knn_accuracy
 from .images.features import linear_cka as linear_cka
 from .images.features import neighbours as neighbours
+from .images.identities import ForgetDivergence as ForgetDivergence
 from .images.identities import ForgettingScore as ForgettingScore
 from .images.identities import IdentityAttack as IdentityAttack
 from .images.identities import NoMUS as NoMUS

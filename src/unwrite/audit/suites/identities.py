@@ -26,6 +26,7 @@ def _metrics(split: ImageSplit) -> list[ImageMetric]:
         who.ForgettingScore(),
         who.IdentityAttack(),
         *(who.RetrainGap(name) for name in who.GAPS),
+        who.ForgetDivergence(),
         of.Accuracy("forget"),
         of.Accuracy("retain"),
         of.BoostedTreesAttack(),
