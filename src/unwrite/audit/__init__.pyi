@@ -23,6 +23,15 @@ from .images.context import ImageContext as ImageContext
 from .images.features import knn_accuracy as knn_accuracy
 from .images.features import linear_cka as linear_cka
 from .images.features import neighbours as neighbours
+from .images.identities import ForgetDivergence as ForgetDivergence
+from .images.identities import ForgettingScore as ForgettingScore
+from .images.identities import IdentityAttack as IdentityAttack
+from .images.identities import NoMUS as NoMUS
+from .images.identities import RetrainGap as RetrainGap
+from .images.identities import TopTwo as TopTwo
+from .images.identities import check_identities as check_identities
+from .images.identities import loss_attack as loss_attack
+from .images.identities import nomus as nomus
 from .images.klom import KLoM as KLoM
 from .images.klom import MarginModels as MarginModels
 from .images.klom import klom as klom
@@ -112,6 +121,7 @@ from .suites.forms import FormProbability as FormProbability
 from .suites.forms import FormsMean as FormsMean
 from .suites.forms import FormVariation as FormVariation
 from .suites.forms import forms_suite as forms_suite
+from .suites.identities import MUFAC as MUFAC
 from .suites.membership import MEMBERSHIP as MEMBERSHIP
 from .suites.muse import MUSE as MUSE
 from .suites.muse import KnowMem as KnowMem

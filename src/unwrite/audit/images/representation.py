@@ -219,7 +219,6 @@ def most_predicted(logits: ArrayLike, n: int) -> tuple[int, ...]:
     return tuple(ranked[:n])
 
 
-@torch.no_grad()
 def top_classes(model: nn.Module, downstream: Images, n: int, *, batch_size: int = 256) -> tuple[int, ...]:
     """Returns the n of the model's classes that are nearest to a downstream set: those it says most often of its images.
 
@@ -482,7 +481,7 @@ class FormerHead(_OfClasses):
             raise ModelError(
                 f"the model's features have {features.shape[1]} dims and the head before takes {former.layout.features_dim}."
             )
-        with torch.no_grad(), evaluating(former.model):
+        with evaluating(former.model), torch.no_grad():
             logits = head(features.to(weight.device, weight.dtype)).double().cpu()
         return accuracy(logits, context.labels("forget"), self.name)
 
