@@ -36,6 +36,11 @@ from .images.klom import KLoM as KLoM
 from .images.klom import MarginModels as MarginModels
 from .images.klom import klom as klom
 from .images.klom import margin_models as margin_models
+from .images.likeness import agl as agl
+from .images.likeness import agr as agr
+from .images.likeness import cka as cka
+from .images.likeness import h_lr as h_lr
+from .images.likeness import permuted_cka as permuted_cka
 from .images.lira import lira as lira
 from .images.lira import logit_confidence as logit_confidence
 from .images.membership import attack_success_rate as attack_success_rate
@@ -62,11 +67,6 @@ from .images.representation import DownstreamLikeness as DownstreamLikeness
 from .images.representation import DownstreamNeighbours as DownstreamNeighbours
 from .images.representation import FormerHead as FormerHead
 from .images.representation import LogitsAndFeatures as LogitsAndFeatures
-from .images.representation import agl as agl
-from .images.representation import agr as agr
-from .images.representation import cka as cka
-from .images.representation import h_lr as h_lr
-from .images.representation import permuted_cka as permuted_cka
 from .images.representation import top_classes as top_classes
 from .images.selection import Selection as Selection
 from .images.shadows import Shadows as Shadows
