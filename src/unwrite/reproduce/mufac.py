@@ -38,7 +38,7 @@ METRICS = (
     "RA",
 )
 COLUMNS = (
-    "test accuracy", "|m - 0.5|", "m", "NoMUS", "utility gap", "m gap", "KL on forget rows", "forget rows", "retain rows",
+    "test accuracy", "m from chance", "m", "NoMUS", "utility gap", "m gap", "KL on forget rows", "forget rows", "retain rows",
     "cost, forwards a row",
 )  # fmt: skip
 RATES = (1e-3, 1e-2, 3e-2)
@@ -166,16 +166,20 @@ def _checks(measurements: Mapping[str, Sequence[Measured]], names: Sequence[str]
         for some in zip(*(beside(name, "before", "TA") for name in SOFTENED), strict=True)
     ]
     return (
-        Check.by_seed("set-up", "the loss attack works on the model before: |m - 0.5|", known, ">=", 0.1),
+        Check.by_seed("set-up", "the loss attack works on the model before: m from chance", known, ">=", 0.1),
         Check.by_seed("set-up", "and not on the retrained one", of("retrained", "forgetting_score"), "<=", 0.05),
         Check.by_seed("mechanism", "softened answers predict as before: test accuracy apart", moved, "<=", 0.0),
         Check.by_seed("claim", "Advanced NegGrad is first or second by NoMUS: methods ahead", better, "<=", 1),
         Check.by_seed("claim", "it beats NegGrad by NoMUS", beside(ADVANCED, ASCENT, "nomus"), ">", 0),
         Check.by_seed(
-            "claim", "NegGrad forgets: |m - 0.5| beside before", beside(ASCENT, "before", "forgetting_score"), "<", 0
+            "claim",
+            "NegGrad forgets: m from chance, beside before",
+            beside(ASCENT, "before", "forgetting_score"),
+            "<",
+            0,
         ),
         Check.by_seed("claim", "and loses 10 points of test accuracy", beside("before", ASCENT, "TA"), ">=", 10),
-        Check.by_seed("claim", "fine-tuning and CF-3 change |m - 0.5| by less than a fifth", changed, "<", 0.2),
+        Check.by_seed("claim", "fine-tuning and CF-3 change m from chance by less than a fifth", changed, "<", 0.2),
         Check.by_seed(
             "control",
             "softening answers gains nothing: NoMUS beside before",

@@ -193,7 +193,7 @@ def _checks(measurements: Measurements, spreads: Sequence[float], lost: Sequence
 
 def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str:
     """What a retrained model forgets of the worst, of a random and of the lowest-loss set."""
-    names = {"of the worst set": WORST, "of random ones": RANDOM, "of the lowest losses": "low-loss"}
+    names = {"of the worst set": WORST, "random": RANDOM, "lowest-loss": "low-loss"}
     return "retraining forgets " + ", ".join(f"{figure(rows, name, 1)} % {word}" for word, name in names.items())
 
 
