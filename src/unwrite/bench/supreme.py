@@ -198,7 +198,7 @@ class SupremeMethod(Edit[ImageWork]):
 
     def _teacher(self, work: ImageWork) -> nn.Module | None:
         """The untrained model that one function imitates."""
-        return _Net(frozen(work.fresh(work.args.seed)), work.cost) if self.function == "bad_teacher" else None
+        return frozen(_Net(work.fresh(work.args.seed), work.cost)) if self.function == "bad_teacher" else None
 
 
 def pairs() -> list[Contender]:
@@ -295,13 +295,15 @@ def _stood_in() -> Iterator[None]:
 
 
 class _Empty(ModuleType):
-    """A module whose every name is a class that does nothing, to be called or derived from while others are imported."""
+    """A module whose every name is another such, or a class that does nothing: to be called or derived from during an import."""
 
     __path__: ClassVar[list[str]] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        if (inside := f"{self.__name__}.{name}") in STOOD_IN:
+            return sys.modules[inside]
         return type(name, (), {"__init__": lambda self, *args, **options: None})
 
 
