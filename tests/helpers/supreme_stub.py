@@ -37,6 +37,13 @@ HEAD = """
         supreme.calls.append({"function": name, **given})
 """
 FABRIC = """
+    import os
+    import warnings
+
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    warnings.simplefilter("always", ResourceWarning)
+
+
     class Fabric:
         def __init__(self, accelerator="auto", devices="auto"):
             self.accelerator, self.devices = accelerator, devices

@@ -162,7 +162,7 @@ class SupremeMethod(Edit[ImageWork]):
         """
         function, net = function_named(self.function), _Net(work.model, work.cost)
         gradients = [parameter.requires_grad for parameter in work.model.parameters()]
-        with seeded(work.args.seed), _own_process_alone():
+        with seeded(work.args.seed), _environment(SCALENE="1"):  # its switch for loaders without worker processes
             function(**self._given(work, net))
         for parameter, needed in zip(work.model.parameters(), gradients, strict=True):
             parameter.requires_grad_(needed).grad = None
@@ -266,7 +266,7 @@ def function_named(name: str) -> Callable[..., Any]:
     except PackageNotFoundError as error:
         raise MissingExtra(error.name, "peers", also=f" && pip install --no-deps {PACKAGE}=={MADE_FOR}") from None
     try:
-        with warnings.catch_warnings():  # what an import adds to the filters goes again
+        with warnings.catch_warnings(), _environment():  # Lightning adds to filters and variables
             importlib.import_module("lightning.fabric")
             with _stood_in():
                 module = importlib.import_module(f"{MODULE}.{name}")
@@ -308,17 +308,16 @@ class _Empty(ModuleType):
 
 
 @contextmanager
-def _own_process_alone() -> Iterator[None]:
-    """SCALENE is SUPREME's switch for loaders without worker processes; it is as it was afterwards."""
-    before = os.environ.get("SCALENE")
-    os.environ["SCALENE"] = "1"
+def _environment(**differs: str) -> Iterator[None]:
+    """With these variables; afterwards all are as they were."""
+    before = dict(os.environ)
+    os.environ.update(differs)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["SCALENE"]
-        else:
-            os.environ["SCALENE"] = before
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _fabric(device: torch.device) -> Any:
