@@ -65,6 +65,23 @@ class ColouredDigits:
         test, test_colours = coloured(split.test, test_rows, random, "other coloured digits")
         return cls(train, test, epochs, seed, {"train": train_colours, "test": test_colours})
 
+    def surrogate(self, epochs: int) -> nn.Module:
+        """A network trained on other pictures of the training digits, as many, labelled by digit and colour at once: it sees both.
+
+        What a public backbone is for photos: it was made for other pictures and other labels.
+        """
+        source = digits(test_share=TEST_SHARE, seed=self.seed).train
+        random = np.random.default_rng([self.seed, 33])
+        pictures, colours = coloured(source, len(self.train), random, "the surrogate's coloured digits")
+        classes = tuple(f"{colour} {digit}" for digit in LABELLINGS["digit"] for colour in COLOURS)
+        labels = pictures.target * len(COLOURS) + colours
+        return fitted(
+            recipe_of(len(classes), epochs, width=16),
+            replace(pictures, labels=labels, classes=classes),
+            range(len(pictures)),
+            self.seed,
+        )
+
     def right(self, published: Images, labelling: str) -> float:
         """How many clean test pictures they get right who train on these pictures labelled so, in %.
 

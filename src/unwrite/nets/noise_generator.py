@@ -8,6 +8,8 @@ draws of it is what is used: running statistics would draw another picture than 
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -42,11 +44,8 @@ class NoiseGenerator(nn.Module):
                 raise ModelError(f"{name} is {value}; a generator needs at least {least}.")
         self.smallest = max(4, 2**downsamplings + 1)  # 2 pixels are left in the middle, so that they can be reflected
         widths = [width * 2**number for number in range(downsamplings + 1)]
-        down = [(nn.Conv2d(a, b, 3, 2, 1, bias=False), b) for a, b in zip(widths, widths[1:], strict=False)]
-        up = [
-            (nn.ConvTranspose2d(b, a, 3, 2, 1, output_padding=1, bias=False), a)
-            for a, b in zip(widths, widths[1:], strict=False)
-        ]
+        down = [(nn.Conv2d(a, b, 3, 2, 1, bias=False), b) for a, b in pairwise(widths)]
+        up = [(nn.ConvTranspose2d(b, a, 3, 2, 1, output_padding=1, bias=False), a) for a, b in pairwise(widths)]
         self.layers = nn.Sequential(
             nn.ReflectionPad2d(3),
             *_normed(nn.Conv2d(channels, width, 7, bias=False), width),

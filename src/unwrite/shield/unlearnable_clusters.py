@@ -26,9 +26,18 @@ from ..errors import DataError, MethodError, ModelError, NotFinite, notice, sett
 from ..nets.noise_generator import NoiseGenerator
 from ..runs import Progress, progress, seeded
 from .base import Additive, Fitted, Protection, need_choice, need_number
-from .engine.features import FeatureReader, FeatureSurrogate, check_named, crop_of, middle, scaled, side_of, surrogate_of
+from .engine.features import (
+    FeatureReader,
+    FeatureSurrogate,
+    check_named,
+    crop_of,
+    middle,
+    scaled,
+    side_of,
+    surrogate_of,
+)
 from .engine.keys import seed_of
-from .engine.pictures import PictureBatch, Pictures, Reads
+from .engine.pictures import PictureBatch, Pictures
 from .engine.surrogates import frozen
 
 __all__ = ["UnlearnableClusters", "bounded", "centre_loss", "nearest"]
