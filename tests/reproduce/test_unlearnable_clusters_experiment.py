@@ -6,7 +6,7 @@ import torch
 
 from helpers.pictures import Linear
 from unwrite.beds.budget import Budget
-from unwrite.beds.coloured_digits import COLOURS, LABELLINGS, ColouredDigits, coloured, labellings
+from unwrite.beds.coloured_digits import LABELLINGS, ColouredDigits, coloured, labellings
 from unwrite.data.images.sets import digits
 from unwrite.reproduce import unlearnable_clusters as experiment
 from unwrite.reproduce.base import HEADLINE, run
@@ -61,7 +61,7 @@ def test_pictures_carry_three_labellings_of_which_colour_has_no_part_in_the_digi
     assert all(int(labels[name].max()) + 1 == len(LABELLINGS[name]) for name in LABELLINGS)
     assert torch.equal(labels["parity"], labels["digit"] % 2)
     many, colours = coloured(digits().train, 6000, np.random.default_rng(0), "many")
-    together = np.histogram2d(many.target.numpy(), colours.numpy(), (10, 6))[0] / 100
+    together = np.histogram2d(many.target.numpy(), colours.numpy(), (10, 3))[0] / 200
     assert 0.6 < together.min() < together.max() < 1.4
 
 
@@ -69,11 +69,9 @@ def test_a_digit_has_its_colour_on_a_dim_smooth_ground_and_8_bits(bed):
     pixels = bed.train.pixels
     assert pixels.shape == (240, 3, 32, 32)
     assert torch.equal(torch.round(pixels * 255) / 255, pixels)
-    tones = torch.tensor([*COLOURS.values()])[bed.colours["train"]]  # [rows, 3]
-    brightest = pixels.flatten(2).quantile(0.97, dim=2)
-    on, off = brightest[tones == 1], brightest[tones == 0]
-    assert on.min() > 0.4
-    assert on.mean() > off.mean() + 0.3
+    brightest = pixels.flatten(2).quantile(0.97, dim=2)  # [rows, 3]
+    assert 0.4 < brightest.min() < 0.7
+    assert (brightest.argmax(1) == bed.colours["train"]).float().mean() > 0.85
     ground = pixels[:, :, 0, :].std(2)
     assert ground.mean() < 0.15
 

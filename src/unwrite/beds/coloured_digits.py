@@ -24,18 +24,12 @@ TEST_SHARE = 1 / 3
 SMALLEST, LARGEST = 24, 30  # pixels of a digit's side
 NOISE = 0.03  # standard deviation of a pixel
 BRIGHTEST = 0.35  # of a background
-COLOURS: Mapping[str, tuple[float, float, float]] = {
-    "red": (1.0, 0.0, 0.0),
-    "yellow": (1.0, 1.0, 0.0),
-    "green": (0.0, 1.0, 0.0),
-    "cyan": (0.0, 1.0, 1.0),
-    "blue": (0.0, 0.0, 1.0),
-    "magenta": (1.0, 0.0, 1.0),
-}
+DIMMEST = 0.5  # of a digit, in each channel
+COLOURS = ("red", "green", "blue")  # whichever is brightest
 LABELLINGS: Mapping[str, tuple[str, ...]] = {
     "digit": tuple("0123456789"),
     "parity": ("even", "odd"),
-    "colour": tuple(COLOURS),
+    "colour": COLOURS,
 }
 
 
@@ -130,11 +124,9 @@ def coloured(source: Images, rows: int, random: np.random.Generator, name: str) 
         pictures of 8 bits in 0..1, labelled by digit, and the colour of each, `[rows]`, which no digit has a part in.
     """
     chosen = np.concatenate([random.permutation(len(source)) for _ in range(-(-rows // len(source)))])[:rows]
-    colours = random.integers(len(COLOURS), size=rows)
     sizes = random.integers(SMALLEST, LARGEST + 1, size=rows)
     places = (random.random((rows, 2)) * (SIDE - sizes + 1)[:, None]).astype(int)
-    tones = np.array([*COLOURS.values()])[colours]
-    paint = random.uniform(0.0, 0.5, (rows, 3)) + 0.5 * tones  # a colour's own channels in 0.5..1, the others below
+    paint = random.uniform(DIMMEST, 1, (rows, 3))
     corners = torch.from_numpy(random.uniform(0, BRIGHTEST, (rows, 3, 3, 3))).float()
     noise = torch.from_numpy(NOISE * random.standard_normal((rows, 3, SIDE, SIDE))).float()
     ground = F.interpolate(corners, (SIDE, SIDE), mode="bilinear", align_corners=True)
@@ -145,4 +137,4 @@ def coloured(source: Images, rows: int, random: np.random.Generator, name: str) 
     pixels = ground * (1 - ink) + ink * torch.from_numpy(paint).float()[:, :, None, None] + noise
     pixels = torch.round(pixels.clamp(0, 1) * 255) / 255
     labels = source.target[torch.from_numpy(chosen)]
-    return Images(pixels, labels, classes=LABELLINGS["digit"], name=name), torch.from_numpy(colours)
+    return Images(pixels, labels, classes=LABELLINGS["digit"], name=name), torch.from_numpy(paint.argmax(1))

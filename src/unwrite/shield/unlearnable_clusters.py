@@ -296,17 +296,14 @@ class GeneratorTraining:
         Returns:
             `[rows, channels, side, side]` in 0..1.
         """
-        side, pictures = self.reader.image_size, self.pictures
+        side, pictures, device = self.reader.image_size, self.pictures, self.reader.device
         shapes = [pictures.shape(row) for row in rows.tolist()]
-        views: list[Tensor | None] = [None] * len(rows)
+        views = torch.empty(len(rows), shapes[0][0], side, side, device=device)
         for shape in dict.fromkeys(shapes):
             places = [place for place, one in enumerate(shapes) if one == shape]
-            pixels = torch.from_numpy(pictures.pixels(rows[places])).to(self.reader.device)
-            shown = scaled(pixels, side, self.reader.crop)
-            cut = middle(shown, side) if centred else _random_views(shown, side)
-            for place, view in zip(places, cut, strict=True):
-                views[place] = view
-        return torch.stack([view for view in views if view is not None])
+            shown = scaled(torch.from_numpy(pictures.pixels(rows[places])).to(device), side, self.reader.crop)
+            views[places] = middle(shown, side) if centred else _random_views(shown, side)
+        return views
 
     @torch.no_grad()
     def distance(self, noise: Tensor) -> float:
