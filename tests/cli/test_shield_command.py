@@ -132,7 +132,10 @@ def test_noise_of_clusters_takes_a_folder_of_a_trained_network(pets, capsys, tmp
             ("--key", KEY, "--by", "unlearnable-clusters", "--surrogate", "nowhere"),
             "--surrogate is 'nowhere', which is no",
         ),
-        (("--key", KEY, "--by", "unlearnable-clusters", "--surrogate", "a/b"), "a/b is not in the Hub cache"),
+        (
+            ("--key", KEY, "--by", "unlearnable-clusters", "--surrogate", "a/b", "--n-clusters", "2"),
+            "a/b is not in the Hub cache",
+        ),
         (("--key", KEY, "--by", "unlearnable-clusters"), "has 6 pictures, of which 10 clusters can't be made"),
         (
             ("--key", KEY, "--by", "unlearnable-clusters", "--offset", "10"),

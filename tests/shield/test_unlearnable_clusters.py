@@ -549,9 +549,9 @@ def test_four_steps_of_a_generator_are_the_official_ones(norm, monkeypatch):
     )
     with progress(4, "x") as bar:
         training.run(bar)
-    assert [one.item() for one in losses] == pytest.approx(official["losses"], rel=2e-3)
+    assert [one.item() for one in losses] == pytest.approx(official["losses"], rel=1e-4)
     drawn = training.generator(training.input)
     values = [drawn[0, c, y, x].item() for c, y, x in ((0, 0, 0), (1, 100, 57), (2, 223, 223), (0, 5, 200))]
-    assert values == pytest.approx(official["perturbation"], abs=2e-3)
-    assert drawn.mean().item() == pytest.approx(official["mean"], abs=2e-3)
-    assert drawn.square().mean().sqrt().item() == pytest.approx(official["rms"], abs=2e-3)
+    assert values == pytest.approx(official["perturbation"], abs=1e-3)
+    assert drawn.mean().item() == pytest.approx(official["mean"], abs=1e-3)
+    assert drawn.square().mean().sqrt().item() == pytest.approx(official["rms"], abs=1e-3)

@@ -55,7 +55,7 @@ class ClusterScale:
     rounds: int
 
 
-SCALES = {"tiny": ClusterScale(120, 60, 1, 1, 2, 1), "small": ClusterScale(2000, 599, 8, 10, 80, 10)}
+SCALES = {"tiny": ClusterScale(64, 30, 1, 1, 2, 1), "small": ClusterScale(2000, 599, 8, 10, 80, 10)}
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ def run(budget: Budget) -> Claim:
     }
     checks = checks_of(seeds)
     left = {name: spread([one.left[name] for one in seeds]) for name in seeds[0].left}
+    extra = {"distance left": {name: [one.left[name] for one in seeds] for name in seeds[0].left}}
     return Claim(
         slug="unlearnable-clusters",
         claim="pictures with noise of clusters can't be learnt from by any labelling, on several data sets and target models and at Azure and "
@@ -89,13 +90,13 @@ def run(budget: Budget) -> Claim:
         f"{scale.epochs} epochs; surrogate: SmallCNN on other pictures; seeds {', '.join(map(str, budget.seeds))}",
         columns=COLUMNS,
         rows=rows,
-        headline=headline(rows),
+        headline=headline(rows, extra),
         reason=reason_of(
             checks, f"of the distance to the other centre {left[TIED]} is left, with random noise {left[RANDOM]}"
         ),
         checks=checks,
         seeds=budget.seeds,
-        extra={"distance left": {name: [one.left[name] for one in seeds] for name in seeds[0].left}},
+        extra=extra,
     )
 
 
@@ -117,7 +118,7 @@ def measured(seed: int, scale: ClusterScale) -> ClusterFigures:
     )
     tied = shield.fit(bed.train)
     generator = np.random.default_rng(key)
-    signs = generator.choice(np.float32([-1, 1]), size=tied.noise_.shape)
+    signs = generator.choice([-1.0, 1.0], size=tied.noise_.shape)
     random = replace(tied, state={**tied.state, "noise": (LEVELS / 255 * signs).astype(np.float32)})
     classes = EMNoise(
         key=key, mode="class", eps=LEVELS / 255, rounds=scale.rounds, batch_size=128, surrogate="small-cnn"

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ class PictureFeatures:
         return next((size for size in sizes if isinstance(size, int)), None)
 
 
-FeatureSurrogate = str | nn.Module | PictureFeatures | Callable[..., nn.Module | PictureFeatures]
+FeatureSurrogate: TypeAlias = str | nn.Module | PictureFeatures | Callable[..., nn.Module | PictureFeatures]
 
 
 def check_named(surrogate: object) -> None:
