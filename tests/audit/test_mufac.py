@@ -177,6 +177,11 @@ def test_an_audit_has_nomus_its_parts_its_floor_and_its_distances(split: ImageSp
     theirs = oracle(split.test.pixels).argmax(1) == split.test.labels  # type: ignore[union-attr]
     assert value["utility_gap"] == pytest.approx(100 * abs(right - float(theirs.double().mean())))
     assert value["mia_gap"] == pytest.approx(abs(m - report.value("mia_loss", "oracle")))  # type: ignore[operator]
+    right_of = [
+        float((one(split.forget.pixels).argmax(1) == split.forget.labels).double().mean()) for one in (model, oracle)
+    ]
+    assert value["forget_gap"] == pytest.approx(100 * abs(right_of[0] - right_of[1]))
+    assert value["forget_gap"] != pytest.approx(value["utility_gap"])
     log_q = oracle(split.forget.pixels).detach().log_softmax(1)
     kl = F.kl_div(logits["forget"].log_softmax(1), log_q, log_target=True, reduction="batchmean")
     assert value["forget_kl"] == pytest.approx(float(kl), rel=1e-4)
@@ -228,6 +233,14 @@ def test_losses_are_computed_in_evaluation_mode_without_gradients(split: ImageSp
     assert set(seen) == {(False, False)}
     assert hash_model(model) == before
     assert model.training
+
+
+def test_attacks_of_several_seeds_on_one_context_are_each_their_own(split: ImageSplit) -> None:
+    model = net(0)
+    context = ImageContext(model, split, cached=False)
+    together = [who.IdentityAttack(seed)(context).value for seed in range(6)]
+    assert together == [who.IdentityAttack(seed)(ImageContext(model, split, cached=False)).value for seed in range(6)]
+    assert len({*together}) > 1
 
 
 # Baselines
