@@ -441,7 +441,7 @@ def test_a_few_pictures_of_a_folder_are_in_memory_at_a_time(seer, tmp_path, monk
     most, decoded = [], FolderPictures.pixels
     monkeypatch.setattr(FolderPictures, "pixels", lambda self, rows: most.append(len(rows)) or decoded(self, rows))
     protect_folder(
-        UnlearnableClusters(key=1, surrogate=seer, **{**SMALL, "batch_size": 4}), tmp_path / "in", tmp_path / "out"
+        UnlearnableClusters(key=1, surrogate=seer, train_on="all", **SMALL), tmp_path / "in", tmp_path / "out"
     )
     assert max(most) == 4
     assert sum(most[:6]) == 24  # features first, once

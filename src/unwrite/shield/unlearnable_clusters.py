@@ -57,7 +57,7 @@ class UnlearnableClusters(Additive):
 
     Args:
         eps: the budget, the largest change of a pixel in 0..1, from 0 (none) to 1; 16/255 in the paper. With norm "l2", the root mean
-            square of the noise.
+            square of the noise (ours; the official one is its whole length).
         norm: "linf" cuts the generator's output off at eps; "l2" scales it to the length eps * sqrt(values).
         surrogate: a trained image model whose features are read: a folder or a name of the Hub (a classifier of transformers, or CLIP), a
             module that takes pixels in 0..1, a `PictureFeatures`, or a function of num_classes, channels and image_size that makes one.
@@ -66,7 +66,7 @@ class UnlearnableClusters(Additive):
         offset: cluster i is carried to the centre of i + offset; no multiple of n_clusters.
         train_on: a generator is trained on the pictures of its "cluster", or as the official code does on "all".
         epochs: passes over a generator's pictures.
-        steps: of each generator, in place of epochs.
+        steps: of each generator, in place of epochs (ours).
         batch_size: pictures a step, at least 1.
         lr: Adam's learning rate at first, above 0.
         min_lr: at the end of its cosine, at least 0.
@@ -75,10 +75,10 @@ class UnlearnableClusters(Additive):
         blocks: the generator's residual blocks.
         downsamplings: how often the generator halves the size.
         image_size: the side of the noise and of what the surrogate sees; none for the surrogate's own, else that of pictures that are
-            all of one size (the shorter side), else 224.
+            all of one size (the shorter side), else 224 (ours; the official code has 224).
         crop: the part of a picture's shorter side that the surrogate sees, above 0 to 1; none for 224 of 256, or all of it where pictures
-            are all of image_size. Training cuts at random places, and flips.
-        resize: "noise" is brought to a picture of another size, to the nearest pixel; "refuse" refuses such pictures.
+            are all of image_size (ours). Training cuts at random places, and flips.
+        resize: "noise" is brought to a picture of another size, to the nearest pixel; "refuse" refuses such pictures (ours).
         device: where surrogate and generators run.
     """
 
@@ -300,9 +300,11 @@ class GeneratorTraining:
         shapes = [pictures.shape(row) for row in rows.tolist()]
         views = torch.empty(len(rows), shapes[0][0], side, side, device=device)
         for shape in dict.fromkeys(shapes):
-            places = [place for place, one in enumerate(shapes) if one == shape]
-            shown = scaled(torch.from_numpy(pictures.pixels(rows[places])).to(device), side, self.reader.crop)
-            views[places] = middle(shown, side) if centred else _random_views(shown, side)
+            alike, most = [place for place, one in enumerate(shapes) if one == shape], rows_at_once(shape)
+            for start in range(0, len(alike), most):
+                places = alike[start : start + most]
+                shown = scaled(torch.from_numpy(pictures.pixels(rows[places])).to(device), side, self.reader.crop)
+                views[places] = middle(shown, side) if centred else _random_views(shown, side)
         return views
 
     @torch.no_grad()
