@@ -37,7 +37,7 @@ from .engine.features import (
     surrogate_of,
 )
 from .engine.keys import seed_of
-from .engine.pictures import PictureBatch, Pictures
+from .engine.pictures import PictureBatch, Pictures, rows_at_once
 from .engine.surrogates import frozen
 
 __all__ = ["UnlearnableClusters", "bounded", "centre_loss", "nearest"]
