@@ -240,7 +240,7 @@ def test_refuses_a_folder_of_something_else(tmp_path, config, message):
 
 def test_a_damaged_preprocessing_is_refused(tmp_path):
     name = saved(tiny_resnet(), tmp_path / "net", image_mean="half", image_std=[0.5])
-    with pytest.raises(ModelError, match=r"preprocessor_config.json is damaged: its image_mean is 'half'"):
+    with pytest.raises(ModelError, match=r"preprocessor_config.json is damaged: its means are 'half'"):
         surrogate_of(name, 3, 32, 0)
 
 

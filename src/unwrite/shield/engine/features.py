@@ -68,9 +68,11 @@ class PictureFeatures:
 
     def __post_init__(self) -> None:
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
-            raise MethodError(f"mean is {self.mean} and std {self.std}. Give both, a number a channel, or neither.")
+            raise MethodError(
+                f"the means are {self.mean} and the deviations {self.std}. Give both, a number a channel, or neither."
+            )
         if any(not value > 0 for value in self.std or ()):
-            raise MethodError(f"std is {self.std}; each must be above 0.")
+            raise MethodError(f"the deviations are {self.std}; each must be above 0.")
 
     @property
     def own_size(self) -> int | None:
@@ -314,7 +316,7 @@ def _preprocessing(folder: Path) -> tuple[tuple[float, ...] | None, tuple[float,
     """(mean, std, side) of preprocessor_config.json; nothing where there is none."""
     path = folder / "preprocessor_config.json"
     if not path.is_file():
-        notice(f"{folder} has no preprocessor_config.json, so pixels in 0..1 go to the surrogate as they are.")
+        notice(f"{folder} has no {path.name}, so pixels in 0..1 go to the surrogate as they are.")
         return None, None, None
     config = read_json(path)
     sizes = [config.get("crop_size") if config.get("do_center_crop", True) else None, config.get("size")]
@@ -326,4 +328,4 @@ def _preprocessing(folder: Path) -> tuple[tuple[float, ...] | None, tuple[float,
     try:
         return tuple(map(float, mean)), tuple(map(float, std)), side
     except (TypeError, ValueError):
-        raise ModelError(f"{path} is damaged: its image_mean is {mean!r:.60}. Restore it.") from None
+        raise ModelError(f"{path} is damaged: its means are {mean!r:.60}. Restore it.") from None
