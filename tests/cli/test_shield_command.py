@@ -25,12 +25,12 @@ def protect(pets, *more):
 def test_lists_what_there_is_and_what_one_takes(capsys):
     main(["shield"])
     shown = capsys.readouterr().out
-    assert all(slug in shown for slug in ("cuda", "em-noise"))
+    assert all(slug in shown for slug in ("cuda", "em-noise", "t2ue"))
     main(["shield", "cuda"])
     shown = capsys.readouterr().out
     assert all(words in shown for words in ("--blur", "arXiv 2303.04278", "unwrite shield protect FOLDER --by cuda"))
     main(["shield", "--json"])
-    assert [record["slug"] for record in json.loads(capsys.readouterr().out)] == ["cuda", "em-noise"]
+    assert [record["slug"] for record in json.loads(capsys.readouterr().out)] == ["cuda", "em-noise", "t2ue"]
 
 
 def test_protects_a_folder_as_the_library_does(pets, capsys, tmp_path):
