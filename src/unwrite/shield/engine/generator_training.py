@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...data.images.images import Images
 from ...errors import DataError, MethodError, setting
 from ...models.recipe import CausalTraining, fit_rows
 from ...nets.text_noise_generator import TextNoiseGenerator, resized
@@ -33,8 +34,6 @@ from .pictures import ArrayPictures, Pictures
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
-
-    from ...data.images.images import Images
 
 __all__ = ["GeneratorTraining", "how_it_was_trained", "noise_loss", "train_generator"]
 
@@ -101,7 +100,8 @@ def train_generator(
 
     Args:
         images: as a shield takes them, of any size; or a folder, whose captions lie in it.
-        captions: one a picture, or several each, of which every step draws one; for a folder, a table of captions, or None.
+        captions: one a picture, or several each, of which every step draws one; for a folder, a table of captions, or None. An
+            `Images` without has its classes' names for them.
         encoders: `ClipEncoders`, or anything with `text_features`, `image_features` and `scale`.
         how: its settings; the paper's without.
         generator: what is trained, in place; None builds one of the paper's size for these encoders.
@@ -122,7 +122,7 @@ def train_generator(
         raise MethodError(f"this generator has its budget, {generator.eps:g}. Leave {setting('eps')} out.")
     with seeded(how.seed):
         if generator is None:
-            generator = TextNoiseGenerator(width, eps=8 / 255 if eps is None else eps)
+            generator = _default(width, 8 / 255 if eps is None else eps)
         if generator.text_width != width:
             unit_text_features(encoders, texts[0][:1], generator.text_width, how.truncation)
         batches = _PairBatches(pictures, texts, getattr(encoders, "image_size", None))
@@ -140,6 +140,11 @@ def train_generator(
         with frozen_encoders(encoders), home as place:
             fit_rows(generator, list(range(len(pictures))), steps, how.seed, Path(place), loss)
     return generator
+
+
+def _default(width: int, eps: float) -> TextNoiseGenerator:
+    """A generator of the paper's size."""
+    return TextNoiseGenerator(width, eps=eps)
 
 
 def noise_loss(
@@ -211,11 +216,15 @@ def _pairs(images: Any, captions: Any) -> tuple[Pictures, list[tuple[str, ...]]]
             raise DataError(
                 f"the captions of {images} are a list. Give the file of a table, or write it into the folder."
             )
-        pictures = FolderPictures(images, "captions", captions, names=False, several=True)
-        several = list(pictures.captions)
+        folder = FolderPictures(images, "captions", captions, names=False, several=True)
+        pictures: Pictures = folder
+        several = list(folder.captions)
     else:
-        pictures = images if isinstance(images, Pictures) else ArrayPictures(images, None, "nothing")
-        given = getattr(pictures, "targets", None) if captions is None else captions
+        named = isinstance(images, Images) and captions is None
+        pictures = (
+            images if isinstance(images, Pictures) else ArrayPictures(images, None, "captions" if named else "nothing")
+        )
+        given = pictures.targets if captions is None else captions
         if given is None or isinstance(given, str | Path | np.ndarray):
             raise DataError("there are no captions. Give a list of texts, one a picture, or several each.")
         several = [(one,) if isinstance(one, str) else tuple(one) for one in given]
