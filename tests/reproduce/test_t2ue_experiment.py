@@ -49,7 +49,7 @@ def test_each_check_fails_for_its_own_reason(one, fails):
 
 def test_halves_share_words_and_no_caption_and_tests_are_of_the_published_half():
     bed = CaptionedShapes.of(3, 2, 1, 1)
-    assert len(CAPTIONS) == len({*CAPTIONS}) == 200
+    assert len(CAPTIONS) == len({*CAPTIONS}) == 120
     assert not {*bed.known.classes} & {*bed.published.classes}
     assert {*bed.known.classes} | {*bed.published.classes} == {*CAPTIONS}
     assert bed.test.classes == bed.published.classes
@@ -62,7 +62,7 @@ def test_halves_share_words_and_no_caption_and_tests_are_of_the_published_half()
 def test_a_picture_shows_the_colour_at_its_place():
     bed = CaptionedShapes.of(0, 8, 1, 1)
     for label, caption in enumerate(bed.published.classes):
-        if "red" in caption and "disc" in caption and "middle" not in caption:
+        if "red" in caption and "disc" in caption:
             mean = bed.published.pixels[bed.published.target == label].mean(0)
             red = mean[0] - mean[1:].mean(0)
             row, column = divmod(int(red.argmax()), 32)
@@ -115,7 +115,7 @@ def test_the_loss_of_a_batch_has_a_picture_of_each_caption():
     bed = CaptionedShapes.of(0, 2, 1, 1)
     torch.manual_seed(0)
     model = SmallDualEncoder(WORDS, 64, 8, 32).eval()
-    swapped = bed.published.subset(np.arange(200).reshape(100, 2)[:, ::-1].ravel().copy())
+    swapped = bed.published.subset(np.arange(120).reshape(60, 2)[:, ::-1].ravel().copy())
     assert t2ue.loss_of(model, swapped) == pytest.approx(t2ue.loss_of(model, bed.published), rel=1e-5)
     assert t2ue.towards(model, bed.published, t2ue.captions_of(bed.published)) <= 1
 
