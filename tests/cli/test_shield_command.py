@@ -26,16 +26,13 @@ def protect(pets, *more):
 def test_lists_what_there_is_and_what_one_takes(capsys):
     main(["shield"])
     shown = capsys.readouterr().out
-    assert all(slug in shown for slug in ("cuda", "em-noise", "unlearnable-clusters"))
+    assert all(slug in shown for slug in ("cuda", "em-noise", "t2ue", "unlearnable-clusters"))
     main(["shield", "cuda"])
     shown = capsys.readouterr().out
     assert all(words in shown for words in ("--blur", "arXiv 2303.04278", "unwrite shield protect FOLDER --by cuda"))
     main(["shield", "--json"])
-    assert [record["slug"] for record in json.loads(capsys.readouterr().out)] == [
-        "cuda",
-        "em-noise",
-        "unlearnable-clusters",
-    ]
+    listed = [record["slug"] for record in json.loads(capsys.readouterr().out)]
+    assert listed == ["cuda", "em-noise", "unlearnable-clusters", "t2ue"]
 
 
 def test_protects_a_folder_as_the_library_does(pets, capsys, tmp_path):

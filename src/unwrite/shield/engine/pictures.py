@@ -126,7 +126,8 @@ class ArrayPictures(Pictures):
         Args:
             images: uint8, or floats in 0..1, as `[rows, height, width]`, `[rows, height, width, channels]` or
                 `[rows, channels, height, width]` of 1 or 3 channels; or a set of images, which has its labels.
-            targets: `[rows]`, labels (whole numbers from 0) or captions; ignored where the shield reads neither.
+            targets: `[rows]`, labels (whole numbers from 0) or captions; ignored where the shield reads neither. An `Images`
+                without captions has its classes' names for them.
             reads: what the shield reads of each picture.
 
         Raises:
@@ -136,7 +137,8 @@ class ArrayPictures(Pictures):
         names: tuple[str, ...] = ()
         if isinstance(images, Images):
             self.name, names = images.name, images.classes
-            targets = images.labels if targets is None else targets
+            if targets is None and images.labels is not None:
+                targets = [names[label] for label in images.labels] if reads == "captions" else images.labels
         array = _array(images.pixels if isinstance(images, Images) else images)
         self._last = not isinstance(images, Images) and _channels_last(array.shape)
         self._ndim, self._dtype = array.ndim, array.dtype
