@@ -39,6 +39,7 @@ from .forget.undial import UNDIAL as UNDIAL
 from .forget.vision.bad_teacher import BadTeacher as BadTeacher
 from .forget.vision.boundary import BoundaryExpand as BoundaryExpand
 from .forget.vision.boundary import BoundaryShrink as BoundaryShrink
+from .forget.vision.concept_poison import ConceptPoison as ConceptPoison
 from .forget.vision.dm_direct import DMDirect as DMDirect
 from .forget.vision.dmm import DMM as DMM
 from .forget.vision.fine_tuning import CFk as CFk
