@@ -12,6 +12,7 @@ from .data import split_from as split_from
 from .errors import UnwriteError as UnwriteError
 from .forget.alu import ALU as ALU
 from .forget.code_eraser import CodeEraser as CodeEraser
+from .forget.concept_masking import ConceptMasking as ConceptMasking
 from .forget.content_filter import ContentFilter as ContentFilter
 from .forget.dampening import ASSD as ASSD
 from .forget.dampening import LFSSD as LFSSD

@@ -7,6 +7,7 @@ from .base import Method as Method
 from .base import Objective as Objective
 from .base import Paired as Paired
 from .code_eraser import CodeEraser as CodeEraser
+from .concept_masking import ConceptMasking as ConceptMasking
 from .content_filter import ContentFilter as ContentFilter
 from .dampening import ASSD as ASSD
 from .dampening import LFSSD as LFSSD

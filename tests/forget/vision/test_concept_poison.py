@@ -1,0 +1,712 @@
+"""Concept poisoning of images: where concepts are, who lends, what is pasted and trained, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import recall_score
+from torch import nn
+from transformers import CLIPConfig, CLIPModel
+from unwrite.forget.engine.images.concepts import ConceptCase, choose_case, donor_of, embedded
+from unwrite.forget.engine.images.locating import (
+    corner,
+    cropped,
+    gradcam,
+    margin_grid,
+    pasted,
+    patches,
+    peaks,
+    peaks_of_map,
+    similarity_grid,
+)
+from unwrite.forget.engine.images.poisoning import PasteSizes, poisoned, some_of_each
+
+from unwrite.audit import TransferredAttack, evaluate, forgetting_rate, loss_gap
+from unwrite.data import Images
+from unwrite.errors import DataError, MethodError, ModelError
+from unwrite.forget import ClipEncoder, ConceptBank, ConceptBottleneck, ConceptPoison
+from unwrite.forget.engine.images.work import ImageWork
+from unwrite.models.vision_layout import vision_layout
+from unwrite.nets import SmallCNN
+from unwrite.runs import hash_model
+
+OFFICIAL = json.loads(Path(__file__).with_name("official_concepts.json").read_text(encoding="utf-8"))
+TOY = torch.tensor([[5.0, 1, 0], [0, 4, 1], [2, 3, 6]])
+SIDE, CLASSES, SHAPES = 16, 4, 6
+
+
+def drawn():
+    """The inputs that the official code was run on, in its order of draws."""
+    g = torch.Generator().manual_seed(7)
+    weights, picture, donor = torch.randn(8, 12, generator=g), torch.rand(1, 1, 32, 32, generator=g), None
+    donor = torch.rand(1, 1, 32, 32, generator=g)
+    encoder, vector = torch.randn(1024, 6, generator=g), torch.randn(1, 6, generator=g)
+    colour, wide = torch.rand(1, 3, 32, 32, generator=g), torch.randn(3072, 6, generator=g)
+    return weights, picture, donor, flat(encoder), vector, colour, flat(wide)
+
+
+def flat(matrix):
+    """An encoder: a linear map of the pixels."""
+    return lambda pixels: pixels.flatten(1) @ matrix
+
+
+def sign(label):
+    """A 5x5 mark of a class: what it is known by."""
+    mark = torch.zeros(5, 5)
+    if label == 0:
+        mark[2] = 1
+    elif label == 1:
+        mark[:, 2] = 1
+    elif label == 2:
+        mark.fill_diagonal_(1)
+    else:
+        mark[[0, -1]] = mark[:, [0, -1]].T.new_ones(2, 5)
+        mark[:, [0, -1]] = 1
+    return mark
+
+
+def pictures(rows=48, seed=0, first=0):
+    """Pictures with their class's mark somewhere, on faint noise, and where its corner is."""
+    g = torch.Generator().manual_seed(seed)
+    pixels = 0.1 * torch.rand(rows, 1, SIDE, SIDE, generator=g)
+    at = torch.randint(0, SIDE - 5 + 1, (rows, 2), generator=g)
+    labels = torch.arange(rows) % CLASSES
+    for row, (top, left) in enumerate(at.tolist()):
+        pixels[row, 0, top : top + 5, left : left + 5] = sign(int(labels[row]))
+    index = torch.arange(first, first + rows)
+    return Images(pixels, labels=labels, index=index, classes=("row", "column", "slash", "box")), at
+
+
+def marks(pixels):
+    """An encoder that knows the marks: how much of each is at the best place of a picture, `[rows, 4]`."""
+    kernel = torch.stack([sign(label) - sign(label).mean() for label in range(CLASSES)])[:, None]
+    kernel = kernel / kernel.flatten(1).norm(dim=1)[:, None, None, None]
+    small = nn.functional.interpolate(pixels, (SIDE, SIDE), mode="bilinear", align_corners=False)
+    return nn.functional.conv2d(small, kernel).flatten(2).amax(2)
+
+
+BANK = ConceptBank(("row", "column", "slash", "box"), torch.eye(4))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """(a net that knows the marks, rows to forget, rows to keep, unseen rows)."""
+    torch.manual_seed(0)
+    net = SmallCNN(CLASSES, 1, SIDE, 8)
+    data, _ = pictures(96)
+    optimiser = torch.optim.Adam(net.parameters(), 0.01)
+    for step in range(60):
+        some = torch.arange(32) + 32 * (step % 3)
+        loss = nn.functional.cross_entropy(net(data.pixels[some]), data.labels[some])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    unseen, _ = pictures(96, seed=1, first=1000)
+    assert accuracy(net.eval(), unseen) > 0.95
+    return net, data.where(data.labels == 2, "forget"), data.where(data.labels != 2, "retain"), unseen
+
+
+def accuracy(net, rows):
+    with torch.no_grad():
+        return float((net(rows.pixels).argmax(1) == rows.labels).float().mean())
+
+
+def work(forget, retain, model=None, **args):
+    torch.manual_seed(0)
+    return ImageWork(
+        model=model or SmallCNN(CLASSES, 1, SIDE, 4).eval(),
+        forget=forget,
+        retain=retain,
+        args=ImageWork.arguments(args, {}),
+    )
+
+
+@pytest.fixture
+def sets():
+    data, _ = pictures()
+    return data.where(data.labels == 2, "forget"), data.where(data.labels != 2, "retain")
+
+
+FAST = {"learning_rate": 0.05, "num_train_epochs": 8, "per_device_train_batch_size": 32}
+
+
+def unlearned(trained, args=FAST, **fields):
+    net, forget, retain, _ = trained
+    return ConceptPoison(**{"encoder": marks, "bank": BANK, **fields}).apply(net, forget, retain, args=args, copy=True)
+
+
+# 2: only the head
+
+
+def test_only_the_head_changes_and_the_backbone_is_bit_identical(trained):
+    after, before = unlearned(trained), trained[0].state_dict()
+    moved = {name for name, value in after.named_parameters() if not torch.equal(value, before[name])}
+    assert moved == {"head.weight", "head.bias"}
+
+
+def test_batch_statistics_drift_unless_they_are_frozen(trained):
+    before = trained[0].state_dict()
+    statistics = [name for name in before if "running" in name]
+    drifted, still = unlearned(trained).state_dict(), unlearned(trained, freeze_bn=True).state_dict()
+    assert statistics
+    assert not any(torch.equal(drifted[name], before[name]) for name in statistics)
+    assert all(torch.equal(still[name], before[name]) for name in before if "head" not in name)
+
+
+def test_all_weights_are_trained_where_that_is_asked_for(trained):
+    after, before = unlearned(trained, head_only=False), trained[0].state_dict()
+    assert all(not torch.equal(value, before[name]) for name, value in after.named_parameters())
+
+
+# 3: pasting
+
+
+@pytest.mark.parametrize("centre", [(0, 0), (0, 223), (223, 0), (223, 223), (100, 37), (32, 191)])
+def test_outside_the_box_every_pixel_is_exactly_the_original_and_the_box_lies_inside(centre):
+    picture = torch.rand(3, 224, 224, generator=torch.Generator().manual_seed(1))
+    out = pasted(picture, torch.full((3, 64, 64), 2.0), centre)
+    changed = (out == 2).all(0)
+    top, left = corner(centre, 64, 224, 224)
+    assert min(top, left) >= 0
+    assert max(top, left) <= 160
+    assert int(changed.sum()) == 64 * 64
+    assert bool(changed[top : top + 64, left : left + 64].all())
+    assert torch.equal(out[:, ~changed], picture[:, ~changed])
+    assert torch.equal(cropped(picture, centre, 64), picture[:, top : top + 64, left : left + 64])
+
+
+def test_the_grid_is_11x11_and_the_peak_is_its_largest_cell():
+    picture = torch.zeros(1, 3, 224, 224)
+    picture[0, :, 80:144, 112:176] = 1.0  # the patch of row 5 and column 7
+    grid = similarity_grid(
+        lambda pixels: nn.functional.adaptive_avg_pool2d(pixels, 4).flatten(1) + 1e-3,
+        picture,
+        torch.ones(1, 48),
+        64,
+        16,
+    )
+    blank = patches(picture, 64, 16)[0].flatten(1).amax(1).reshape(11, 11)
+    assert grid.shape == (1, 11, 11, 1)
+    assert int(blank[5, 7]) == 1
+    score = (patches(picture, 64, 16)[0].mean((1, 2, 3))).reshape(1, 11, 11)
+    assert peaks(score, 64, 16) == [(5 * 16 + 32, 7 * 16 + 32)]
+
+
+def test_every_patch_has_the_channels_of_its_own_place():
+    """The official code's reshape stacks three neighbouring patches of one channel as if they were red, green and blue."""
+    picture = drawn()[5]
+    cut, (down, across) = patches(picture, 9, 2)
+    assert (down, across) == (12, 12)
+    assert torch.equal(cut[3 * across + 5], picture[0, :, 6:15, 10:19])
+
+
+def test_a_patch_goes_from_where_the_donor_concept_is_to_where_the_target_concept_is(sets):
+    forget, retain = sets
+    method = ConceptPoison(encoder=marks, bank=BANK, donor_class="box", donor_concept="box", patch_size=7, stride=1)
+    job = work(forget, retain)
+    maker = method.poisoner(job)
+    places = maker.places(forget.pixels, 2)
+    grid = similarity_grid(marks, forget.pixels, torch.eye(4)[2:3], 7, 1)[..., 0]
+    assert places == peaks(grid, 7, 1)
+    after = method.poisoned_rows(job)
+    box = marks(after.pixels)[:, 3]
+    assert bool((box > marks(forget.pixels)[:, 3] + 0.5).all())  # every picture has a whole box now
+    for row, (down, across) in enumerate(places):
+        top, left = corner((down, across), 7, SIDE, SIDE)
+        inside = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+        inside[top : top + 7, left : left + 7] = True
+        assert torch.equal(after.pixels[row, 0][~inside], forget.pixels[row, 0][~inside])
+        assert not torch.equal(after.pixels[row], forget.pixels[row])
+
+
+@pytest.mark.parametrize("mode", ["center", "random", "full"])
+def test_the_other_modes_paste_what_they_are_called(mode, sets):
+    forget, retain = sets
+    job = work(forget, retain)
+    method = ConceptPoison(encoder=marks, bank=BANK, mode=mode, donor_class="box", center_size=6, full_size=10)
+    after, again = method.poisoned_rows(job), method.poisoned_rows(job)
+    assert torch.equal(after.pixels, again.pixels)
+    size = 10 if mode == "full" else 6
+    corners = set()
+    for old, new in zip(forget.pixels[:, 0], after.pixels[:, 0], strict=True):
+        rows, columns = (old != new).nonzero().T
+        assert rows.max() - rows.min() < size
+        assert columns.max() - columns.min() < size
+        corners.add((int(rows.min()), int(columns.min())))
+    middle = (SIDE - size) // 2
+    assert (corners == {(middle, middle)}) == (mode != "random")
+    pool = retain.pixels[retain.labels == 3]
+    taken = {"full": lambda one: nn.functional.interpolate(one[None], (10, 10), mode="bilinear")[0]}.get(
+        mode, lambda one: one[:, 5:11, 5:11]
+    )
+    if mode != "random":
+        first = after.pixels[0, :, middle : middle + size, middle : middle + size]
+        assert any(torch.equal(first, taken(one)) for one in pool)
+
+
+def test_nothing_is_pasted_without_a_mode_and_labels_alone_change(sets):
+    forget, retain = sets
+    after = ConceptPoison(encoder=marks, bank=BANK, mode="none").poisoned_rows(work(forget, retain))
+    assert torch.equal(after.pixels, forget.pixels)
+    assert 2 not in after.labels.tolist()
+    assert len(set(after.labels.tolist())) == 1
+    assert torch.equal(after.index, forget.index)
+
+
+def test_several_concepts_are_pasted_over_one_after_the_other_each_by_its_own_donor(sets):
+    forget, retain = sets
+    fields = {"encoder": marks, "bank": BANK, "patch_size": 5, "stride": 1}
+    job = work(forget, retain)
+    one, three = (ConceptPoison(**fields, top=top) for top in (1, 3))
+    maker = three.poisoner(job)
+    case = three.case(maker)
+    pastes = maker.pastes(case, 3)
+    assert [paste.target_concept for paste in pastes] == maker.bottleneck.strongest(2, 3)
+    assert pastes[0] == case
+    weights = maker.bottleneck.weights
+    for paste in pastes[1:]:
+        others = weights[:, paste.target_concept].clone()
+        others[2] = -torch.inf
+        assert paste.donor_class == int(others.argmax())
+    changed = [(m.poisoned_rows(job).pixels != forget.pixels).sum((1, 2, 3)) for m in (one, three)]
+    assert bool((changed[1] >= changed[0]).all())
+    assert bool((changed[1] > changed[0]).any())
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes"), [((3, 224, 224), (64, 96, 160, 16)), ((1, 32, 32), (9, 14, 23, 2)), ((1, 8, 8), (2, 3, 6, 1))]
+)
+def test_sizes_are_the_papers_at_the_scale_of_the_pictures(shape, sizes):
+    assert PasteSizes.of(shape) == PasteSizes(*sizes)
+    assert PasteSizes.of(shape, patch=3).patch == 3
+
+
+# 4 and 5: labels
+
+
+def test_kept_labels_do_not_forget_and_targeted_labels_alone_do(trained):
+    """The contrast that says what forgets: the label, not the patch."""
+    _, forget, retain, unseen = trained
+    kept, flipped, poisoned_too = (
+        unlearned(trained, labels="keep"), unlearned(trained, mode="none"), unlearned(trained),
+    )  # fmt: skip
+    assert accuracy(kept, forget) >= 0.95
+    assert accuracy(flipped, forget) <= 0.05
+    assert accuracy(poisoned_too, forget) <= 0.05
+    for net in (kept, flipped, poisoned_too):
+        assert accuracy(net, retain) >= 0.95
+        assert accuracy(net, unseen.where(unseen.labels != 2)) >= 0.9
+
+
+def test_random_labels_hold_the_class_itself_once_in_k_and_targeted_ones_never(sets):
+    _, retain = sets
+    rows = 4000
+    many = Images(
+        torch.zeros(rows, 1, SIDE, SIDE),
+        labels=torch.full((rows,), 2),
+        index=torch.arange(10_000, 10_000 + rows),
+        classes=retain.classes,
+    )
+    job = work(many, retain)
+    drawn_labels = ConceptPoison(mode="none", labels="random").poisoned_rows(job).labels
+    counts = torch.bincount(drawn_labels, minlength=4) / rows
+    assert torch.allclose(counts, torch.full((4,), 0.25), atol=0.03)  # four deviations
+    targeted = ConceptPoison(mode="none", donor_class="row").poisoned_rows(job).labels
+    assert set(targeted.tolist()) == {0}
+    assert set(ConceptPoison(mode="none", labels="keep").poisoned_rows(job).labels.tolist()) == {2}
+
+
+def test_features_are_what_they_were_so_a_probe_finds_the_class_again(trained):
+    net, _, _, unseen = trained
+    after = unlearned(trained, freeze_bn=True)
+    before, now = (vision_layout(one, unseen.pixels[:2]).observe(unseen.pixels).features for one in (net, after))
+    assert torch.equal(before, now)
+
+
+# 6: who lends
+
+
+def test_the_donor_rule_on_the_toy_weights():
+    """Concept 0 is the strongest of class 0 alone; class 2 has most of it otherwise, but another strongest one."""
+    assert choose_case(TOY, 0) == ConceptCase(0, 1, 1, "confusion")
+
+
+def test_donors_agree_with_the_official_code():
+    weights = drawn()[0]
+    for theirs, matrix in ((OFFICIAL["donor"], TOY), (OFFICIAL["donor_random"], weights)):
+        ours = [choose_case(matrix, c) for c in range(len(matrix))]
+        assert [[one.target_concept, one.donor_class, one.donor_concept, one.rule] for one in ours] == theirs
+
+
+def test_where_no_class_is_confused_the_strongest_concept_is_shared():
+    weights = torch.tensor([[3.0, 0, 0], [2, 5, 0], [1, 5, 0]])
+    assert choose_case(weights, 0, top=1) == ConceptCase(0, 1, 0, "shared")
+    assert donor_of(weights, 1, 0) == 0
+
+
+def test_what_is_given_goes_before_the_rule(sets):
+    job = work(*sets)
+    maker = ConceptPoison(encoder=marks, bank=BANK).poisoner(job)
+    assert maker.case(target_concept="box").target_concept == 3
+    given = maker.case(donor_class=1)
+    assert (given.donor_class, given.donor_concept, given.rule) == (1, maker.bottleneck.strongest(1)[0], "given")
+    lent = maker.case(donor_concept="row")
+    assert (lent.donor_class, lent.donor_concept) == (donor_of(maker.bottleneck.weights, 2, 0), 0)
+    assert maker.case(donor_concept="row", donor_class=3).donor_class == 3
+
+
+# Concepts
+
+
+def test_a_bottleneck_on_marks_finds_each_class_by_its_own_mark():
+    data, _ = pictures(200)
+    embeddings = embedded(marks, data.pixels)
+    bottleneck = ConceptBottleneck.fit(BANK, embeddings, data.labels, data.classes)
+    assert [bottleneck.strongest(label)[0] for label in range(4)] == [0, 1, 2, 3]
+    assert (bottleneck.logits(embeddings).argmax(1) == data.labels).float().mean() > 0.95
+
+
+def test_of_two_classes_each_has_weights_of_its_own():
+    data, _ = pictures(200)
+    two = data.where(data.labels < 2)
+    bottleneck = ConceptBottleneck.fit(BANK, embedded(marks, two.pixels), two.labels, ("row", "column"))
+    assert bottleneck.weights.shape == (2, 4)
+    assert [bottleneck.strongest(label)[0] for label in range(2)] == [0, 1]
+
+
+def test_scores_are_margins_to_each_concepts_plane():
+    bank = ConceptBank(("a", "b"), torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([5.0, -2.0]))
+    assert torch.allclose(bank.scores(torch.tensor([[1.0, 1.0]])), torch.tensor([[12 / 5, 0.0]]))
+
+
+def test_activation_vectors_point_to_pictures_with_the_concept():
+    data, _ = pictures(200)
+    examples = {
+        name: (data.pixels[data.labels == n][:20], data.pixels[data.labels != n][:20])
+        for n, name in enumerate(data.classes)
+    }
+    bank = ConceptBank.of_examples(marks, examples)
+    rest = data.subset(range(100, 200))
+    scores = bank.scores(embedded(marks, rest.pixels))
+    assert bank.names == data.classes
+    for label in range(4):
+        assert ((scores[:, label] > 0) == (rest.labels == label)).float().mean() > 0.9
+
+
+def test_clusters_are_directions_from_the_mean_patch():
+    g = torch.Generator().manual_seed(0)
+    centres = torch.tensor([[0.0, 0, 5], [5, 0, 0], [0, 5, 0]])
+    points = (centres[:, None] + 0.1 * torch.randn(3, 50, 3, generator=g)).flatten(0, 1)
+    bank = ConceptBank.of_patches(points, 3)
+    assert bank.names == ("cluster 0", "cluster 1", "cluster 2")
+    assert sorted(bank.scores(centres).argmax(1).tolist()) == [0, 1, 2]
+    assert torch.allclose(bank.scores(points.mean(0)[None]), torch.zeros(1, 3), atol=1e-4)
+    assert len(ConceptBank.of_patches(points[:2], 20).names) == 2
+
+
+def test_a_clip_of_transformers_embeds_pictures_of_any_size_and_names(tokenizer):
+    torch.manual_seed(0)
+    text = {
+        "vocab_size": 80,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).train()
+    encoder = ClipEncoder(model, tokenizer)
+    bank = ConceptBank.of_texts(encoder, ["red garden", "old river"])
+    found = encoder(torch.rand(3, 1, 20, 20))
+    assert found.shape == (3, 8)
+    assert bank.vectors.shape == (2, 8)
+    assert torch.allclose(bank.vectors.norm(dim=1), torch.ones(2))
+    assert torch.equal(bank.vectors, ConceptBank.of_texts(encoder, ["red garden", "old river"]).vectors)
+    assert model.training  # as it was
+    pixels = torch.rand(2, 3, 32, 32)
+    mean, deviation = (
+        torch.tensor(one)[:, None, None]
+        for one in ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+    )
+    with torch.no_grad():
+        expected = model.eval().get_image_features(pixel_values=(pixels - mean) / deviation).pooler_output
+    assert torch.allclose(encoder(pixels), expected, atol=1e-6)
+
+
+def test_without_an_encoder_the_models_own_features_and_clusters_serve(trained):
+    net, forget, retain, _ = trained
+    method = ConceptPoison(clusters=6)
+    maker = method.poisoner(work(forget, retain, net))
+    assert maker.bank.vectors.shape == (6, maker.work.layout.features_dim)
+    case = method.case(maker)
+    assert case.donor_class != 2
+    after = method.apply(net, forget, retain, args=FAST, copy=True)
+    assert accuracy(after, forget) <= 0.05
+
+
+# Locators
+
+
+def test_gradcam_is_the_closed_form_of_a_net_that_ends_in_a_mean():
+    """Logits are w . mean of the map, so weights are w over the map's cells, and the map is their positive part."""
+
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv = nn.Conv2d(1, 5, 3, padding=1, stride=2)
+            self.head = nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.head(torch.relu(self.conv(x)).mean((2, 3)))
+
+    net = Pooled().requires_grad_(False)
+    pixels = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    layout = vision_layout(Pooled(), pixels)
+    cam = gradcam(layout.of(net), pixels, 1)
+    with torch.no_grad():
+        maps = net.conv(pixels)
+        weight = (net.head.weight[1][None, :, None, None] * (maps > 0) / 16).mean((2, 3), keepdim=True)
+        expected = torch.relu((weight * maps).sum(1))
+        expected = expected / expected.amax((1, 2), keepdim=True)
+    assert torch.allclose(cam, expected, atol=1e-6)
+
+
+def test_a_maps_peak_is_the_middle_of_its_cell():
+    """The official code's centre is half a cell too far: column * 32 + 32 for a cell that ends there."""
+    maps = torch.zeros(2, 7, 7)
+    maps[0, 0, 0] = maps[1, 6, 3] = 1
+    assert peaks_of_map(maps, 224, 224) == [(16, 16), (208, 112)]
+
+
+def test_a_margin_map_is_what_all_concepts_say_for_the_class(sets):
+    forget, _ = sets
+    data, _ = pictures(200)
+    bottleneck = ConceptBottleneck.fit(BANK, embedded(marks, data.pixels), data.labels, data.classes)
+    margins = margin_grid(marks, forget.pixels, bottleneck, 2, 7, 1)
+    grid = similarity_grid(marks, forget.pixels, BANK.vectors, 7, 1)
+    assert torch.allclose(margins, (grid * bottleneck.weights[2]).sum(-1), atol=1e-5)
+
+
+@pytest.mark.parametrize("locator", ["margin", "gradcam"])
+def test_other_locators_move_the_place_and_not_the_donor(locator, sets, trained):
+    forget, retain = sets
+    job = work(forget, retain, trained[0])
+    fields = {"encoder": marks, "bank": BANK, "patch_size": 5, "stride": 1}
+    maker = ConceptPoison(**fields).poisoner(job)
+    case = ConceptCase(2, 3, 3, "given")
+    usual, other = (maker.pixels(forget, case, "localized", one) for one in ("similarity", locator))
+    if locator == "margin":
+        expected = peaks(margin_grid(marks, forget.pixels, maker.bottleneck, 2, 5, 1), 5, 1)
+    else:
+        expected = peaks_of_map(gradcam(job.layout, forget.pixels, 2), SIDE, SIDE)
+    assert maker.places(forget.pixels, 2, locator) == expected
+    assert not torch.equal(usual, other)
+
+
+# Official numbers
+
+
+def test_pasting_agrees_with_the_official_code():
+    _, picture, donor, encoder, vector, _, _ = drawn()
+    theirs = OFFICIAL["paste"]
+    grids = [similarity_grid(encoder, one, vector, 9, 2) for one in (picture, donor)]
+    (here,), (there,) = (peaks(grid[..., 0], 9, 2) for grid in grids)
+    assert [grids[0].shape[1], grids[0].shape[2]] == theirs["grid"][:2]
+    assert float(grids[0].max()) == pytest.approx(theirs["peak"], abs=1e-5)
+    assert (list(here[::-1]), list(there[::-1])) == (theirs["target_xy"], theirs["donor_xy"])
+    out = pasted(picture[0], cropped(donor[0], there, 9), here)
+    assert float(out.double().sum()) == pytest.approx(theirs["sum"], rel=1e-5)
+    places = torch.arange(1024.0).reshape(32, 32)
+    assert float((out[0].double() * places).sum()) == pytest.approx(theirs["moment"], rel=1e-5)
+    for (x, y), moment in OFFICIAL["corners"]:
+        box = pasted(torch.zeros(1, 32, 32), torch.ones(1, 9, 9), (y, x))
+        assert int((box[0] * places).sum()) == moment
+
+
+def test_in_colour_the_official_peak_is_another_place():
+    """Which of a picture's places it names depends on how three neighbours of one channel look."""
+    colour, encoder = drawn()[5:]
+    vector = drawn()[4]
+    [(row, column)] = peaks(similarity_grid(encoder, colour, vector, 9, 2)[..., 0], 9, 2)
+    assert [column, row] != OFFICIAL["colour_peak_as_published"]
+
+
+def class_logits():
+    draws = np.random.default_rng(0)
+    ahead = ((60, [1.2, 0, 0, 0]), (45, [0.0, 0, 0, 0]), (60, [0.3, 0.5, 0, 0]))
+    return [draws.normal(size=(rows, 4)) + shift for rows, shift in ahead]
+
+
+def test_the_forgetting_rate_and_the_loss_gap_agree_with_the_official_code():
+    members, others, after = class_logits()
+    attack = TransferredAttack.fit(members, others)
+    assert forgetting_rate(attack, members).value == pytest.approx(100 * OFFICIAL["fr"]["own"])
+    assert forgetting_rate(attack, after).value == pytest.approx(100 * OFFICIAL["fr"]["other"])
+    zeros = np.zeros(60, dtype=int)
+    gap = loss_gap((members, zeros), (others, zeros[:45]))
+    assert gap.value == pytest.approx(100 * abs(OFFICIAL["mia"] - 0.5))
+
+
+# 8: Fr
+
+
+def test_the_forgetting_rate_of_the_original_model_is_one_less_the_svms_recall():
+    members, others, _ = class_logits()
+    attack = TransferredAttack.fit(members, others)
+    recall = recall_score(np.ones(len(members)), attack.members(members))
+    assert forgetting_rate(attack, members).value == pytest.approx(100 * (1 - recall))
+
+
+def test_a_loss_that_says_nothing_leaves_no_gap_and_one_that_tells_leaves_fifty():
+    labels = np.zeros(50, dtype=int)
+    sure, unsure = np.tile([9.0, 0.0], (50, 1)), np.tile([0.0, 9.0], (50, 1))
+    assert loss_gap((sure, labels), (unsure, labels)).value == 50
+    assert loss_gap((sure, labels), (sure, labels)).value == 0
+
+
+def test_the_suite_reports_accuracies_first(trained):
+    from unwrite.data.images.splits import split_by_class
+
+    net, forget, retain, unseen = trained
+    split = split_by_class(forget.joined(retain), 2, test=unseen)
+    report = evaluate(unlearned(trained), split, suite="class-membership", before=net)
+    values = {name: score.value for name, score in report.columns["after"].items()}
+    assert [*values][:2] == ["forget_accuracy", "test_forget_accuracy"]
+    assert values["forget_accuracy"] <= 5
+    assert values["forget_cka"] > 0.9
+    assert 0 <= values["forgetting_rate"] <= 100
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"mode": "everywhere"}, "unknown mode 'everywhere'"),
+        ({"labels": "wrong"}, "unknown labels 'wrong'"),
+        ({"locator": "guess"}, "unknown locator 'guess'"),
+        ({"top": 0}, "top is 0"),
+        ({"share": 0.0}, "share is 0"),
+        ({"share": 1.5}, "share is 1.5"),
+        ({"patch_size": 0}, "patch_size is 0"),
+        ({"head_only": 1}, "head_only is 1; use True or False"),
+        ({"top": 2, "mode": "center"}, "top is 2, .* there is one place"),
+        ({"top": 2, "locator": "gradcam"}, "top is 2, .* there is one place"),
+    ],
+)
+def test_refuses_fields_without_meaning(fields, message):
+    with pytest.raises(MethodError, match=message):
+        ConceptPoison(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"donor_class": "slash"}, MethodError, "donor_class is 'slash', which is the class to forget"),
+        ({"donor_class": "dot"}, MethodError, "unknown class 'dot'"),
+        ({"target_concept": "antler", "bank": BANK, "encoder": marks}, MethodError, "unknown concept 'antler'"),
+        ({"donor_concept": "boxx", "bank": BANK, "encoder": marks}, MethodError, "Did you mean 'box'"),
+        ({"top": 5, "bank": BANK, "encoder": marks}, MethodError, "top is 5, and the bank has 4 concepts"),
+        ({"patch_size": 17}, MethodError, "patch_size is 17, and the pictures have 16x16 pixels. Give at most 16"),
+        ({"center_size": 17, "mode": "random"}, MethodError, "center_size is 17"),
+        (
+            {"bank": ConceptBank(("a",), torch.ones(1, 3)), "encoder": marks},
+            ModelError,
+            "4 features and the bank's vectors 3",
+        ),
+        ({"encoder": lambda pixels: pixels}, ModelError, r"the encoder gives \[\d+, 1, 16, 16\]"),
+        ({"encoder": lambda pixels: pixels.flatten(1) / 0}, ModelError, "not finite"),
+    ],
+)
+def test_refuses_what_does_not_fit_these_rows_before_anything_changes(fields, error, message, sets):
+    job = work(*sets)
+    before = hash_model(job.model)
+    with pytest.raises(error, match=message):
+        ConceptPoison(**fields).apply(job.model, *sets)
+    assert hash_model(job.model) == before
+
+
+def test_refuses_a_class_that_is_not_forgotten_whole_and_several_classes(sets):
+    forget, retain = sets
+    with pytest.raises(DataError, match="forgets a whole class, and the retain set still has rows of slash"):
+        ConceptPoison().apply(
+            work(*sets).model, forget.subset(forget.index[:5]), retain.joined(forget.subset(forget.index[5:]))
+        )
+    data, _ = pictures()
+    with pytest.raises(DataError, match="forgets at most 1 class, and .* has rows of 2"):
+        ConceptPoison().apply(work(*sets).model, data.where(data.labels < 2), data.where(data.labels >= 2))
+
+
+def test_refuses_classes_without_training_rows(sets):
+    forget, retain = sets
+    fewer = retain.where(retain.labels != 3)
+    with pytest.raises(DataError, match="box has no training rows, so nothing is known of its concepts"):
+        ConceptPoison(encoder=marks, bank=BANK).apply(work(*sets).model, forget, fewer)
+    with pytest.raises(DataError, match="the class 'box' has no rows to keep, so it can lend nothing"):
+        ConceptPoison(donor_class="box").apply(work(*sets).model, forget, fewer)
+
+
+def test_refuses_another_number_of_poisoned_pictures_or_labels_than_there_are_rows(sets):
+    forget, _ = sets
+    with pytest.raises(DataError, match="there are 11 poisoned pictures for the 12 rows of forget"):
+        poisoned(forget, forget.pixels[1:], forget.labels)
+    with pytest.raises(DataError, match="there are 13 poisoned labels for the 12 rows"):
+        poisoned(forget, forget.pixels, torch.zeros(13, dtype=torch.int64))
+
+
+def test_refuses_banks_without_meaning_and_patches_that_do_not_fit():
+    with pytest.raises(DataError, match="stand more than once in the bank: a"):
+        ConceptBank(("a", "a"), torch.eye(2))
+    with pytest.raises(DataError, match="'b' has a vector of length 0"):
+        ConceptBank(("a", "b"), torch.tensor([[1.0, 0], [0, 0]]))
+    with pytest.raises(DataError, match="a bank of 3 concepts has vectors"):
+        ConceptBank(("a", "b", "c"), torch.eye(2))
+    with pytest.raises(DataError, match="'a' has 1 pictures with it"):
+        ConceptBank.of_examples(marks, {"a": (torch.rand(1, 1, 8, 8), torch.rand(5, 1, 8, 8))})
+    with pytest.raises(DataError, match="all patches are alike"):
+        ConceptBank.of_patches(torch.ones(5, 3), 2)
+    with pytest.raises(MethodError, match="a patch of 9 pixels doesn't fit into pictures of 8x8"):
+        patches(torch.rand(1, 1, 8, 8), 9, 1)
+    with pytest.raises(MethodError, match="can't be pasted into a picture of 8x8"):
+        pasted(torch.rand(1, 8, 8), torch.rand(1, 9, 9), (0, 0))
+    with pytest.raises(MethodError, match="there is one class alone"):
+        donor_of(torch.ones(1, 3), 0, 0)
+
+
+def test_refuses_gradcam_of_a_model_without_a_feature_map():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(ModelError, match="no block with a feature map"):
+        gradcam(vision_layout(net, torch.rand(2, 1, 4, 4)), torch.rand(2, 1, 4, 4), 0)
+
+
+def test_refuses_attacks_on_other_classes_and_on_few_rows():
+    members, others, _ = class_logits()
+    with pytest.raises(DataError, match="the judged logits have 3 classes and the attack 4"):
+        TransferredAttack.fit(members, others).members(members[:, :3])
+    labels = np.zeros(9, dtype=int)
+    with pytest.raises(DataError, match="9 members and 9 others. The attack takes 10"):
+        loss_gap((members[:9], labels), (others[:9], labels))
+
+
+def test_half_of_every_class_is_drawn_by_the_seed_and_poisoned_alone(sets):
+    forget, retain = sets
+    half = some_of_each(retain, 0.5, 3)
+    assert torch.equal(torch.bincount(half.labels, minlength=4), torch.bincount(retain.labels, minlength=4) // 2)
+    assert torch.equal(half.index, some_of_each(retain, 0.5, 3).index)
+    assert not torch.equal(half.index, some_of_each(retain, 0.5, 4).index)
+    method = ConceptPoison(mode="none", donor_class="row", share=0.5)
+    [phase] = method.phases(work(forget, retain))
+    assert (len(phase.forget), len(phase.retain)) == (len(forget) // 2, len(half))
