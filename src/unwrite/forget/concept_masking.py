@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ..data import Example, Examples
-from ..data.text.encoding import encode, encode_prompt
+from ..data.text.encoding import encode_prompt
 from ..data.text.examples import is_visible
 from ..errors import DataError, MethodError, notice, setting, unknown
 from ..runs import progress
@@ -59,7 +59,8 @@ _ANCHORS, _WORDS = 21, 22  # keep these draws apart from others of the same seed
 class ConceptMasking(Objective["TextWork"]):
     """Fine-tunes on the model's own answers with their most telling words masked, and on retain answers beside them.
 
-    Adapters as in the paper: peft_config=LoraConfig(r=8, lora_alpha=16, lora_dropout=0.05, target_modules=["q_proj", "v_proj"]).
+    Adapters as in the paper: peft_config=LoraConfig(r=8, lora_alpha=16, lora_dropout=0.05, target_modules=["q_proj", "v_proj"]);
+    its rows have up to 1024 tokens: args={"max_length": 1024}.
 
     Args:
         style: "mask", or "idk" for refusals, which looks at no words.
@@ -82,7 +83,6 @@ class ConceptMasking(Objective["TextWork"]):
         "lr_scheduler_type": "cosine",
         "weight_decay": 0.0,
         "per_device_train_batch_size": 2,
-        "max_length": 1024,
         "warmup_epochs": 0.3,  # 3 % of ten epochs
     }
     style: Style = "mask"
@@ -176,8 +176,7 @@ class ConceptMasking(Objective["TextWork"]):
         model: Any = work.model
         pad = work.tokenizer.pad_token_id if self.baseline == "pad" else None
         answers: dict[str | None, list[Any]] = {}
-        for row in progress(rows, "integrating gradients"):
-            encoded = encode(row, work.tokenizer, work.args.max_length)
+        for row, encoded in progress([*zip(rows, work.encoded(rows), strict=True)], "integrating gradients"):
             found = attribute_answer(model, encoded, pad, self.points, self.rule)
             values = found.values[list(found.positions)].tolist()
             scored = word_scores(row.answer, answer_offsets(row, encoded, work.tokenizer), values)

@@ -30,7 +30,7 @@ from ..data.text.authors import authors
 from ..data.text.encoding import encode_prompt
 from ..forget.concept_masking import ConceptMasking
 from ..forget.engine.images.concepts import ConceptBank, ModelFeatures, embedded
-from ..forget.engine.images.locating import pasted, patches, peaks, similarity_grid
+from ..forget.engine.images.locating import pasted, patch_embeddings, patches, peaks, similarity_grid
 from ..forget.engine.images.poisoning import Mode, PasteSizes
 from ..forget.vision.boundary import BoundaryShrink
 from ..forget.vision.concept_poison import ConceptPoison, PoisonLabels
@@ -45,6 +45,7 @@ from .base import Claim, figure
 from .checks import Check, reason_of
 
 DIGIT, SIDE = 3, 32
+STRIDE, CLUSTERS, CLUSTERED = 3, 20, 300  # of the sliding window; concepts; pictures whose patches are clustered
 CHOOSING_SEED = 100
 OWN = "localized, targeted"
 BEFORE, RETRAINED, SHRINK, RANDOM, CLOSED = "before", "retrained", "boundary shrink", "random labels", "head closed"
@@ -86,7 +87,7 @@ class Scale:
 
 SCALES = {
     "tiny": Scale(200, 4, 1, 1, (0.01,), 1, 1),
-    "small": Scale(10_000, 12, 8, 10, (0.003, 0.01, 0.03), 60, 10),
+    "small": Scale(1_000, 8, 8, 8, (0.003, 0.01, 0.03), 60, 10),
 }
 
 
@@ -115,10 +116,15 @@ def image_bed(scale: Scale, seed: int) -> ImageBed:
     return ImageBed(Bed(f"digits at {SIDE}x{SIDE}", data, split, net, scale.epochs, names, ("class-membership",)), seed)
 
 
-def grid(scale: Scale) -> dict[str, ConceptPoison]:
-    """Every mode with every label."""
+def grid(bed: ImageBed) -> dict[str, ConceptPoison]:
+    """Every mode with every label, on concepts that are clustered once."""
+    encoder = ModelFeatures(vision_layout(bed.before, bed.split.train.pixels[:2]), (SIDE, SIDE))
+    sizes = PasteSizes.of((1, SIDE, SIDE), stride=STRIDE)
+    some = bed.split.train.pixels[:CLUSTERED]
+    found = patch_embeddings(encoder, some, sizes.patch, 2 * STRIDE).flatten(0, 2)
+    bank = ConceptBank.of_patches(found, CLUSTERS, bed.seed)
     return {
-        f"{mode}, {labels}": ConceptPoison(mode=mode, labels=labels)
+        f"{mode}, {labels}": ConceptPoison(mode=mode, labels=labels, encoder=encoder, bank=bank, stride=STRIDE)
         for mode in get_args(Mode)
         for labels in get_args(PoisonLabels)
     }
@@ -186,9 +192,9 @@ def _sized(cut: Tensor) -> Tensor:
 def chosen_rates(scale: Scale) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Each method's rate on seed 100 by what is left of the class and what is lost of the others, and all that were tried."""
     bed, tried = image_bed(scale, CHOOSING_SEED), dict[str, dict[str, float]]()
-    kept = bed.measure(bed.before)["TA"]
+    kept, own = bed.measure(bed.before)["TA"], grid(bed)[OWN]
     for lr in scale.rates:
-        settings = rivals(scale, lr) | {OWN: Setting(ConceptPoison(), poisoning(scale, lr))}
+        settings = rivals(scale, lr) | {OWN: Setting(own, poisoning(scale, lr))}
         for name, one in settings.items():
             after = bed.apply(one.method, one.args)
             tried.setdefault(name, {})[f"{lr:g}"] = round(after["forget_accuracy"] + max(0.0, kept - after["TA"]), 2)
@@ -206,7 +212,7 @@ def measured(scale: Scale, seed: int, rates: Mapping[str, float]) -> dict[str, M
     for name in (TUNED, RANDOM, SHRINK):
         one = rivals(scale, rates[name])[name]
         models[name] = bed.unlearn(one.method, one.args)
-    for name, method in grid(scale).items():
+    for name, method in grid(bed).items():
         models[name] = bed.unlearn(method, poisoning(scale, rates[OWN]))
     return {
         name: _probed(bed.measure(model, forwards), probe(model, bed.split))

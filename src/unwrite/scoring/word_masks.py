@@ -64,7 +64,7 @@ def _offsets_behind(spelling: Spelling, prompt: str, answer: str) -> list[Span]:
 
 
 def word_scores(text: str, offsets: Sequence[Span], scores: Sequence[float]) -> list[tuple[Word, float]]:
-    """The words of a text, each with the sum of the scores of the tokens that hold some of it; a token counts for the first.
+    """The words of a text, each with the sum of the scores of the tokens that hold some of it; what holds several is shared by characters.
 
     Args:
         offsets: characters [start, end) of the tokens.
@@ -73,10 +73,11 @@ def word_scores(text: str, offsets: Sequence[Span], scores: Sequence[float]) -> 
     words = words_of(text)
     sums = [0.0] * len(words)
     for (start, end), score in zip(offsets, scores, strict=True):
-        for number, word in enumerate(words):
-            if start < word.end and end > word.start:
-                sums[number] += score
-                break
+        held = [(number, min(end, word.end) - max(start, word.start)) for number, word in enumerate(words)]
+        characters = sum(max(0, count) for _, count in held)
+        for number, count in held:
+            if count > 0:
+                sums[number] += score * count / characters
     return list(zip(words, sums, strict=True))
 
 

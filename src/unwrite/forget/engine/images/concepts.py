@@ -223,7 +223,7 @@ class ConceptBank:
                 for c in strengths
             }
             chosen = SVC(C=max(strengths, key=lambda c: right[c]), kernel="linear").fit(rows, labels)
-            vectors.append(torch.from_numpy(chosen.coef_[0]).float())
+            vectors.append(torch.tensor(chosen.coef_[0]).float())
             intercepts.append(float(chosen.intercept_[0]))
         return cls(tuple(examples), torch.stack(vectors), torch.tensor(intercepts))
 
