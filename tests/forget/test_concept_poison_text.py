@@ -97,7 +97,7 @@ def official_row():
 
 def test_of_a_language_model_the_error_falls_and_the_better_rules_are_nearer():
     errors = [abs(attributed(m).error) for m in (32, 64, 128)]
-    assert [one / other for one, other in zip(errors, errors[1:], strict=False)] == pytest.approx([2, 2], rel=0.25)
+    assert [one / other for one, other in itertools.pairwise(errors)] == pytest.approx([2, 2], rel=0.25)
     for rule in ("trapezoid", "midpoint"):
         assert abs(attributed(32, rule).error) < errors[0] / 4
 
