@@ -64,7 +64,7 @@ Measurements = dict[str, list[Measured]]
 
 
 @dataclass(frozen=True)
-class Scale:
+class PoisonScale:
     """How large the experiment is.
 
     Args:
@@ -86,8 +86,8 @@ class Scale:
 
 
 SCALES = {
-    "tiny": Scale(200, 4, 1, 1, (0.01,), 1, 1),
-    "small": Scale(1_000, 8, 8, 8, (0.003, 0.01, 0.03), 60, 10),
+    "tiny": PoisonScale(200, 4, 1, 1, (0.01,), 1, 1),
+    "small": PoisonScale(1_000, 8, 8, 8, (0.003, 0.01, 0.03), 60, 10),
 }
 
 
@@ -102,7 +102,7 @@ def _large(rows: Images) -> Images:
     return replace(rows, pixels=pixels.clamp(0, 1))
 
 
-def image_bed(scale: Scale, seed: int) -> ImageBed:
+def image_bed(scale: PoisonScale, seed: int) -> ImageBed:
     """One class of the large digits, forgotten."""
 
     def data(seed: int) -> TrainTest:
@@ -130,7 +130,7 @@ def grid(bed: ImageBed) -> dict[str, ConceptPoison]:
     }
 
 
-def rivals(scale: Scale, lr: float) -> dict[str, Setting]:
+def rivals(scale: PoisonScale, lr: float) -> dict[str, Setting]:
     """Baselines, each at a rate."""
     common = {"learning_rate": lr, "num_train_epochs": scale.poison_epochs, "per_device_train_batch_size": 32}
     plain = {**common, "weight_decay": 0.0}
@@ -141,7 +141,7 @@ def rivals(scale: Scale, lr: float) -> dict[str, Setting]:
     }
 
 
-def poisoning(scale: Scale, lr: float) -> dict[str, Any]:
+def poisoning(scale: PoisonScale, lr: float) -> dict[str, Any]:
     """Training arguments of the grid."""
     return {"learning_rate": lr, "num_train_epochs": scale.poison_epochs}
 
@@ -189,7 +189,7 @@ def _sized(cut: Tensor) -> Tensor:
     return F.interpolate(cut, (SIDE, SIDE), mode="bilinear", align_corners=False)
 
 
-def chosen_rates(scale: Scale) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+def chosen_rates(scale: PoisonScale) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Each method's rate on seed 100 by what is left of the class and what is lost of the others, and all that were tried."""
     bed, tried = image_bed(scale, CHOOSING_SEED), dict[str, dict[str, float]]()
     kept, own = bed.measure(bed.before)["TA"], grid(bed)[OWN]
@@ -201,7 +201,7 @@ def chosen_rates(scale: Scale) -> tuple[dict[str, float], dict[str, dict[str, fl
     return {name: float(min(one, key=lambda key: one[key])) for name, one in tried.items()}, tried
 
 
-def measured(scale: Scale, seed: int, rates: Mapping[str, float]) -> dict[str, Measured]:
+def measured(scale: PoisonScale, seed: int, rates: Mapping[str, float]) -> dict[str, Measured]:
     """Every arm on one seed."""
     bed = image_bed(scale, seed)
     models: dict[str, tuple[nn.Module, float]] = {
@@ -241,7 +241,7 @@ def ten_authors(forget: slice) -> ForgetSplit:
     )
 
 
-def text_bed(scale: Scale) -> TextBed:
+def text_bed(scale: PoisonScale) -> TextBed:
     """A small Llama that learns ten authors; two are forgotten, and two others for tuning."""
     return TextBed(
         "ten authors",
@@ -263,7 +263,7 @@ class TextFigures:
     """
 
     models: TextModels
-    scale: Scale
+    scale: PoisonScale
 
     @cached_property
     def arms(self) -> dict[str, ConceptMasking]:
