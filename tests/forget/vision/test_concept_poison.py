@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from poisoned_marks import BANK, CLASSES, SIDE, accuracy, drawn, marks, pictures, work
 from sklearn.metrics import recall_score
 from torch import nn
-from transformers import CLIPConfig, CLIPModel
 
 from unwrite.audit import TransferredAttack, evaluate, forgetting_rate, loss_gap
 from unwrite.data import Images
 from unwrite.errors import DataError, MethodError, ModelError
-from unwrite.forget import ClipEncoder, ConceptBank, ConceptBottleneck, ConceptPoison
-from unwrite.forget.engine.images.concepts import ConceptCase, choose_case, donor_of, embedded
+from unwrite.forget import ConceptBank, ConceptPoison
+from unwrite.forget.engine.images.concepts import ConceptCase, choose_case, donor_of
 from unwrite.forget.engine.images.locating import (
     corner,
     cropped,
@@ -27,75 +27,12 @@ from unwrite.forget.engine.images.locating import (
     similarity_grid,
 )
 from unwrite.forget.engine.images.poisoning import PasteSizes, poisoned, some_of_each
-from unwrite.forget.engine.images.work import ImageWork
 from unwrite.models.vision_layout import vision_layout
 from unwrite.nets import SmallCNN
 from unwrite.runs import hash_model
 
 OFFICIAL = json.loads(Path(__file__).with_name("official_concepts.json").read_text(encoding="utf-8"))
 TOY = torch.tensor([[5.0, 1, 0], [0, 4, 1], [2, 3, 6]])
-SIDE, CLASSES, SHAPES = 16, 4, 6
-
-
-def drawn():
-    """The inputs that the official code was run on, in its order of draws."""
-    g = torch.Generator().manual_seed(7)
-    weights, picture, donor = torch.randn(8, 12, generator=g), torch.rand(1, 1, 32, 32, generator=g), None
-    donor = torch.rand(1, 1, 32, 32, generator=g)
-    encoder, vector = torch.randn(1024, 6, generator=g), torch.randn(1, 6, generator=g)
-    colour, wide = torch.rand(1, 3, 32, 32, generator=g), torch.randn(3072, 6, generator=g)
-    return weights, picture, donor, flat(encoder), vector, colour, flat(wide)
-
-
-def flat(matrix):
-    """An encoder: a linear map of the pixels."""
-    return lambda pixels: pixels.flatten(1) @ matrix
-
-
-def sign(label):
-    """A 5x5 mark of a class: what it is known by."""
-    mark = torch.zeros(5, 5)
-    if label == 0:
-        mark[2] = 1
-    elif label == 1:
-        mark[:, 2] = 1
-    elif label == 2:
-        mark.fill_diagonal_(1)
-    else:
-        mark[[0, -1]] = mark[:, [0, -1]].T.new_ones(2, 5)
-        mark[:, [0, -1]] = 1
-    return mark
-
-
-def pictures(rows=48, seed=0, first=0):
-    """Pictures with their class's mark somewhere, on faint noise, and where its corner is."""
-    g = torch.Generator().manual_seed(seed)
-    pixels = 0.1 * torch.rand(rows, 1, SIDE, SIDE, generator=g)
-    at = torch.randint(0, SIDE - 5 + 1, (rows, 2), generator=g)
-    labels = torch.arange(rows) % CLASSES
-    for row, (top, left) in enumerate(at.tolist()):
-        pixels[row, 0, top : top + 5, left : left + 5] = sign(int(labels[row]))
-    index = torch.arange(first, first + rows)
-    return Images(pixels, labels=labels, index=index, classes=("row", "column", "slash", "box")), at
-
-
-def marks(pixels):
-    """An encoder that knows the marks, small in a picture and large in a patch of 7: the best match of each, `[rows, 5]`."""
-    small = nn.functional.interpolate(pixels, (SIDE, SIDE), mode="bilinear", align_corners=False)
-    found = []
-    for size in (5, 11):
-        kernel = torch.stack([sign(label) for label in range(CLASSES)])[:, None]
-        kernel = nn.functional.interpolate(kernel, (size, size), mode="bilinear", align_corners=False)
-        kernel = kernel - kernel.mean((2, 3), keepdim=True)
-        found.append(
-            nn.functional.conv2d(small, kernel / kernel.flatten(1).norm(dim=1)[:, None, None, None]).flatten(2).amax(2)
-        )
-    return torch.cat(
-        [torch.stack(found).amax(0), torch.ones(len(pixels), 1)], 1
-    )  # beside 1, faint noise is like no mark
-
-
-BANK = ConceptBank(("row", "column", "slash", "box"), torch.eye(4, 5))
 
 
 @pytest.fixture(scope="module")
@@ -114,21 +51,6 @@ def trained():
     unseen, _ = pictures(96, seed=1, first=1000)
     assert accuracy(net.eval(), unseen) > 0.95
     return net, data.where(data.labels == 2, "forget"), data.where(data.labels != 2, "retain"), unseen
-
-
-def accuracy(net, rows):
-    with torch.no_grad():
-        return float((net(rows.pixels).argmax(1) == rows.labels).float().mean())
-
-
-def work(forget, retain, model=None, **args):
-    torch.manual_seed(0)
-    return ImageWork(
-        model=model or SmallCNN(CLASSES, 1, SIDE, 4).eval(),
-        forget=forget,
-        retain=retain,
-        args=ImageWork.arguments(args, {}),
-    )
 
 
 @pytest.fixture
@@ -376,91 +298,7 @@ def test_what_is_given_goes_before_the_rule(sets):
     assert maker.case(donor_concept="row", donor_class=3).donor_class == 3
 
 
-# Concepts
-
-
-def test_a_bottleneck_on_marks_finds_each_class_by_its_own_mark():
-    data, _ = pictures(200)
-    embeddings = embedded(marks, data.pixels)
-    bottleneck = ConceptBottleneck.fit(BANK, embeddings, data.labels, data.classes)
-    assert [bottleneck.strongest(label)[0] for label in range(4)] == [0, 1, 2, 3]
-    assert (bottleneck.logits(embeddings).argmax(1) == data.labels).float().mean() > 0.95
-
-
-def test_of_two_classes_each_has_weights_of_its_own():
-    data, _ = pictures(200)
-    two = data.where(data.labels < 2)
-    bottleneck = ConceptBottleneck.fit(BANK, embedded(marks, two.pixels), two.labels, ("row", "column"))
-    assert bottleneck.weights.shape == (2, 4)
-    assert [bottleneck.strongest(label)[0] for label in range(2)] == [0, 1]
-
-
-def test_scores_are_margins_to_each_concepts_plane():
-    bank = ConceptBank(("a", "b"), torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([5.0, -2.0]))
-    assert torch.allclose(bank.scores(torch.tensor([[1.0, 1.0]])), torch.tensor([[12 / 5, 0.0]]))
-
-
-def test_activation_vectors_point_to_pictures_with_the_concept():
-    data, _ = pictures(200)
-    examples = {
-        name: (data.pixels[data.labels == n][:20], data.pixels[data.labels != n][:20])
-        for n, name in enumerate(data.classes)
-    }
-    bank = ConceptBank.of_examples(marks, examples)
-    rest = data.subset(range(100, 200))
-    scores = bank.scores(embedded(marks, rest.pixels))
-    assert bank.names == data.classes
-    for label in range(4):
-        assert ((scores[:, label] > 0) == (rest.labels == label)).float().mean() > 0.9
-
-
-def test_clusters_are_directions_from_the_mean_patch():
-    g = torch.Generator().manual_seed(0)
-    centres = torch.tensor([[0.0, 0, 5], [5, 0, 0], [0, 5, 0]])
-    points = (centres[:, None] + 0.1 * torch.randn(3, 50, 3, generator=g)).flatten(0, 1)
-    bank = ConceptBank.of_patches(points, 3)
-    assert bank.names == ("cluster 0", "cluster 1", "cluster 2")
-    assert sorted(bank.scores(centres).argmax(1).tolist()) == [0, 1, 2]
-    assert torch.allclose(bank.scores(points.mean(0)[None]), torch.zeros(1, 3), atol=1e-4)
-    assert len(ConceptBank.of_patches(points[:2], 20).names) == 2
-
-
-def test_a_clip_of_transformers_embeds_pictures_of_any_size_and_names(tokenizer):
-    torch.manual_seed(0)
-    text = {
-        "vocab_size": 80,
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-    }
-    vision = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 32,
-        "patch_size": 8,
-    }
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).train()
-    encoder = ClipEncoder(model, tokenizer)
-    bank = ConceptBank.of_texts(encoder, ["red garden", "old river"])
-    found = encoder(torch.rand(3, 1, 20, 20))
-    assert found.shape == (3, 8)
-    assert bank.vectors.shape == (2, 8)
-    assert torch.allclose(bank.vectors.norm(dim=1), torch.ones(2))
-    assert torch.equal(bank.vectors, ConceptBank.of_texts(encoder, ["red garden", "old river"]).vectors)
-    assert model.training  # as it was
-    pixels = torch.rand(2, 3, 32, 32)
-    mean, deviation = (
-        torch.tensor(one)[:, None, None]
-        for one in ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-    )
-    with torch.no_grad():
-        expected = model.eval().get_image_features(pixel_values=(pixels - mean) / deviation).pooler_output
-    assert torch.allclose(encoder(pixels), expected, atol=1e-6)
+# Encoders and locators
 
 
 def test_without_an_encoder_the_models_own_features_and_clusters_serve(trained):
@@ -472,50 +310,6 @@ def test_without_an_encoder_the_models_own_features_and_clusters_serve(trained):
     assert case.donor_class != 2
     after = method.apply(net, forget, retain, args=FAST, copy=True)
     assert accuracy(after, forget) <= 0.05
-
-
-# Locators
-
-
-def test_gradcam_is_the_closed_form_of_a_net_that_ends_in_a_mean():
-    """Logits are w . mean of the map, so weights are w over the map's cells, and the map is their positive part."""
-
-    class Pooled(nn.Module):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(0)
-            self.conv = nn.Conv2d(1, 5, 3, padding=1, stride=2)
-            self.head = nn.Linear(5, 3)
-
-        def forward(self, x):
-            return self.head(torch.relu(self.conv(x)).mean((2, 3)))
-
-    net = Pooled().requires_grad_(False)
-    pixels = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    layout = vision_layout(Pooled(), pixels)
-    cam = gradcam(layout.of(net), pixels, 0)
-    with torch.no_grad():
-        maps = net.conv(pixels)
-        weight = (net.head.weight[0][None, :, None, None] * (maps > 0) / 16).mean((2, 3), keepdim=True)
-        expected = torch.relu((weight * maps).sum(1))
-        expected = expected / expected.amax((1, 2), keepdim=True)
-    assert torch.allclose(cam, expected, atol=1e-6)
-
-
-def test_a_maps_peak_is_the_middle_of_its_cell():
-    """The official code's centre is half a cell too far: column * 32 + 32 for a cell that ends there."""
-    maps = torch.zeros(2, 7, 7)
-    maps[0, 0, 0] = maps[1, 6, 3] = 1
-    assert peaks_of_map(maps, 224, 224) == [(16, 16), (208, 112)]
-
-
-def test_a_margin_map_is_what_all_concepts_say_for_the_class(sets):
-    forget, _ = sets
-    data, _ = pictures(200)
-    bottleneck = ConceptBottleneck.fit(BANK, embedded(marks, data.pixels), data.labels, data.classes)
-    margins = margin_grid(marks, forget.pixels, bottleneck, 2, 7, 1)
-    grid = similarity_grid(marks, forget.pixels, BANK.vectors, 7, 1)
-    assert torch.allclose(margins, (grid * bottleneck.weights[2]).sum(-1), atol=1e-5)
 
 
 @pytest.mark.parametrize("locator", ["margin", "gradcam"])
@@ -690,31 +484,6 @@ def test_refuses_another_number_of_poisoned_pictures_or_labels_than_there_are_ro
         poisoned(forget, forget.pixels[1:], forget.labels)
     with pytest.raises(DataError, match="there are 13 poisoned labels for the 12 rows"):
         poisoned(forget, forget.pixels, torch.zeros(13, dtype=torch.int64))
-
-
-def test_refuses_banks_without_meaning_and_patches_that_do_not_fit():
-    with pytest.raises(DataError, match="stand more than once in the bank: a"):
-        ConceptBank(("a", "a"), torch.eye(2))
-    with pytest.raises(DataError, match="'b' has a vector of length 0"):
-        ConceptBank(("a", "b"), torch.tensor([[1.0, 0], [0, 0]]))
-    with pytest.raises(DataError, match="a bank of 3 concepts has vectors"):
-        ConceptBank(("a", "b", "c"), torch.eye(2))
-    with pytest.raises(DataError, match="'a' has 1 pictures with it"):
-        ConceptBank.of_examples(marks, {"a": (torch.rand(1, 1, 8, 8), torch.rand(5, 1, 8, 8))})
-    with pytest.raises(DataError, match="all patches are alike"):
-        ConceptBank.of_patches(torch.ones(5, 3), 2)
-    with pytest.raises(MethodError, match="a patch of 9 pixels doesn't fit into pictures of 8x8"):
-        patches(torch.rand(1, 1, 8, 8), 9, 1)
-    with pytest.raises(MethodError, match="can't be pasted into a picture of 8x8"):
-        pasted(torch.rand(1, 8, 8), torch.rand(1, 9, 9), (0, 0))
-    with pytest.raises(MethodError, match="there is one class alone"):
-        donor_of(torch.ones(1, 3), 0, 0)
-
-
-def test_refuses_gradcam_of_a_model_without_a_feature_map():
-    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
-    with pytest.raises(ModelError, match="no block with a feature map"):
-        gradcam(vision_layout(net, torch.rand(2, 1, 4, 4)), torch.rand(2, 1, 4, 4), 0)
 
 
 def test_refuses_attacks_on_other_classes_and_on_few_rows():
