@@ -4,6 +4,7 @@ import pytest
 
 from unwrite.beds.budget import Budget
 from unwrite.beds.images import Measured
+from unwrite.beds.ten_authors import ten_authors_bed
 from unwrite.reproduce import concept_poison as experiment
 from unwrite.reproduce.base import HEADLINE, run
 from unwrite.reproduce.checks import verdict_of
@@ -72,10 +73,8 @@ def test_rates_are_chosen_on_a_seed_that_is_not_reported():
 
 
 def test_two_authors_are_forgotten_and_two_others_for_tuning():
-    reported, tuning = (
-        experiment.text_bed(experiment.SCALES["tiny"]).split(),
-        experiment.text_bed(experiment.SCALES["tiny"]).other(),
-    )
+    bed = ten_authors_bed(1)
+    reported, tuning = bed.split(), bed.other()
     gone = [{row.entity for row in split.forget} for split in (reported, tuning)]
     assert [len(one) for one in gone] == [2, 2]
     assert not gone[0] & gone[1]

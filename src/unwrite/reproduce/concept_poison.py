@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from ..beds.budget import Budget
 from ..beds.images import Bed, ImageBed, Measured, Setting, mean_of, rows_of
-from ..beds.text_beds import TextBed, TextModels
-from ..data import Examples, ForgetSplit
+from ..beds.ten_authors import ten_authors_bed
+from ..beds.text_beds import TextModels
+from ..data import Examples
 from ..data.images.images import Images
 from ..data.images.sets import TrainTest, digits
 from ..data.images.splits import ImageSplit, split_by_class
-from ..data.text.authors import authors
 from ..data.text.encoding import encode_prompt
 from ..forget.concept_masking import ConceptMasking
 from ..forget.engine.images.concepts import ConceptBank, ModelFeatures, embedded
@@ -227,32 +227,6 @@ def _probed(one: Measured, found: float) -> Measured:
 # Texts.
 
 
-def ten_authors(forget: slice) -> ForgetSplit:
-    """Ten of the shipped authors, of whom some are forgotten."""
-    whole = authors()
-    assert whole.retain is not None
-    rows = [*whole.retain]
-    names = list(dict.fromkeys(row.entity for row in rows))[:10]
-    gone = set(names[forget])
-    return ForgetSplit(
-        Examples([row for row in rows if row.entity in gone], "authors forget"),
-        Examples([row for row in rows if row.entity in names and row.entity not in gone], "authors retain"),
-        name="ten authors",
-    )
-
-
-def text_bed(scale: PoisonScale) -> TextBed:
-    """A small Llama that learns ten authors; two are forgotten, and two others for tuning."""
-    return TextBed(
-        "ten authors",
-        lambda: ten_authors(slice(8, 10)),
-        lambda: ten_authors(slice(6, 8)),
-        net={"layers": 3, "width": 96},
-        epochs=scale.text_epochs,
-        lr=2e-3,
-    )
-
-
 @dataclass
 class TextFigures:
     """What answers to the forget and the retain questions say, over a seed's arms.
@@ -314,7 +288,7 @@ def run(budget: Budget) -> Claim:
         for name, one in measured(scale, seed, rates).items():
             measurements.setdefault(name, []).append(one)
         found.append(planted(image_bed(scale, seed)))
-        for arm, figures in TextFigures(TextModels(text_bed(scale), seed), scale).all().items():
+        for arm, figures in TextFigures(TextModels(ten_authors_bed(scale.text_epochs), seed), scale).all().items():
             texts.setdefault(arm, []).append(figures)
     checks, rows = _checks(measurements, found, texts), rows_of(measurements, METRICS)
     said = {arm: [spread(list(column)) for column in zip(*seeds, strict=True)] for arm, seeds in texts.items()}
