@@ -203,4 +203,4 @@ def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str
     tied, random = (
         "/".join(figure(rows, name, column) for column in range(len(LABELLINGS))) for name in (TIED, RANDOM)
     )
-    return f"digit/parity/colour: {tied} % right, {random} % with random noise"
+    return f"digit/parity/colour: {tied} % right, random noise {random} %"
