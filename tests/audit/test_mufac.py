@@ -214,6 +214,23 @@ class _Fixed(ImageContext):
             return self.model(self.set(name).pixels).double().numpy()
 
 
+class _Answering(ImageContext):
+    """Says so many of four labels rightly, by the name of the set."""
+
+    def __init__(self, **right: int) -> None:
+        self.right = right
+
+    def labelled(self, name: str) -> Any:
+        said = np.arange(4) >= self.right[name]  # label 0 is right
+        return np.eye(2)[said.astype(int)], np.zeros(4, int)
+
+
+def test_a_gap_is_of_the_rows_it_is_named_for() -> None:
+    ours, theirs = _Answering(test=4, forget=1), {"oracle": _Answering(test=3, forget=3)}
+    assert who.RetrainGap("utility_gap").measure(ours, theirs).value == 25
+    assert who.RetrainGap("forget_gap").measure(ours, theirs).value == 50
+
+
 def test_losses_are_computed_in_evaluation_mode_without_gradients(split: ImageSplit) -> None:
     model = net(0)
     model.train()
@@ -228,6 +245,14 @@ def test_losses_are_computed_in_evaluation_mode_without_gradients(split: ImageSp
     assert set(seen) == {(False, False)}
     assert hash_model(model) == before
     assert model.training
+
+
+def test_attacks_of_several_seeds_on_one_context_are_each_their_own(split: ImageSplit) -> None:
+    model = net(0)
+    context = ImageContext(model, split, cached=False)
+    together = [who.IdentityAttack(seed)(context).value for seed in range(6)]
+    assert together == [who.IdentityAttack(seed)(ImageContext(model, split, cached=False)).value for seed in range(6)]
+    assert len({*together}) > 1
 
 
 # Baselines
