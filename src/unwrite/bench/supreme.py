@@ -297,7 +297,9 @@ def _stood_in() -> Iterator[None]:
 class _Empty(ModuleType):
     """A module whose every name is another such, or a class that does nothing: to be called or derived from during an import."""
 
-    __path__: ClassVar[list[str]] = []
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__ = []  # as a package has it
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
