@@ -204,7 +204,7 @@ class SupremeMethod(Edit[ImageWork]):
 def pairs() -> list[Contender]:
     """Ours and theirs of every method that both have, with the same settings: SUPREME's own, most of which can't be changed.
 
-    Only dampening has others, batches of 16 and an alpha that selects something on small sets: with its own nothing is forgotten.
+    Only dampening has others, batches of 16 and an alpha as small sets need it: at its own, 10, ours can select no weight of them.
 
     Raises:
         MissingExtra: the package isn't installed.
