@@ -176,7 +176,7 @@ def cells_in(folder: Path, attacked: Mapping[str, Any], overwrite: bool) -> dict
             f"{setting('overwrite', True)} to replace it."
         )
     names_of = ("published", "defence", "hits", "rows", "key")
-    return {cell["key"]: DefenceCell(**{name: cell[name] for name in names_of}) for cell in cells if _whole(cell)}
+    return {cell["key"]: DefenceCell(**{name: cell[name] for name in names_of}) for cell in cells or [] if _whole(cell)}
 
 
 def _whole(cell: Mapping[str, Any]) -> bool:

@@ -35,7 +35,7 @@ from .engine.published import PublishedPictures, as_published
 from .engine.surrogates import Surrogate, built, check_surrogate
 
 if TYPE_CHECKING:
-    from ..data.images.images import Images
+    pass
 
 __all__ = [
     "Attacker",

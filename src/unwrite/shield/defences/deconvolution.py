@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import MethodError, setting
+from ...models.vision_layout import logits_of
 from ..base import need_number
 from ..engine.surrogates import frozen
 from .base import Defence, TrainingMoment, plain_loss
@@ -51,36 +52,49 @@ class DeconvolutionTraining(Defence):
 
     def filtered(self, model: nn.Module, pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """The pictures under the filters found for their classes, each stretched to 0..1."""
-        result = torch.empty_like(pixels)
+        present, which = labels.unique(return_inverse=True)
+        weights, bias = (drawn.to(pixels) for drawn in self.drawn(len(present), generator))
         with frozen(model):
-            for label in labels.unique().tolist():
-                rows = labels == label
-                weights, bias = self.ascended(model, pixels[rows], labels[rows], *self.drawn(generator))
-                result[rows] = stretched(self.applied(pixels[rows], weights, bias))
-        return result
+            weights, bias = self.ascended(model, pixels, labels, which, weights, bias)
+        return stretched(self.applied(pixels, which, weights, bias))
 
-    def drawn(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A fresh filter `[1, 1, k, k]` and bias `[1]`, uniform within 1 / k as torch draws them for such a layer."""
+    def drawn(self, filters: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Fresh filters `[filters, 1, k, k]` and biases `[filters]`, uniform within 1 / k as torch draws them for such a layer."""
         side = self.kernel_size
-        weights, bias = torch.rand(1, 1, side, side, generator=generator), torch.rand(1, generator=generator)
+        weights, bias = (torch.rand(*shape, generator=generator) for shape in ((filters, 1, side, side), (filters,)))
         return (2 * weights - 1) / side, (2 * bias - 1) / side
 
     def ascended(
-        self, model: nn.Module, pixels: Tensor, labels: Tensor, weights: Tensor, bias: Tensor
+        self, model: nn.Module, pixels: Tensor, labels: Tensor, which: Tensor, weights: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Filter and bias after their steps up the loss; the last step is not clamped, as in the official code."""
-        weights, bias = weights.to(pixels), bias.to(pixels)
+        """Filters and biases after their steps up the loss; the last step is not clamped, as in the official code.
+
+        All classes share a forward: the model is frozen, so a class's mean loss depends on its own filter alone.
+
+        Args:
+            which: `[rows]`, the place of each picture's filter.
+            weights: `[filters, 1, k, k]`
+            bias: `[filters]`
+        """
+        share = 1 / torch.bincount(which, minlength=len(weights)).clamp(min=1).to(pixels)[which]  # [rows]
         for _ in range(self.steps):
             both = [one.detach().clamp(-self.bound, self.bound).requires_grad_(True) for one in (weights, bias)]
-            loss = plain_loss(model, self.applied(pixels, *both), labels)
-            up = torch.autograd.grad(loss, both)
+            logits = logits_of(model, self.applied(pixels, which, *both))
+            means = (share * F.cross_entropy(logits, labels, reduction="none")).sum()
+            up = torch.autograd.grad(means, both)
             weights, bias = (one.detach() + self.step_size * by for one, by in zip(both, up, strict=True))
         return weights, bias
 
-    def applied(self, pixels: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
-        """Each channel through the same transposed convolution, at the picture's own size."""
-        single = pixels.flatten(0, 1)[:, None]  # [rows channels, 1, height, width]
-        return F.conv_transpose2d(single, weights, bias, padding=self.kernel_size // 2).view_as(pixels)
+    def applied(self, pixels: Tensor, which: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
+        """Each channel through its picture's transposed convolution, at the picture's own size."""
+        order = which.argsort(stable=True)
+        counts = torch.bincount(which, minlength=len(weights)).tolist()
+        results = []
+        for number, some in enumerate(pixels[order].split(counts)):
+            single = some.flatten(0, 1)[:, None]  # [rows channels, 1, height, width]
+            filter_ = weights[number : number + 1], bias[number : number + 1]
+            results.append(F.conv_transpose2d(single, *filter_, padding=self.kernel_size // 2).view_as(some))
+        return torch.cat(results)[order.argsort()]
 
 
 def stretched(pixels: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from ..engine.pictures import Shape
 from ..engine.squeezed import grey, jpeg
 from .base import Defence
 
-__all__ = ["BitDepth", "Grey", "JPEG", "Smoothing"]
+__all__ = ["JPEG", "BitDepth", "Grey", "Smoothing"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,12 +19,10 @@ from torch.nn import functional as F
 
 __all__ = ["OPERATIONS", "plasma", "plasma_brightness", "plasma_contrast", "shuffle_channels", "trivial_augment"]
 
-Draws = torch.Generator
-
 
 def plasma_brightness(
     pixels: Tensor,
-    generator: Draws,
+    generator: torch.Generator,
     *,
     chance: float,
     roughness: tuple[float, float] = (0.3, 0.7),
@@ -40,7 +38,7 @@ def plasma_brightness(
 
 
 def plasma_contrast(
-    pixels: Tensor, generator: Draws, *, chance: float, roughness: tuple[float, float] = (0.3, 0.7)
+    pixels: Tensor, generator: torch.Generator, *, chance: float, roughness: tuple[float, float] = (0.3, 0.7)
 ) -> Tensor:
     """Multiplies the distance from middle grey by clouds from 0 to 4 in each channel of a part of the pictures."""
     chosen = _chosen(len(pixels), chance, generator)
@@ -49,7 +47,7 @@ def plasma_contrast(
     return torch.where(_column(chosen).to(pixels.device), moved, pixels)
 
 
-def shuffle_channels(pixels: Tensor, generator: Draws, *, chance: float) -> Tensor:
+def shuffle_channels(pixels: Tensor, generator: torch.Generator, *, chance: float) -> Tensor:
     """Puts the channels of a part of the pictures into a random order."""
     rows, channels = pixels.shape[:2]
     chosen = _chosen(rows, chance, generator)
@@ -58,7 +56,7 @@ def shuffle_channels(pixels: Tensor, generator: Draws, *, chance: float) -> Tens
     return pixels[torch.arange(rows)[:, None], order.to(pixels.device)]
 
 
-def trivial_augment(pixels: Tensor, generator: Draws) -> Tensor:
+def trivial_augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """One operation a picture, drawn from all alike, at a strength drawn from its range."""
     names = list(OPERATIONS)
     which = torch.randint(len(names), (len(pixels),), generator=generator)
@@ -73,7 +71,7 @@ def trivial_augment(pixels: Tensor, generator: Draws) -> Tensor:
     return result
 
 
-def plasma(shape: tuple[int, ...], roughness: Tensor, generator: Draws) -> Tensor:
+def plasma(shape: tuple[int, ...], roughness: Tensor, generator: torch.Generator) -> Tensor:
     """Clouds in 0..1, `[rows, channels, height, width]`, a map of its own for each channel.
 
     Args:
@@ -90,7 +88,7 @@ def plasma(shape: tuple[int, ...], roughness: Tensor, generator: Draws) -> Tenso
     return clouds[..., :height, :width]
 
 
-def _refined(clouds: Tensor, scale: Tensor, generator: Draws) -> Tensor:
+def _refined(clouds: Tensor, scale: Tensor, generator: torch.Generator) -> Tensor:
     """Twice as fine a grid: `[rows, channels, n, n]` to `[..., 2 n - 1, 2 n - 1]`."""
     side = 2 * clouds.shape[-1] - 1
     fine = clouds.new_zeros(*clouds.shape[:2], side, side)
@@ -110,11 +108,11 @@ def _refined(clouds: Tensor, scale: Tensor, generator: Draws) -> Tensor:
     return fine
 
 
-def _chosen(rows: int, chance: float, generator: Draws) -> Tensor:
+def _chosen(rows: int, chance: float, generator: torch.Generator) -> Tensor:
     return torch.rand(rows, generator=generator) < chance
 
 
-def _between(rows: int, ends: tuple[float, float], generator: Draws) -> Tensor:
+def _between(rows: int, ends: tuple[float, float], generator: torch.Generator) -> Tensor:
     return ends[0] + (ends[1] - ends[0]) * torch.rand(rows, generator=generator)
 
 

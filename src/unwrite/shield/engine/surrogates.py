@@ -110,6 +110,7 @@ def signed_steps(
     alpha: float,
     steps: int,
     ascend: bool = False,
+    where: Tensor | None = None,
 ) -> Tensor:
     """Noise after some steps by the sign of the loss's gradient, each kept within the budget; not yet within 0..1 with the pixels.
 
@@ -123,6 +124,7 @@ def signed_steps(
         eps: the budget.
         alpha: the size of a step.
         ascend: raise the loss in place of lowering it.
+        where: 1 for pixels that move and 0 for those that stay, as pixels; all move without.
     """
     perturbed = (pixels + noise).clamp(0, 1)
     for _ in range(steps):
@@ -130,6 +132,8 @@ def signed_steps(
         loss = F.cross_entropy(logits_of(model, perturbed), labels)
         (gradient,) = torch.autograd.grad(loss, perturbed)
         move = alpha * gradient.sign()
+        if where is not None:
+            move = move * where
         noise = (perturbed.detach() + (move if ascend else -move) - pixels).clamp(-eps, eps)
         perturbed = (pixels + noise).clamp(0, 1)
     return noise
