@@ -1,10 +1,30 @@
 # Written by `unwrite docs` from the catalogue, for type checkers and editors.
 
+from .attacking import Attacker as Attacker
+from .attacking import DefenceCell as DefenceCell
+from .attacking import evaluate_protection as evaluate_protection
+from .attacking import hits_of as hits_of
+from .attacking import train_attacker as train_attacker
 from .base import Additive as Additive
 from .base import Protection as Protection
 from .base import Shield as Shield
 from .cuda import CUDA as CUDA
+from .defences.adversarial import AdversarialTraining as AdversarialTraining
+from .defences.base import Defence as Defence
+from .defences.base import TrainingMoment as TrainingMoment
+from .defences.base import Undefended as Undefended
+from .defences.deconvolution import DeconvolutionTraining as DeconvolutionTraining
+from .defences.mixing import CutMix as CutMix
+from .defences.mixing import Cutout as Cutout
+from .defences.mixing import MixUp as MixUp
+from .defences.sharpening import RandomSharpening as RandomSharpening
+from .defences.squeezing import JPEG as JPEG
+from .defences.squeezing import BitDepth as BitDepth
+from .defences.squeezing import Grey as Grey
+from .defences.squeezing import Smoothing as Smoothing
+from .defences.ueraser import UEraser as UEraser
 from .em_noise import EMNoise as EMNoise
 from .engine.folders import FolderPictures as FolderPictures
+from .engine.published import PublishedPictures as PublishedPictures
 from .engine.releasing import Release as Release
 from .engine.releasing import protect_folder as protect_folder
