@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,10 +32,10 @@ def pets(tmp_path):
     return folder
 
 
-def attack(pets, *more, folder="safe", defences="none"):
+def attack(pets, *more, folder="safe", defences="none", out="report"):
     place = pets.parent
     return [
-        *("shield", "attack", str(place / folder), "--clean", str(place / "clean"), "--out", str(place / "report")),
+        *("shield", "attack", str(place / folder), "--clean", str(place / "clean"), "--out", str(place / out)),
         *("--epochs", "1", "--net", "small-cnn", "--defences", defences, *more),
     ]
 
@@ -77,7 +78,7 @@ def test_the_page_is_one_file_with_before_after_and_difference(pets, tmp_path):
     assert "default-src 'none'" in page
     assert all(f'alt="{colour} before"' in page for colour in COLOURS)
     assert re.search(r"shown \d+ times as large", page)
-    main(attack(pets, "--out", str(tmp_path / "other")))
+    main(attack(pets, out="other"))
     page = (tmp_path / "other" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3
     assert "Give the originals to see what changed" in page
@@ -118,6 +119,26 @@ def test_what_was_measured_is_not_measured_again_and_a_kill_loses_no_figure(
     assert "none" not in shown.split("defence")[-1].split("report")[0].split()
     record = json.loads((tmp_path / "report" / "attack.json").read_text())
     assert [one["defence"] for one in record["cells"]] == ["cutout", "grey", "none"]
+
+
+def test_a_row_that_a_kill_left_half_done_is_shown_with_what_is_there(pets, monkeypatch, tmp_path):
+    plain, done = attacking.hits_of, []
+
+    def failing(*given):
+        done.append(1)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        return plain(*given)
+
+    monkeypatch.setattr(attacking, "hits_of", failing)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        main(attack(pets, "--original", str(pets)))
+    monkeypatch.setattr(attacking, "hits_of", plain)
+    main(attack(pets, "--original", str(pets), defences="cutout"))
+    page = (tmp_path / "report" / "report.html").read_text()
+    row = page.split('<th scope="row">none</th>')[1].split("</tr>")[0]
+    assert row.count("<strong>") == 2
+    assert row.count("–</td>") == 1
 
 
 def test_another_attack_is_replaced_only_when_asked_and_nothing_else_ever(pets, capsys, tmp_path):
@@ -252,6 +273,9 @@ def test_the_sentence_is_of_the_best_defence_and_of_the_best_of_each_column():
     more += (cell("unprotected", "none", 190), cell("unprotected", "jpeg10", 170))
     report = AttackReport({}, {}, (*cells, *more), 10.0)
     assert "(jpeg10); 95.0 % without protection, and 80.0 % under random noise of the same size" in report.sentence
+    assert "nothing follows" not in report.sentence
+    few = [replace(one, hits=25) if one.published == "unprotected" else one for one in report.cells]
+    assert "(10.0 %), so nothing follows: train for more epochs" in replace(report, cells=tuple(few)).sentence
     assert (report.best.defence, report.published) == ("jpeg10", ["protected", "random noise", "unprotected"])
 
 

@@ -182,8 +182,9 @@ def test_the_table_has_every_defence_on_every_set_and_what_is_known_is_not_train
     assert cells[0].accuracy == pytest.approx(100 * cells[0].hits / 30)
     monkeypatch.setattr(module, "train_attacker", None)
     known = {cell.key: replace(cell, hits=7) for cell in cells}
-    again = evaluate_protection(sets, clean, defences, attacker=SMALL, known=known, tell=told.append)
-    assert [one.hits for one in again] == [7] * 4
+    renamed = {"plain": Undefended(), "jpeg": JPEG()}
+    again = evaluate_protection(sets, clean, renamed, attacker=SMALL, known=known, tell=told.append)
+    assert [(one.defence, one.hits) for one in again] == [("plain", 7), ("plain", 7), ("jpeg", 7), ("jpeg", 7)]
     assert len(told) == 4
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -93,9 +94,7 @@ class _Keeping:
     """Writes every figure as soon as it is measured, beside those measured before."""
 
     def __init__(self, report: AttackReport, out: Path, known: dict[str, Any]) -> None:
-        import dataclasses
-
-        self.report = dataclasses.replace(report, cells=tuple(known.values()))
+        self.report = replace(report, cells=tuple(known.values()))
         self.out = out
 
     def add(self, cell: Any) -> None:
@@ -104,13 +103,11 @@ class _Keeping:
 
     def finished(self, cells: list[Any], rows: Any, amplified: int | None) -> AttackReport:
         """The table asked for; what else was measured before stays in the file."""
-        import dataclasses
-
         asked = {cell.key for cell in cells}
         rest = tuple(cell for cell in self.report.cells if cell.key not in asked)
-        whole = dataclasses.replace(self.report, cells=(*cells, *rest), amplified=amplified)
+        whole = replace(self.report, cells=(*cells, *rest), amplified=amplified)
         whole.save(self.out, rows)
-        return dataclasses.replace(whole, cells=tuple(cells))
+        return replace(whole, cells=tuple(cells))
 
 
 def _chosen(texts: str) -> dict[str, Defence]:
@@ -203,13 +200,12 @@ def _begun(
 
 
 def _show(report: AttackReport, out: Path) -> None:
-    rows = [
-        [defence, *(f"{report.cell(defence, name).accuracy:.1f}" for name in report.published)]
-        for defence in report.defences
-    ]
+    cells = {(one.defence, one.published): f"{one.accuracy:.1f}" for one in report.cells}
+    rows = [[defence, *(cells[defence, name] for name in report.published)] for defence in report.defences]
     print_ = console().print
     print_("right of clean pictures, %")
     print_(plain_table(["defence", *report.published], rows))
+    print_(f"always naming the commonest class: {report.guess:.1f}")
     print_(report.sentence)
     print_(f"report  {out / 'report.html'}", soft_wrap=True)
     print_(f"more    unwrite shield attack ... --defences {DEFENCES},... --out {shlex.quote(str(out))}", soft_wrap=True)

@@ -82,9 +82,9 @@ class AttackReport:
         """The rows."""
         return list(dict.fromkeys(cell.defence for cell in self.cells))
 
-    def cell(self, defence: str, published: str) -> DefenceCell:
-        """One training."""
-        return next(one for one in self.cells if (one.defence, one.published) == (defence, published))
+    def cell(self, defence: str, published: str) -> DefenceCell | None:
+        """One training; None where a run ended before it."""
+        return next((one for one in self.cells if (one.defence, one.published) == (defence, published)), None)
 
     @property
     def best(self) -> DefenceCell:
@@ -102,9 +102,12 @@ class AttackReport:
             return f"{words}; always naming the commonest class is right for {self.guess:.1f} %."
         plain = max(one.hits for one in self.cells if one.published == UNPROTECTED)
         noise = max(one.hits for one in self.cells if one.published == RANDOM)
+        words += f"; {100 * plain / best.rows:.1f} % without protection, and {100 * noise / best.rows:.1f} % under random noise of the same size."
+        if 100 * wilson(plain, best.rows)[0] > self.guess:
+            return words
         return (
-            f"{words}; {100 * plain / best.rows:.1f} % without protection, and {100 * noise / best.rows:.1f} % under random noise of "
-            f"the same size."
+            f"{words} Without protection that is hardly more than always naming the commonest class ({self.guess:.1f} %), so nothing "
+            "follows: train for more epochs, or on more pictures."
         )
 
     def json(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -264,8 +264,10 @@ def evaluate_protection(
         for name, one in sets.items():
             recipe = attacker.recipe(defence, one.shape, len(one.classes))
             key = hash_json([recipe.settings, one.hash, clean.hash, seed])
-            cell = (known or {}).get(key)
-            if cell is None:
+            measured = (known or {}).get(key)
+            if measured is not None:
+                cell = replace(measured, published=name, defence=label)  # it may have had another name
+            else:
                 hits = hits_of(train_attacker(one, defence, attacker, seed).to(attacker.device), clean, defence)
                 cell = DefenceCell(name, label, hits, len(clean), key)
                 tell(cell)
