@@ -78,5 +78,5 @@ def test_a_headline_fits_its_cell():
 def test_it_runs_tiny():
     claim, record = run("cuda-ue", Budget("tiny", (0,)))
     assert claim.verdict == record["verdict"] == "too small for a verdict"
-    assert len(claim.rows) == 10
+    assert len(claim.rows) == 16
     assert cuda_ue.headline(record["rows"]) == record["headline"]

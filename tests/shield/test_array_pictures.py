@@ -77,6 +77,7 @@ def test_a_set_of_images_brings_its_labels_and_their_names_whatever_its_width():
     pictures = ArrayPictures(images, None, "labels")
     assert pictures.shape(0) == (3, 8, 3)
     assert (pictures.labels.tolist(), pictures.classes) == ([1, 0], ("cat", "dog", "eel"))
+    assert ArrayPictures(images, [2, 2], "labels").labels.tolist() == [2, 2]  # unless others are given
     with pytest.raises(DataError, match="there are no labels"):
         ArrayPictures(digits_regression().train, None, "labels")
 

@@ -540,8 +540,7 @@ def test_each_class_of_a_batch_has_its_filter_and_pictures_are_stretched_to_thei
     assert torch.allclose(result.amin((1, 2, 3)), torch.zeros(6))
     assert torch.allclose(result.amax((1, 2, 3)), torch.ones(6))
     weights, bias = defence.drawn(2, generator())
-    with frozen(net):
-        found = defence.ascended(net, pixels, labels, labels // 2, weights, bias)
+    found = defence.ascended(model(), pixels, labels, labels // 2, weights, bias)
     for row, label in enumerate(labels.tolist()):
         one = F.conv_transpose2d(
             pixels[row][:, None], found[0][label // 2][None], found[1][label // 2][None], padding=3
@@ -549,6 +548,10 @@ def test_each_class_of_a_batch_has_its_filter_and_pictures_are_stretched_to_thei
         assert torch.allclose(result[row], stretched(one.transpose(0, 1))[0], atol=1e-5)
     assert net.training
     assert torch.equal(net.norm.running_mean, model().norm.running_mean)
+    assert net.norm.num_batches_tracked == 0
+    assert all(one.requires_grad and one.grad is None for one in net.parameters())
+    rows = labels == 2
+    assert not torch.equal(defence.filtered(net.eval(), pixels, labels, generator())[rows], result[rows])
 
 
 def test_a_picture_is_stretched_whole_and_a_flat_one_is_black():

@@ -12,7 +12,6 @@ from .cuda import CUDA as CUDA
 from .defences.adversarial import AdversarialTraining as AdversarialTraining
 from .defences.base import Defence as Defence
 from .defences.base import TrainingMoment as TrainingMoment
-from .defences.base import Undefended as Undefended
 from .defences.deconvolution import DeconvolutionTraining as DeconvolutionTraining
 from .defences.mixing import CutMix as CutMix
 from .defences.mixing import Cutout as Cutout
@@ -23,6 +22,7 @@ from .defences.squeezing import BitDepth as BitDepth
 from .defences.squeezing import Grey as Grey
 from .defences.squeezing import Smoothing as Smoothing
 from .defences.ueraser import UEraser as UEraser
+from .defences.undefended import Undefended as Undefended
 from .em_noise import EMNoise as EMNoise
 from .engine.folders import FolderPictures as FolderPictures
 from .engine.published import PublishedPictures as PublishedPictures

@@ -29,7 +29,8 @@ from ..models.recipe import CausalTraining, fit_rows
 from ..models.vision_layout import logits_of
 from ..runs import hash_json
 from .base import need_number
-from .defences.base import Defence, TrainingMoment, Undefended
+from .defences.base import Defence, TrainingMoment
+from .defences.undefended import Undefended
 from .engine.pictures import Pictures, Shape
 from .engine.published import PublishedPictures, as_published
 from .engine.surrogates import Surrogate, built, check_surrogate

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from ...models.vision_layout import logits_of
 from ..engine.pictures import Shape
 
-__all__ = ["Defence", "TrainingMoment", "Undefended", "plain_loss"]
+__all__ = ["Defence", "TrainingMoment", "plain_loss"]
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,6 @@ class Defence:
     def settings(self) -> dict[str, Any]:
         """Class and fields as JSON values: what a training with it depends on."""
         return {"defence": f"{type(self).__module__}.{type(self).__qualname__}", **dataclasses.asdict(self)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Undefended(Defence):
-    """Trains on the pictures as they are published."""
 
 
 def plain_loss(model: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:

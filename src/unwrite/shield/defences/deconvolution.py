@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ...errors import MethodError, setting
 from ...models.vision_layout import logits_of
 from ..base import need_number
-from ..engine.surrogates import frozen
+from ..engine.surrogates import still
 from .base import Defence, TrainingMoment, plain_loss
 
 __all__ = ["DeconvolutionTraining", "stretched"]
@@ -54,7 +54,7 @@ class DeconvolutionTraining(Defence):
         """The pictures under the filters found for their classes, each stretched to 0..1."""
         present, which = labels.unique(return_inverse=True)
         weights, bias = (drawn.to(pixels) for drawn in self.drawn(len(present), generator))
-        with frozen(model):
+        with still(model):
             weights, bias = self.ascended(model, pixels, labels, which, weights, bias)
         return stretched(self.applied(pixels, which, weights, bias))
 
@@ -69,7 +69,8 @@ class DeconvolutionTraining(Defence):
     ) -> tuple[Tensor, Tensor]:
         """Filters and biases after their steps up the loss; the last step is not clamped, as in the official code.
 
-        All classes share a forward: the model is frozen, so a class's mean loss depends on its own filter alone.
+        All classes share a forward. The model is in training mode, so that batch normalisation takes out a filter's scale as it
+        will when the pictures are trained on.
 
         Args:
             which: `[rows]`, the place of each picture's filter.

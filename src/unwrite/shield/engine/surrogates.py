@@ -15,7 +15,7 @@ from ...errors import MethodError, ModelError, NotFinite, setting
 from ...models.vision_layout import logits_of
 from .pictures import Shape
 
-__all__ = ["Surrogate", "built", "check_surrogate", "error_rate", "frozen", "signed_steps", "training_step"]
+__all__ = ["Surrogate", "built", "check_surrogate", "error_rate", "frozen", "signed_steps", "still", "training_step"]
 
 Surrogate = Callable[..., nn.Module]
 SMALLEST, LARGEST = 8, 32  # image sizes that the nets of the catalogue are made for
@@ -75,6 +75,21 @@ def frozen(model: nn.Module) -> Iterator[None]:
             module.training = mode
         for parameter, needed in needs:
             parameter.requires_grad_(needed)
+
+
+@contextlib.contextmanager
+def still(model: nn.Module) -> Iterator[None]:
+    """Within the block no weight takes a gradient; modes stay, and running statistics are put back afterwards."""
+    needs = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, needed in needs:
+            parameter.requires_grad_(needed)
+        for buffer, value in before:
+            buffer.copy_(value)
 
 
 def training_step(
