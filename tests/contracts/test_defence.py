@@ -173,7 +173,7 @@ def test_names_of_the_catalogue_are_the_classes_to_import():
         ("jpg10", "unknown defence 'jpg'"),
         ("jpeg:qualty=3", "unknown field of jpeg 'qualty'. Did you mean 'quality'"),
         ("jpeg10:quality=3", "unknown field of jpeg 'quality'"),
-        ("jpeg:10", "'10' of 'jpeg:10' is no field. Write jpeg:field=value"),
+        ("jpeg:10", "'10' of 'jpeg:10' is no field. Write jpeg:name=value"),
         ("jpeg0", "quality is 0; it must be a whole number, at least 1 and at most 100"),
         ("at300", r"eps is 1.17647, and pixels are in 0..1"),
     ],

@@ -79,7 +79,7 @@ def build_defence(text: str) -> Any:
     for part in given:
         field, equals, value = part.partition("=")
         if not equals:
-            raise MethodError(f"{part!r} of {text!r} is no field. Write {slug}:field=value, such as at:eps=0.03.")
+            raise MethodError(f"{part!r} of {text!r} is no field. Write {slug}:name=value, with a field's name.")
         flags[field] = value
     return fill(cls, slug, flags, **(cls.field_of_number(int(number)) if number else {}))
 
