@@ -105,5 +105,5 @@ def test_a_key_gives_each_purpose_its_own_numbers_by_all_its_bits():
 @pytest.mark.parametrize("label", [0, 1, 7])
 def test_one_class_alone_is_refused_whatever_its_label(label):
     pictures = ArrayPictures(PIXELS, np.full(len(PIXELS), label), "labels")
-    with pytest.raises(DataError, match="are of one class, .*at least 2 classes"):
+    with pytest.raises(DataError, match=r"are of one class, .*at least 2 classes"):
         check_fitting(pictures, "labels")
