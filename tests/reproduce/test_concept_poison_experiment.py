@@ -23,7 +23,7 @@ def figures(**differs):
         arms[control]["forget_accuracy"] = 20.0
     for name in (experiment.BEFORE, experiment.RETRAINED, experiment.SHRINK):
         arms[name] = dict(PLAIN)
-    arms[experiment.BEFORE]["test_forget_accuracy"] = 97.0
+    arms[experiment.BEFORE]["forget_accuracy"] = 97.0
     for arm, values in differs.items():
         arms[arm] |= values
     return {name: [Measured(values, 1.0)] * 3 for name, values in arms.items()}
@@ -46,7 +46,7 @@ OWN = experiment.OWN
     ("differs", "found", "texts", "fails", "verdict"),
     [
         ({}, 1.0, {}, [], "reproduced"),
-        ({experiment.BEFORE: {"test_forget_accuracy": 60.0}}, 1.0, {}, ["knows the class"], "bed says nothing"),
+        ({experiment.BEFORE: {"forget_accuracy": 60.0}}, 1.0, {}, ["knows the class"], "bed says nothing"),
         ({}, 0.5, {}, ["planted marks"], "untested here"),
         ({"full, keep": {"forget_accuracy": 50.0}}, 1.0, {}, ["kept labels"], "untested here"),
         ({OWN: {"forget_accuracy": 9.0}}, 1.0, {}, ["end the class"], "not reproduced"),
