@@ -50,6 +50,7 @@ def protect(
     by: str = DEFAULT,
     key: str | None = None,
     key_file: Path | None = None,
+    captions: Path | None = None,
     save: Path | None = None,
     overwrite: bool = False,
     json: bool = False,
@@ -60,11 +61,13 @@ def protect(
     """Write a copy of a folder of classes whose pictures are useless for training. FOLDER itself is only read.
 
     Args:
-        folder: holds a folder of pictures a class: FOLDER/class/picture.
+        folder: holds a folder of pictures a class: FOLDER/class/picture; pictures with captions may lie anywhere in it.
         out: the folder to write: PNG files under the same names, and protection.json, which is not to be published.
         by: see unwrite shield.
         key: the secret, a whole number: the same key gives the same pictures. One that can be guessed protects nothing.
         key_file: a text file that holds the key, so that it is in no list of commands.
+        captions: a table of captions, for a way that reads them: file,caption in its first line. Without it they are looked for in
+            FOLDER: captions.csv, or a text file beside each picture.
         save: a folder for what was learnt of the pictures, as secret as the key, so that others can be protected alike (from Python).
         overwrite: replace an earlier protected copy in OUT, and what SAVE holds; nothing else is ever replaced.
         json: print the result as JSON.
@@ -78,7 +81,7 @@ def protect(
             need_place(save, overwrite)
     quiet_libraries()
     with noticing() as notices:
-        release = protect_folder(shield, folder, out, overwrite=overwrite)
+        release = protect_folder(shield, folder, out, captions=captions, overwrite=overwrite)
     if save is not None:
         release.protection.save(save, overwrite=overwrite)
     if json:
@@ -95,12 +98,70 @@ def protect(
         )
         return
     bound = "no bound" if shield.budget is None else f"at most {shield.budget}"
-    console().print(
-        f"{release.pictures} pictures of {len(release.protection.facts['classes'])} classes, protected by {by}"
-    )
+    classes = len(release.protection.facts["classes"])
+    of = f" of {classes} classes" if classes else ""
+    console().print(f"{release.pictures} pictures{of}, protected by {by}")
     console().print(f"change  {release.change:.1f} levels of 255 a value on average, {bound}")
     console().print(f"out     {out}", soft_wrap=True)
     console().print("Publish the pictures as PNG; keep the originals, the key and protection.json to yourself.")
+
+
+@app.command(name="train-generator")
+def train_noise_generator(
+    folder: Path,
+    *,
+    encoders: str,
+    out: Path,
+    captions: Path | None = None,
+    eps: float = 8 / 255,
+    epochs: int = 500,
+    batch_size: int = 128,
+    lr: float = 1e-4,
+    weight_decay: float = 1e-4,
+    direction: str = "minimise",
+    truncation: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+    checkpoints: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Train the generator that t2ue makes noise with, on pictures with captions that need not be those to be protected.
+
+    Args:
+        folder: holds pictures anywhere in it.
+        encoders: a CLIP model, which stays as it is: a folder, or an id of the Hub such as openai/clip-vit-base-patch32.
+        out: the folder to write.
+        checkpoints: a folder that keeps the last whole epoch, from which the same command goes on after a kill.
+        captions: a table of captions, file,caption in its first line; several lines a picture are several captions. Without it
+            they are looked for in FOLDER: captions.csv, or a text file beside each picture.
+        eps: the budget, the largest change of a pixel in 0..1.
+        epochs: passes over the pairs.
+        batch_size: pairs a step.
+        lr: the first learning rate.
+        weight_decay: of the generator's weights.
+        direction: "maximise" raises the loss: adversarial noise, another method than t2ue.
+        truncation: cut off captions that are too long for the text encoder.
+        seed: of all that is random.
+        device: where both run.
+        overwrite: replace a generator in OUT; nothing else is ever replaced.
+    """
+    from ..shield.engine.dual_encoders import ClipEncoders
+    from ..shield.engine.generator_training import GeneratorTraining, how_it_was_trained, train_generator
+    from ..shield.engine.noise_generators import need_generator_place, save_generator
+
+    how = GeneratorTraining(
+        epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, direction=direction,  # type: ignore[arg-type]  # refused by name
+        truncation=truncation, seed=seed, device=device,
+    )  # fmt: skip
+    need_generator_place(out, overwrite)
+    quiet_libraries()
+    generator = train_generator(folder, captions, ClipEncoders.load(encoders, device), how, eps=eps, folder=checkpoints)
+    save_generator(generator, out, training=how_it_was_trained(how, encoders), overwrite=overwrite)
+    weights = sum(one.numel() for one in generator.parameters())
+    console().print(
+        f"a generator of {weights:,} weights for a budget of {eps:.4g}, {generator.side} x {generator.side} pixels"
+    )
+    console().print(f"out     {out}", soft_wrap=True)
 
 
 def _key(text: str | None, file: Path | None) -> int:

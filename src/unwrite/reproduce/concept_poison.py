@@ -94,7 +94,8 @@ SCALES = {
 def large_digits(rows: int, seed: int) -> TrainTest:
     """The real 8x8 digits brought to 32x32."""
     data = digits(seed=seed)
-    return TrainTest(*(_large(part.subset(part.index[:rows])) for part in (data.train, data.test)))
+    train, test = (_large(part.subset(part.index[:rows])) for part in (data.train, data.test))
+    return TrainTest(train, test)
 
 
 def _large(rows: Images) -> Images:

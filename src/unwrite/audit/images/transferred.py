@@ -101,7 +101,7 @@ def loss_gap(members: Labelled, others: Labelled, seed: int = SEED, splits: int 
         raise DataError(
             f"there are {len(sides[0])} members and {len(sides[1])} others. The attack takes {FEWEST} rows of each."
         )
-    inside, outside = _balanced(*sides, seed)
+    inside, outside = _balanced(sides[0], sides[1], seed)
     rows, labels = np.concatenate([outside, inside])[:, None], np.repeat([0, 1], [len(outside), len(inside)])
     ways = StratifiedShuffleSplit(n_splits=splits, random_state=seed)
     accuracies = cross_val_score(LogisticRegression(max_iter=1000), rows, labels, cv=ways, scoring="accuracy")
