@@ -11,7 +11,12 @@ from unwrite.forget import SCRUB, FineTune
 from unwrite.runs import hash_model
 
 FOR_REGRESSORS = {"blindspot", "gaussian-amnesiac"}
-SHORT = {"laf": {"vae_epochs": 1, "repair": True}, "unsir": {"noise_rows": 4, "noise_steps": 2, "copies": 2}, "dmm": {"retain_multiplier": 1.0}, "oracle-matching": {"retain_multiplier": 1.0}}
+SHORT = {
+    "laf": {"vae_epochs": 1, "repair": True},
+    "unsir": {"noise_rows": 4, "noise_steps": 2, "copies": 2},
+    "dmm": {"retain_multiplier": 1.0},
+    "oracle-matching": {"retain_multiplier": 1.0},
+}
 METHODS = {slug: one for slug, one in catalog.methods().items() if "images" in one.forgets and one.package == "unwrite"}
 
 

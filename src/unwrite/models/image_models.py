@@ -115,7 +115,12 @@ def load_image_model(
 
 def _is_builder(name: str) -> bool:
     module, colon, function = name.partition(":")
-    return bool(colon) and not hub.is_explicit(name) and function.isidentifier() and all(part.isidentifier() for part in module.split("."))
+    return (
+        bool(colon)
+        and not hub.is_explicit(name)
+        and function.isidentifier()
+        and all(part.isidentifier() for part in module.split("."))
+    )
 
 
 def _of_transformers(name: str, device: str) -> ImageModel:
@@ -246,7 +251,9 @@ class _Plain:
 def _own(name: str, weights: str | Path | None, side: int | None, device: str) -> ImageModel:
     """A module that a function builds."""
     if weights is None:
-        raise ModelError(f"{name} builds a new model. Give its trained weights: {setting('weights', 'FILE.safetensors')}.")
+        raise ModelError(
+            f"{name} builds a new model. Give its trained weights: {setting('weights', 'FILE.safetensors')}."
+        )
     if side is not None and side < 1:
         raise ModelError(f"{setting('size')} is {side}; it must be at least 1.")
     inner = _built(name)

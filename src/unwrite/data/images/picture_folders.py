@@ -147,8 +147,12 @@ class PictureReader:
             said = {"16-bit": "16 bits", "whole": "whole numbers", "float": "floats"}[stored]
             first = next(one.place for one in ranges if one.stored == stored)
             notice(f"pictures of {said} are divided by {by:g}, the range of all of them (first: {first}).")
-        _say_first("animated or of several pages, of which the first is taken", [r for r in rows if r.header.frames > 1])
-        _say_first("partly transparent, and are laid over white", [r for r in rows if r.header.clear and not _is_deep(r)])
+        _say_first(
+            "animated or of several pages, of which the first is taken", [r for r in rows if r.header.frames > 1]
+        )
+        _say_first(
+            "partly transparent, and are laid over white", [r for r in rows if r.header.clear and not _is_deep(r)]
+        )
 
     def picture(self, row: PictureRow) -> Picture:
         """The picture in 8 bits: "L" where all of the set are grey, otherwise "RGB".

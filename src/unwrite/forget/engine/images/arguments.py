@@ -55,7 +55,9 @@ class ImageArguments:
         require("num_train_epochs", self.num_train_epochs, at_least=0)
         require("per_device_train_batch_size", self.per_device_train_batch_size, at_least=1)
         if self.resume_from_checkpoint and self.output_dir is None:
-            raise MethodError(f"{setting('resume_from_checkpoint')} needs {setting('output_dir')}, where checkpoints are.")
+            raise MethodError(
+                f"{setting('resume_from_checkpoint')} needs {setting('output_dir')}, where checkpoints are."
+            )
         for name, allowed in (("optim", ("sgd", "adam", "adamw")), ("mode", ("train", "eval"))):
             if getattr(self, name) not in allowed:
                 raise MethodError(unknown(name, str(getattr(self, name)), allowed))
