@@ -16,6 +16,7 @@ from ..errors import DataError, MethodError, ModelError, RunError, unknown
 from ..hub import PREFIX
 from .fields import build
 from .inputs import changed, need_number
+from .listing import image_methods
 from .sources import absolute
 
 if TYPE_CHECKING:
@@ -28,15 +29,6 @@ if TYPE_CHECKING:
 By = Literal["class", "identity", "file"]
 DEFAULT_FOR_IMAGES = "neg-grad-plus"  # among the first five of every comparison of images, see docs/benchmarks.md
 LISTS = (".txt", ".json", ".npy")
-
-
-def image_methods() -> list[str]:
-    """The methods that the command runs on images: those that change a model's weights and need nothing but it and the pictures."""
-    return [
-        slug
-        for slug, record in catalog.methods().items()
-        if "images" in record.forgets and record.kind != "guard" and "training recipe" not in record.needs
-    ]
 
 
 @dataclass(frozen=True, kw_only=True)
