@@ -104,13 +104,13 @@ def test_a_damaged_idx_file_is_named(tmp_path, change, message):
 def test_files_that_do_not_fit_each_other_are_refused(tmp_path):
     made = files()
     labels = IDX_FILES["train", "labels"]
-    with pytest.raises(DataError, match="has 20 pictures and .* 19 labels"):
+    with pytest.raises(DataError, match=r"has 20 pictures and .* 19 labels"):
         fashion_mnist(folder_of(tmp_path / "a", {**made, labels: idx(np.zeros(19, np.uint8))}))
+    wrong = np.zeros(20, np.uint8)
+    wrong[3] = 12
     with pytest.raises(DataError, match=r"has the label 12 \(row 3\), and there are 10 classes"):
-        wrong = np.zeros(20, np.uint8)
-        wrong[3] = 12
         fashion_mnist(folder_of(tmp_path / "b", {**made, labels: idx(wrong)}))
-    with pytest.raises(DataError, match="has no train-images-idx3-ubyte, nor train-images-idx3-ubyte.gz"):
+    with pytest.raises(DataError, match=r"has no train-images-idx3-ubyte, nor train-images-idx3-ubyte.gz"):
         fashion_mnist(tmp_path)
     packed = folder_of(tmp_path / "c") / f"{labels}.gz"
     packed.write_bytes(packed.read_bytes()[:-9])
@@ -119,7 +119,7 @@ def test_files_that_do_not_fit_each_other_are_refused(tmp_path):
 
 
 def test_what_was_added_is_found_and_what_was_not_says_how(tmp_path, capsys):
-    with pytest.raises(DataError, match="fashion-mnist is not here. Run: unwrite data add fashion-mnist"):
+    with pytest.raises(DataError, match=r"fashion-mnist is not here. Run: unwrite data add fashion-mnist"):
         fashion_mnist()
     main(["data"])
     assert "not here" in capsys.readouterr().out
@@ -156,7 +156,7 @@ def test_a_package_that_is_none_is_refused_and_what_was_there_stays(tmp_path):
         add_data("fashion-mnist", cut)
     with pytest.raises(DataError, match="nowhere can't be read"):
         add_data("fashion-mnist", tmp_path / "nowhere")
-    with pytest.raises(DataError, match="unknown data set 'fashion'. Did you mean 'fashion-mnist'"):
+    with pytest.raises(DataError, match=r"unknown data set 'fashion'. Did you mean 'fashion-mnist'"):
         add_data("fashion")
     assert len(fashion_mnist().train) == 20
 
