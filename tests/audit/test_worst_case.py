@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import nn
 
 from helpers.tiny import make_images
 from unwrite.audit import BilevelSelection, row_scores, split_worst_case
-from unwrite.audit.images.worst_case import SELECTORS, capped_simplex, selected, sign_step
+from unwrite.audit.images.worst_case import SELECTORS, capped_simplex, right_of_kept, selected, sign_step
 from unwrite.beds import named, worst_case
 from unwrite.beds.images import ImageBed
 from unwrite.data.images.images import Images
@@ -267,6 +268,28 @@ def test_weights_that_hardly_move_are_said_to():
         selection = published.select(model, rows, HARD)
     assert selection.moved == 0
     assert BilevelSelection(rounds=5, epochs=1).select(model, rows, HARD).moved > 0.3
+
+
+def test_a_lower_level_that_wrecks_the_model_is_said_to():
+    """On shuffled labels a large step loses what the model had right; a small one does not, and nothing is said."""
+    model, rows = graded()
+    noisy = replace(rows, labels=rows.labels.roll(1))
+    mixed = replace(rows, labels=torch.where(torch.arange(48) < 12, noisy.labels, rows.labels))
+    with pytest.warns(UserWarning, match=r"gets \d+% more of the rows it keeps wrong .* lr_theta 10 is too large"):
+        BilevelSelection(rounds=2, epochs=1, lr_theta=10.0, batch_size=4).select(model, mixed, HARD)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        BilevelSelection(rounds=2, epochs=1, lr_theta=1e-4).select(model, mixed, HARD)
+
+
+def test_what_is_right_of_kept_rows_counts_each_as_much_as_it_is_kept():
+    model, rows = graded()
+    said = model(rows.pixels).argmax(1)
+    first_wrong = replace(rows, labels=torch.cat([(said[:2] + 1) % 3, said[2:]]))
+    w = torch.zeros(48)
+    assert right_of_kept(model, first_wrong, w) == pytest.approx(46 / 48)
+    w[0], w[1] = 1.0, 0.5
+    assert right_of_kept(model, first_wrong, w) == pytest.approx(46 / 46.5)
 
 
 def test_the_weights_are_set_to_their_largest_after_some_rounds():

@@ -13,6 +13,7 @@ from unwrite.audit.probes.tampering import Relearned
 from unwrite.audit.suites.removal import PROBES, QUICK, removal_suite
 from unwrite.audit.suites.restor import FactAccuracy
 from unwrite.data import CorruptedFacts, Example, Examples, Fact, ForgetSplit, Poisoning, split_identified
+from unwrite.data.images.splits import ImageSplit
 
 SHORT = {"removal": PROBES, "removal-quick": QUICK[:3]}  # the quick ones are of the same classes
 FOR_REGRESSORS = {"vision-regression"}
@@ -78,6 +79,16 @@ def secret_split():
     return ForgetSplit(forget, *kept, name="tiny")
 
 
+def person_split():
+    """A person to forget and one to keep, two others to test on and never to see."""
+
+    def of(person, seed):
+        rows = make_images(seed=seed)
+        return replace(rows, identity=[0] * len(rows), identities=(person,))
+
+    return ImageSplit(of("ann", 0), of("bert", 1), of("cora", 2), of("dov", 3), name="persons")
+
+
 def split_for(slug):
     """The rows a suite is measured on."""
     if slug in SHORT:
@@ -92,6 +103,8 @@ def split_for(slug):
         return text_split()
     if slug == "corrective":
         return split_identified(make_images(), Poisoning(share=0.2, size=2), 0.5, test=make_images(seed=1), holdout=0.2)
+    if slug == "mufac":
+        return person_split()
     regression = slug in FOR_REGRESSORS
     unseen = make_images(regression=regression, seed=1)
     return make_image_split(regression=regression, test=unseen)

@@ -57,6 +57,26 @@ def test_a_model_for_images_is_where_the_arguments_say_before_a_method_begins(mo
     assert places == ["meta", "cpu"]
 
 
+@pytest.mark.parametrize("read", ["outputs", "features"])
+def test_what_is_read_of_pictures_is_read_in_evaluation_mode_and_holds_no_graph(read):
+    modes: list[tuple[bool, bool]] = []
+
+    class Looking(Edit):
+        forgets = ("images",)
+
+        def _apply(self, work):
+            work.model.train()
+            work.model.register_forward_hook(
+                lambda module, args, output: modes.append((module.training, torch.is_grad_enabled()))
+            )
+            assert not getattr(work, read)(work.model, work.forget, 2).requires_grad
+            assert work.model.training
+            return work.model
+
+    apply("images", Looking())
+    assert {*modes} == {(False, False)}
+
+
 def test_what_wraps_a_method_has_that_ones_arguments():
     inner = SCRUB()
     assert Salient(inner=inner).defaults() == Pruned(inner=Salient(inner=inner)).defaults() == SCRUB.training

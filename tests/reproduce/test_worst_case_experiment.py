@@ -35,7 +35,7 @@ def test_it_runs_whole(short):
     assert names <= set(claim.rows)
     assert all(len(row) == len(claim.columns) for row in claim.rows.values())
     assert claim.verdict == "too small for a verdict"
-    assert len(claim.checks) == 8
+    assert len(claim.checks) == 9
 
 
 def test_random_sets_of_a_seed_differ_and_share_its_holdout(short):
@@ -69,21 +69,27 @@ def found(**differs):
     [
         ({}, [], "reproduced"),
         ({"random": (4.9, 9.0, 95.0), "untrained": (4.0, 9.0, 95.0)}, [0], "bed says nothing"),
-        ({"worst": (0.0, 9.0, 95.0)}, [1], "untested here"),
-        ({"easy": (90.0, 9.0, 95.0)}, [2], "untested here"),
-        ({"worst": (4.0, 1.0, 95.0), "lowest": (5.0, 0.0, 95.0)}, [3], "not reproduced"),
-        ({"easy": (11.0, 80.0, 95.0)}, [4], "partly"),
-        ({"worst": (0.0, 1.0, 93.9)}, [5], "partly"),
-        ({"lowest": (0.0, 0.0, 95.0)}, [6], "partly"),
-        ({"untrained": (5.9, 9.0, 95.0)}, [7], "not reproduced"),
+        ({"worst": (0.0, 9.0, 95.0)}, [2], "untested here"),
+        ({"easy": (90.0, 9.0, 95.0)}, [3], "untested here"),
+        ({"worst": (4.0, 1.0, 95.0), "lowest": (5.0, 0.0, 95.0)}, [4], "not reproduced"),
+        ({"easy": (11.0, 80.0, 95.0)}, [5], "partly"),
+        ({"worst": (0.0, 1.0, 93.9)}, [6], "partly"),
+        ({"lowest": (0.0, 0.0, 95.0)}, [7], "partly"),
+        ({"untrained": (5.9, 9.0, 95.0)}, [8], "not reproduced"),
     ],
 )
 def test_each_condition_can_fail(differs, failed, verdict):
-    checks = worst_case._checks(found(**differs), [2.0])
+    checks = worst_case._checks(found(**differs), [2.0], [1.0])
     assert [number for number, check in enumerate(checks) if check.holds is False] == failed
     assert verdict_of(checks) == verdict
 
 
 def test_the_worst_set_lies_two_spreads_below_the_random_ones():
-    assert worst_case._checks(found(), [5.9])[3].holds
-    assert not worst_case._checks(found(), [6.1])[3].holds
+    assert worst_case._checks(found(), [5.9], [1.0])[4].holds
+    assert not worst_case._checks(found(), [6.1], [1.0])[4].holds
+
+
+def test_a_lower_level_that_wrecks_the_model_is_no_bed():
+    checks = worst_case._checks(found(), [2.0], [2.1])
+    assert [number for number, check in enumerate(checks) if check.holds is False] == [1]
+    assert verdict_of(checks) == "bed says nothing"

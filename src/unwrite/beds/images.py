@@ -73,7 +73,7 @@ class Bed:
         name: data set and kind of forget set.
         data: gives the rows for a seed.
         split: says what of them is forgotten, for a seed.
-        net: keyword arguments of `SmallCNN`.
+        net: keyword arguments of `SmallCNN`, and of `image_recipe` where its training differs.
         epochs: of its training.
         metrics: names of what is measured, of the suite for this kind of data or of `suites`; none for all.
         suites: names of other suites, in the place of the one for this kind of data.

@@ -8,6 +8,7 @@ from .images import BEDS as IMAGES
 from .images import Bed
 from .manipulated import BEDS as MANIPULATED
 from .manipulated import bed_named as manipulated_named
+from .persons import BEDS as PERSONS
 from .text_beds import BEDS as TEXTS
 from .text_beds import TextBed
 from .worst_case import BEDS as WORST_CASE
@@ -18,7 +19,7 @@ __all__ = ["bed_named", "beds"]
 
 def beds() -> dict[str, Bed | TextBed]:
     """Every bed by its name."""
-    return {**IMAGES, **FASHION, **MANIPULATED, **WORST_CASE, **TEXTS}
+    return {**IMAGES, **FASHION, **MANIPULATED, **PERSONS, **WORST_CASE, **TEXTS}
 
 
 def bed_named(name: str) -> Bed | TextBed:

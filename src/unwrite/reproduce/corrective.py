@@ -189,8 +189,8 @@ def _checks(poisoned: Measurements, confused: Measurements, whole: Measurements)
 
 
 def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str:
-    """What is right with the trigger at the smallest share: before, retrained, by SSD and in a clean model."""
-    names = {"before": BEFORE, "retrained": RETRAINED, "SSD": OWN, "clean": CLEAN}
+    """What is right with the trigger at the smallest share: before, retrained and by SSD."""
+    names = {"before": BEFORE, "retrained": RETRAINED, "SSD": OWN}
     start = f"poisoned, {extra['least']} identified: "
     figures = [f"{figure(rows, start + name, 0)} {word}" for word, name in names.items()]
     return f"% right with the trigger, {extra['least']} known: {', '.join(figures)}"

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean, stdev
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..audit.images.worst_case import BilevelSelection, Selector, split_worst_case
+from ..audit.images.worst_case import BilevelSelection, Selector, right_of_kept, split_worst_case
 from ..beds.budget import Budget
 from ..beds.images import COLUMNS as IMAGE_COLUMNS
 from ..beds.images import METRICS, Bed, ImageBed, Measured, rows_of
@@ -25,8 +26,9 @@ from ..data.images.splits import ImageSplit
 from .base import Claim, figure
 from .checks import Check, reason_of
 
-SELECTION = BilevelSelection(rounds=20, epochs=3)
-EASIEST = BilevelSelection(rounds=20, epochs=3, easiest=True)
+# The published step, 1e-3, leaves so small a net 80 % of its kept rows right, 3e-4 leaves 97 %, 1e-4 98.5 % of 99 % (another seed's).
+SELECTION = BilevelSelection(rounds=20, epochs=3, lr_theta=1e-4)
+EASIEST = replace(SELECTION, easiest=True)
 TINY = BilevelSelection(rounds=2, epochs=1), BilevelSelection(rounds=2, epochs=1, easiest=True)
 DRAWS = 5  # random forget sets a seed
 ONE_PASS: tuple[Selector, ...] = ("low-loss", "low-gradient", "low-error", "median-tails")
@@ -44,13 +46,15 @@ def run(budget: Budget) -> Claim:
     draws = 2 if budget.size == "tiny" else DRAWS
     measurements: Measurements = {}
     spreads: list[float] = []  # of the random sets' UA, a figure a seed
+    lost: list[float] = []  # by the lower level, a figure a seed
     moved: dict[str, float] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that a selection hardly leaves its random start: the table tells
         for seed in budget.seeds:
+            lost.append(_lost(seed, worst))
             _seed(seed, worst, easiest, draws, measurements, spreads)
             moved[str(seed)] = round(_apart(measurements), 1)
-    checks = _checks(measurements, spreads)
+    checks = _checks(measurements, spreads, lost)
     rows = {name: (_swapped(one), *rows_of({name: one}, METRICS)[name]) for name, one in measurements.items()}
     return Claim(
         slug="worst-case",
@@ -66,6 +70,15 @@ def run(budget: Budget) -> Claim:
         seeds=budget.seeds,
         extra={"points of UA between random and worst, a seed": moved, "spread of random sets, a seed": spreads},
     )
+
+
+def _lost(seed: int, selection: BilevelSelection) -> float:
+    """Points of the rows it keeps that the lower level gets wrong and the target right, where a random set goes."""
+    bed = ImageBed(worst_case_bed("worst", bed_named("digits/worst-case"), "random"), seed)
+    rows = bed.split.train
+    w = torch.isin(rows.index, bed.split.forget.index).double()
+    unlearned = selection.unlearn(bed.before, rows, w, seed)
+    return 100 * (right_of_kept(bed.before, rows, w) - right_of_kept(unlearned, rows, w))
 
 
 def _seed(
@@ -140,7 +153,7 @@ def _apart(measurements: Measurements) -> float:
     return measurements[RANDOM][-1]["UA"] - measurements[WORST][-1]["UA"]
 
 
-def _checks(measurements: Measurements, spreads: Sequence[float]) -> tuple[Check, ...]:
+def _checks(measurements: Measurements, spreads: Sequence[float], lost: Sequence[float]) -> tuple[Check, ...]:
     """The card's conditions, each a figure a seed."""
 
     def of(name: str, metric: str = "UA") -> list[float]:
@@ -159,6 +172,7 @@ def _checks(measurements: Measurements, spreads: Sequence[float]) -> tuple[Check
     untrained = [own - one / 2 for own, one in zip(of(UNTRAINED), random, strict=True)]
     return (
         Check.by_seed("set-up", "a retrained model gets 5 % of a random forget set wrong", random, ">=", 5),
+        Check.by_seed("set-up", "the lower level gets at most 2 points more of the rows it keeps wrong", lost, "<=", 2),
         Check.by_seed("mechanism", "the worst set has fewer rows with a swapped label than a random one", noise, ">", 0),
         Check.by_seed("mechanism", "the easiest set has more of them", planted, ">", 0),
         Check.by_seed(
@@ -179,7 +193,7 @@ def _checks(measurements: Measurements, spreads: Sequence[float]) -> tuple[Check
 
 def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str:
     """What a retrained model forgets of the worst, of a random and of the lowest-loss set."""
-    names = {"of the worst set": WORST, "of random ones": RANDOM, "of the lowest losses": "low-loss"}
+    names = {"of the worst set": WORST, "random": RANDOM, "lowest-loss": "low-loss"}
     return "retraining forgets " + ", ".join(f"{figure(rows, name, 1)} % {word}" for word, name in names.items())
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "ForgetSelection",
     "RowScores",
     "capped_simplex",
+    "right_of_kept",
     "row_scores",
     "sign_step",
     "split_worst_case",
@@ -43,6 +44,7 @@ Selector = Literal["bilevel", "random", "low-loss", "low-gradient", "low-error",
 SELECTORS: tuple[Selector, ...] = ("bilevel", "random", "low-loss", "low-gradient", "low-error", "median-tails")
 BISECTIONS = 200
 MOVED = 0.05  # of the m rows: fewer new ones than that, and the weights hardly left their random start
+WRECKED = 0.05  # of the kept rows: where the lower level gets so many more wrong, it doesn't unlearn, it destroys
 
 
 def capped_simplex(values: Tensor, total: float) -> Tensor:
@@ -94,7 +96,7 @@ class BilevelSelection:
     Args:
         rounds: T, each from the trained model anew, >= 1.
         epochs: K, passes of the lower level, >= 0.
-        lr_theta: what each weight moves a step, > 0.
+        lr_theta: what each weight moves a step, > 0. The published 1e-3 is for ResNet-18; of a small net it leaves little.
         lr_w: step in w, > 0.
         gamma: weight of ||w||^2, >= 0.
         batch_size: rows a step of the lower level, >= 1.
@@ -148,6 +150,8 @@ class BilevelSelection:
         w, history = start, []
         for number in progress(range(self.rounds), "selecting rows"):
             unlearned = self.unlearn(model, rows, w, seed)
+            if number == 0:
+                self._check_lower_level(model, unlearned, rows, w)
             losses = _losses(unlearned, rows)
             w = self.step(w, losses, count)
             history.append(float((_binary(w, count) * losses).sum()))
@@ -160,6 +164,15 @@ class BilevelSelection:
                 "Raise it."
             )
         return ForgetSelection(rows.index[chosen.bool()], w, tuple(history), moved)
+
+    def _check_lower_level(self, model: nn.Module, unlearned: nn.Module, rows: Images, w: Tensor) -> None:
+        """Warns where a step of lr_theta is too large for the model."""
+        lost = right_of_kept(model, rows, w) - right_of_kept(unlearned, rows, w)
+        if lost > WRECKED:
+            notice(
+                f"the lower level gets {lost:.0%} more of the rows it keeps wrong than the model did: lr_theta {self.lr_theta:g} is too "
+                "large for it. Lower it."
+            )
 
     def unlearn(self, model: nn.Module, rows: Images, w: Tensor, seed: int = 0) -> nn.Module:
         """theta_u(w): a copy of the model, trained by sign steps on `sum_i (1 - w_i) CE_i`, in evaluation mode.
@@ -188,6 +201,17 @@ class BilevelSelection:
         spread = losses.std() if self.normalised else torch.ones(())
         gradient = losses / spread.clamp(min=1e-12) + 2 * self.gamma * w
         return capped_simplex(w + (self.lr_w if self.easiest else -self.lr_w) * gradient, count)
+
+
+def right_of_kept(model: nn.Module, rows: Images, w: Tensor) -> float:
+    """Share of the rows a model gets right, each counted as much as it is kept, 1 - w: 0 to 1.
+
+    Args:
+        w: `[rows]`, 0 to 1, not all 1.
+    """
+    right = (_logits(model, rows).argmax(1) == rows.target).double()
+    keep = 1 - w.double()
+    return float((keep * right).sum() / keep.sum())
 
 
 @dataclass(frozen=True, eq=False)

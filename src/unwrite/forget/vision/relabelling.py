@@ -94,12 +94,11 @@ class PseudoLabel(Objective[ImageWork]):
         """One, on forget rows."""
         return [Phase("forget", self.loss, forget=self.relabelled(work))]
 
-    @torch.no_grad()
     def relabelled(self, work: ImageWork) -> Images:
         """The forget rows with labels of retain classes, by the model as it is."""
         labels = []
         closed = list(whole_classes(work.forget, work.retained))
-        with evaluating(work.model):
+        with evaluating(work.model), torch.no_grad():
             for pixels, _target, _index in work.batches(work.forget, 256):
                 logits = logits_of(work.model, pixels).clone()
                 logits[:, closed] = -torch.inf

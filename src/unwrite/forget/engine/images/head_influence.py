@@ -98,13 +98,12 @@ def _last_linear(work: ImageWork) -> nn.Linear:
     return linear
 
 
-@torch.no_grad()
 def _into(work: ImageWork, linear: nn.Linear, rows: Images, ones: bool) -> tuple[Tensor, Tensor]:
     """What goes into a layer, `[rows, dim]`, with a column of ones for its bias, and the logits; both float64."""
     inputs: list[Tensor] = []
     hook = linear.register_forward_pre_hook(lambda module, args: inputs.append(args[0].detach()))
     try:
-        with evaluating(work.model):
+        with evaluating(work.model), torch.no_grad():
             logits = [logits_of(work.model, pixels) for pixels, _, _ in work.batches(rows, 256)]
     finally:
         hook.remove()

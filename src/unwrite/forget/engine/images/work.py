@@ -149,19 +149,17 @@ class ImageWork(Work[Images, ImageArguments]):
             model: nn.Module = self.recipe.build(seed)
         return model.to(self.device)
 
-    @torch.no_grad()
     def outputs(self, model: nn.Module, rows: Images, batch_size: int = 256) -> Tensor:
         """`[rows, outputs]` in evaluation mode, whose forwards are counted."""
-        with evaluating(model):
+        with evaluating(model), torch.no_grad():
             logits = [logits_of(model, pixels) for pixels, _, _ in self.batches(rows, batch_size)]
         self.cost.add(len(rows))
         return torch.cat(logits)
 
-    @torch.no_grad()
     def features(self, model: nn.Module, rows: Images, batch_size: int = 256) -> Tensor:
         """`[rows, dim]`, what goes into the head, in evaluation mode."""
         layout = self.layout.of(model)
-        with evaluating(model):
+        with evaluating(model), torch.no_grad():
             features = [layout.observe(pixels).features for pixels, _, _ in self.batches(rows, batch_size)]
         self.cost.add(len(rows))
         return torch.cat(features)
