@@ -154,10 +154,9 @@ def _of_transformers(name: str, device: str) -> ImageModel:
             )
     except Exception as error:
         raise ModelError(f"{name} could not be loaded as an image classifier: {first_line(error)}") from error
-    if info["missing_keys"]:
+    if missing := sorted(info.get("missing_keys", ())):
         raise ModelError(
-            f"{name} lacks {len(info['missing_keys'])} weights of an image classifier (first: {min(info['missing_keys'])}). "
-            "Train it as one first."
+            f"{name} lacks {len(missing)} weights of an image classifier (first: {missing[0]}). Train it as one first."
         )
     channels = int(getattr(inner.config, "num_channels", 3) or 3)
     prepare = _Processed(processor, channels, name)
@@ -188,7 +187,7 @@ class _Processed:
 
         on = bool(getattr(self.processor, "do_normalize", False))
         mean, std = (
-            torch.tensor(getattr(self.processor, what, None) if on else default, dtype=torch.float32).reshape(-1)
+            torch.tensor((getattr(self.processor, what, None) if on else None) or default).float().reshape(-1)
             for what, default in (("image_mean", 0.0), ("image_std", 1.0))
         )
         levels = np.random.default_rng(0).integers(0, 256, (67, 59, 3), dtype=np.uint8)
