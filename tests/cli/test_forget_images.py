@@ -340,6 +340,7 @@ REFUSALS = [
     (None, ("--by", "file", "24"), "has 24 pictures and none of index 24"),
     (None, ("--by", "file", "-1"), "none of index -1"),
     (None, ("--by", "class", ","), "--by class names nothing"),
+    (None, ("--by", "class", "amber", "bleu"), "unknown class 'bleu'. Did you mean 'blue'?"),
     (None, ("--by", "class", "amber,blue,cyan"), "Leave at least one row to keep"),
     (None, ("--test", "0.2"), "has test pictures of its own, so --test has no meaning"),
     (None, ("--holdout", "1.5"), "--holdout is 1.5; it must be above 0 and below 1"),
@@ -384,9 +385,13 @@ def test_texts_and_images_are_told_apart(files, capsys):
         capsys, command(files, "--forget", "landmarks")
     )
     assert "neither is given" in refused(capsys, command(files, without=("--images", "--by")))
-    assert "--images needs --by" in refused(capsys, command(files, without=("--by",)))
+    assert "--by says no kind with names" in refused(capsys, command(files, without=("--by",)))
+    assert "--by color blue says no kind with names" in refused(capsys, command(files, "--by", "color", "blue"))
+    assert "--by class says no kind with names" in refused(capsys, command(files, "--by", "class"))
     texts = ["forget", "--forget", "landmarks", "--model", "x", "--out", str(files / "run")]
-    assert "--by is for images, and --forget is given" in refused(capsys, [*texts, "--by", "class", "blue"])
+    assert "--weights is for images, and --forget is given" in refused(capsys, [*texts, "--weights", "w"])
+    assert "--by is 'class'" in refused(capsys, [*texts, "--method", "smooth", "--by", "class"])  # a field of smooth
+    assert "unknown field of npo '--by'" in refused(capsys, [*texts, "--method", "npo", "--by", "sam"])
 
 
 @pytest.mark.filterwarnings("ignore::unwrite.errors.Notice")

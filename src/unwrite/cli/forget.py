@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from cyclopts import Parameter
 
@@ -32,7 +32,7 @@ def forget(
     out: Path,
     forget: str | None = None,
     images: str | None = None,
-    by: tuple[By, str] | None = None,
+    forgotten: Annotated[tuple[str, ...] | None, Parameter(name="--by", consume_multiple=True)] = None,
     retain: str | None = None,
     holdout: str | None = None,
     test: str | None = None,
@@ -73,7 +73,7 @@ def forget(
         out: the run folder to write.
         forget: rows to forget: a JSONL, CSV or Parquet file, a Hub data set, or a set that ships (landmarks, authors).
         images: a folder of classes, FOLDER/class/picture, or of train and test, each a folder of classes. It is only read.
-        by: of images, what is forgotten: class NAME, identity NAME or file NAME; several with commas, or LIST.txt with one a line.
+        forgotten: of images, what is forgotten: class NAME, identity NAME or file NAME; several with commas, or LIST.txt with one a line.
             An identity is a folder inside the class, or else the file's name up to its last _ or - (anna_03.jpg is of anna).
         retain: rows to keep; of images, all that are neither forgotten nor held back.
         holdout: rows like the forget set that the model never saw (membership attacks); of images a folder of classes, or a
@@ -122,13 +122,12 @@ def forget(
         "--allow-pickle": allow_pickle or None,
         "--trust-remote-code": trust_remote_code or None,
     }
-    pictures = {"--by": by, "--test": test, "--oracle": oracle, "--weights": weights, "--size": size}
+    pictures = {"--test": test, "--oracle": oracle, "--weights": weights, "--size": size}
     request: ForgetRequest | ImageForgetRequest
-    if _of_images(forget, images, by, texts, pictures):
+    if _of_images(forget, images, texts, pictures):
         assert images is not None
-        assert by is not None
         request = ImageForgetRequest(
-            pictures=PictureRequest(folder=images, by=by, holdout=holdout, test=test),
+            pictures=PictureRequest(folder=images, by=_kind_and_names(forgotten), holdout=holdout, test=test),
             model=model,
             weights=weights,
             size=size,
@@ -144,6 +143,8 @@ def forget(
         )
     else:
         assert forget is not None
+        if forgotten is not None:  # of texts, the field of a method, such as smooth's
+            fields = {"by": ",".join(forgotten), **fields}
         request = ForgetRequest(
             data=DataRequest(
                 forget=forget, retain=retain, holdout=holdout, columns=columns, turns=turns, allow_overlap=allow_overlap
@@ -184,7 +185,7 @@ def forget(
 
 
 def _of_images(
-    forget: str | None, images: str | None, by: object, texts: Mapping[str, object], pictures: Mapping[str, object]
+    forget: str | None, images: str | None, texts: Mapping[str, object], pictures: Mapping[str, object]
 ) -> bool:
     """Whether pictures are to be forgotten.
 
@@ -202,11 +203,23 @@ def _of_images(
     others, kind, given = (pictures, "images", "--forget") if images is None else (texts, "texts", "--images")
     if odd := [flag for flag, value in others.items() if value is not None]:
         raise MethodError(f"{odd[0]} is for {kind}, and {given} is given. Leave one of them out.")
-    if images is not None and by is None:
-        raise MethodError(
-            "--images needs --by: class NAME, identity NAME or file NAME, or a .txt file with one name a line."
-        )
     return images is not None
+
+
+def _kind_and_names(words: tuple[str, ...] | None) -> tuple[By, str]:
+    """What --by says of pictures: a kind, and names with commas between them.
+
+    Raises:
+        MethodError: neither, or another kind.
+    """
+    kinds = get_args(By)
+    if words is None or len(words) < 2 or words[0] not in kinds:
+        said = "" if words is None else f" {' '.join(words)}"
+        raise MethodError(
+            f"--by{said} says no kind with names. Write class NAME, identity NAME or file NAME, or a .txt list."
+        )
+    kind: By = next(one for one in kinds if one == words[0])
+    return kind, ",".join(words[1:])
 
 
 def _run(
