@@ -355,6 +355,7 @@ REFUSALS = [
     (None, ("--lora", "8"), "--lora is for texts, and --images is given"),
     (None, ("--retain", "x"), "--retain is for texts, and --images is given"),
     (None, ("--suite", "tofu"), "--suite is for texts"),
+    (None, ("--device", "tpu"), "device 'tpu' cannot be used here"),
     (None, ("--lr", "-1"), "--lr is -1; it must be above 0"),
     (None, ("--require", "nonsense<=1"), "nonsense"),
     (one_class, (), "Leave at least one row to keep"),

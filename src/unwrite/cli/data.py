@@ -6,6 +6,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from ..errors import renamed
 from .listing import plain_table
 from .output import console, print_json
 
@@ -40,5 +41,6 @@ def add(name: str, *, source: Annotated[str | None, Parameter(name="--from")] = 
     """
     from ..data.images.fetched import add_data
 
-    folder = add_data(name, source)
+    with renamed(source="from"):
+        folder = add_data(name, source)
     console().print(f"{name} is ready in {folder}", soft_wrap=True)

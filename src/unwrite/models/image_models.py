@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from .. import hub
 from ..errors import ModelError, setting
 from .checkpoints import check_weights, first_line
+from .loading import checked_device
 from .quiet import quiet
 from .vision_layout import logits_of
 
@@ -103,6 +104,7 @@ def load_image_model(
     Raises:
         ModelError: what can't be loaded, in one line.
     """
+    checked_device(device)
     if not Path(name).exists() and _is_builder(name):
         return _own(name, weights, side, device)
     if weights is not None or side is not None:
@@ -197,7 +199,7 @@ class _Processed:
         if own.shape != ours.shape or not float((torch.from_numpy(own) - ours).abs().max()) <= TOLERANCE:
             raise ModelError(
                 f"the image processor of {self.name} ({type(self.processor).__name__}) does more than to resize, crop, divide "
-                f"by 255 and normalise. Give the model as module:function with --weights."
+                f"by 255 and normalise. Give the model as module:function with {setting('weights')}."
             )
         return mean, std
 

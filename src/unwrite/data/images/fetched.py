@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ... import hub
-from ...errors import DataError, unknown
+from ...errors import DataError, setting, unknown
 from ...runs import cache_dir, new_folder, progress, scratch_folder
 from .idx import IDX_FILES, idx_images, idx_path, read_idx
 from .sets import TrainTest
@@ -119,7 +119,7 @@ def _record(name: str) -> FetchedSet:
 
 def _downloaded(package: str, folder: Path) -> Path:
     """The package as apt fetches it by the machine's own sources; apt checks its signature."""
-    where = "or give its folder or .deb file: --from"
+    where = f"or give its folder or .deb file: {setting('source')}"
     if hub.is_set(hub.SWITCH):
         raise DataError(
             f"{package} is fetched from the network, and nothing may be ({hub.SWITCH} is set). Allow it, {where}."
