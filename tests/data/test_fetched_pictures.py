@@ -110,7 +110,7 @@ def test_files_that_do_not_fit_each_other_are_refused(tmp_path):
     wrong[3] = 12
     with pytest.raises(DataError, match=r"has the label 12 \(row 3\), and there are 10 classes"):
         fashion_mnist(folder_of(tmp_path / "b", {**made, labels: idx(wrong)}))
-    with pytest.raises(DataError, match=r"has no train-images-idx3-ubyte, nor train-images-idx3-ubyte.gz"):
+    with pytest.raises(DataError, match=r"has no train-labels-idx1-ubyte, nor train-labels-idx1-ubyte.gz"):
         fashion_mnist(tmp_path)
     packed = folder_of(tmp_path / "c") / f"{labels}.gz"
     packed.write_bytes(packed.read_bytes()[:-9])
