@@ -185,7 +185,7 @@ class FolderPictures(Pictures):
 def _header(path: Path, folder: Path, label: int) -> _Header:
     relative = PurePosixPath(path.relative_to(folder)).as_posix()
     if flaw := strings_flaw(relative):
-        raise DataError(f"{path!a} has a name with {flaw}. Rename it.")
+        raise DataError(f"{str(path)!a} has a name with {flaw}. Rename it.")
     with _opened(path) as file:
         width, height = file.size
         if width * height > MOST_PIXELS:
