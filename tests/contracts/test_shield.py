@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.caption_encoders import HashedText, tiny_generator
 from helpers.pictures import COLOURS, Linear, contents, make_folder, make_pictures
 from unwrite import catalog
 from unwrite.catalog.records import OURS
@@ -23,7 +24,8 @@ from unwrite.shield import Additive, Protection, Shield, protect_folder
 
 SHIELDS = catalog.shields()
 KEY = 77
-FREE = {"random_start", "legacy_positive_only"}  # booleans have no range
+FREE = {"random_start", "legacy_positive_only", "truncation"}  # booleans have no range
+OBJECTS = {"surrogate": Linear, "generator": tiny_generator(loud=True), "text_encoder": HashedText()}  # in no file
 ADDITIVE = [slug for slug, record in SHIELDS.items() if issubclass(record.load(), Additive)]
 every_shield = pytest.mark.parametrize("slug", SHIELDS)
 pytestmark = pytest.mark.filterwarnings("ignore::unwrite.errors.Notice")
@@ -32,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::unwrite.errors.Notice")
 def made(slug, key=KEY, **fields):
     cls = SHIELDS[slug].load()
     names = {field.name for field in dataclasses.fields(cls)}
-    small = {"surrogate": Linear, "rounds": 2, "steps": 3, "alpha": 4 / 255}
+    small = {**OBJECTS, "rounds": 2, "steps": 3, "alpha": 4 / 255, "n_clusters": 3, "width": 4, "blocks": 1}
     return cls(key=key, **{**{name: value for name, value in small.items() if name in names}, **fields})
 
 
@@ -40,6 +42,20 @@ def targets(slug, labels):
     """What the shield reads of each picture."""
     reads = SHIELDS[slug].load().reads
     return {"labels": labels, "captions": [COLOURS[label] for label in labels], "nothing": None}[reads]
+
+
+def objects_of(slug):
+    """What no file can hold of a shield made here."""
+    return {name: value for name, value in OBJECTS.items() if hasattr(SHIELDS[slug].load(), name)}
+
+
+def source_of(slug, folder, **how):
+    """A folder of classes, with captions where the shield reads them; the contents of its pictures."""
+    make_folder(folder, **how)
+    pictures = contents(folder)
+    if SHIELDS[slug].load().reads == "captions":
+        (folder / "captions.csv").write_text("\n".join(["file,caption", *(f"{name},{name}" for name in pictures)]))
+    return folder, pictures
 
 
 def given(slug, **how):
@@ -205,7 +221,7 @@ def test_saves_and_loads_with_its_key_alone(slug, tmp_path):
     pixels, told = given(slug)
     protection = made(slug, key=123454321).fit(pixels, told)
     folder = protection.save(tmp_path / "kept")
-    objects = {name: Linear for name in ("surrogate",) if hasattr(protection.shield, name)}
+    objects = objects_of(slug)
     loaded = Protection.load(folder, 123454321, **objects)
     assert loaded.shield == protection.shield
     assert loaded.facts == protection.facts
@@ -214,7 +230,7 @@ def test_saves_and_loads_with_its_key_alone(slug, tmp_path):
     with pytest.raises(RunError, match=r"made with another key"):
         Protection.load(folder, 123454322, **objects)
     if objects:
-        with pytest.raises(RunError, match=r"holds surrogate by its name alone, 'Linear'. Pass it to load"):
+        with pytest.raises(RunError, match=r"holds \w+ by its name alone, '\w+'. Pass it to load"):
             Protection.load(folder, 123454321)
 
 
@@ -247,9 +263,8 @@ def test_a_damaged_record_is_refused(slug, change, message, tmp_path):
     record = json.loads((folder / "protection.json").read_text())
     change(record)
     (folder / "protection.json").write_text(json.dumps(record))
-    objects = {"surrogate": Linear} if "surrogate" in record["fields"] else {}
     with pytest.raises(UnwriteError, match=message):
-        Protection.load(folder, KEY, **objects)
+        Protection.load(folder, KEY, **objects_of(slug))
 
 
 @every_shield
@@ -272,10 +287,10 @@ def test_transform_before_fit_says_that_fit_returns_what_is_fitted(slug):
 
 @every_shield
 def test_a_folder_is_protected_as_its_arrays_are_and_stays_as_it_was(slug, tmp_path):
-    source = make_folder(tmp_path / "pets", rows=3)
-    before = contents(source)
+    source, before = source_of(slug, tmp_path / "pets", rows=3)
+    whole = contents(source)
     release = protect_folder(made(slug, key=123454321), source, tmp_path / "safe")
-    assert contents(source) == before
+    assert contents(source) == whole
     written = contents(tmp_path / "safe")
     assert written.keys() == before.keys() | {"protection.json"}
     again = protect_folder(made(slug, key=123454321), source, tmp_path / "again")
@@ -291,8 +306,10 @@ def test_a_folder_is_protected_as_its_arrays_are_and_stays_as_it_was(slug, tmp_p
 
 @every_shield
 def test_protected_pictures_are_not_protected_again(slug, tmp_path):
-    source = make_folder(tmp_path / "pets")
+    source, _ = source_of(slug, tmp_path / "pets")
     protect_folder(made(slug), source, tmp_path / "safe")
+    for captions in source.glob("*.csv"):
+        (tmp_path / "safe" / captions.name).write_bytes(captions.read_bytes())
     with pytest.raises(DataError, match=r"0.png is protected already, as .*protection.json says"):
         protect_folder(made(slug), tmp_path / "safe", tmp_path / "twice")
     assert not (tmp_path / "twice").exists()

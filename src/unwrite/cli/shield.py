@@ -1,4 +1,4 @@
-"""unwrite shield: ways to make pictures useless for training, and a protected copy of a folder of classes."""
+"""unwrite shield: ways to make pictures useless for training, a protected copy of a folder of classes, and an attack on one."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ from ..errors import MethodError, noticing, renamed
 from .fields import build_shield
 from .listing import plain_table
 from .output import console, label, print_json, quiet_libraries
+from .shield_attack import attack
 
 if TYPE_CHECKING:
-    from ..catalog.records import ShieldRecord
+    from ..catalog.records import DefenceRecord, ShieldRecord
 
 DEFAULT = "cuda"
-app = App(name="shield", help="Protect pictures against training: list the ways, write a protected copy of a folder.")
+app = App(
+    name="shield",
+    help="Protect pictures against training: list the ways, write a protected copy of a folder, attack one.",
+)
+app.command(attack)
 
 
 @app.default
@@ -43,6 +48,24 @@ def list_shields(by: str | None = None, *, json: bool = False) -> None:
 
 
 @app.command
+def defences(name: str | None = None, *, json: bool = False) -> None:
+    """List what an attacker does against protected pictures, or show one with its fields.
+
+    Args:
+        name: one of them; all without.
+        json: print JSON instead of a table.
+    """
+    records = list(catalog.defences().values()) if name is None else [catalog.defence(name)]
+    if json:
+        print_json([dataclasses.asdict(record) for record in records])
+    elif name is not None:
+        _one_defence(records[0])
+    else:
+        console().print(plain_table(["defence", "does"], [[one.slug, one.does] for one in records]))
+        console().print("What one costs, and its fields: unwrite shield defences ueraser")
+
+
+@app.command
 def protect(
     folder: Path,
     *,
@@ -50,6 +73,7 @@ def protect(
     by: str = DEFAULT,
     key: str | None = None,
     key_file: Path | None = None,
+    captions: Path | None = None,
     save: Path | None = None,
     overwrite: bool = False,
     json: bool = False,
@@ -60,11 +84,13 @@ def protect(
     """Write a copy of a folder of classes whose pictures are useless for training. FOLDER itself is only read.
 
     Args:
-        folder: holds a folder of pictures a class: FOLDER/class/picture.
+        folder: holds a folder of pictures a class: FOLDER/class/picture; pictures with captions may lie anywhere in it.
         out: the folder to write: PNG files under the same names, and protection.json, which is not to be published.
         by: see unwrite shield.
         key: the secret, a whole number: the same key gives the same pictures. One that can be guessed protects nothing.
         key_file: a text file that holds the key, so that it is in no list of commands.
+        captions: a table of captions, for a way that reads them: file,caption in its first line. Without it they are looked for in
+            FOLDER: captions.csv, or a text file beside each picture.
         save: a folder for what was learnt of the pictures, as secret as the key, so that others can be protected alike (from Python).
         overwrite: replace an earlier protected copy in OUT, and what SAVE holds; nothing else is ever replaced.
         json: print the result as JSON.
@@ -78,7 +104,7 @@ def protect(
             need_place(save, overwrite)
     quiet_libraries()
     with noticing() as notices:
-        release = protect_folder(shield, folder, out, overwrite=overwrite)
+        release = protect_folder(shield, folder, out, captions=captions, overwrite=overwrite)
     if save is not None:
         release.protection.save(save, overwrite=overwrite)
     if json:
@@ -95,12 +121,70 @@ def protect(
         )
         return
     bound = "no bound" if shield.budget is None else f"at most {shield.budget}"
-    console().print(
-        f"{release.pictures} pictures of {len(release.protection.facts['classes'])} classes, protected by {by}"
-    )
+    classes = len(release.protection.facts["classes"])
+    of = f" of {classes} classes" if classes else ""
+    console().print(f"{release.pictures} pictures{of}, protected by {by}")
     console().print(f"change  {release.change:.1f} levels of 255 a value on average, {bound}")
     console().print(f"out     {out}", soft_wrap=True)
     console().print("Publish the pictures as PNG; keep the originals, the key and protection.json to yourself.")
+
+
+@app.command(name="train-generator")
+def train_noise_generator(
+    folder: Path,
+    *,
+    encoders: str,
+    out: Path,
+    captions: Path | None = None,
+    eps: float = 8 / 255,
+    epochs: int = 500,
+    batch_size: int = 128,
+    lr: float = 1e-4,
+    weight_decay: float = 1e-4,
+    direction: str = "minimise",
+    truncation: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+    checkpoints: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Train the generator that t2ue makes noise with, on pictures with captions that need not be those to be protected.
+
+    Args:
+        folder: holds pictures anywhere in it.
+        encoders: a CLIP model, which stays as it is: a folder, or an id of the Hub such as openai/clip-vit-base-patch32.
+        out: the folder to write.
+        checkpoints: a folder that keeps the last whole epoch, from which the same command goes on after a kill.
+        captions: a table of captions, file,caption in its first line; several lines a picture are several captions. Without it
+            they are looked for in FOLDER: captions.csv, or a text file beside each picture.
+        eps: the budget, the largest change of a pixel in 0..1.
+        epochs: passes over the pairs.
+        batch_size: pairs a step.
+        lr: the first learning rate.
+        weight_decay: of the generator's weights.
+        direction: "maximise" raises the loss: adversarial noise, another method than t2ue.
+        truncation: cut off captions that are too long for the text encoder.
+        seed: of all that is random.
+        device: where both run.
+        overwrite: replace a generator in OUT; nothing else is ever replaced.
+    """
+    from ..shield.engine.dual_encoders import ClipEncoders
+    from ..shield.engine.generator_training import GeneratorTraining, how_it_was_trained, train_generator
+    from ..shield.engine.noise_generators import need_generator_place, save_generator
+
+    how = GeneratorTraining(
+        epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, direction=direction,  # type: ignore[arg-type]  # refused by name
+        truncation=truncation, seed=seed, device=device,
+    )  # fmt: skip
+    need_generator_place(out, overwrite)
+    quiet_libraries()
+    generator = train_generator(folder, captions, ClipEncoders.load(encoders, device), how, eps=eps, folder=checkpoints)
+    save_generator(generator, out, training=how_it_was_trained(how, encoders), overwrite=overwrite)
+    weights = sum(one.numel() for one in generator.parameters())
+    console().print(
+        f"a generator of {weights:,} weights for a budget of {eps:.4g}, {generator.side} x {generator.side} pixels"
+    )
+    console().print(f"out     {out}", soft_wrap=True)
 
 
 def _key(text: str | None, file: Path | None) -> int:
@@ -122,6 +206,20 @@ def _key(text: str | None, file: Path | None) -> int:
 
 
 def _one(record: ShieldRecord) -> None:
+    _described(record, {"needs": ", ".join(record.needs)})
+    console().print(f"unwrite shield protect FOLDER --by {record.slug} --key-file FILE --out FOLDER")
+
+
+def _one_defence(record: DefenceRecord) -> None:
+    _described(record, {})
+    numbered = record.slug
+    if record.load().field_of_number(8):
+        numbered = f"{record.slug}8"  # a number behind the name stands for a field
+    console().print(f"unwrite shield attack FOLDER --clean FOLDER --defences none,{numbered} --out FOLDER")
+
+
+def _described(record: ShieldRecord | DefenceRecord, more: dict[str, str]) -> None:
+    """Title, meaning, source, cost and fields."""
     from .describe import field_table, summary
 
     cls = record.load()
@@ -129,13 +227,10 @@ def _one(record: ShieldRecord) -> None:
     print_(label(record.slug, then=f"  {record.title}"))
     print_(summary(cls))
     print_()
-    for name, words in {
-        "published": f"{record.paper} ({record.year})",
-        "needs": ", ".join(record.needs),
-        "cost": record.cost,
-    }.items():
+    published = f"{record.paper} ({record.year})" if record.year else record.paper
+    for name, words in {"published": published, **more, "cost": record.cost}.items():
         print_(label(f"{name:10}", then=words))
     print_()
-    print_(field_table(cls))
-    print_()
-    print_(f"unwrite shield protect FOLDER --by {record.slug} --key-file FILE --out FOLDER")
+    if dataclasses.fields(cls):
+        print_(field_table(cls))
+        print_()

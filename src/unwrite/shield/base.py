@@ -89,18 +89,33 @@ class Shield(ABC):
             images: uint8, or floats in 0..1, as `[rows, height, width]`, `[rows, height, width, channels]` or
                 `[rows, channels, height, width]` of 1 or 3 channels, arrays or tensors; an `Images`, which has its labels;
                 or a folder of classes, folder/class/picture, which is read a few pictures at a time.
-            labels: `[rows]`, whole numbers from 0; captions for a shield that reads captions; ignored by one that reads neither.
+            labels: `[rows]`, whole numbers from 0; captions for a shield that reads captions, for a folder the table that holds
+                them; ignored by one that reads neither.
 
         Raises:
             DataError: pictures or labels that can't be used; one picture or one class alone.
         """
         if isinstance(images, str | Path):
-            images = FolderPictures(images, self.reads)
+            images = self.pictures_of(images, labels if isinstance(labels, str | Path) else None)
         pictures = images if isinstance(images, Pictures) else ArrayPictures(images, labels, self.reads)
         check_fitting(pictures, self.reads)
         fitted = self._fit(pictures)
         facts = {"classes": list(pictures.classes), "pictures": len(pictures), **fitted.facts}
         return Protection(self, fitted.state, facts)
+
+    def pictures_of(self, folder: str | Path, captions: str | Path | None = None) -> FolderPictures:
+        """A folder's pictures with what this shield reads of each.
+
+        Args:
+            captions: a table of captions, for a shield that reads them.
+
+        Raises:
+            DataError: as `FolderPictures`.
+            MethodError: captions for a shield that reads none.
+        """
+        if captions is not None and self.reads != "captions":
+            raise MethodError(f"{self.slug} reads no captions. Leave {setting('captions')} out.")
+        return FolderPictures(folder, self.reads, captions)
 
     def fit_transform(self, images: ArrayLike | Images, labels: Any = None) -> Any:
         """The protected pictures, as `fit` and then `transform` give them."""

@@ -23,6 +23,7 @@ from ...data.images.picture_files import (
 )
 from ...errors import DataError, notice
 from ...runs import progress
+from .captions import captions_of
 from .pictures import Pictures, Reads, Shape
 
 __all__ = ["MOST_PIXELS", "FolderPictures"]
@@ -40,40 +41,82 @@ class _Row:
 
 
 class FolderPictures(Pictures):
-    """The pictures of a folder of classes, in the order of their names.
+    """The pictures of a folder of classes, in the order of their names; where they have captions, of any folder.
 
     All have one channel where all are grey, otherwise three. A class is a folder at the top; folders in it are of the same class.
     """
 
-    def __init__(self, folder: str | Path, reads: Reads = "labels") -> None:
-        """Reads the headers.
+    def __init__(
+        self,
+        folder: str | Path,
+        reads: Reads = "labels",
+        captions: str | Path | None = None,
+        *,
+        names: bool = True,
+        several: bool = False,
+    ) -> None:
+        """Reads the headers, and the captions.
 
         Args:
-            folder: holds a folder a class. Hidden files, and files that are no pictures by their ending, are passed over.
-            reads: what a shield reads of each: a label, the class's name as caption, or nothing.
+            folder: holds a folder a class; pictures with captions may lie anywhere in it. Hidden files, and files that are no
+                pictures by their ending, are passed over.
+            reads: what a shield reads of each: a label, a caption, or nothing.
+            captions: a table of captions (see `captions`); where that is None, classes' names stand for them.
+            names: whether they do; otherwise captions are looked for in the folder.
+            several: a picture may have several captions, all of which are `captions`.
 
         Raises:
             DataError: no such folder, no classes or an empty one, pictures outside a class, or a picture that is damaged, too
-                large, animated or of more than 8 bits; the file is named.
+                large, animated, of more than 8 bits, or without a caption or with several; the file is named.
         """
         self.folder = Path(folder)
         self.name = str(folder)
-        self.classes = class_folders(self.folder)
-        self._rows: list[_Row] = []
-        passed = 0
-        for label, name in enumerate(self.classes):
-            files, others = pictures_in(self.folder / name)
-            self._rows += [_row(path, self.folder, label) for path in progress(files, f"looking at {name}")]
-            passed += others
-        if passed:
-            notice(f"{passed} files in {self.folder} are no pictures by their ending and are passed over.")
-        if clear := [row.relative for row in self._rows if row.header.clear]:
-            notice(f"{len(clear)} pictures have transparency, which is left out (first: {clear[0]}).")
-        self._channels = 1 if all(row.header.mode in GREY for row in self._rows) else 3
-        labels = np.array([row.label for row in self._rows], dtype=np.int64)
+        self.classes: tuple[str, ...] = ()
+        self.captions: tuple[tuple[str, ...], ...] = ()
+        if reads == "captions" and (captions is not None or not names):
+            self.captions = self._with_captions(None if captions is None else Path(captions), several)
+            self.targets = tuple(one[0] for one in self.captions)
+            return
+        labels = self._of_classes()
         self.targets = labels if reads == "labels" else None
         if reads == "captions":
             self.targets = tuple(self.classes[label] for label in labels)
+
+    def _with_captions(self, table: Path | None, several: bool) -> tuple[tuple[str, ...], ...]:
+        """Reads all pictures below the folder; the captions of each."""
+        if not self.folder.is_dir():
+            raise DataError(f"there is no folder {self.folder}. Give one that holds pictures.")
+        files, others = pictures_in(self.folder)
+        rows = [_row(path, self.folder, 0) for path in progress(files, f"looking at {self.folder.name}")]
+        self._looked_at(rows, sum(path.suffix.lower() not in (".txt", ".csv") for path in others))
+        captions = captions_of(self.folder, [row.relative for row in rows], table)
+        for row, own in zip(rows, captions, strict=True):
+            if len(own) > 1 and not several:
+                raise DataError(
+                    f"{row.header.path} has {len(own)} captions, and its noise is made from one. Leave one."
+                )
+        return captions
+
+    def _of_classes(self) -> np.ndarray:
+        """Reads the pictures of each class; `[rows]`, their labels."""
+        self.classes = class_folders(self.folder)
+        rows: list[_Row] = []
+        passed = 0
+        for label, name in enumerate(self.classes):
+            files, others = pictures_in(self.folder / name)
+            rows += [_row(path, self.folder, label) for path in progress(files, f"looking at {name}")]
+            passed += len(others)
+        self._looked_at(rows, passed)
+        return np.array([row.label for row in rows], dtype=np.int64)
+
+    def _looked_at(self, rows: list[_Row], passed: int) -> None:
+        """Keeps the headers, and says what is passed over or left out."""
+        self._rows = rows
+        if passed:
+            notice(f"{passed} files in {self.folder} are no pictures by their ending and are passed over.")
+        if clear := [row.relative for row in rows if row.header.clear]:
+            notice(f"{len(clear)} pictures have transparency, which is left out (first: {clear[0]}).")
+        self._channels = 1 if all(row.header.mode in GREY for row in rows) else 3
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -45,9 +45,13 @@ def legacy_generator(key: int) -> np.random.RandomState:
     return np.random.RandomState(key if key < _WORD else np.array(_words(key), dtype=np.uint32))
 
 
-def generator(key: int, purpose: str) -> np.random.Generator:
-    """A generator of its own for each purpose, so that drawing more for one leaves the others as they are."""
-    return np.random.default_rng([*_words(key), crc32(purpose.encode())])
+def generator(key: int, purpose: str, *numbers: int) -> np.random.Generator:
+    """A generator of its own for each purpose, so that drawing more for one leaves the others as they are.
+
+    Args:
+        numbers: from 0, of a row or another member that has a generator of its own.
+    """
+    return np.random.default_rng([*_words(key), crc32(purpose.encode()), *numbers])
 
 
 def seed_of(key: int, purpose: str) -> int:

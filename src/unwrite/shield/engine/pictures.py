@@ -20,7 +20,7 @@ from ...errors import DataError
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = ["ArrayPictures", "PictureBatch", "Pictures", "Reads", "Shape"]
+__all__ = ["ArrayPictures", "PictureBatch", "Pictures", "Reads", "Shape", "rows_at_once"]
 
 Reads = Literal["labels", "captions", "nothing"]
 Shape = tuple[int, int, int]  # channels, height, width
@@ -111,8 +111,7 @@ class Pictures(ABC):
         start = 0
         while start < len(self):
             shape, end = self.shape(start), start + 1
-            most = max(1, min(MOST_ROWS, MOST_VALUES // (shape[0] * shape[1] * shape[2])))
-            while end < min(len(self), start + most) and self.shape(end) == shape:
+            while end < min(len(self), start + rows_at_once(shape)) and self.shape(end) == shape:
                 end += 1
             yield self.batch(range(start, end))
             start = end
@@ -127,7 +126,8 @@ class ArrayPictures(Pictures):
         Args:
             images: uint8, or floats in 0..1, as `[rows, height, width]`, `[rows, height, width, channels]` or
                 `[rows, channels, height, width]` of 1 or 3 channels; or a set of images, which has its labels.
-            targets: `[rows]`, labels (whole numbers from 0) or captions; ignored where the shield reads neither.
+            targets: `[rows]`, labels (whole numbers from 0) or captions; ignored where the shield reads neither. An `Images`
+                without captions has its classes' names for them.
             reads: what the shield reads of each picture.
 
         Raises:
@@ -137,7 +137,8 @@ class ArrayPictures(Pictures):
         names: tuple[str, ...] = ()
         if isinstance(images, Images):
             self.name, names = images.name, images.classes
-            targets = images.labels if targets is None else targets
+            if targets is None and images.labels is not None:
+                targets = [names[label] for label in images.labels] if reads == "captions" else images.labels
         array = _array(images.pixels if isinstance(images, Images) else images)
         self._last = not isinstance(images, Images) and _channels_last(array.shape)
         self._ndim, self._dtype = array.ndim, array.dtype
@@ -180,6 +181,12 @@ class ArrayPictures(Pictures):
 
             return torch.from_numpy(array)
         return array
+
+
+def rows_at_once(shape: Shape) -> int:
+    """How many pictures of this shape are in memory at a time."""
+    channels, height, width = shape
+    return max(1, min(MOST_ROWS, MOST_VALUES // (channels * height * width)))
 
 
 def check_fitting(pictures: Pictures, reads: Reads) -> None:

@@ -44,25 +44,33 @@ class Release:
     change: float
 
 
-def protect_folder(by: Shield | Protection, source: str | Path, out: str | Path, *, overwrite: bool = False) -> Release:
+def protect_folder(
+    by: Shield | Protection,
+    source: str | Path,
+    out: str | Path,
+    *,
+    captions: str | Path | None = None,
+    overwrite: bool = False,
+) -> Release:
     """Writes a protected copy of a folder of classes; the folder itself is only read, a few pictures at a time.
 
     Args:
         by: a shield, which is fitted to the folder first; or a protection, which is used as it is: of its classes by their names.
         source: holds a folder a class: source/class/picture.
         out: the folder to write, new or empty.
+        captions: a table of captions, for a shield that reads them; none for those that lie in `source`. They are not copied.
         overwrite: replace an earlier protected copy in `out`; nothing else is ever replaced.
 
     Raises:
         DataError: a folder or a picture that can't be protected, or is protected already; the file is named.
-        MethodError: a budget of which 8 bits leave nothing.
+        MethodError: a budget of which 8 bits leave nothing; captions for a shield that reads none.
         RunError: `out` holds something, or lies within `source` or around it.
     """
     source, out = Path(source), Path(out)
     shield = by if isinstance(by, Shield) else by.shield
     _check_budget(shield)
     _check_places(source, out, overwrite)
-    pictures = FolderPictures(source, shield.reads)
+    pictures = shield.pictures_of(source, captions)
     names = _released_names(pictures)
     _need_unprotected(pictures)
     protection = shield.fit(pictures) if isinstance(by, Shield) else _matched(by, pictures)
