@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["BEDS", "FASHION"]
 
-ROWS, TEST_ROWS, EPOCHS = 6000, 2000, 8
+ROWS, TEST_ROWS, EPOCHS = 3000, 1000, 8
 GARMENT = "sneaker"
-FASHION: dict[str, int] = {"num_classes": 10, "channels": 1, "image_size": 28}
+FASHION: dict[str, int] = {"num_classes": 10, "channels": 1, "image_size": 28, "width": 16}
 
 
 @cache

@@ -119,11 +119,8 @@ def class_folders(folder: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def pictures_in(folder: Path, beside: tuple[str, ...] = ()) -> tuple[list[Path], int]:
-    """The pictures below the folder of a class, in order, and how many other files there are.
-
-    Args:
-        beside: endings of files that belong there too, and are not counted.
+def pictures_in(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The pictures below a folder, in order, and the other files.
 
     Raises:
         DataError: there are none, or one has a name that no record can hold.
@@ -132,8 +129,7 @@ def pictures_in(folder: Path, beside: tuple[str, ...] = ()) -> tuple[list[Path],
     pictures = [path for path in files if is_picture(path.name)]
     if not pictures:
         raise DataError(f"{folder} holds no pictures (.png, .jpg and other endings). Fill or remove it.")
-    others = [path for path in files if not is_picture(path.name) and path.suffix.lower() not in beside]
-    return pictures, len(others)
+    return pictures, [path for path in files if not is_picture(path.name)]
 
 
 def relative_name(path: Path, folder: Path) -> str:

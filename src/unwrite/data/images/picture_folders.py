@@ -85,7 +85,7 @@ class PictureFolder:
         classes, rows, passed = class_folders(folder), [], 0
         for label in classes:
             files, others = pictures_in(folder / label)
-            passed += others
+            passed += len(others)
             for path in progress(files, f"looking at {label}"):
                 inside = path.relative_to(folder / label)
                 rows.append(

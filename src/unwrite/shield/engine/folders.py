@@ -86,9 +86,9 @@ class FolderPictures(Pictures):
         """Reads all pictures below the folder; the captions of each."""
         if not self.folder.is_dir():
             raise DataError(f"there is no folder {self.folder}. Give one that holds pictures.")
-        files, others = pictures_in(self.folder, beside=(".txt", ".csv"))
+        files, others = pictures_in(self.folder)
         rows = [_row(path, self.folder, 0) for path in progress(files, f"looking at {self.folder.name}")]
-        self._looked_at(rows, others)
+        self._looked_at(rows, sum(path.suffix.lower() not in (".txt", ".csv") for path in others))
         captions = captions_of(self.folder, [row.relative for row in rows], table)
         for row, own in zip(rows, captions, strict=True):
             if len(own) > 1 and not several:
@@ -105,7 +105,7 @@ class FolderPictures(Pictures):
         for label, name in enumerate(self.classes):
             files, others = pictures_in(self.folder / name)
             rows += [_row(path, self.folder, label) for path in progress(files, f"looking at {name}")]
-            passed += others
+            passed += len(others)
         self._looked_at(rows, passed)
         return np.array([row.label for row in rows], dtype=np.int64)
 
