@@ -71,7 +71,7 @@ def test_who_trains_against_attacks_trains_on_other_pictures():
 
 def test_a_headline_fits_its_cell():
     rows = dict.fromkeys(GOOD, ("100.0 +- 10.0",))
-    assert len(cuda_ue.headline(rows)) <= HEADLINE
+    assert len(cuda_ue.headline(rows, {})) <= HEADLINE
 
 
 @pytest.mark.slow
@@ -79,4 +79,4 @@ def test_it_runs_tiny():
     claim, record = run("cuda-ue", Budget("tiny", (0,)))
     assert claim.verdict == record["verdict"] == "too small for a verdict"
     assert len(claim.rows) == 16
-    assert cuda_ue.headline(record["rows"]) == record["headline"]
+    assert cuda_ue.headline(record["rows"], record["extra"]) == record["headline"]

@@ -807,7 +807,7 @@ def test_the_shell_trains_a_generator_and_protects_by_it_as_the_library_does(cli
         ({"generator": "nowhere"}, "generator is 'nowhere', and there is no such folder"),
         ({"generator": 3}, "generator is 3. Give a folder, or a TextNoiseGenerator"),
         ({"text_encoder": "nowhere"}, "text_encoder is 'nowhere', and there is no such folder. Give the CLIP model"),
-        ({"text_encoder": 3}, "text_encoder is 3. Give a folder, an id of the Hub, or an object with text_features"),
+        ({"text_encoder": 3}, "text_encoder is 3. Give a folder, an id of the Hub, or an object that encodes texts"),
         ({"device": "tpu9"}, "device is 'tpu9'; it must be a device of torch"),
         ({"eps": 1.5}, "eps is 1.5, and pixels are in 0..1"),
         ({"eps": -0.1}, "eps is -0.1; it must be at least 0"),
@@ -820,7 +820,7 @@ def test_refuses_fields_without_meaning(fields, message):
 
 
 def test_refuses_to_make_noise_without_a_generator_or_its_text_encoder():
-    with pytest.raises(MethodError, match=r"T2UE has no generator. Train one with train_generator"):
+    with pytest.raises(MethodError, match=r"T2UE has no generator. Train one first, and give it by"):
         T2UE(key=1).noise_of(CAPTIONS, 8)
     with pytest.raises(
         MethodError, match=r"T2UE has no text encoder. Give the one that the generator was trained with"

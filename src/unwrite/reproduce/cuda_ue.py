@@ -91,7 +91,7 @@ def run(budget: Budget) -> Claim:
         f"{scale.attack_steps} steps; filters of {FILTER} pixels in {scale.filter_steps} steps, {LOWEST:g} of the frequencies; seeds {', '.join(map(str, budget.seeds))}",
         columns=COLUMNS,
         rows=rows,
-        headline=headline(rows),
+        headline=headline(rows, {}),
         reason=reason_of(checks, followed),
         checks=checks,
         seeds=budget.seeds,
@@ -174,7 +174,7 @@ def checks_of(seeds: Sequence[PublishedFigures]) -> tuple[Check, ...]:
     )
 
 
-def headline(rows: Mapping[str, Sequence[Any]]) -> str:
+def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str:
     """What is right of clean digits without a shield, under CUDA and under the control."""
     plain, tied, dealt = (figure(rows, name, 0) for name in (PLAIN, TIED, DEALT))
-    return f"{tied} % of clean digits right under CUDA, {plain} % without, {dealt} % with filters dealt at random"
+    return f"{tied} % of clean digits right under CUDA, {plain} % without, {dealt} % with filters at random"

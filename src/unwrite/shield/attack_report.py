@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from .engine.published import PublishedPictures
 
-__all__ = ["PROTECTED", "RANDOM", "UNPROTECTED", "AttackReport", "PictureRow", "picture_rows"]
+__all__ = ["PROTECTED", "RANDOM", "UNPROTECTED", "AttackReport", "ShownPicture", "picture_rows"]
 
 RECORD, PAGE = "attack.json", "report.html"
 FORM = 1
@@ -36,7 +36,7 @@ SHOWN = 8  # pictures on the page
 
 
 @dataclass(frozen=True)
-class PictureRow:
+class ShownPicture:
     """One picture on the page, as data URIs; of what was not given, none.
 
     Args:
@@ -125,7 +125,7 @@ class AttackReport:
             "versions": versions(),
         }
 
-    def save(self, folder: Path, rows: Sequence[PictureRow] | None = None) -> None:
+    def save(self, folder: Path, rows: Sequence[ShownPicture] | None = None) -> None:
         """Writes the figures, and the page where there are pictures for it."""
         folder.mkdir(parents=True, exist_ok=True)
         for name in (RECORD, PAGE):
@@ -138,7 +138,7 @@ class AttackReport:
         """With one more training."""
         return replace(self, cells=(*self.cells, cell))
 
-    def html(self, rows: Sequence[PictureRow]) -> str:
+    def html(self, rows: Sequence[ShownPicture]) -> str:
         """One page with everything in it."""
         page = _environment().get_template("attack.html.j2").render(report=self, rows=rows, interval=_interval)
         return visible(page, lines=True)
@@ -192,20 +192,20 @@ def _whole(cell: Mapping[str, Any]) -> bool:
 
 def picture_rows(
     protected: PublishedPictures, original: PublishedPictures | None
-) -> tuple[list[PictureRow], int | None]:
+) -> tuple[list[ShownPicture], int | None]:
     """The first picture of each of a few classes, and by how much differences are amplified: so that the largest fills the range."""
     places = [int((protected.labels == label).argmax()) for label in np.unique(protected.labels)[:SHOWN]]
     after = protected.pixels(np.array(places))
     labels = [protected.classes[protected.labels[place]] for place in places]
     if original is None:
-        rows = [PictureRow(label, _uri(pixels)) for label, pixels in zip(labels, after, strict=True)]
+        rows = [ShownPicture(label, _uri(pixels)) for label, pixels in zip(labels, after, strict=True)]
         return rows, None
     before = original.pixels(np.array(places))
     change = after.astype(np.int16) - before
     amplified = max(1, 127 // max(1, int(np.abs(change).max())))
     shown = np.clip(128 + amplified * change, 0, 255).astype(np.uint8)
     return [
-        PictureRow(label, _uri(one), _uri(two), _uri(three))
+        ShownPicture(label, _uri(one), _uri(two), _uri(three))
         for label, one, two, three in zip(labels, after, before, shown, strict=True)
     ], amplified
 
