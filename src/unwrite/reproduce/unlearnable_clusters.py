@@ -57,7 +57,7 @@ class ClusterScale:
     rounds: int
 
 
-SCALES = {"tiny": ClusterScale(64, 30, 1, 1, 2, 1), "small": ClusterScale(2000, 599, 8, 10, 200, 10)}
+SCALES = {"tiny": ClusterScale(64, 30, 1, 1, 2, 1), "small": ClusterScale(2000, 599, 8, 10, 300, 10)}
 
 
 @dataclass(frozen=True)
