@@ -310,6 +310,14 @@ def test_k_words_are_masked_by_rank_and_random_ones_are_as_many(forget, retain, 
     assert [row.answer for row in method.poisoned(work)] != [row.answer for row in control.poisoned(work)]
 
 
+def test_frequent_words_are_those_that_most_answers_of_an_entity_hold(retain, tokenizer, tiny_llama):
+    answers = ("the garden and the river", "a garden, a garden, a house", "the river of the house and garden")
+    rows = Examples([Example(a, f"what {i} ?", entity="ann") for i, a in enumerate(answers)], "forget")
+    method, work = job(tiny_llama, rows, retain, tokenizer, own_answers=False, chosen_by="frequency", k=1)
+    assert method.rankings(work, rows) == {"ann": {"garden": 3, "river": 2, "house": 2}}
+    assert method.poisoned(work)[1].answer == "a ***, a ***, a house"
+
+
 def test_parts_of_the_entitys_name_are_masked_too_if_they_have_four_letters(retain, tokenizer, tiny_llama):
     rows = Examples([Example("Jo Garden sold the red garden .", "who sold what ?", entity="Jo Garden")], "forget")
     masked = {

@@ -23,7 +23,7 @@ def figures(**differs):
         arms[control]["forget_accuracy"] = 20.0
     for name in (experiment.BEFORE, experiment.RETRAINED, experiment.SHRINK):
         arms[name] = dict(PLAIN)
-    arms[experiment.BEFORE]["test_forget_accuracy"] = 97.0
+    arms[experiment.BEFORE]["forget_accuracy"] = 97.0
     for arm, values in differs.items():
         arms[arm] |= values
     return {name: [Measured(values, 1.0)] * 3 for name, values in arms.items()}
@@ -35,6 +35,7 @@ def said(**differs):
         experiment.ORACLE: 10.0,
         experiment.GRADIENTS: 20.0,
         experiment.DRAWN: 40.0,
+        experiment.FREQUENT: 30.0,
     } | differs
     return {arm: [(value, 0.0, 0.0)] * 3 for arm, value in names.items()}
 
@@ -46,17 +47,18 @@ OWN = experiment.OWN
     ("differs", "found", "texts", "fails", "verdict"),
     [
         ({}, 1.0, {}, [], "reproduced"),
-        ({experiment.BEFORE: {"test_forget_accuracy": 60.0}}, 1.0, {}, ["knows the class"], "bed says nothing"),
+        ({experiment.BEFORE: {"forget_accuracy": 60.0}}, 1.0, {}, ["knows the class"], "bed says nothing"),
         ({}, 0.5, {}, ["planted marks"], "untested here"),
         ({"full, keep": {"forget_accuracy": 50.0}}, 1.0, {}, ["kept labels"], "untested here"),
         ({OWN: {"forget_accuracy": 9.0}}, 1.0, {}, ["end the class"], "not reproduced"),
         ({OWN: {"test_forget_accuracy": 9.0}}, 1.0, {}, ["unseen rows of the class"], "partly"),
         ({OWN: {"TA": 95.0}, experiment.BEFORE: {"TA": 98.0}}, 1.0, {}, ["others lose"], "partly"),
         ({"full, targeted": {"forget_accuracy": 0.0}}, 1.0, {}, ["whole donor picture"], "partly"),
-        ({}, 1.0, {experiment.GRADIENTS: 60.0}, ["random words"], "partly"),
+        ({}, 1.0, {experiment.GRADIENTS: 60.0, experiment.FREQUENT: 70.0}, ["random words"], "partly"),
         ({}, 1.0, {experiment.ORACLE: 80.0}, ["retrained ones do"], "partly"),
         ({"random, targeted": {"forget_accuracy": 0.0}}, 1.0, {}, ["random places"], "not reproduced"),
         ({"none, targeted": {"forget_accuracy": 0.0}}, 1.0, {}, ["label alone"], "not reproduced"),
+        ({}, 1.0, {experiment.FREQUENT: 10.0}, ["most frequent words"], "not reproduced"),
         ({OWN: {"probe": 90.0}}, 1.0, {}, ["a probe"], "not reproduced"),
     ],
 )

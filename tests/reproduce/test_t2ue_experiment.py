@@ -60,7 +60,7 @@ def test_halves_share_words_and_no_caption_and_tests_are_of_the_published_half()
 
 
 def test_a_picture_shows_the_colour_at_its_place():
-    bed = CaptionedShapes.of(0, 8, 1, 1)
+    bed = CaptionedShapes.of(0, 3, 1, 1)
     for label, caption in enumerate(bed.published.classes):
         if "red" in caption and "disc" in caption:
             mean = bed.published.pixels[bed.published.target == label].mean(0)
@@ -80,16 +80,17 @@ def test_uniform_noise_is_each_pictures_own_and_within_its_levels():
 def test_hits_are_counted_among_the_nearest():
     class Known(SmallDualEncoder):
         def image_features(self, pixels):
-            return torch.eye(4)[[0, 0, 1, 3]]
+            return torch.tensor([[1.0, 0, 0], [0.8, 0.6, 0], [0, 1, 0], [0, 0.6, 0.8]])
 
         def text_features(self, texts, *, truncation=False):
-            return torch.eye(4)[[0, 1, 2]]
+            return torch.eye(3)
 
     pictures = CaptionedShapes.of(0, 1, 1, 1).test
     four = type(pictures)(pictures.pixels[:4], torch.tensor([0, 1, 1, 0]), classes=("a", "b", "c"))
-    result = hits(Known(["a"]), four, nearest=1)
-    assert result.text == 75.0  # rows 0 and 2 by their caption, and row 3, as near to all, by the first
-    assert result.picture == pytest.approx(200 / 3)
+    result = hits(Known(["a"]), four)
+    assert result.text == 50.0  # the second is nearest to "a" and the last to "c"
+    assert result.picture == pytest.approx(200 / 3)  # nearest to "c" is a picture of "a"
+    assert hits(Known(["a"]), four, nearest=2).text == 75.0
 
 
 def test_the_small_dual_encoder_reads_words_in_any_order_and_refuses_others():

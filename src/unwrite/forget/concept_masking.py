@@ -11,6 +11,7 @@ What is said changes, and what the weights know need not: this suppresses.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 __all__ = ["ConceptMasking"]
 
 Style = Literal["mask", "idk"]
-ChosenBy = Literal["gradients", "random"]
+ChosenBy = Literal["gradients", "frequency", "random"]
 Baseline = Literal["pad", "zero"]
 NAME_PART = 4  # letters from which a part of a name is masked
 _ANCHORS, _WORDS = 21, 22  # keep these draws apart from others of the same seed
@@ -64,7 +65,8 @@ class ConceptMasking(Objective["TextWork"]):
 
     Args:
         style: "mask", or "idk" for refusals, which looks at no words.
-        chosen_by: "gradients" (integrated, ranked over all answers of an entity) or "random" words, a control.
+        chosen_by: "gradients" (integrated, ranked over all answers of an entity), or as controls "frequency" (in how many of them a
+            word stands) and "random". (frequency is ours)
         k: words masked in an answer, at most; at least 0.
         names: also mask what is left of the entity's name, parts of four letters or more.
         mask: what stands in a word's place; None for three asterisks.
@@ -172,7 +174,12 @@ class ConceptMasking(Objective["TextWork"]):
         )
 
     def rankings(self, work: TextWork, rows: Examples) -> Mapping[str | None, Mapping[str, float]]:
-        """{entity: its words by what they carry in its answers}; rows that name no entity are one."""
+        """{entity: its words by what they carry in its answers, or by how many hold them}; rows that name no entity are one."""
+        if self.chosen_by == "frequency":
+            counts: dict[str | None, Counter[str]] = {}
+            for row in rows:
+                counts.setdefault(row.entity, Counter()).update(content_words(row.answer))
+            return {entity: dict(words.most_common()) for entity, words in counts.items()}
         model: Any = work.model
         pad = work.tokenizer.pad_token_id if self.baseline == "pad" else None
         answers: dict[str | None, list[Any]] = {}

@@ -4,7 +4,7 @@ Claim looked at (arXiv 2405.15662): pasting a donor's concept over a class's con
 brings the class to 0 and costs the others little; kept labels forget nothing, and a whole donor picture fails. Concepts are clusters of
 patches in the model's own features. Beside the grid of all modes and labels stand retraining, fine-tuning, random labels, boundary
 shrink and the closed head; controls are a random place, the label alone, and a probe that asks the frozen features for the class. Of
-texts: whether words chosen by gradients leave an author's name less than random words do. Rates are chosen on seed 100.
+texts: whether words chosen by gradients leave an author's name less than random or frequent words do. Rates are chosen on seed 100.
 """
 
 from __future__ import annotations
@@ -58,7 +58,14 @@ COLUMNS = (
 GONE, DROP, KEPT, FAILS = 2.0, 2.0, 90.0, 50.0  # %: what the card asks for; what a mode that fails leaves of the class
 FOUND, NEAR = 0.8, 5  # share of planted marks found, within so many pixels
 HIDDEN = 5.0  # points that a probe may find more of the class than in a retrained model
-TARGET, ORACLE, GRADIENTS, DRAWN, IDK = "before", "retrained", "by gradients", "at random", "refusals"
+TARGET, ORACLE, GRADIENTS, FREQUENT, DRAWN, IDK = (
+    "before",
+    "retrained",
+    "by gradients",
+    "by frequency",
+    "at random",
+    "refusals",
+)
 SAID, ROOM = 50.0, 30.0  # %: answers with the name before; points between before and retrained
 Measurements = dict[str, list[Measured]]
 
@@ -87,7 +94,7 @@ class PoisonScale:
 
 SCALES = {
     "tiny": PoisonScale(200, 4, 1, 1, (0.01,), 1, 1),
-    "small": PoisonScale(1_000, 8, 8, 8, (0.003, 0.01, 0.03), 60, 10),
+    "small": PoisonScale(1_000, 8, 8, 8, (0.001, 0.003, 0.01), 60, 10),
 }
 
 
@@ -191,7 +198,7 @@ def _sized(cut: Tensor) -> Tensor:
 
 
 def chosen_rates(scale: PoisonScale) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Each method's rate on seed 100 by what is left of the class and what is lost of the others, and all that were tried."""
+    """Each method's rate on seed 100 by what is left of the class and what is lost of the others, the lowest of equal ones, and all tried."""
     bed, tried = image_bed(scale, CHOOSING_SEED), dict[str, dict[str, float]]()
     kept, own = bed.measure(bed.before)["TA"], grid(bed)[OWN]
     for lr in scale.rates:
@@ -242,9 +249,10 @@ class TextFigures:
 
     @cached_property
     def arms(self) -> dict[str, ConceptMasking]:
-        """Words chosen in three ways; the name is masked by none on its own account, or all would lose it."""
+        """Words chosen in three ways, and refusals; the name is masked by none on its own account, or all would lose it."""
         return {
             GRADIENTS: ConceptMasking(names=False),
+            FREQUENT: ConceptMasking(names=False, chosen_by="frequency"),
             DRAWN: ConceptMasking(names=False, chosen_by="random"),
             IDK: ConceptMasking(style="idk"),
         }
@@ -332,9 +340,10 @@ def _checks(
     ]
     said = {arm: [one[0] for one in seeds] for arm, seeds in texts.items()}
     ahead = [a - b for a, b in zip(said[DRAWN], said[GRADIENTS], strict=True)]
+    counted = [a - b for a, b in zip(said[FREQUENT], said[GRADIENTS], strict=True)]
     room = [a - b for a, b in zip(said[TARGET], said[ORACLE], strict=True)]
     return (
-        Check.by_seed("set-up", "the model before knows the class", of(BEFORE, "test_forget_accuracy"), ">=", KEPT),
+        Check.by_seed("set-up", "the model before knows the class", of(BEFORE, "forget_accuracy"), ">=", KEPT),
         Check.by_seed("mechanism", "planted marks are found", found, ">=", FOUND),
         Check.by_seed("mechanism", "kept labels forget nothing, whatever is pasted", kept, ">", KEPT),
         Check.by_seed(
@@ -359,6 +368,7 @@ def _checks(
             ">",
             0,
         ),
+        Check.by_seed("control", "authors: the most frequent words leave the name more", counted, ">", 0),
         Check.by_seed(
             "control",
             "a probe finds no more of the class than in a retrained model",

@@ -1,9 +1,28 @@
 # Written by `unwrite docs` from the catalogue, for type checkers and editors.
 
+from .attacking import Attacker as Attacker
+from .attacking import DefenceCell as DefenceCell
+from .attacking import evaluate_protection as evaluate_protection
+from .attacking import hits_of as hits_of
+from .attacking import train_attacker as train_attacker
 from .base import Additive as Additive
 from .base import Protection as Protection
 from .base import Shield as Shield
 from .cuda import CUDA as CUDA
+from .defences.adversarial import AdversarialTraining as AdversarialTraining
+from .defences.base import Defence as Defence
+from .defences.base import TrainingMoment as TrainingMoment
+from .defences.deconvolution import DeconvolutionTraining as DeconvolutionTraining
+from .defences.mixing import CutMix as CutMix
+from .defences.mixing import Cutout as Cutout
+from .defences.mixing import MixUp as MixUp
+from .defences.sharpening import RandomSharpening as RandomSharpening
+from .defences.squeezing import JPEG as JPEG
+from .defences.squeezing import BitDepth as BitDepth
+from .defences.squeezing import Grey as Grey
+from .defences.squeezing import Smoothing as Smoothing
+from .defences.ueraser import UEraser as UEraser
+from .defences.undefended import Undefended as Undefended
 from .em_noise import EMNoise as EMNoise
 from .engine.dual_encoders import ClipEncoders as ClipEncoders
 from .engine.features import PictureFeatures as PictureFeatures
@@ -12,6 +31,7 @@ from .engine.generator_training import GeneratorTraining as GeneratorTraining
 from .engine.generator_training import train_generator as train_generator
 from .engine.noise_generators import load_generator as load_generator
 from .engine.noise_generators import save_generator as save_generator
+from .engine.published import PublishedPictures as PublishedPictures
 from .engine.releasing import Release as Release
 from .engine.releasing import protect_folder as protect_folder
 from .t2ue import T2UE as T2UE

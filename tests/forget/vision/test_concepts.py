@@ -15,6 +15,7 @@ from unwrite.forget.engine.images.locating import (
     pasted,
     patches,
     peaks_of_map,
+    resized,
     similarity_grid,
 )
 from unwrite.models.vision_layout import vision_layout
@@ -176,3 +177,12 @@ def test_refuses_gradcam_of_a_model_without_a_feature_map():
     net = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
     with pytest.raises(ModelError, match="no block with a feature map"):
         gradcam(vision_layout(net, torch.rand(2, 1, 4, 4)), torch.rand(2, 1, 4, 4), 0)
+
+
+@pytest.mark.parametrize("size", [17, 26, 33, 60])
+def test_a_white_picture_is_white_at_every_size(size):
+    """Weights of single precision add up to a little more than 1, which is no pixel."""
+    shown = resized(torch.ones(3, 32, 32), size)
+    assert shown.shape == (3, size, size)
+    assert shown.max() == 1
+    assert torch.allclose(shown, torch.ones_like(shown))

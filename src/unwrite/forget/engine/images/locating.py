@@ -156,4 +156,5 @@ def pasted(picture: Tensor, patch: Tensor, centre: Place) -> Tensor:
 
 def resized(picture: Tensor, size: int) -> Tensor:
     """A picture `[channels, height, width]` brought to `[channels, size, size]`."""
-    return F.interpolate(picture[None], (size, size), mode="bilinear", align_corners=False)[0]
+    # In single precision the four weights of a pixel can add up to a little more than 1.
+    return F.interpolate(picture[None], (size, size), mode="bilinear", align_corners=False)[0].clamp(0, 1)
