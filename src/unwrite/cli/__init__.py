@@ -33,6 +33,7 @@ COMMANDS = {
         "Protect pictures against training: list the ways, write a protected copy of a folder, attack one.",
     ),
     "models": ("models:app", "Bundled models: list them, add their package."),
+    "data": ("data:app", "Real pictures for beds: list what can be fetched, fetch it."),
     "reproduce": ("reproduce:reproduce", "Measure a paper's claim again."),
     "sweep": ("sweep:sweep", "Methods that forget images, on beds over seeds, in one table."),
     "bench": ("bench:app", "Speed, as ratios against a named peer."),
