@@ -23,7 +23,7 @@ from unwrite.shield import unlearnable_clusters as method
 from unwrite.shield.engine.features import FeatureReader
 from unwrite.shield.engine.folders import FolderPictures
 from unwrite.shield.engine.pictures import ArrayPictures
-from unwrite.shield.unlearnable_clusters import GeneratorTraining, bounded, centre_loss, nearest
+from unwrite.shield.unlearnable_clusters import ClusterTraining, bounded, centre_loss, nearest
 
 OFFICIAL = json.loads((Path(__file__).parent / "official_uc.json").read_text(encoding="utf-8"))["numbers"]
 SMALL = {"n_clusters": 3, "width": 4, "blocks": 1, "downsamplings": 1, "steps": 3, "batch_size": 16}
@@ -90,7 +90,7 @@ def training_of(shield, seer, pixels, cluster=0):
     reader = reader_of(seer)
     centres, assignment = shield.clustered(reader.read_all(pictures))
     torch.manual_seed(1)
-    return GeneratorTraining(shield, reader, pictures, assignment, centres, cluster)
+    return ClusterTraining(shield, reader, pictures, assignment, centres, cluster)
 
 
 # 1: no labels.
@@ -359,9 +359,9 @@ def test_clusters_are_the_best_of_scikit_learns_runs_on_features_as_they_are(mon
 @quietly
 def test_a_generator_is_trained_on_its_cluster_or_on_all(seer, monkeypatch):
     seen = []
-    views = GeneratorTraining.views
+    views = ClusterTraining.views
     monkeypatch.setattr(
-        GeneratorTraining,
+        ClusterTraining,
         "views",
         lambda self, rows, centred=False: (
             centred or seen.append((self.members, rows)),
@@ -453,7 +453,7 @@ def test_views_are_cut_at_random_places_and_flipped_half_of_the_time(seer):
     shield = UnlearnableClusters(key=1, surrogate=seer, **SMALL)
     pictures = ArrayPictures(pixels, None, "nothing")
     reader = reader_of(seer, side=16, crop=0.8)
-    training = GeneratorTraining(
+    training = ClusterTraining(
         shield, reader, pictures, np.zeros(64, dtype=int), np.zeros((3, 12), dtype=np.float32), 0
     )
     torch.manual_seed(0)
@@ -542,13 +542,13 @@ def test_four_steps_of_a_generator_are_the_official_ones(norm, monkeypatch):
     centres = np.array([[0.1, 2.0, 0.0, -1.0, 0.5], [3.0, 0.0, 1.0, 0.2, 0.1]], dtype=np.float32)
     torch.manual_seed(5)
     reader = FeatureReader(shield.surrogate, 3, 224, 1.0, "cpu")
-    training = GeneratorTraining(shield, reader, pictures, np.zeros(3, dtype=int), centres, 0)
+    training = ClusterTraining(shield, reader, pictures, np.zeros(3, dtype=int), centres, 0)
     assert [training.input[0, 0, 0, 0].item(), training.input[0, 2, 223, 223].item()] == official["input"]
     filled(training.generator)
-    losses, loss = [], GeneratorTraining.loss
+    losses, loss = [], ClusterTraining.loss
     monkeypatch.setattr(method, "_random_views", lambda shown, side: shown)
     monkeypatch.setattr(
-        GeneratorTraining, "loss", lambda self, views, noise: losses.append(loss(self, views, noise)) or losses[-1]
+        ClusterTraining, "loss", lambda self, views, noise: losses.append(loss(self, views, noise)) or losses[-1]
     )
     with progress(4, "x") as bar:
         training.run(bar)

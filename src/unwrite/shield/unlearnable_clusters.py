@@ -170,7 +170,7 @@ class UnlearnableClusters(Additive):
         with progress(sum(map(self._steps, self._trained_on(assignment))), "training generators") as bar:
             for cluster in range(self.n_clusters):
                 with seeded(seed_of(self.key, f"generator {cluster}")):
-                    training = GeneratorTraining(self, reader, pictures, assignment, centres, cluster)
+                    training = ClusterTraining(self, reader, pictures, assignment, centres, cluster)
                     noise.append(training.run(bar))
                     moved.append([training.distance(torch.zeros_like(noise[-1])), training.distance(noise[-1])])
         if self.eps and (still := [cluster for cluster, (before, after) in enumerate(moved) if after >= before]):
@@ -232,7 +232,7 @@ class UnlearnableClusters(Additive):
         return self.steps or self.epochs * -(-rows // self.batch_size)
 
 
-class GeneratorTraining:
+class ClusterTraining:
     """The training of one cluster's generator; everything random comes from torch's global generator.
 
     Args:
