@@ -31,7 +31,9 @@ def bed():
 def figures(left=0.4, left_random=0.95, **right):
     changed = {**GOOD, **{getattr(experiment, name): value for name, value in right.items()}}
     by = {name: dict(zip(LABELLINGS, values, strict=True)) for name, values in changed.items()}
-    return experiment.ClusterFigures(by, {experiment.TIED: left, experiment.RANDOM: left_random})
+    return experiment.ClusterFigures(
+        by, {experiment.TIED: left, experiment.RANDOM: left_random}, dict.fromkeys(LABELLINGS, 90.0)
+    )
 
 
 @pytest.mark.parametrize(
@@ -112,6 +114,12 @@ def test_the_distance_that_is_left_is_one_without_noise_and_as_the_protection_sa
     plain, noisy = (np.array(protection.kl_) * sizes[:, None]).sum(0)
     assert left == pytest.approx(noisy / plain, rel=0.05)
     assert hash_model(surrogate) == before
+
+
+def test_purity_is_the_share_of_the_commonest_label():
+    clusters, labels = np.array([0, 0, 0, 1, 1, 2, 2, 2]), np.array([4, 4, 1, 0, 0, 1, 2, 3])
+    assert experiment.purity(clusters, labels) == pytest.approx(100 * (2 + 2 + 1) / 8)
+    assert experiment.purity(np.arange(8), labels) == 100
 
 
 def test_a_headline_fits_its_cell():
