@@ -118,7 +118,7 @@ class T2UE(Additive):
                 )
         elif self.text_encoder is not None and not hasattr(self.text_encoder, "text_features"):
             raise MethodError(
-                f"{setting('text_encoder')} is {self.text_encoder!r:.60}. Give a folder, an id of the Hub, or an object with text_features."
+                f"{setting('text_encoder')} is {self.text_encoder!r:.60}. Give a folder, an id of the Hub, or an object that has text features."
             )
         try:
             torch.device(self.device)
@@ -148,7 +148,7 @@ class T2UE(Additive):
         """
         if self.generator is None:
             raise MethodError(
-                f"{type(self).__name__} has no generator. Train one with train_generator, and give it by {setting('generator')}."
+                f"{type(self).__name__} has no generator. Train one first, and give it by {setting('generator')}."
             )
         if self.text_encoder is None:
             raise MethodError(
