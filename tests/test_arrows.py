@@ -15,6 +15,7 @@ from unwrite import catalog
 
 WITHOUT_CIRCLES = ["decode", "forget", "shield"]
 RECORDS = {
+    "defence": catalog.defences,
     "method": catalog.methods,
     "shield": catalog.shields,
     "strategy": catalog.strategies,

@@ -12,6 +12,7 @@ from .data import split_from as split_from
 from .errors import UnwriteError as UnwriteError
 from .forget.alu import ALU as ALU
 from .forget.code_eraser import CodeEraser as CodeEraser
+from .forget.concept_masking import ConceptMasking as ConceptMasking
 from .forget.content_filter import ContentFilter as ContentFilter
 from .forget.dampening import ASSD as ASSD
 from .forget.dampening import LFSSD as LFSSD
@@ -39,6 +40,7 @@ from .forget.undial import UNDIAL as UNDIAL
 from .forget.vision.bad_teacher import BadTeacher as BadTeacher
 from .forget.vision.boundary import BoundaryExpand as BoundaryExpand
 from .forget.vision.boundary import BoundaryShrink as BoundaryShrink
+from .forget.vision.concept_poison import ConceptPoison as ConceptPoison
 from .forget.vision.dm_direct import DMDirect as DMDirect
 from .forget.vision.dmm import DMM as DMM
 from .forget.vision.fine_tuning import CFk as CFk

@@ -39,10 +39,16 @@ class NotFinite(UnwriteError):
 
 
 class MissingExtra(UnwriteError):
-    """An optional dependency isn't installed."""
+    """An optional dependency isn't installed.
 
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed. Install it with: pip install 'unwrite[{extra}]'")
+    Args:
+        package: its name.
+        extra: of unwrite, which brings it.
+        also: what else has to be typed, behind the command.
+    """
+
+    def __init__(self, package: str, extra: str, *, also: str = "") -> None:
+        super().__init__(f"{package} is not installed. Install it with: pip install 'unwrite[{extra}]'{also}")
 
 
 class Notice(UserWarning):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import transformers
 from cli_runs import refused
 
 from helpers.pictures import contents, make_folder
@@ -25,12 +26,13 @@ def protect(pets, *more):
 def test_lists_what_there_is_and_what_one_takes(capsys):
     main(["shield"])
     shown = capsys.readouterr().out
-    assert all(slug in shown for slug in ("cuda", "em-noise", "t2ue"))
+    assert all(slug in shown for slug in ("cuda", "em-noise", "t2ue", "unlearnable-clusters"))
     main(["shield", "cuda"])
     shown = capsys.readouterr().out
     assert all(words in shown for words in ("--blur", "arXiv 2303.04278", "unwrite shield protect FOLDER --by cuda"))
     main(["shield", "--json"])
-    assert [record["slug"] for record in json.loads(capsys.readouterr().out)] == ["cuda", "em-noise", "t2ue"]
+    listed = [record["slug"] for record in json.loads(capsys.readouterr().out)]
+    assert listed == ["cuda", "em-noise", "unlearnable-clusters", "t2ue"]
 
 
 def test_protects_a_folder_as_the_library_does(pets, capsys, tmp_path):
@@ -89,6 +91,25 @@ def test_the_noise_that_has_not_converged_is_told_once_with_its_flag(pets, capsy
     assert "at most 8" in shown.out
 
 
+def test_noise_of_clusters_takes_a_folder_of_a_trained_network(pets, capsys, tmp_path):
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], num_labels=3)
+    model = transformers.ResNetForImageClassification(config).eval()
+    model.save_pretrained(tmp_path / "net")
+    normal = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "size": {"shortest_edge": 16}}
+    (tmp_path / "net" / "preprocessor_config.json").write_text(json.dumps(normal))
+    more = ["--n-clusters", "3", "--width", "4", "--blocks", "1", "--steps", "2", "--save", str(tmp_path / "kept")]
+    surrogate = str(tmp_path / "net")
+    main(protect(pets, "--by", "unlearnable-clusters", "--surrogate", surrogate, "--key", KEY, *more))
+    shown = capsys.readouterr()
+    assert "6 pictures of 3 classes, protected by unlearnable-clusters" in shown.out
+    assert "at most 16" in shown.out
+    loaded = Protection.load(tmp_path / "kept", int(KEY))
+    assert loaded.noise_.shape == (3, 3, 16, 16)
+    assert np.array_equal(
+        loaded.transform(FolderPictures(pets).pixels(range(6))), FolderPictures(tmp_path / "safe").pixels(range(6))
+    )
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -104,6 +125,19 @@ def test_the_noise_that_has_not_converged_is_told_once_with_its_flag(pets, capsy
         (("--key", KEY, "--by", "em-noise", "--eps", "8"), "--eps is 8, and pixels are in 0..1"),
         (("--key", KEY, "--by", "em-noise", "--eps", "0"), "--eps is 0, of which 8 bits leave nothing"),
         (("--key", KEY, "--by", "em-noise", "--mode", "both"), "--mode is 'both'; use one of"),
+        (
+            ("--key", KEY, "--by", "unlearnable-clusters", "--surrogate", "nowhere"),
+            "--surrogate is 'nowhere', which is no",
+        ),
+        (
+            ("--key", KEY, "--by", "unlearnable-clusters", "--surrogate", "a/b", "--n-clusters", "2"),
+            "a/b is not in the Hub cache",
+        ),
+        (("--key", KEY, "--by", "unlearnable-clusters"), "has 6 pictures, of which 10 clusters can't be made"),
+        (
+            ("--key", KEY, "--by", "unlearnable-clusters", "--offset", "10"),
+            "--offset is 10 and --n-clusters 10, so each",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(pets, capsys, more, message):

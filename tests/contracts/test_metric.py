@@ -33,6 +33,7 @@ WITHOUT_ROWS = {
     "forget-quality",
     "feature-likeness",
     "average-gap",
+    "loss-gap",
     "prediction-distance",
     "weight-distance",
     "agreement-of-logits",

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::unwrite.errors.Notice")
 def made(slug, key=KEY, **fields):
     cls = SHIELDS[slug].load()
     names = {field.name for field in dataclasses.fields(cls)}
-    small = {**OBJECTS, "rounds": 2, "steps": 3, "alpha": 4 / 255}
+    small = {**OBJECTS, "rounds": 2, "steps": 3, "alpha": 4 / 255, "n_clusters": 3, "width": 4, "blocks": 1}
     return cls(key=key, **{**{name: value for name, value in small.items() if name in names}, **fields})
 
 

@@ -17,6 +17,7 @@ FIELDS = {slug: {"importance_batch": 4} for slug in ("ssd", "lfssd", "random-dam
 FIELDS["content-filter"] = {"n": 6, "window": 6, "alpha": 0.5}
 FIELDS["alu"] = {"subjects": ("ann", "eli")}  # these rows name no entity
 FIELDS["codeeraser"] = {"on": "all"}  # these rows hold no secrets
+FIELDS["concept-masking"] = {"points": 4, "answer_tokens": 8}
 FIELDS["eco"] = {"threshold": 0.0}  # these rows are too alike to tell apart, so every prompt is flagged
 FIELDS["key-space"] = {"positions": "all", "alpha": 1.0}  # too few rows for a vector each, or to choose a factor on
 FIELDS["o3"] = {"fewest": 4, "layers": 2}

@@ -79,7 +79,12 @@ POINTS = {
 
 
 def install(
-    site: Path, name: str, files: Mapping[str, str], points: Mapping[str, Mapping[str, str]], module: str = ""
+    site: Path,
+    name: str,
+    files: Mapping[str, str],
+    points: Mapping[str, Mapping[str, str]],
+    module: str = "",
+    version: str = "1.0",
 ) -> Path:
     """A package in the folder `site`, as an installer would leave it.
 
@@ -88,14 +93,16 @@ def install(
         files: {file in the package: its text}.
         points: {group: {name: "module:object"}}.
         module: the package's name in Python; the distribution's unless given.
+        version: of the distribution.
     """
     package = site / (module or name)
     package.mkdir(parents=True)
     for file, text in {"__init__.py": "", **files}.items():
+        (package / file).parent.mkdir(parents=True, exist_ok=True)
         (package / file).write_text(dedent(text), encoding="utf-8")
-    info = site / f"{name.replace('-', '_')}-1.0.dist-info"
+    info = site / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n", encoding="utf-8")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
     lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in named.items()) for group, named in points.items()]
     (info / "entry_points.txt").write_text("\n".join(lines), encoding="utf-8")
     return package

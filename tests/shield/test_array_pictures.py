@@ -7,7 +7,7 @@ from helpers.pictures import make_pictures
 from unwrite.data import Images, digits_regression
 from unwrite.errors import DataError
 from unwrite.shield.engine.keys import generator, is_key_of, sealed, seed_of
-from unwrite.shield.engine.pictures import ArrayPictures
+from unwrite.shield.engine.pictures import ArrayPictures, check_fitting
 
 PIXELS, LABELS = make_pictures(rows=6)
 
@@ -77,6 +77,7 @@ def test_a_set_of_images_brings_its_labels_and_their_names_whatever_its_width():
     pictures = ArrayPictures(images, None, "labels")
     assert pictures.shape(0) == (3, 8, 3)
     assert (pictures.labels.tolist(), pictures.classes) == ([1, 0], ("cat", "dog", "eel"))
+    assert ArrayPictures(images, [2, 2], "labels").labels.tolist() == [2, 2]  # unless others are given
     with pytest.raises(DataError, match="there are no labels"):
         ArrayPictures(digits_regression().train, None, "labels")
 
@@ -99,3 +100,10 @@ def test_a_key_gives_each_purpose_its_own_numbers_by_all_its_bits():
     assert seed_of(5, "order") == seed_of(5, "order")
     assert len({seed_of(key, purpose) for key in (0, 5, 5 + 2**32, 5 + 2**255) for purpose in ("order", "start")}) == 8
     assert generator(5, "order").random() == generator(5, "order").random() != generator(5, "start").random()
+
+
+@pytest.mark.parametrize("label", [0, 1, 7])
+def test_one_class_alone_is_refused_whatever_its_label(label):
+    pictures = ArrayPictures(PIXELS, np.full(len(PIXELS), label), "labels")
+    with pytest.raises(DataError, match=r"are of one class, .*at least 2 classes"):
+        check_fitting(pictures, "labels")

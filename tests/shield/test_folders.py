@@ -110,6 +110,29 @@ def test_transparency_is_left_out_and_told_and_so_are_files_that_are_no_pictures
     assert rows.classes == COLOURS
 
 
+def test_hidden_folders_in_a_class_are_passed_over_as_those_beside_the_classes_are(pets):
+    picture(pets, "amber/.thumbnails/small.png")
+    picture(pets, ".trash/old.png")
+    picture(pets, "amber/.hidden.png")
+    rows = FolderPictures(pets)
+    assert rows.classes == tuple(COLOURS)
+    assert not any(".thumbnails" in rows.relative(row) or "hidden" in rows.relative(row) for row in range(len(rows)))
+    assert len(rows) == 9
+
+
+def test_one_colour_that_stands_for_transparency_is_told_too(pets):
+    picture(pets, "amber/holes.png", transparency=(1, 2, 3))
+    with pytest.warns(Notice, match=r"1 pictures have transparency, which is left out \(first: amber/holes.png\)"):
+        FolderPictures(pets)
+
+
+def test_a_name_that_is_no_text_is_refused(pets):
+    """A file system may hold any bytes; the record of what was written is JSON."""
+    (pets / "amber" / "0.png").rename(pets / "amber" / "bad\udcff.png")
+    with pytest.raises(DataError, match=r"bad\\udcff.png' has a name with .*Rename it"):
+        FolderPictures(pets)
+
+
 def test_a_photo_taken_sideways_is_read_upright_and_metadata_is_left_out(pets, tmp_path):
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "a secret camera"
@@ -189,6 +212,15 @@ def test_what_lies_in_the_source_or_around_it_is_refused(pets, tmp_path, out):
     before = contents(tmp_path)
     with pytest.raises(RunError, match="lie in one another, and pictures are never written where they are read"):
         protect_folder(SHIELD, pets, tmp_path / out, overwrite=True)
+    assert contents(tmp_path) == before
+
+
+def test_a_link_into_the_source_is_the_source(pets, tmp_path):
+    (tmp_path / "elsewhere").symlink_to(pets)
+    before = contents(tmp_path)
+    for out in (tmp_path / "elsewhere", tmp_path / "elsewhere" / "safe"):
+        with pytest.raises(RunError, match="lie in one another"):
+            protect_folder(SHIELD, pets, out, overwrite=True)
     assert contents(tmp_path) == before
 
 

@@ -71,6 +71,11 @@ from .images.representation import top_classes as top_classes
 from .images.selection import Selection as Selection
 from .images.shadows import Shadows as Shadows
 from .images.shadows import shadow_models as shadow_models
+from .images.transferred import ForgettingRate as ForgettingRate
+from .images.transferred import LossGap as LossGap
+from .images.transferred import TransferredAttack as TransferredAttack
+from .images.transferred import forgetting_rate as forgetting_rate
+from .images.transferred import loss_gap as loss_gap
 from .images.worst_case import BilevelSelection as BilevelSelection
 from .images.worst_case import ForgetSelection as ForgetSelection
 from .images.worst_case import RowScores as RowScores
@@ -107,6 +112,7 @@ from .requests import sustainability as sustainability
 from .restoring import FineTuning as FineTuning
 from .restoring import restore as restore
 from .suites.basic import BASIC as BASIC
+from .suites.class_membership import CLASS_MEMBERSHIP as CLASS_MEMBERSHIP
 from .suites.concept_vectors import CONCEPT_VECTORS as CONCEPT_VECTORS
 from .suites.concept_vectors import ConceptCosine as ConceptCosine
 from .suites.concept_vectors import ConceptDistance as ConceptDistance

@@ -134,7 +134,7 @@ def drawn(concepts: np.ndarray, each: int, random: np.random.Generator, name: st
     Size, place and colour jitter; the ground is patterned, small shapes of other kinds lie about, and the camera adds noise.
     """
     labels = np.repeat(np.arange(len(concepts)), each)
-    pictures = np.stack([_picture(*CONCEPTS[concepts[label]], random) for label in labels])
+    pictures = np.stack([_picture(CONCEPTS[concepts[label]], random) for label in labels])
     return Images(
         torch.from_numpy(pictures),
         torch.from_numpy(labels),
@@ -143,8 +143,9 @@ def drawn(concepts: np.ndarray, each: int, random: np.random.Generator, name: st
     )
 
 
-def _picture(shape: str, colour: str, place: str, random: np.random.Generator) -> np.ndarray:
-    """`[3, side, side]`, float32."""
+def _picture(concept: tuple[str, str, str], random: np.random.Generator) -> np.ndarray:
+    """`[3, side, side]`, float32, of a shape, its colour and its place."""
+    shape, colour, place = concept
     y, x = np.mgrid[:SIDE, :SIDE]
     wave = random.uniform(-0.6, 0.6, 2)
     picture = random.uniform(0.2, 0.7, (3, 1, 1)) + 0.15 * np.sin(wave[0] * x + wave[1] * y + random.uniform(0, 6.3))

@@ -110,11 +110,13 @@ def run_trial(trial: Trial) -> dict[str, Any]:
     """The trial's row: key, bed, contender, kind, seed, and what came out.
 
     That is `values` {metric: number, or None where it is none}, `cost` in forwards of a row over all training rows,
-    `seconds` of the unlearning alone (None for references), and `verdict` where an audit gives one; or, where unwrite refused or gave up, `error`. What nobody foresaw is an
+    `seconds` of the unlearning alone (None for references), `peer` where the code of another package unlearned, and `verdict` where an audit gives one; or, where unwrite refused or gave up, `error`. What nobody foresaw is an
     `error` too, with the traceback as `fault`.
     """
     one = trial.contender
     row = {"key": trial.key, "bed": trial.bed.name, "contender": one.name, "kind": one.kind, "seed": trial.seed}
+    if one.peer:
+        row["peer"] = one.peer
     try:
         with one_thread(), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that a setting selects nothing, or much: the figures tell

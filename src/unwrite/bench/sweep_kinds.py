@@ -66,6 +66,11 @@ class Contender:
             return "reference"
         return "control" if isinstance(self.method, HeadOnly) else "method"
 
+    @property
+    def peer(self) -> str:
+        """Another package and its version, where its code is what unlearns."""
+        return str(getattr(self.method, "peer", ""))
+
 
 class BedModels(Protocol):
     """What a sweep asks of a bed and a seed."""

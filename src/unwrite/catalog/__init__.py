@@ -17,6 +17,7 @@ from .records import (
     AttackRecord,
     BenchRecord,
     CacheRecord,
+    DefenceRecord,
     MethodRecord,
     MetricRecord,
     NetRecord,
@@ -39,12 +40,13 @@ SUITE = Kind("suite", SuiteRecord, "unwrite.suites")
 METRIC = Kind("metric", MetricRecord)
 ATTACK = Kind("attack", AttackRecord)
 SHIELD = Kind("shield", ShieldRecord)
+DEFENCE = Kind("defence", DefenceRecord)
 CACHE = Kind("cache", CacheRecord)
 NET = Kind("net", NetRecord)
 RECIPE = Kind("recipe", RecipeRecord)
 BENCH = Kind("bench", BenchRecord)
 KINDS: tuple[Kind[Any], ...] = (
-    SYSTEM, METHOD, PLAN, STRATEGY, PART, SUITE, METRIC, ATTACK, SHIELD, CACHE, NET, RECIPE, BENCH,
+    SYSTEM, METHOD, PLAN, STRATEGY, PART, SUITE, METRIC, ATTACK, SHIELD, DEFENCE, CACHE, NET, RECIPE, BENCH,
 )  # fmt: skip
 
 systems, system = SYSTEM.all, SYSTEM.get
@@ -56,6 +58,7 @@ suites, suite = SUITE.all, SUITE.get
 metrics, metric = METRIC.all, METRIC.get
 attacks, attack = ATTACK.all, ATTACK.get
 shields, shield = SHIELD.all, SHIELD.get
+defences, defence = DEFENCE.all, DEFENCE.get
 caches, cache = CACHE.all, CACHE.get
 nets, net = NET.all, NET.get
 recipes, recipe = RECIPE.all, RECIPE.get

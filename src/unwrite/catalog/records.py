@@ -361,6 +361,23 @@ class ShieldRecord(Member):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DefenceRecord(Member):
+    """What an attacker does against protected pictures; the class says its fields.
+
+    Args:
+        title, paper, year: where it was published.
+        does: what it does, in one line.
+        cost: in words, beside plain training.
+    """
+
+    title: str
+    paper: str
+    year: int
+    does: str
+    cost: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class CacheRecord(Member):
     """A cache of keys and values, handed to a model as `past_key_values`."""
 

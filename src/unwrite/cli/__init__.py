@@ -28,8 +28,12 @@ COMMANDS = {
     "generate": ("generate:generate", "Write text by any decoding strategy, and say what it took."),
     "methods": ("listing:methods", "The forgetting methods: what each intends, needs, guarantees and costs."),
     "systems": ("listing:systems", "All systems: family, status, and the verdict measured here."),
-    "shield": ("shield:app", "Protect pictures against training: list the ways, write a protected copy of a folder."),
+    "shield": (
+        "shield:app",
+        "Protect pictures against training: list the ways, write a protected copy of a folder, attack one.",
+    ),
     "models": ("models:app", "Bundled models: list them, add their package."),
+    "data": ("data:app", "Real pictures for beds: list what can be fetched, fetch it."),
     "reproduce": ("reproduce:reproduce", "Measure a paper's claim again."),
     "sweep": ("sweep:sweep", "Methods that forget images, on beds over seeds, in one table."),
     "bench": ("bench:app", "Speed, as ratios against a named peer."),

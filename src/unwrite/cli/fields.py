@@ -58,6 +58,32 @@ def build_shield(slug: str, flags: Mapping[str, str], key: int) -> Any:
     return fill(catalog.shield(slug).load(), slug, flags, key=key)
 
 
+def build_defence(text: str) -> Any:
+    """The defence that a text names: its name in the catalogue, a number that stands for one field, and others by name.
+
+    >>> build_defence("jpeg10").quality, build_defence("at:norm=l2:eps=0.5").eps
+    (10, 0.5)
+
+    Raises:
+        MethodError: an unknown name or field (with the nearest), a number behind a defence that has none, a value of another type.
+    """
+    name, *given = text.split(":")
+    slug = name if name in catalog.defences() else name.rstrip("0123456789")
+    cls = catalog.defence(slug).load()
+    number = name.removeprefix(slug)
+    if number and not cls.field_of_number(int(number)):
+        raise MethodError(
+            f"{name!r} has a number, and {slug} has none. Name its fields: unwrite shield defences {slug}"
+        )
+    flags = {}
+    for part in given:
+        field, equals, value = part.partition("=")
+        if not equals:
+            raise MethodError(f"{part!r} of {text!r} is no field. Write {slug}:name=value, with a field's name.")
+        flags[field] = value
+    return fill(cls, slug, flags, **(cls.field_of_number(int(number)) if number else {}))
+
+
 def fill(cls: type, slug: str, flags: Mapping[str, str], **given: Any) -> Any:
     """A dataclass from texts, `slug` its name in messages; refuses as `build` does.
 

@@ -226,9 +226,10 @@ class ForgetRequest:
         need_number("--stop-at", self.stop_at, above=0, below=1)
         self.audit.check()
         chosen = build(self.method, self.fields)
-        name = type(chosen).__name__
         if "text" not in chosen.forgets:
-            raise MethodError(f"{self.method} forgets images, by {name}().apply in Python. See unwrite methods.")
+            raise MethodError(
+                f"{self.method} forgets images: unwrite forget --images FOLDER --by class NAME. See unwrite methods."
+            )
         flags = {"--epochs": self.epochs, "--lr": self.lr, "--accumulate": self.accumulate, "--lora": self.lora}
         idle = [flag for flag, value in flags.items() if value is not None and not chosen.trains]
         if idle:
@@ -322,17 +323,18 @@ class Ready:
         """
         then, now = record.get("source", {}), self.loaded.source
         if then and then.get("weights") != now["weights"]:
-            raise RunError(_changed(now["name"], then.get("weights"), now["weights"]))
+            raise RunError(changed(now["name"], then.get("weights"), now["weights"]))
         current = self.record["rows"]
         for name, before in record.get("rows", {}).items():
             if before != current.get(name):
                 source = getattr(self.request.data, name) or f"the {name} rows"
-                raise RunError(_changed(source, before, current.get(name)))
+                raise RunError(changed(source, before, current.get(name)))
         if record.get("data", self.split.hash) != self.split.hash:
-            raise RunError(_changed("the rows", record["data"], self.split.hash))
+            raise RunError(changed("the rows", record["data"], self.split.hash))
 
 
-def _changed(what: str, then: object, now: object) -> str:
+def changed(what: str, then: object, now: object) -> str:
+    """The refusal to go on with a run whose input is another one now."""
     return (
         f"{what} has changed since this run was started (hash {now}, then {then}), so it can't be resumed. Restore it, or "
         "start again with --overwrite."

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
 
 from .. import catalog
 from ..catalog.records import OURS, MethodRecord, PlanRecord
@@ -49,11 +51,17 @@ def systems(*, json: bool = False) -> None:
     _say_what_is_stale(row["slug"] for row in rows)
 
 
-def methods(method: str | None = None, *, json: bool = False) -> None:
+def methods(
+    method: str | None = None,
+    *,
+    kind: Annotated[Literal["texts", "images"] | None, Parameter(name="--for")] = None,
+    json: bool = False,
+) -> None:
     """List the forgetting methods, or show one: what it is good for, what it needs, its fields and their defaults.
 
     Args:
         method: one method's name; all of them without.
+        kind: list only those for texts, or only those for images.
         json: print JSON instead of a table.
     """
     if method is not None:
@@ -62,6 +70,8 @@ def methods(method: str | None = None, *, json: bool = False) -> None:
     every = catalog.methods().values()
     own, others = ([one for one in every if (one.package == OURS) is ours] for ours in (True, False))
     records: list[MethodRecord | PlanRecord] = [*own, *catalog.plans().values(), *others]
+    if kind is not None:
+        records = [one for one in records if ("text" if kind == "texts" else kind) in one.forgets]
     if json:
         print_json([{**dataclasses.asdict(record), "observed": list(observed(record.slug))} for record in records])
         return
@@ -73,7 +83,14 @@ def methods(method: str | None = None, *, json: bool = False) -> None:
         if record.package != OURS:
             console().print(f"{record.slug} is of the package {record.package}.")
     console().print(_guarantees(records))
-    console().print("What one needs and costs, and its fields: unwrite methods npo")
+    if kind == "images":
+        alone = [one.slug for one in records if one.slug not in image_methods()]
+        console().print(
+            f"Run one: unwrite forget --images FOLDER --by class NAME. From Python only: {', '.join(alone)}."
+        )
+    console().print(
+        f"What one needs and costs, and its fields: unwrite methods {'scrub' if kind == 'images' else 'npo'}"
+    )
 
 
 def _one(record: MethodRecord | PlanRecord, json: bool) -> None:
@@ -121,8 +138,21 @@ def _one(record: MethodRecord | PlanRecord, json: bool) -> None:
     if isinstance(record, PlanRecord):
         print_(f"In Python, before training: unwrite.forget.{record.use}")
         return
-    texts = "text" in record.forgets
-    print_(f"unwrite forget --method {record.slug} ..." if texts else f"unwrite sweep --methods {record.slug} ...")
+    if "text" in record.forgets:
+        print_(f"unwrite forget --method {record.slug} ...")
+    elif record.slug in image_methods():
+        print_(f"unwrite forget --images FOLDER --by class NAME --method {record.slug} ...")
+    else:
+        print_(f"unwrite sweep --methods {record.slug} ...")
+
+
+def image_methods() -> list[str]:
+    """The methods that `unwrite forget --images` runs: those that change weights and need nothing but model and pictures."""
+    return [
+        slug
+        for slug, record in catalog.methods().items()
+        if "images" in record.forgets and record.kind != "guard" and "training recipe" not in record.needs
+    ]
 
 
 def _guarantees(records: Iterable[MethodRecord | PlanRecord]) -> str:

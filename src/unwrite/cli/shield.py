@@ -1,4 +1,4 @@
-"""unwrite shield: ways to make pictures useless for training, and a protected copy of a folder of classes."""
+"""unwrite shield: ways to make pictures useless for training, a protected copy of a folder of classes, and an attack on one."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ from ..errors import MethodError, noticing, renamed
 from .fields import build_shield
 from .listing import plain_table
 from .output import console, label, print_json, quiet_libraries
+from .shield_attack import attack
 
 if TYPE_CHECKING:
-    from ..catalog.records import ShieldRecord
+    from ..catalog.records import DefenceRecord, ShieldRecord
 
 DEFAULT = "cuda"
-app = App(name="shield", help="Protect pictures against training: list the ways, write a protected copy of a folder.")
+app = App(
+    name="shield",
+    help="Protect pictures against training: list the ways, write a protected copy of a folder, attack one.",
+)
+app.command(attack)
 
 
 @app.default
@@ -40,6 +45,24 @@ def list_shields(by: str | None = None, *, json: bool = False) -> None:
             plain_table(["by", "needs", "does"], [[one.slug, ", ".join(one.needs), one.does] for one in records])
         )
         console().print("What one costs, and its fields: unwrite shield cuda")
+
+
+@app.command
+def defences(name: str | None = None, *, json: bool = False) -> None:
+    """List what an attacker does against protected pictures, or show one with its fields.
+
+    Args:
+        name: one of them; all without.
+        json: print JSON instead of a table.
+    """
+    records = list(catalog.defences().values()) if name is None else [catalog.defence(name)]
+    if json:
+        print_json([dataclasses.asdict(record) for record in records])
+    elif name is not None:
+        _one_defence(records[0])
+    else:
+        console().print(plain_table(["defence", "does"], [[one.slug, one.does] for one in records]))
+        console().print("What one costs, and its fields: unwrite shield defences ueraser")
 
 
 @app.command
@@ -183,6 +206,20 @@ def _key(text: str | None, file: Path | None) -> int:
 
 
 def _one(record: ShieldRecord) -> None:
+    _described(record, {"needs": ", ".join(record.needs)})
+    console().print(f"unwrite shield protect FOLDER --by {record.slug} --key-file FILE --out FOLDER")
+
+
+def _one_defence(record: DefenceRecord) -> None:
+    _described(record, {})
+    numbered = record.slug
+    if record.load().field_of_number(8):
+        numbered = f"{record.slug}8"  # a number behind the name stands for a field
+    console().print(f"unwrite shield attack FOLDER --clean FOLDER --defences none,{numbered} --out FOLDER")
+
+
+def _described(record: ShieldRecord | DefenceRecord, more: dict[str, str]) -> None:
+    """Title, meaning, source, cost and fields."""
     from .describe import field_table, summary
 
     cls = record.load()
@@ -190,13 +227,10 @@ def _one(record: ShieldRecord) -> None:
     print_(label(record.slug, then=f"  {record.title}"))
     print_(summary(cls))
     print_()
-    for name, words in {
-        "published": f"{record.paper} ({record.year})",
-        "needs": ", ".join(record.needs),
-        "cost": record.cost,
-    }.items():
+    published = f"{record.paper} ({record.year})" if record.year else record.paper
+    for name, words in {"published": published, **more, "cost": record.cost}.items():
         print_(label(f"{name:10}", then=words))
     print_()
-    print_(field_table(cls))
-    print_()
-    print_(f"unwrite shield protect FOLDER --by {record.slug} --key-file FILE --out FOLDER")
+    if dataclasses.fields(cls):
+        print_(field_table(cls))
+        print_()

@@ -160,6 +160,10 @@ class RunModels:
         """What run.json says of the model before."""
         entry = self.run.record.get("source")
         source: Mapping[str, Any] = entry if isinstance(entry, Mapping) else {}
+        if source.get("of") == "images":
+            raise RunError(
+                f"{self.run.folder} is a run on images, and this command reads texts. Its audit is {self.run.folder / 'report.html'}."
+            )
         base = source.get("base")
         plain = isinstance(source.get("name"), str) and (
             base is None or (isinstance(base, Mapping) and isinstance(base.get("name"), str))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import MethodError, naming
+from ..errors import MethodError, naming, unknown
 from ..runs import progress
 from .fields import build, parse
 from .output import console, print_json, progress_console, quiet_libraries, write
 
 if TYPE_CHECKING:
+    from ..bench.supreme import SupremeMethod
     from ..bench.sweep_kinds import Contender
 
+SUPREME = "supreme:"  # before a function of supreme-unlearning
 TYPES: dict[str, type] = {"epochs": float, "lr": float, "batch_size": int}  # of settings that are of training
 _VALUE = re.compile(r"[-+.\d][^:=]*")  # goes on with the value before: decay=3,5,9
 
@@ -38,10 +41,12 @@ def sweep(
     Args:
         methods: separated by commas, each with settings where it needs them: scrub,ssd:alpha=5,fine-tune:epochs=2,lr=0.01. A
             setting is a field of the method, or epochs, lr or batch_size. vision: the twelve of unwrite bench vision, with the
-            settings they have there.
+            settings they have there. supreme:scrub, or supreme:scrub:sgda_epochs=5,msteps=2: the same method of the package
+            supreme-unlearning. peers: ours and theirs of every method that both have.
         beds: separated by commas. Images: digits/class, digits/random, digits/range, digits/top, glyphs/class,
-            glyphs/random, glyphs/identity, glyphs/persons; digits/poisoned, digits/confused, glyphs/poisoned, glyphs/confused, of which the
-            share behind an @ is identified (digits/poisoned@0.5; 0.1 without); digits/worst-case, glyphs/worst-case, as bilevel or what
+            glyphs/random, glyphs/identity, glyphs/persons; fashion/class, fashion/random, real pictures (unwrite data add
+            fashion-mnist); digits/poisoned, digits/confused, glyphs/poisoned, glyphs/confused, of which the share behind an @ is
+            identified (digits/poisoned@0.5; 0.1 without); digits/worst-case, glyphs/worst-case, as bilevel or what
             stands behind an @ selects (digits/worst-case@low-loss). Texts: authors/small (minutes), authors/smollm2 (hours).
         out: JSON lines, a row a trial. It may grow: more methods, beds and seeds are added to those it has.
         seeds: how many.
@@ -92,11 +97,12 @@ def sweep(
 def contenders_of(text: str) -> list[Contender]:
     """`Contender`s from "scrub,ssd:alpha=5,fine-tune:epochs=2,lr=0.01".
 
-    "vision" stands for the twelve of `unwrite bench vision`. What has a "=" and no ":" before it belongs to the method before it, as
-    does a number: "scrub:decay=3,5,9".
+    "vision" stands for the twelve of `unwrite bench vision`, "peers" for the pairs of `bench.supreme`. What has a "=" and no ":" before
+    it belongs to the method before it, as does a number: "scrub:decay=3,5,9".
 
     Raises:
         MethodError: an unknown method or setting, a value that can't be read or lies outside its range.
+        MissingExtra: a method of another package that isn't installed.
     """
     texts: list[str] = []
     for part in _names(text):
@@ -105,18 +111,42 @@ def contenders_of(text: str) -> list[Contender]:
             texts[-1] += f",{part}"
         else:
             texts.append(part)
-    from ..bench.vision import CONTENDERS
+    return [one for text in texts for one in _group(text)]
 
-    return [one for text in texts for one in (CONTENDERS if text == "vision" else [contender_of(text)])]
+
+def _group(text: str) -> Sequence[Contender]:
+    """Those that a word stands for, or the one that a text describes."""
+    if text == "vision":
+        from ..bench.vision import CONTENDERS
+
+        return CONTENDERS
+    if text == "peers":
+        from ..bench.supreme import pairs
+
+        return pairs()
+    return [contender_of(text)]
 
 
 def contender_of(text: str) -> Contender:
     """One `Contender`; see `contenders_of`."""
     from ..bench.sweep_kinds import TRAINING, Contender
 
-    slug, colon, words = text.partition(":")
+    prefix = SUPREME if text.startswith(SUPREME) else ""
+    slug, colon, words = text.removeprefix(prefix).partition(":")
+    settings = _settings(words, text) if colon else {}
+    label = ",".join(f"{name}={value}" for name, value in settings.items())
+    name = f"{prefix}{slug}:{label}" if label else f"{prefix}{slug}"
+    if prefix:
+        return Contender(name, _supreme(slug, settings))
+    fields = {name: value for name, value in settings.items() if name not in TRAINING}
+    args = {TRAINING[name]: parse(name, settings[name], TYPES[name]) for name in TRAINING if name in settings}
+    return Contender(name, build(slug, fields), args)
+
+
+def _settings(words: str, text: str) -> dict[str, str]:
+    """{name: value} of "alpha=5,decay=3,5,9"; `text` is where it stands, for messages."""
     settings: dict[str, str] = {}
-    for part in words.split(",") if colon else ():
+    for part in words.split(","):
         name, equals, value = (word.strip() for word in part.partition("="))
         name = name.replace("-", "_")
         if not equals and settings:
@@ -125,10 +155,18 @@ def contender_of(text: str) -> Contender:
             raise MethodError(f"{part!r} in {text!r} is no new setting. Write METHOD:name=value,name=value.")
         else:
             settings[name] = value
-    label = ",".join(f"{name}={value}" for name, value in settings.items())
-    fields = {name: value for name, value in settings.items() if name not in TRAINING}
-    args = {TRAINING[name]: parse(name, settings[name], TYPES[name]) for name in TRAINING if name in settings}
-    return Contender(f"{slug}:{label}" if label else slug, build(slug, fields), args)
+    return settings
+
+
+def _supreme(function: str, settings: Mapping[str, str]) -> SupremeMethod:
+    """A function of supreme-unlearning with its settings."""
+    from ..bench.supreme import SupremeMethod, settings_of
+
+    hints = settings_of(function)
+    if odd := next((name for name in settings if name not in hints), None):
+        raise MethodError(unknown(f"setting of {SUPREME}{function}", odd, sorted(hints)))
+    options = {name: parse(name, value, hints[name]) for name, value in settings.items()}
+    return SupremeMethod(function=function, batch_size=options.pop("batch_size", None), options=options)
 
 
 def _names(text: str) -> list[str]:

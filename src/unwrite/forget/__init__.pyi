@@ -7,6 +7,7 @@ from .base import Method as Method
 from .base import Objective as Objective
 from .base import Paired as Paired
 from .code_eraser import CodeEraser as CodeEraser
+from .concept_masking import ConceptMasking as ConceptMasking
 from .content_filter import ContentFilter as ContentFilter
 from .dampening import ASSD as ASSD
 from .dampening import LFSSD as LFSSD
@@ -21,6 +22,9 @@ from .engine.batch import PairedBatch as PairedBatch
 from .engine.cost import Cost as Cost
 from .engine.images.attribution import Attributor as Attributor
 from .engine.images.attribution import RowEffects as RowEffects
+from .engine.images.concepts import ClipEncoder as ClipEncoder
+from .engine.images.concepts import ConceptBank as ConceptBank
+from .engine.images.concepts import ConceptBottleneck as ConceptBottleneck
 from .engine.images.corrected import CorrectedModel as CorrectedModel
 from .engine.images.datamodel import PartModels as PartModels
 from .engine.images.datamodel import fit_datamodel as fit_datamodel
@@ -89,6 +93,7 @@ from .undial import UNDIAL as UNDIAL
 from .vision.bad_teacher import BadTeacher as BadTeacher
 from .vision.boundary import BoundaryExpand as BoundaryExpand
 from .vision.boundary import BoundaryShrink as BoundaryShrink
+from .vision.concept_poison import ConceptPoison as ConceptPoison
 from .vision.dm_direct import DMDirect as DMDirect
 from .vision.dmm import DMM as DMM
 from .vision.fine_tuning import CFk as CFk

@@ -30,7 +30,7 @@ from .quiet import quiet
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Loaded", "load", "load_model", "model_folder", "register_loader"]
+__all__ = ["Loaded", "checked_device", "load", "load_model", "model_folder", "register_loader"]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,13 @@ def load(
         ModelError: the one line that says what is wrong with which file or name, and what to do.
     """
     options = _Options(
-        dtype, _device(device), revision, allow_pickle, trust_remote_code, offline, None if base is None else str(base)
+        dtype,
+        checked_device(device),
+        revision,
+        allow_pickle,
+        trust_remote_code,
+        offline,
+        None if base is None else str(base),
     )
     folder, source = _resolve(str(name), options)
     guard = _guard(folder)
@@ -131,7 +137,13 @@ def load_model(
 ) -> nn.Module:
     """As `load`, for a folder that has no tokenizer (what `trained` writes) or whose tokenizer isn't needed."""
     options = _Options(
-        dtype, _device(device), revision, allow_pickle, trust_remote_code, offline, None if base is None else str(base)
+        dtype,
+        checked_device(device),
+        revision,
+        allow_pickle,
+        trust_remote_code,
+        offline,
+        None if base is None else str(base),
     )
     folder, source = _resolve(str(name), options)
     guard = _guard(folder)
@@ -145,7 +157,12 @@ def model_folder(name: str | Path, *, revision: str | None = None, offline: bool
     return _resolve(str(name), options)[0]
 
 
-def _device(name: str | torch.device) -> torch.device:
+def checked_device(name: str | torch.device) -> torch.device:
+    """A device that tensors can be put on.
+
+    Raises:
+        ModelError: it can't be used here.
+    """
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

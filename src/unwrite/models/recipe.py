@@ -180,6 +180,7 @@ def fit_rows(
     begin: int = 0,
     stop_after: int | None = None,
     after_step: Callable[[nn.Module], None] | None = None,
+    before_epoch: Callable[[int], None] | None = None,
 ) -> None:
     """Trains in place. What `loss` draws from torch's global generator is the same after a kill: each epoch seeds it.
 
@@ -187,6 +188,7 @@ def fit_rows(
         begin: epochs to pass over, as if they were done: learning rates and orders of rows are those of the later ones.
         stop_after: epochs after which to stop, on the learning rates of the whole training.
         after_step: called after every update of the weights.
+        before_epoch: called with the number of each epoch, from 0, before its first batch; after a kill with those that are left.
     """
     model.to(how.device).train()
     optimisers = _optimisers(model, how)
@@ -198,6 +200,8 @@ def fit_rows(
         for epoch in range(first, last):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
             torch.manual_seed(seed * 1_000_003 + epoch)  # dropout
+            if before_epoch is not None:
+                before_epoch(epoch)
             order = torch.randperm(len(rows), generator=generator).tolist()
             for number in range(per_epoch):
                 batch = [rows[i] for i in order[number * how.batch_size : (number + 1) * how.batch_size]]

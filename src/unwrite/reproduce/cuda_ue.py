@@ -2,7 +2,8 @@
 
 Claim looked at (arXiv 2303.04278): networks trained on pictures with class-wise filters fail on clean ones, also when they train against
 attacks, and also when only a part of the pictures is protected. The control has the same filters, dealt out at random. Noise stands
-beside it: error-minimising, and random of the same size for each class.
+beside it: error-minimising, and random of the same size for each class. Two attackers were made against CUDA: one trains against
+filters (DAT, in its official code), one sharpens at random and keeps low frequencies (arXiv 2411.01742); no check rests on them.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from typing import Any
 import torch
 
 from ..beds.budget import Budget
-from ..beds.protected_digits import ProtectedDigits, accuracy, adversarial_recipe, class_noise, relabelled
+from ..beds.protected_digits import ProtectedDigits, accuracy, against_attacks, class_noise, relabelled
 from ..scoring.intervals import spread
 from ..shield.cuda import CUDA
+from ..shield.defences.deconvolution import DeconvolutionTraining
+from ..shield.defences.sharpening import RandomSharpening
 from ..shield.em_noise import EMNoise
 from .base import Claim, figure
 from .checks import Check, reason_of
@@ -26,11 +29,15 @@ FOLLOWED = 90.0  # % right on digits with the filter of their class
 RESTORED = 0.5  # of the gap, at most, by training against attacks
 LOST = 10.0  # points, at least, where half is protected
 LEVELS, ATTACK_LEVELS = 8, 16  # of 255
+FILTER, LOWEST = 3, 0.5  # for 8 x 8 pixels: filters of 7 pixels and 0.3 of the frequencies are for 32 x 32
 COLUMNS = ("right on clean digits, %",)
 PLAIN, TIED, DEALT, HALF = "as they are", "CUDA", "the same filters, dealt at random", "CUDA on half of the pictures"
 FAINT, FAINT_DEALT = "CUDA, blur 0.1", "blur 0.1, dealt at random"
 NOISE, RANDOM = "error-minimising noise, 8 levels", "random noise of classes, 8 levels"
 ARMED, PLAIN_ARMED = "CUDA, trained against attacks", "as they are, trained against attacks"
+FILTERED, PLAIN_FILTERED = "CUDA, trained against filters", "as they are, trained against filters"
+SHARPENED, PLAIN_SHARPENED = "CUDA, sharpened at random", "as they are, sharpened at random"
+LOW, PLAIN_LOW = "CUDA, sharpened, low frequencies", "as they are, sharpened, low frequencies"
 
 
 @dataclass(frozen=True)
@@ -40,16 +47,18 @@ class ShieldScale:
     Args:
         epochs, attack_epochs: of who trains, and of who trains against attacks.
         attack_steps: of each attack.
+        filter_steps: of each search for filters.
         rounds: of the search for noise.
     """
 
     epochs: int
     attack_epochs: int
     attack_steps: int
+    filter_steps: int
     rounds: int
 
 
-SCALES = {"tiny": ShieldScale(1, 1, 1, 1), "small": ShieldScale(15, 15, 5, 20)}
+SCALES = {"tiny": ShieldScale(1, 1, 1, 1, 1), "small": ShieldScale(15, 15, 5, 3, 20)}
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ def run(budget: Budget) -> Claim:
         claim="ResNet-18 on ImageNet-100 under CUDA is 8.96 % right on clean pictures (80.66 % without), 40.08 % where it trains against "
         "attacks; also a part protected has an effect (arXiv 2303.04278)",
         setting=f"scikit-learn's digits, 1198 published and 599 clean ones; SmallCNN, {scale.epochs} epochs; attacks of 16 levels in "
-        f"{scale.attack_steps} steps; seeds {', '.join(map(str, budget.seeds))}",
+        f"{scale.attack_steps} steps; filters of {FILTER} pixels in {scale.filter_steps} steps, {LOWEST:g} of the frequencies; seeds {', '.join(map(str, budget.seeds))}",
         columns=COLUMNS,
         rows=rows,
         headline=headline(rows),
@@ -107,7 +116,9 @@ def measured(bed: ProtectedDigits, scale: ShieldScale) -> PublishedFigures:
         return relabelled(protection.transform(relabelled(bed.train, by)), bed.train.target)
 
     protected = published(tied, bed.train.target)
-    armed = adversarial_recipe(scale.attack_epochs, ATTACK_LEVELS / 255, scale.attack_steps)
+    armed = against_attacks(ATTACK_LEVELS / 255, scale.attack_steps)
+    filters = DeconvolutionTraining(kernel_size=FILTER, steps=scale.filter_steps)
+    sharp, low = RandomSharpening(share=1.0), RandomSharpening(share=LOWEST)
     right = {
         PLAIN: bed.right(bed.train),
         TIED: bed.right(protected),
@@ -115,8 +126,14 @@ def measured(bed: ProtectedDigits, scale: ShieldScale) -> PublishedFigures:
         FAINT: bed.right(published(faint, bed.train.target)),
         FAINT_DEALT: bed.right(published(faint, dealt)),
         HALF: bed.right(CUDA(key=key, mix=0.5).fit_transform(bed.train)),
-        ARMED: bed.right(protected, armed),
-        PLAIN_ARMED: bed.right(bed.train, armed),
+        ARMED: bed.right(protected, armed, scale.attack_epochs),
+        PLAIN_ARMED: bed.right(bed.train, armed, scale.attack_epochs),
+        FILTERED: bed.right(protected, filters, scale.attack_epochs),
+        PLAIN_FILTERED: bed.right(bed.train, filters, scale.attack_epochs),
+        SHARPENED: bed.right(protected, sharp),
+        PLAIN_SHARPENED: bed.right(bed.train, sharp),
+        LOW: bed.right(protected, low),
+        PLAIN_LOW: bed.right(bed.train, low),
         NOISE: bed.right(noise.fit_transform(bed.train)),
         RANDOM: bed.right(class_noise(bed.train, LEVELS, key)),
     }

@@ -228,6 +228,4 @@ def checks_of(seeds: Sequence[CaptionFigures]) -> tuple[Check, ...]:
 def headline(rows: Mapping[str, Sequence[Any]], extra: Mapping[str, Any]) -> str:
     """What is found and right under T2UE and under uniform noise."""
     found, right, plain, plain_right = (figure(rows, name, column) for name in (TIED, UNIFORM) for column in (0, 2))
-    return (
-        f"{found} % of captions found, {right} % right under noise from captions; {plain}, {plain_right} under uniform"
-    )
+    return f"{found} % of captions found, {right} % right under T2UE; {plain}, {plain_right} under uniform noise"

@@ -26,7 +26,8 @@ from ..errors import DataError, MethodError, notice, setting
 from ..runs import progress, seeded
 from .base import Additive, Fitted, Protection, need_choice, need_number
 from .engine.keys import generator, seed_of
-from .engine.pictures import PictureBatch, Pictures
+from .engine.patches import corners_of, cut_out, pasted
+from .engine.pictures import PictureBatch, Pictures, Shape
 from .engine.surrogates import Surrogate, built, check_surrogate, error_rate, frozen, signed_steps, training_step
 
 __all__ = ["EMNoise", "class_means"]
@@ -36,9 +37,9 @@ __all__ = ["EMNoise", "class_means"]
 class EMNoise(Additive):
     """Adds error-minimising noise within eps, of each picture or of each class (arXiv 2101.04898, ICLR 2021).
 
-    Fitted state: `noise_`, float32, `[pictures, channels, height, width]` or `[classes, ...]`; of pictures, `rows_` knows which is
-    whose, and `transform` takes the pictures it was fitted to, in any batches but in their order. Facts: `converged_`, `rounds_`, and
-    `error_`, the surrogate's last. Pictures must have one size.
+    Fitted state: `noise_`, float32, `[pictures, channels, height, width]` or `[classes, ...]`, or as high and wide as a patch; of
+    pictures, `rows_` knows which is whose, and `transform` takes the pictures it was fitted to, in any batches but in their order.
+    Facts: `converged_`, `rounds_`, `error_`, the surrogate's last, and `shape_`. Pictures must have one size.
 
     Args:
         eps: the budget, the largest change of a pixel in 0..1, from 0 (none) to 1; 8/255 in the paper.
@@ -56,7 +57,10 @@ class EMNoise(Additive):
         weight_decay: of its SGD, at least 0.
         clip: its largest gradient norm, above 0.
         random_start: begin with uniform noise in place of none.
-        direction: "maximise" is the error-maximising baseline: the surrogate is trained on the pictures first, and the noise raises its loss.
+        direction: "maximise" is the error-maximising baseline: the surrogate is trained on the pictures first, and the noise raises its loss;
+            "random" is uniform noise without a surrogate, the baseline of both.
+        patch: pixels of the noise's side where it is smaller than the picture; none for noise all over.
+        place: of a patch: the "centre", or a "random" one on each picture.
         legacy_positive_only: release as the official code does, without the negative half and cut off to whole levels.
         surrogate: a net of the catalogue, or a function of num_classes, channels and image_size; the paper has a ResNet-18.
         device: where the surrogate runs.
@@ -75,7 +79,9 @@ class EMNoise(Additive):
     weight_decay: float = 5e-4
     clip: float = 5.0
     random_start: bool = False
-    direction: Literal["minimise", "maximise"] = "minimise"
+    direction: Literal["minimise", "maximise", "random"] = "minimise"
+    patch: int | None = None
+    place: Literal["centre", "random"] = "centre"
     legacy_positive_only: bool = False
     surrogate: str | Surrogate = "small-resnet"
     device: str = "cpu"
@@ -83,7 +89,9 @@ class EMNoise(Additive):
     def __post_init__(self) -> None:
         super().__post_init__()
         need_choice("mode", self.mode, ("sample", "class"))
-        need_choice("direction", self.direction, ("minimise", "maximise"))
+        need_choice("direction", self.direction, ("minimise", "maximise", "random"))
+        need_choice("place", self.place, ("centre", "random"))
+        need_number("patch", 1 if self.patch is None else self.patch, at_least=1, whole=True)
         need_number("alpha", self.alpha, at_least=0)
         need_number("steps", self.step_count, at_least=0, whole=True)
         need_number("stop", self.stop_error, at_least=0, at_most=1)
@@ -113,7 +121,7 @@ class EMNoise(Additive):
         if self.stop is not None:
             return self.stop
         error = 0.01 if self.mode == "sample" else 0.1
-        return error if self.direction == "minimise" else 1 - error
+        return 1 - error if self.direction == "maximise" else error
 
     @property
     def searched_share(self) -> float:
@@ -127,23 +135,51 @@ class EMNoise(Additive):
         return noise | ({"rows": ("uint8", 2)} if self.mode == "sample" else {})
 
     def _fit(self, pictures: Pictures) -> Fitted:
-        with seeded(seed_of(self.key, "training")):
-            search = NoiseSearch(self, pictures)
-            facts = search.run()
-        state = {"noise": search.noise.numpy()}
+        shape = pictures.one_shape("this noise is made for one size")
+        if self.patch is not None:
+            corners_of(self.key, np.arange(1), self.patch, shape, self.place)  # refuses one that is too large
+        facts: dict[str, bool | int | float | None] = {"converged": True, "rounds": 0, "error": None}
+        if self.direction == "random":
+            state = {"noise": self.beginning(pictures, shape)}
+        else:
+            with seeded(seed_of(self.key, "training")):
+                search = NoiseSearch(self, pictures)
+                facts |= search.run()
+            state = {"noise": search.noise.numpy()}
         if self.mode == "sample":
             state["rows"] = np.concatenate([_names(batch.pixels) for batch in pictures.batches()])
-        return Fitted(state, facts)
+        return Fitted(state, {**facts, "shape": list(shape)})
+
+    def beginning(self, pictures: Pictures, shape: Shape) -> np.ndarray:
+        """The noise before any step, float32: none, or uniform within eps."""
+        count = len(pictures) if self.mode == "sample" else len(pictures.classes)
+        whole = (count, *shape) if self.patch is None else (count, shape[0], self.patch, self.patch)
+        if not (self.random_start or self.direction == "random"):
+            return np.zeros(whole, dtype=np.float32)
+        return generator(self.key, "start").uniform(-self.eps, self.eps, whole).astype(np.float32)
+
+    def placed(self, noise: Tensor, at: np.ndarray, shape: Shape) -> Tensor:
+        """Noise of the pictures at these places as large as they are."""
+        if self.patch is None:
+            return noise
+        return pasted(noise, corners_of(self.key, at, self.patch, shape, self.place), shape)
 
     def _noise(self, protection: Protection, batch: PictureBatch) -> np.ndarray:
         noise = protection.state["noise"]
-        if batch.pixels.shape[1:] != noise.shape[1:]:
+        channels, height, width = protection.facts.get("shape", noise.shape[1:])
+        if batch.pixels.shape[1:] != (channels, height, width):
             raise DataError(
-                f"image {batch.at[0]} has shape {list(batch.pixels.shape[1:])} and the noise {list(noise.shape[1:])}. Bring all pictures to one size."
+                f"image {batch.at[0]} has shape {list(batch.pixels.shape[1:])} and the noise {[channels, height, width]}. Bring all pictures to one size."
             )
+        drawn = torch.from_numpy(noise[self._owners(protection, batch)])
+        return self.placed(drawn, batch.at, (channels, height, width)).numpy()
+
+    def _owners(self, protection: Protection, batch: PictureBatch) -> np.ndarray:
+        """`[rows]`: whose noise each picture has, its class's or its own."""
+        noise = protection.state["noise"]
         if self.mode == "class":
             assert isinstance(batch.targets, np.ndarray)
-            return noise[batch.targets]
+            return batch.targets
         if (beyond := batch.at >= len(noise)).any():
             raise DataError(
                 f"image {batch.at[beyond][0]} has no noise: this protection is of {len(noise)} pictures, each with its own. Fit one to all pictures."
@@ -153,7 +189,7 @@ class EMNoise(Additive):
             raise DataError(
                 f"image {batch.at[other][0]} is not the one that its noise was made for. Give the pictures this protection was fitted to, in their order."
             )
-        return noise[batch.at]
+        return batch.at
 
     def _levels(self, noise: np.ndarray) -> np.ndarray:
         if not self.legacy_positive_only:
@@ -173,7 +209,7 @@ class NoiseSearch:
 
     def __init__(self, shield: EMNoise, pictures: Pictures) -> None:
         self.shield, self.pictures, self.labels = shield, pictures, pictures.labels
-        shape = pictures.one_shape("this noise is made for one size")
+        self.shape = shape = pictures.one_shape("this noise is made for one size")
         self.model = built(shield.surrogate, len(pictures.classes), shape, seed_of(shield.key, "surrogate")).to(
             shield.device
         )
@@ -181,12 +217,7 @@ class NoiseSearch:
             self.model.parameters(), shield.lr, momentum=shield.momentum, weight_decay=shield.weight_decay
         )
         self.random = generator(shield.key, "order")
-        start = np.zeros(
-            (len(pictures) if shield.mode == "sample" else len(pictures.classes), *shape), dtype=np.float32
-        )
-        if shield.random_start:
-            start = generator(shield.key, "start").uniform(-shield.eps, shield.eps, start.shape).astype(np.float32)
-        self.noise = torch.from_numpy(start)
+        self.noise = torch.from_numpy(shield.beginning(pictures, shape))
         self.searched = self._subset()
         self.training = self._endless()
 
@@ -238,7 +269,11 @@ class NoiseSearch:
                     alpha=shield.alpha,
                     steps=shield.step_count,
                     ascend=shield.direction == "maximise",
+                    where=self._where(at),
                 ).cpu()
+                if shield.patch is not None:
+                    corners = corners_of(shield.key, at, shield.patch, self.shape, shield.place)
+                    moved = cut_out(moved, corners, shield.patch)
                 if shield.mode == "sample":
                     self.noise[at] = moved
                 else:
@@ -270,7 +305,15 @@ class NoiseSearch:
 
     def _of(self, at: np.ndarray) -> Tensor:
         """The noise of these pictures, as pixels."""
-        return self.noise[at if self.shield.mode == "sample" else self.labels[at]].to(self.shield.device)
+        noise = self.noise[at if self.shield.mode == "sample" else self.labels[at]]
+        return self.shield.placed(noise, at, self.shape).to(self.shield.device)
+
+    def _where(self, at: np.ndarray) -> Tensor | None:
+        """1 within the patches of these pictures and 0 outside; None where noise is all over."""
+        side = self.shield.patch
+        if side is None:
+            return None
+        return self.shield.placed(torch.ones(len(at), self.shape[0], side, side), at, self.shape).to(self.shield.device)
 
     def _subset(self) -> np.ndarray:
         """The pictures that noise is looked for on: all, or a share of each class, at least one."""

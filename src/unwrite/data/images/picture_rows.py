@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from PIL.Image import Image as Picture
 
-__all__ = ["StoredPicture", "complete", "decoded", "scaled"]
+__all__ = ["DeepRange", "Stored", "StoredPicture", "complete", "decoded", "deep_range", "divisor", "scaled"]
 
 Stored = Literal["bytes", "16-bit", "whole", "float"]
 _BYTES = ("1", "L", "P", "PA", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
@@ -44,21 +44,30 @@ class _Unusable(Exception):
 
 
 @dataclass(frozen=True)
-class StoredPicture:
-    """The middle square of a picture, not yet scaled.
+class DeepRange:
+    """What numbers a picture holds.
 
     Args:
-        pixels: `[3, size, size]` for bytes, otherwise `[1, size, size]`; float32 as stored.
         stored: its kind of storage.
         low, high: the smallest and the largest number of the whole picture.
         place: where it is from, for messages.
     """
 
-    pixels: np.ndarray
     stored: Stored
     low: float
     high: float
     place: str
+
+
+@dataclass(frozen=True)
+class StoredPicture(DeepRange):
+    """The middle square of a picture, not yet scaled.
+
+    Args:
+        pixels: `[3, size, size]` for bytes, otherwise `[1, size, size]`; float32 as stored.
+    """
+
+    pixels: np.ndarray
 
 
 def decoded(table: Dataset, column: str, place: str, size: int) -> list[StoredPicture]:
@@ -109,12 +118,17 @@ def scaled(pictures: Sequence[StoredPicture]) -> np.ndarray:
     """
     divisors: dict[Stored, float] = {"bytes": 255}
     for stored in sorted({picture.stored for picture in pictures} - {"bytes"}):
-        divisors[stored] = _divisor(stored, [picture for picture in pictures if picture.stored == stored])
+        divisors[stored] = divisor(stored, [picture for picture in pictures if picture.stored == stored])
     arrays = [picture.pixels / np.float32(divisors[picture.stored]) for picture in pictures]
     return np.stack([np.broadcast_to(pixels, (3, *pixels.shape[1:])) for pixels in arrays])
 
 
-def _divisor(stored: Stored, pictures: Sequence[StoredPicture]) -> float:
+def divisor(stored: Stored, pictures: Sequence[DeepRange]) -> float:
+    """What all pictures of one kind of storage are divided by.
+
+    Raises:
+        DataError: a range that the kind doesn't have, or that may be two; the picture that shows it is named.
+    """
     lowest, highest = min(pictures, key=lambda one: one.low), max(pictures, key=lambda one: one.high)
     high = highest.high
     if lowest.low < 0:
@@ -145,7 +159,31 @@ def _divisor(stored: Stored, pictures: Sequence[StoredPicture]) -> float:
     return 65535
 
 
-def _refusal(picture: StoredPicture, value: float, why: str) -> str:
+def deep_range(picture: Picture, place: str) -> DeepRange | None:
+    """What numbers a picture of more than 8 bits holds; None for one of bytes.
+
+    Raises:
+        DataError: a mode without a range that is known, or a number that is not finite.
+    """
+    try:
+        return _range(picture, place)
+    except _Unusable as fault:
+        raise DataError(f"{place} {fault}. Mend or remove it.") from None
+
+
+def _range(picture: Picture, place: str) -> DeepRange | None:
+    if picture.mode in _BYTES:
+        return None
+    if picture.mode != "I" and picture.mode != "F" and not picture.mode.startswith("I;16"):
+        raise _Unusable(f"has the mode {picture.mode}, which has no range that is known: save it as RGB")
+    numbers = np.asarray(picture)
+    low, high = float(numbers.min()), float(numbers.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise _Unusable("has a pixel that is not finite")
+    return DeepRange("float" if picture.mode == "F" else "whole" if picture.mode == "I" else "16-bit", low, high, place)
+
+
+def _refusal(picture: DeepRange, value: float, why: str) -> str:
     kinds = {"16-bit": "16-bit picture", "whole": "picture of whole numbers", "float": "picture of floats"}
     return f"{picture.place}, a {kinds[picture.stored]}, has a pixel of {value:g}: {why}."
 
@@ -201,20 +239,16 @@ def _square(picture: Picture, size: int, place: str) -> StoredPicture:
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     box = left, top, left + side, top + side
-    if picture.mode in _BYTES:
+    measured = _range(picture, place)
+    if measured is None:
         plain = {"La": "LA", "RGBa": "RGBA"}.get(picture.mode)
         squared = (picture.convert(plain) if plain else picture).convert("RGB").crop(box)
         if side != size:
             squared = squared.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=None)
-        return StoredPicture(np.asarray(squared, dtype=np.float32).transpose(2, 0, 1), "bytes", 0, 255, place)
-    if picture.mode != "I" and picture.mode != "F" and not picture.mode.startswith("I;16"):
-        raise _Unusable(f"has the mode {picture.mode}, which has no range that is known: save it as RGB")
-    numbers = np.asarray(picture)
-    low, high = float(numbers.min()), float(numbers.max())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise _Unusable("has a pixel that is not finite")
-    squared = Image.fromarray(numbers.astype(np.float32)).crop(box)
+        return StoredPicture("bytes", 0, 255, place, np.asarray(squared, dtype=np.float32).transpose(2, 0, 1))
+    squared = Image.fromarray(np.asarray(picture).astype(np.float32)).crop(box)
     if side != size:
         squared = squared.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=None)
-    stored: Stored = "float" if picture.mode == "F" else "whole" if picture.mode == "I" else "16-bit"
-    return StoredPicture(np.asarray(squared, dtype=np.float32)[None], stored, low, high, place)
+    return StoredPicture(
+        measured.stored, measured.low, measured.high, place, np.asarray(squared, dtype=np.float32)[None]
+    )

@@ -20,7 +20,7 @@ from ...errors import DataError
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = ["ArrayPictures", "PictureBatch", "Pictures", "Reads", "Shape"]
+__all__ = ["ArrayPictures", "PictureBatch", "Pictures", "Reads", "Shape", "rows_at_once"]
 
 Reads = Literal["labels", "captions", "nothing"]
 Shape = tuple[int, int, int]  # channels, height, width
@@ -111,8 +111,7 @@ class Pictures(ABC):
         start = 0
         while start < len(self):
             shape, end = self.shape(start), start + 1
-            most = max(1, min(MOST_ROWS, MOST_VALUES // (shape[0] * shape[1] * shape[2])))
-            while end < min(len(self), start + most) and self.shape(end) == shape:
+            while end < min(len(self), start + rows_at_once(shape)) and self.shape(end) == shape:
                 end += 1
             yield self.batch(range(start, end))
             start = end
@@ -182,6 +181,12 @@ class ArrayPictures(Pictures):
 
             return torch.from_numpy(array)
         return array
+
+
+def rows_at_once(shape: Shape) -> int:
+    """How many pictures of this shape are in memory at a time."""
+    channels, height, width = shape
+    return max(1, min(MOST_ROWS, MOST_VALUES // (channels * height * width)))
 
 
 def check_fitting(pictures: Pictures, reads: Reads) -> None:

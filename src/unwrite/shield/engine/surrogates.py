@@ -15,7 +15,7 @@ from ...errors import MethodError, ModelError, NotFinite, setting
 from ...models.vision_layout import logits_of
 from .pictures import Shape
 
-__all__ = ["Surrogate", "built", "check_surrogate", "error_rate", "frozen", "signed_steps", "training_step"]
+__all__ = ["Surrogate", "built", "check_surrogate", "error_rate", "frozen", "signed_steps", "still", "training_step"]
 
 Surrogate = Callable[..., nn.Module]
 SMALLEST, LARGEST = 8, 32  # image sizes that the nets of the catalogue are made for
@@ -77,6 +77,21 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(needed)
 
 
+@contextlib.contextmanager
+def still(model: nn.Module) -> Iterator[None]:
+    """Within the block no weight takes a gradient; modes stay, and running statistics are put back afterwards."""
+    needs = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, needed in needs:
+            parameter.requires_grad_(needed)
+        for buffer, value in before:
+            buffer.copy_(value)
+
+
 def training_step(
     model: nn.Module, optimiser: torch.optim.Optimizer, pixels: Tensor, labels: Tensor, clip: float
 ) -> float:
@@ -110,6 +125,7 @@ def signed_steps(
     alpha: float,
     steps: int,
     ascend: bool = False,
+    where: Tensor | None = None,
 ) -> Tensor:
     """Noise after some steps by the sign of the loss's gradient, each kept within the budget; not yet within 0..1 with the pixels.
 
@@ -123,6 +139,7 @@ def signed_steps(
         eps: the budget.
         alpha: the size of a step.
         ascend: raise the loss in place of lowering it.
+        where: 1 for pixels that move and 0 for those that stay, as pixels; all move without.
     """
     perturbed = (pixels + noise).clamp(0, 1)
     for _ in range(steps):
@@ -130,6 +147,8 @@ def signed_steps(
         loss = F.cross_entropy(logits_of(model, perturbed), labels)
         (gradient,) = torch.autograd.grad(loss, perturbed)
         move = alpha * gradient.sign()
+        if where is not None:
+            move = move * where
         noise = (perturbed.detach() + (move if ascend else -move) - pixels).clamp(-eps, eps)
         perturbed = (pixels + noise).clamp(0, 1)
     return noise

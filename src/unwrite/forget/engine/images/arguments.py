@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ....errors import MethodError, unknown
+from ....errors import MethodError, setting, unknown
 from ..checks import require
 
 __all__ = ["ImageArguments", "image_arguments"]
@@ -32,6 +32,8 @@ class ImageArguments:
         mode: "train" (batch statistics are taken and updated, dropout is on) or "eval".
         seed: of the order of rows and of everything drawn.
         device: where to train; None for where the model is.
+        output_dir: where a checkpoint is kept after every epoch; None for none.
+        resume_from_checkpoint: go on from the checkpoints in `output_dir`; without one from the start.
     """
 
     learning_rate: float = 0.01
@@ -44,12 +46,18 @@ class ImageArguments:
     mode: Literal["train", "eval"] = "train"
     seed: int = 42
     device: str | None = None
+    output_dir: str | None = None
+    resume_from_checkpoint: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "momentum", "weight_decay"):
             require(name, getattr(self, name), at_least=0)
         require("num_train_epochs", self.num_train_epochs, at_least=0)
         require("per_device_train_batch_size", self.per_device_train_batch_size, at_least=1)
+        if self.resume_from_checkpoint and self.output_dir is None:
+            raise MethodError(
+                f"{setting('resume_from_checkpoint')} needs {setting('output_dir')}, where checkpoints are."
+            )
         for name, allowed in (("optim", ("sgd", "adam", "adamw")), ("mode", ("train", "eval"))):
             if getattr(self, name) not in allowed:
                 raise MethodError(unknown(name, str(getattr(self, name)), allowed))

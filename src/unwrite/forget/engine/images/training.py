@@ -25,6 +25,7 @@ from ..phase import Phase
 from ..reads import reads_retain
 from ..stream import epoch_order, partner
 from .batch import ImagePart, PairedImages, Table
+from .resuming import LoopState, LoopStore
 
 if TYPE_CHECKING:
     from ...base import Objective
@@ -47,7 +48,7 @@ def train(objective: Objective, work: ImageWork) -> nn.Module:
     objective = objective.fitted(work.model)
     chosen = objective.trainable(work)
     with only(work.model, chosen, type(objective).__name__) as parameters, _seeded(work.args.seed):
-        _Loop(objective, work, parameters).run(work.phases(objective))
+        _Loop(objective, work, parameters, work.next_store()).run(work.phases(objective))
     return work.model.eval()
 
 
@@ -66,6 +67,7 @@ class _Loop:
     objective: Objective
     work: ImageWork
     parameters: list[Tensor]
+    store: LoopStore | None = None
     epoch: int = 0
     optimisers: dict[Any, torch.optim.Optimizer] = field(default_factory=dict)
     references: dict[str, Table] = field(default_factory=dict)
@@ -85,15 +87,51 @@ class _Loop:
         self.state.max_steps = total
         # What the model before said is taken before the first phase moves a weight.
         self.references = self._references(phases)
+        ended = self._take_up(phases)
         self._event("on_init_end")
         self._event("on_train_begin")
-        with progress(total, type(self.objective).__name__) as bar:
-            for phase in phases:
-                for epoch in range(math.ceil(self._epochs(phase))):
-                    if self._stops():
-                        break
-                    self._run_epoch(phase, self._epochs(phase) - epoch, bar)
+        passes = [(phase, epoch) for phase in phases for epoch in range(math.ceil(self._epochs(phase)))]
+        with progress(total, type(self.objective).__name__, done=self.state.global_step) as bar:
+            for number, (phase, epoch) in enumerate(passes):
+                if number < self.epoch or ended or self._stops():
+                    continue
+                self._run_epoch(phase, self._epochs(phase) - epoch, bar)
+                self._keep(phases, ended=number + 1 == len(passes) or self._stops())
         self._event("on_train_end")
+
+    def _take_up(self, phases: Sequence[Phase]) -> bool:
+        """Goes on from the newest checkpoint, if asked; says whether training had ended there."""
+        kept = None if self.store is None else self.store.newest(self.work.callbacks)
+        if kept is None:
+            return False
+        self.work.model.load_state_dict(kept.model)
+        for number, phase in enumerate(_each(phases)):
+            if number in kept.optimisers:
+                self._optimiser(phase).load_state_dict(kept.optimisers[number])
+        torch.set_rng_state(kept.random)
+        self.epoch, self.state.global_step = kept.epoch, kept.step
+        self.state.epoch, self.state.log_history = kept.epoch, kept.history
+        return kept.ended
+
+    def _keep(self, phases: Sequence[Phase], ended: bool) -> None:
+        """A checkpoint of all that the epochs to come depend on."""
+        if self.store is None:
+            return
+        optimisers: dict[int, dict[str, Any]] = {}
+        for number, phase in enumerate(_each(phases)):
+            key = phase.optimiser or "arguments"
+            if key in self.optimisers and key not in [one.optimiser or "arguments" for one in _each(phases)[:number]]:
+                optimisers[number] = self.optimisers[key].state_dict()
+        kept = LoopState(
+            model=dict(self.work.model.state_dict()),
+            optimisers=optimisers,
+            random=torch.get_rng_state(),
+            epoch=self.epoch,
+            step=self.state.global_step,
+            history=self.state.log_history,
+            ended=ended,
+        )
+        self.store.keep(kept, self.work.callbacks)
 
     def _run_epoch(self, phase: Phase, share: float, bar: Any) -> None:
         """One pass over the stream, or the first `share` of it."""
@@ -265,6 +303,11 @@ class _Loop:
         self.sums = {}
         self.state.log_history.append({**logs, "epoch": self.epoch, "step": self.state.global_step})
         self._event("on_log", logs=logs)
+
+
+def _each(phases: Sequence[Phase]) -> list[Phase]:
+    """Every phase with those that follow in its steps, in order."""
+    return [step for phase in phases for step in phase.steps()]
 
 
 def _once(sets: Sequence[Images]) -> list[Images]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -19,6 +20,7 @@ from ..importance import image_loss
 from ..phase import Phase
 from ..work import Work
 from .arguments import ImageArguments, image_arguments
+from .resuming import LoopStore
 from .training import train
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class ImageWork(Work[Images, ImageArguments]):
     )
 
     args: ImageArguments = field(default_factory=ImageArguments)
+    trainings: int = field(default=0, init=False)
 
     @classmethod
     def arguments(cls, args: ImageArguments | dict[str, Any] | None, defaults: Mapping[str, Any]) -> ImageArguments:
@@ -95,6 +98,14 @@ class ImageWork(Work[Images, ImageArguments]):
             as `Work.train`; ModelError: as `layout`.
         """
         return train(objective, self)
+
+    def next_store(self) -> LoopStore | None:
+        """Where the next training of this application keeps its checkpoints; None where none are wanted."""
+        self.trainings += 1
+        if self.args.output_dir is None:
+            return None
+        folder = Path(self.args.output_dir) / f"phase-{self.trainings}"
+        return LoopStore(folder, resumes=bool(self.args.resume_from_checkpoint))
 
     def encoded(self, rows: Images) -> Images:
         """The rows themselves."""
