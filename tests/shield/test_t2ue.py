@@ -325,7 +325,34 @@ def test_the_loss_is_symmetrical_and_does_not_saturate_in_half_precision():
     rows = F.cross_entropy(7 * images @ texts.T, torch.arange(6))
     columns = F.cross_entropy((7 * images @ texts.T).T, torch.arange(6))
     assert info_nce(images, texts, 7.0).item() == pytest.approx((rows + columns).item() / 2)
-    assert info_nce(images.half(), texts.half(), 1e4).isfinite()
+    half, other = images.half(), texts.half()
+    assert info_nce(half, other, 100.0).item() == pytest.approx(
+        info_nce(half.float(), other.float(), 100.0).item(), rel=1e-6
+    )
+
+
+def test_the_loss_of_noise_is_of_pictures_cut_off_to_0_and_1_and_of_features_of_length_1():
+    seen = []
+
+    class Kept(LinearEncoders):
+        def image_features(self, pixels):
+            seen.append(pixels)
+            return 3 * pixels.flatten(1)[:, :WIDTH]
+
+    pixels, text = torch.rand(4, 3, 8, 8), F.normalize(torch.randn(4, WIDTH), dim=-1)
+    noise = 0.9 * torch.randn(4, 3, 8, 8).sign()
+    value = noise_loss(lambda text, latent: noise, Kept(), pixels, text, torch.zeros(4, 1))
+    assert torch.equal(seen[0], (pixels + noise).clamp(0, 1))
+    expected = info_nce(F.normalize(seen[0].flatten(1)[:, :WIDTH], dim=-1), text, 10.0)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_length_of_a_texts_features_does_not_count():
+    class Long(HashedText):
+        def text_features(self, texts, *, truncation=False):
+            return 7 * super().text_features(texts)
+
+    assert np.allclose(shield(text_encoder=Long()).noise_of(CAPTIONS, 8), shield().noise_of(CAPTIONS, 8), atol=1e-7)
 
 
 # 5. The generator

@@ -29,7 +29,7 @@ from ..shield.t2ue import T2UE
 from .base import Claim, figure
 from .checks import Check, reason_of
 
-LEARNT, LEARNT_RIGHT = 90.0, 80.0  # % found and % right, of who trains on clean pictures
+LEARNT, LEARNT_RIGHT = 60.0, 60.0  # % found and % right, of who trains on clean pictures
 HARMLESS = 10.0  # points, at most, that uniform noise costs
 AHEAD = 10.0  # points, at least, by which the noise costs more than uniform noise, and than dealt at random
 COLUMNS = ("caption found, %", "picture found, %", "right, %")
