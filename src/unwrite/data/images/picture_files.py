@@ -140,7 +140,7 @@ def relative_name(path: Path, folder: Path) -> str:
     """
     relative = PurePosixPath(path.relative_to(folder)).as_posix()
     if flaw := strings_flaw(relative):
-        raise DataError(f"{path!a} has a name with {flaw}. Rename it.")
+        raise DataError(f"{str(path)!a} has a name with {flaw}. Rename it.")
     return relative
 
 
