@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..data.images.images import Images
-    from ..data.images.picture_folders import PictureFolder, PictureReader, PictureFile
+    from ..data.images.picture_folders import PictureFile, PictureFolder, PictureReader
     from ..data.images.splits import ImageSplit
     from ..models.image_models import ImageModel
     from .pictures import PictureRequest

@@ -28,7 +28,7 @@ from .picture_rows import DeepRange, Stored, deep_range, divisor
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-__all__ = ["PictureFolder", "PictureReader", "PictureFile", "TrainTestFolders", "picture_images", "train_test_folders"]
+__all__ = ["PictureFile", "PictureFolder", "PictureReader", "TrainTestFolders", "picture_images", "train_test_folders"]
 
 TRAIN, TESTS = "train", ("test", "val", "valid", "validation")
 _OWNER = re.compile(r"(.+)[_-][^_-]*")
