@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..data.images.images import Images
-    from ..data.images.picture_folders import PictureFolder, PictureReader, PictureRow
+    from ..data.images.picture_folders import PictureFile, PictureFolder, PictureReader
     from ..data.images.splits import ImageSplit
     from ..models.image_models import ImageModel
     from .pictures import PictureRequest
@@ -74,7 +74,7 @@ def read_pictures(request: PictureRequest, loaded: ImageModel, seed: int) -> Pic
     return PictureSets(split, {name: [names[i] for i in part.index.tolist()] for name, part in sets.items()})
 
 
-def check_names(request: PictureRequest, rows: Sequence[PictureRow], classes: Sequence[str]) -> None:
+def check_names(request: PictureRequest, rows: Sequence[PictureFile], classes: Sequence[str]) -> None:
     """Refuses what is to be forgotten if there is no such thing, before all pictures are read."""
     kind, _ = request.by
     if kind == "file":
@@ -89,7 +89,7 @@ def check_names(request: PictureRequest, rows: Sequence[PictureRow], classes: Se
 def model_classes(
     loaded: ImageModel,
     reader: PictureReader,
-    first: PictureRow,
+    first: PictureFile,
     train: PictureFolder,
     given: Mapping[str, PictureFolder],
 ) -> tuple[str, ...]:
@@ -154,7 +154,7 @@ class _Maker:
     total: int
     first: int = 0
 
-    def images(self, rows: Sequence[PictureRow], name: str) -> Images:
+    def images(self, rows: Sequence[PictureFile], name: str) -> Images:
         from ..data.images.picture_folders import picture_images
 
         if self.first == 0:
@@ -182,7 +182,7 @@ class _Maker:
             )
 
 
-def _split(request: PictureRequest, images: Mapping[str, Images], rows: Sequence[PictureRow], seed: int) -> ImageSplit:
+def _split(request: PictureRequest, images: Mapping[str, Images], rows: Sequence[PictureFile], seed: int) -> ImageSplit:
     import torch
 
     from ..data.images.splits import ImageSplit, held_out, split_by_class, split_by_identity

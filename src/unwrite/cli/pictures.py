@@ -21,7 +21,7 @@ from .sources import absolute
 
 if TYPE_CHECKING:
     from ..audit.requirements import Requirement
-    from ..data.images.picture_folders import PictureRow
+    from ..data.images.picture_folders import PictureFile
     from ..data.images.splits import ImageSplit
     from ..forget.base import Method
     from ..models.image_models import ImageModel
@@ -86,7 +86,7 @@ class PictureRequest:
             )
         return list(dict.fromkeys(names))
 
-    def files(self, rows: Sequence[PictureRow]) -> list[int]:
+    def files(self, rows: Sequence[PictureFile]) -> list[int]:
         """The places of the pictures that are named by file, or by number in the order of their names.
 
         Raises:

@@ -28,7 +28,7 @@ from .picture_rows import DeepRange, Stored, deep_range, divisor
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-__all__ = ["PictureFolder", "PictureReader", "PictureRow", "TrainTestFolders", "picture_images", "train_test_folders"]
+__all__ = ["PictureFile", "PictureFolder", "PictureReader", "TrainTestFolders", "picture_images", "train_test_folders"]
 
 TRAIN, TESTS = "train", ("test", "val", "valid", "validation")
 _OWNER = re.compile(r"(.+)[_-][^_-]*")
@@ -36,7 +36,7 @@ _BYTE_MODES = {"La": "LA", "RGBa": "RGBA"}
 
 
 @dataclass(frozen=True)
-class PictureRow:
+class PictureFile:
     """One picture of a folder.
 
     Args:
@@ -67,7 +67,7 @@ class PictureFolder:
     """
 
     folder: Path
-    rows: tuple[PictureRow, ...]
+    rows: tuple[PictureFile, ...]
     classes: tuple[str, ...]
 
     @classmethod
@@ -89,7 +89,7 @@ class PictureFolder:
             for path in progress(files, f"looking at {label}"):
                 inside = path.relative_to(folder / label)
                 rows.append(
-                    PictureRow(
+                    PictureFile(
                         relative_name(path, home or folder),
                         relative_name(folder / label, folder),
                         _owner(inside),
@@ -130,7 +130,7 @@ def train_test_folders(folder: str | Path) -> TrainTestFolders:
 class PictureReader:
     """Decodes the pictures of one data set, each as 8 bits; deep ones are scaled by the range of all of them together."""
 
-    def __init__(self, rows: Sequence[PictureRow]) -> None:
+    def __init__(self, rows: Sequence[PictureFile]) -> None:
         """Decodes the pictures of more than 8 bits once, to know their range, and says what is not as it is stored.
 
         Raises:
@@ -154,7 +154,7 @@ class PictureReader:
             "partly transparent, and are laid over white", [r for r in rows if r.header.clear and not _is_deep(r)]
         )
 
-    def picture(self, row: PictureRow) -> Picture:
+    def picture(self, row: PictureFile) -> Picture:
         """The picture in 8 bits: "L" where all of the set are grey, otherwise "RGB".
 
         Raises:
@@ -171,7 +171,7 @@ class PictureReader:
 
 
 def picture_images(
-    rows: Sequence[PictureRow],
+    rows: Sequence[PictureFile],
     reader: PictureReader,
     prepare: Callable[[Picture], np.ndarray],
     *,
@@ -226,11 +226,11 @@ def _holds_folders(folder: Path) -> bool:
     return any(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir())
 
 
-def _is_deep(row: PictureRow) -> bool:
+def _is_deep(row: PictureFile) -> bool:
     return row.header.mode in ("I", "F") or row.header.mode.startswith("I;16")
 
 
-def _measured(row: PictureRow) -> DeepRange | None:
+def _measured(row: PictureFile) -> DeepRange | None:
     return deep_range(first_frame(row.path), str(row.path))
 
 
@@ -252,7 +252,7 @@ def _eight_bits(picture: Picture, place: str, divisors: dict[Stored, float]) -> 
     return plain
 
 
-def _say_first(what: str, rows: Sequence[PictureRow]) -> None:
+def _say_first(what: str, rows: Sequence[PictureFile]) -> None:
     if rows:
         notice(f"{len(rows)} pictures are {what} (first: {rows[0].name}).")
 
