@@ -15,7 +15,7 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,9 +34,6 @@ from .defences.undefended import Undefended
 from .engine.pictures import Pictures, Shape
 from .engine.published import PublishedPictures, as_published
 from .engine.surrogates import Surrogate, built, check_surrogate
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "Attacker",
