@@ -41,11 +41,15 @@ def of(persons: tuple[str, ...], seed: int) -> Images:
     return replace(rows, identity=torch.arange(48) % len(persons), identities=persons)
 
 
+def persons() -> ImageSplit:
+    both = ("ann", "bert")
+    forget, retain = (replace(of(both, seed), identity=torch.full((48,), at)) for at, seed in enumerate((0, 1)))
+    return ImageSplit(forget, retain, holdout=of(("cora",), 2), test=of(("dov", "eve"), 3), name="persons")
+
+
 @pytest.fixture(scope="module")
 def split() -> ImageSplit:
-    both = ("ann", "bert")
-    train = [replace(of(both, seed), identity=torch.full((48,), at)) for at, seed in enumerate((0, 1))]
-    return ImageSplit(*train, holdout=of(("cora",), 2), test=of(("dov", "eve"), 3), name="persons")
+    return persons()
 
 
 def net(seed: int) -> nn.Module:

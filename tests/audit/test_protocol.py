@@ -347,6 +347,7 @@ def many() -> ForgetSplit:
 
 @pytest.mark.parametrize("name", [name for name in catalog.suites() if catalog.suite(name).load().gone is not None])
 def test_a_suites_headline_is_one_of_its_metrics_with_its_direction(name: str, split: Any) -> None:
+    from .test_mufac import persons
     from .test_muse import corpus
     from .test_restor import corruption
 
@@ -364,6 +365,8 @@ def test_a_suites_headline_is_one_of_its_metrics_with_its_direction(name: str, s
             test=images().subset(range(30, 40)),
             holdout=None,
         )
+    if name == "mufac":
+        rows = persons()
     metrics = {metric.name: metric for metric in suite.for_split(rows)}
     for headline, panel in ((suite.gone, "forgotten"), (suite.kept, "kept")):
         assert headline is not None

@@ -127,8 +127,10 @@ class ConceptMasking(Objective["TextWork"]):
 
     def loss(self, batch: PairedBatch) -> Loss:
         """One mean over masked answers and retain answers. batch.forget, batch.retain: token_nll [label tokens]."""
-        values = {name: part.token_nll for name, part in batch.present()}
-        return Loss(answers=PerToken(torch.cat([*values.values()]), *values))
+        values = torch.cat([part.token_nll for _, part in batch.present()])
+        return Loss(
+            answers=PerToken(values, "forget", "retain")
+        )  # of both, also where a part of the step has rows of one
 
     def phases(self, work: TextWork) -> list[Phase]:
         """One, on masked answers and anchors in one order."""

@@ -319,11 +319,11 @@ class ClusterTraining:
 
 
 def centre_loss(features: Tensor, centre: Tensor) -> Tensor:
-    """KL( softmax(centre) || softmax(features) ), the mean over rows.
+    """How far features are from a centre, both as softmax: KL(centre || features), the mean over rows.
 
     Args:
-        features: `[rows, dim]`
-        centre: `[dim]`
+        features: `[rows, values]`
+        centre: `[values]`
     """
     target = centre.softmax(0).expand_as(features)
     return F.kl_div(features.log_softmax(1), target, reduction="batchmean")
