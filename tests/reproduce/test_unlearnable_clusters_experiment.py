@@ -28,11 +28,11 @@ def bed():
     return ColouredDigits.of(3, 1, rows=240, test_rows=60)
 
 
-def figures(left=0.4, left_random=0.95, **right):
+def figures(left=0.6, left_random=0.95, planted=0.1, **right):
     changed = {**GOOD, **{getattr(experiment, name): value for name, value in right.items()}}
     by = {name: dict(zip(LABELLINGS, values, strict=True)) for name, values in changed.items()}
     return experiment.ClusterFigures(
-        by, {experiment.TIED: left, experiment.RANDOM: left_random}, dict.fromkeys(LABELLINGS, 90.0)
+        by, planted, {experiment.TIED: left, experiment.RANDOM: left_random}, dict.fromkeys(LABELLINGS, 90.0)
     )
 
 
@@ -41,7 +41,7 @@ def figures(left=0.4, left_random=0.95, **right):
     [
         (figures(), []),
         (figures(PLAIN=(92.0, 93.0, 80.0)), ["are learnt"]),
-        (figures(left=0.6), ["half of the distance"]),
+        (figures(planted=0.3), ["three quarters of the distance"]),
         (figures(left_random=0.3), ["random noise leaves more"]),
         (figures(RANDOM=(75.0, 77.0, 91.0)), ["below random noise"]),
         (figures(DEALT=(88.0, 90.0, 69.0)), ["dealt at random does not do it"]),
@@ -120,6 +120,11 @@ def test_purity_is_the_share_of_the_commonest_label():
     clusters, labels = np.array([0, 0, 0, 1, 1, 2, 2, 2]), np.array([4, 4, 1, 0, 0, 1, 2, 3])
     assert experiment.purity(clusters, labels) == pytest.approx(100 * (2 + 2 + 1) / 8)
     assert experiment.purity(np.arange(8), labels) == 100
+
+
+@pytest.mark.slow
+def test_noise_carries_planted_colours_to_the_other_centre():
+    assert experiment.planted_left(100, 40) < experiment.LEFT
 
 
 def test_a_headline_fits_its_cell():
