@@ -82,6 +82,14 @@ def test_a_limit_takes_the_first_of_every_class_alike_under_the_same_names(tmp_p
         fashion_mnist(tmp_path / "f", limit=9)
 
 
+def test_a_row_keeps_its_name_where_rows_before_it_are_left_out(tmp_path):
+    made = files()
+    made[IDX_FILES["train", "labels"]] = idx((np.arange(20) // 2).astype(np.uint8))
+    some = fashion_mnist(folder_of(tmp_path / "f", made), limit=10)
+    assert some.train.index.tolist() == list(range(0, 20, 2))
+    assert some.train.pixels[3, 0, 0, 0] == pytest.approx(6 / 255)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

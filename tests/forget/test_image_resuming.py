@@ -105,6 +105,17 @@ def test_dropout_goes_on_where_it_stood(tmp_path):
     assert run(output_dir=str(tmp_path), resume_from_checkpoint=True) == whole
 
 
+def test_a_training_that_a_callback_ended_stays_ended(tmp_path):
+    class Enough(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            control.should_training_stop = True
+
+    ended = hash_model(apply("fine-tune", tmp_path, Enough(), num_train_epochs=3))
+    over = Count()
+    assert hash_model(apply("fine-tune", tmp_path, over, resume=True, num_train_epochs=3)) == ended
+    assert over.steps == 0
+
+
 def test_resuming_without_a_folder_is_refused():
     with pytest.raises(MethodError, match="resume_from_checkpoint needs output_dir"):
         apply("scrub", None, resume=True)
