@@ -115,7 +115,7 @@ def test_losses_are_cross_entropies_and_of_attributes_their_mean() -> None:
     marks = (logits.roll(1, 0) > 0).float()
     several = F.binary_cross_entropy_with_logits(logits, marks, reduction="none").mean(1).numpy()
     np.testing.assert_allclose(who.multi_label_losses(logits, marks), several, rtol=1e-5)
-    assert who.multi_label_accuracy([[2.0, -0.2], [0.2, 0.3]], [[1, 0], [0, 1]]) == 0.75
+    assert who.multi_label_accuracy([[2.0, -0.2], [-0.2, 0.3]], [[1, 0], [1, 1]]) == 0.75
 
 
 def test_top_two_counts_the_second_likeliest() -> None:
