@@ -3,6 +3,7 @@
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from unwrite.data import Example, Examples
 from unwrite.data.text.encoding import Encoded, encode
 from unwrite.errors import DataError, MethodError, ModelError, NotFinite
 from unwrite.forget import ConceptMasking
+from unwrite.forget.engine.batch import PairedBatch
 from unwrite.forget.engine.text.work import TextWork
 from unwrite.scoring.integrated_gradients import attribute_answer, integrated_gradients, path_points
 from unwrite.scoring.word_masks import (
@@ -246,6 +248,21 @@ def about(rows, size=4):
         [Example(r.answer, r.question, source=r.source, entity=f"ann {i // size}") for i, r in enumerate(rows)],
         rows.name,
     )
+
+
+def test_the_loss_is_one_mean_over_the_tokens_of_both_parts_of_a_whole_step():
+    """A piece of the step may have rows of one part alone: what it is divided by stays that of the step."""
+    masked, kept = (
+        SimpleNamespace(token_nll=torch.tensor(values), index=None) for values in ([1.0, 2.0], [3.0, 5.0, 7.0])
+    )
+    counts = {"forget.tokens": torch.tensor(2.0), "retain.tokens": torch.tensor(3.0)}
+    for batch, total in (
+        (PairedBatch(forget=masked, retain=kept), 18 / 5),
+        (PairedBatch(forget=masked), 3 / 5),
+        (PairedBatch(retain=kept), 15 / 5),
+    ):
+        (term,) = ConceptMasking().loss(batch).terms.values()
+        assert float(term.total(counts)) == pytest.approx(total)
 
 
 def test_the_models_own_answers_are_masked_and_the_questions_stay(forget, retain, tokenizer, tiny_llama):

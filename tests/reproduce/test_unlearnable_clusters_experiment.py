@@ -1,5 +1,7 @@
 """The experiment of unlearnable clusters: its bed, its arms, and that each check can fail for its own reason."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -114,6 +116,17 @@ def test_the_distance_that_is_left_is_one_without_noise_and_as_the_protection_sa
     plain, noisy = (np.array(protection.kl_) * sizes[:, None]).sum(0)
     assert left == pytest.approx(noisy / plain, rel=0.05)
     assert hash_model(surrogate) == before
+
+
+def test_the_distance_is_to_the_other_clusters_centre(bed):
+    """Pictures that are exchanged for one of the cluster that theirs is carried to are nearer to its centre."""
+    surrogate = Linear(4, 3, 32).eval()
+    shield = UnlearnableClusters(key=1, surrogate=surrogate, n_clusters=4, width=4, blocks=1, steps=1)
+    protection = shield.fit(bed.train)
+    places = [int((protection.assignment_ == target).argmax()) for target in protection.targets_]
+    exchanged = torch.tensor([places[cluster] for cluster in protection.assignment_])
+    published = replace(bed.train, pixels=bed.train.pixels[exchanged])
+    assert experiment.distance_left(protection, surrogate, bed.train, published) < 1
 
 
 def test_purity_is_the_share_of_the_commonest_label():

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...errors import notice
+from ...errors import DataError, notice
 from ..base import need_choice, need_number
 from ..engine.pictures import Shape
 from ..engine.squeezed import grey, jpeg
@@ -115,8 +115,6 @@ class Smoothing(Squeezing):
         need_number("sigma", self.sigma, above=0)
 
     def check(self, shape: Shape) -> None:
-        from ...errors import DataError
-
         if min(shape[1:]) < 2:
             raise DataError(f"the pictures have {shape[2]}x{shape[1]} pixels, and a filter of 3 x 3 needs 2 a side.")
 
