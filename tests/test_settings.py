@@ -184,7 +184,7 @@ FLAG = re.compile(r"(?<![\w-])--[a-z]")
 FIELD = re.compile(r"\b[a-z]+(?:_[a-z]+)+\b|\b[a-z]\w*=(?!\w*\b,)|(?:^|[.;:(] ?)[a-z]\w* is $")
 # Interfaces of Python alone: nothing of them is set by a flag.
 PYTHON_ALONE = (
-    "bench/", "beds/", "catalog/", "nets/", "reproduce/", "diffusion/", "forget/vision/", "forget/engine/images/", "audit/images/",
+    "bench/", "beds/", "cache/base.py", "cache/engine/", "catalog/", "compress/", "nets/", "reproduce/", "diffusion/", "forget/vision/", "forget/engine/images/", "audit/images/",
     "audit/attacks/relearning_time.py", "data/images/", "models/image", "models/curvature/", "models/pruning.py",
     "decode/engine/bridge.py", "decode/engine/transformers/tree_runtime.py",
     "decode/engine/llamacpp", "audit/restoring.py", "audit/suites/restor.py", "data/text/facts.py", "forget/private/", "forget/sharded/",

@@ -19,7 +19,7 @@ from ..errors import MethodError, UnwriteError
 from .words import APPROACHES, NEEDS
 
 OURS = "unwrite"
-Family = Literal["forget", "audit", "shield", "decode", "diffusion", "cache", "nets", "recipes", "papers"]
+Family = Literal["forget", "audit", "shield", "decode", "diffusion", "cache", "compress", "nets", "recipes", "papers"]
 FAMILIES: tuple[str, ...] = get_args(Family)
 
 
@@ -379,10 +379,23 @@ class DefenceRecord(Member):
 
 @dataclass(frozen=True, kw_only=True)
 class CacheRecord(Member):
-    """A cache of keys and values, handed to a model as `past_key_values`."""
+    """A cache of keys and values, handed to a model as `past_key_values`; the class says its fields.
+
+    Args:
+        title, paper, year: where it was published.
+        does: how it keeps them in fewer bytes, in one line.
+        needs: what it takes beside the model.
+        cost: in words, beside a full cache.
+    """
+
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"needs": ("calibration texts",)}
 
     title: str
     paper: str
+    year: int
+    does: str
+    needs: tuple[str, ...] = ()
+    cost: str
 
 
 @dataclass(frozen=True, kw_only=True)

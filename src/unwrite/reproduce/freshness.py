@@ -21,7 +21,7 @@ from .. import catalog
 from ..errors import MethodError
 from ..runs import hash_file, hash_json
 
-FAMILIES = ("forget", "audit", "shield", "decode", "diffusion")
+FAMILIES = ("forget", "audit", "shield", "decode", "diffusion", "cache", "compress")
 MARK = "†"
 DEMO = "demo"  # stored beside the benchmarks, and made by a command
 

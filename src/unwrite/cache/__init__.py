@@ -1,0 +1,5 @@
+"""Keys and values of a text in fewer bytes. Nothing here imports torch until a name is used."""
+
+from ..catalog.packages import lazily
+
+__getattr__, __dir__ = lazily(__name__)

@@ -1,0 +1,2 @@
+# Written by `unwrite docs` from the catalogue, for type checkers and editors.
+
