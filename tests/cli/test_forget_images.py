@@ -433,3 +433,22 @@ def test_what_was_saved_is_a_plain_state_again(tmp_path):
     model = Small()
     save(model, tmp_path / "m")
     assert (tmp_path / "m" / "model.safetensors").is_file()
+
+
+@pytest.mark.filterwarnings("ignore::unwrite.errors.Notice")
+def test_a_data_set_on_disk_goes_through_as_its_folder_does(files):
+    import datasets
+
+    folder = files / "pictures"
+    rows = sorted((folder / "train").rglob("*.png"))
+    names = sorted({path.parent.name for path in rows})
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names))
+    columns = {
+        "image": [{"bytes": path.read_bytes(), "path": None} for path in rows],
+        "label": [names.index(path.parent.name) for path in rows],
+    }
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(files / "set")
+    main(command(files, "--images", str(folder / "train"), "--out", str(files / "one")))
+    main(command(files, "--images", str(files / "set"), "--out", str(files / "two")))
+    one, two = (weights(files / out / "model") for out in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
