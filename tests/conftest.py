@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from helpers.collecting import keep
+from helpers.short_answers import TextContext, room
 from helpers.tiny import TEMPLATE, WORDS, make_examples, make_llama, make_tokenizer
 
 __all__ = ["TEMPLATE", "WORDS", "make_examples", "make_llama", "make_tokenizer"]
@@ -68,6 +69,13 @@ def shared_cache(tmp_path_factory):
 def _own_cache(_caches, monkeypatch):
     """A cache of the test's own, in a folder that only a test which caches something makes."""
     monkeypatch.setenv("UNWRITE_CACHE", str(_caches()))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _short_answers():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TextContext, "room", room)
+        yield
 
 
 @pytest.fixture
