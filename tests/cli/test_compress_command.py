@@ -35,7 +35,7 @@ def test_writes_what_the_library_makes(net, tmp_path, capsys):
     again, pixels = load_compressed(tmp_path / "small"), torch.rand(2, 3, 32, 32)
     assert torch.equal(again(pixels).logits, expected(pixels).logits)
     assert "16/32 " in shown
-    assert "resnet.encoder.stages.1.layers.0.layer.0.convolution"[:40] in shown
+    assert "resnet.encoder.stages.1.layers" in shown
     assert f"{report.nbytes_before / 1e6:.3g} MB to {report.nbytes / 1e6:.3g} MB" in shown
     assert "a picture of 3x32x32" in shown
     assert max(map(len, shown.splitlines()[:-2])) <= 80

@@ -15,11 +15,12 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..beds.budget import Budget
 from ..beds.wide_glyphs import NETS, SHAPE, GlyphNets, share_right, with_copies
 from ..compress.nets.controls import ChannelMerging, ExchangedChannels, LeastSquaresOnData, reestimate_norms
+from ..compress.nets.reconstruction import Combiner, RidgeCombination
 from ..compress.nets.udfc import UDFC
 from ..scoring.intervals import Interval, spread
 from .base import Claim, figure
@@ -34,7 +35,7 @@ APART, EXCHANGED, NORMS, DATA = (
 )
 NARROW = "half the width: "
 GRID_ARMS, SOME_ARMS = (PLAIN, MERGING, OWN, APART), (EXCHANGED, NORMS, DATA)
-RATIOS, BITS = (0.1, 0.3, 0.5, 0.7), (8, 6, 4, 3, None)
+RATIOS = (0.1, 0.3, 0.5, 0.7)
 MEDIUM = (0.3, 0.5)  # of the ratios
 LEARNT, LOSS = 80.0, 10.0  # % right before, at least; points that plain compression to a half at 6 bits loses, at least
 GAIN = 1.0  # points that wrong channels may gain, at most
@@ -42,7 +43,6 @@ WHOLE, FAR = (
     1e-3,
     0.1,
 )  # of the answers' size, that repaired copies may move them at most, and that plain pruning does at least
-PICTURES = 128  # for what looks at data
 
 Cell = tuple[float, int | None]  # prune ratio, bits
 Cells = Mapping[Cell, float]  # % right
@@ -59,15 +59,24 @@ class GlyphScale:
         width: of the nets that are not wide.
         epochs: of every training.
         draws, test_draws: pictures of each character in each font.
+        pictures: for what looks at data.
+        kinds: of net.
+        bits: of the grid.
     """
 
     width: int
     epochs: int
     draws: int
     test_draws: int
+    pictures: int = 128
+    kinds: tuple[str, ...] = tuple(NETS)
+    bits: tuple[int | None, ...] = (8, 6, 4, 3, None)
 
 
-SCALES = {"tiny": GlyphScale(4, 1, 1, 1), "small": GlyphScale(16, 10, 20, 5)}
+SCALES = {
+    "tiny": GlyphScale(4, 1, 1, 1, pictures=16, kinds=("VGG",), bits=(6, 3, None)),
+    "small": GlyphScale(12, 8, 20, 5),
+}
 
 
 @dataclass(frozen=True)
@@ -94,8 +103,8 @@ def run(budget: Budget) -> Claim:
     """Every net and seed: trained, compressed by every arm, tested."""
     scale = SCALES.get(budget.size, SCALES["small"])
     figures = {
-        (kind, seed): measured(GlyphNets(scale.width, scale.epochs, scale.draws, scale.test_draws, seed), kind)
-        for kind in NETS
+        (kind, seed): measured(GlyphNets(scale.width, scale.epochs, scale.draws, scale.test_draws, seed), kind, scale)
+        for kind in scale.kinds
         for seed in budget.seeds
     }
     checks, rows = checks_of(list(figures.values())), rows_of(figures)
@@ -115,40 +124,41 @@ def run(budget: Budget) -> Claim:
     )
 
 
-def measured(bed: GlyphNets, kind: str) -> NetFigures:
+def measured(bed: GlyphNets, kind: str, scale: GlyphScale) -> NetFigures:
     """One net of one seed by every arm."""
     net, narrow, test = bed.net(kind), bed.net(kind, wide=False), bed.data.test
-    grid = [(ratio, bits) for ratio in RATIOS for bits in BITS]
+    some = bed.some(scale.pictures)
+    grid = [(ratio, bits) for ratio in RATIOS for bits in scale.bits]
     cells = {arm: grid if arm in GRID_ARMS else SOME for arm in (*GRID_ARMS, *SOME_ARMS)}
     arms = {
-        arm: {cell: share_right(compressed(net, arm, cell, bed), test) for cell in those}
+        arm: {cell: share_right(compressed(net, arm, cell, some), test) for cell in those}
         for arm, those in cells.items()
     }
     few = [cell for cell in SHOWN if cell[1] == 6]
     by_narrow = {
-        arm: {cell: share_right(compressed(narrow, arm, cell, bed), test) for cell in few} for arm in (PLAIN, OWN)
+        arm: {cell: share_right(compressed(narrow, arm, cell, some), test) for cell in few} for arm in (PLAIN, OWN)
     }
     return NetFigures(
         share_right(net, test), arms, by_narrow, share_right(narrow, test), *planted(net, test.pixels[:100])
     )
 
 
-def compressed(net: nn.Module, arm: str, cell: Cell, bed: GlyphNets) -> nn.Module:
-    """A compressed copy of a net, by one arm at one point of the grid."""
+def compressed(net: nn.Module, arm: str, cell: Cell, pixels: Tensor) -> nn.Module:
+    """A compressed copy of a net, by one arm at one point of the grid; `pixels` are for the arms that look at data."""
     method = UDFC(prune_ratio=cell[0], bits=cell[1], joint=arm != APART)
-    combine = {
+    combiners: dict[str, Combiner] = {
         PLAIN: lambda damage: torch.zeros_like(damage.selection),
         NORMS: lambda damage: torch.zeros_like(damage.selection),
         MERGING: ChannelMerging(),
-        EXCHANGED: ExchangedChannels(method.objective, bed.seed),
-        DATA: LeastSquaresOnData(bed.some(PICTURES)),
+        EXCHANGED: ExchangedChannels(RidgeCombination(method.alpha1, method.alpha2)),
+        DATA: LeastSquaresOnData(pixels),
     }
-    smaller, _ = method.apply(net, SHAPE, combine=combine.get(arm))
-    return reestimate_norms(smaller, bed.some(PICTURES)) if arm == NORMS else smaller
+    smaller, _ = method.apply(net, SHAPE, combine=combiners.get(arm))
+    return reestimate_norms(smaller, pixels) if arm == NORMS else smaller
 
 
 @torch.no_grad()
-def planted(net: nn.Module, pixels: torch.Tensor) -> tuple[float, float]:
+def planted(net: nn.Module, pixels: Tensor) -> tuple[float, float]:
     """How far the answers of a net with planted copies move without them: repaired, and not, as a part of their size."""
     twice = with_copies(net)
     before = twice(pixels)
@@ -172,7 +182,8 @@ def checks_of(figures: Sequence[NetFigures]) -> tuple[Check, ...]:
     def mean(one: NetFigures, arm: str, cells: Iterable[Cell]) -> float:
         return fmean(one.arms[arm][cell] for cell in cells)
 
-    high = [(ratio, bits) for ratio in RATIOS[1:] for bits in BITS]
+    bits = sorted({bits for _, bits in figures[0].arms[PLAIN]}, key=str)
+    high = [(ratio, b) for ratio in RATIOS[1:] for b in bits]
 
     def ahead(arm: str, other: str, cells: Sequence[Cell] = high) -> list[float]:
         return [mean(one, arm, cells) - mean(one, other, cells) for one in figures]
@@ -181,7 +192,8 @@ def checks_of(figures: Sequence[NetFigures]) -> tuple[Check, ...]:
         return Check(kind, text, fmean(values), sense, threshold, two_errors(values))
 
     def peak(one: NetFigures) -> float:
-        gap = {r: mean(one, OWN, [(r, b) for b in BITS]) - mean(one, PLAIN, [(r, b) for b in BITS]) for r in RATIOS}
+        rows = {ratio: [(ratio, b) for b in bits] for ratio in RATIOS}
+        gap = {ratio: mean(one, OWN, cells) - mean(one, PLAIN, cells) for ratio, cells in rows.items()}
         return fmean(gap[r] for r in MEDIUM) - max(gap[r] for r in RATIOS if r not in MEDIUM)
 
     best = [min(pair) for pair in zip(ahead(OWN, PLAIN), ahead(OWN, MERGING), strict=True)]
@@ -227,7 +239,7 @@ def _cell(
             return one.narrow_whole if narrow else one.whole
         return (one.narrow if narrow else one.arms)[arm].get(cell)
 
-    values = [[value(figures[kind, seed]) for kind in NETS] for seed in seeds]
+    values = [[value(one) for (_, of), one in figures.items() if of == seed] for seed in seeds]
     known = [[one for one in pair if one is not None] for pair in values]
     return spread([fmean(pair) for pair in known]) if all(known) else "–"
 
