@@ -41,16 +41,36 @@ def test_merging_looks_at_biases_as_much_as_it_is_told():
 
 def test_merging_may_ask_for_a_partner_that_points_the_same_way():
     two = of([[1.0, 0], [-1.0, 0.1]], [0.0, 0], [0])
-    assert ChannelMerging()(two)[1, 0] > 0
-    assert ChannelMerging(threshold=0.45)(two)[1, 0] == 0
+    assert ChannelMerging(threshold=None)(two)[1, 0] > 0
+    assert ChannelMerging()(two)[1, 0] == 0
+    near = of([[1.0, 0], [0.2, 1]], [0.0, 0], [0])
+    assert ChannelMerging()(near)[1, 0] > 0
+    assert ChannelMerging(threshold=0.45)(near)[1, 0] == 0
     with pytest.raises(MethodError, match="from 0 to 1"):
         ChannelMerging(cosine_weight=2)
 
 
-def test_merging_a_double_gives_its_factor_where_the_published_code_gives_the_inverse():
-    """Equal filters, factors of normalisation 2 and 1: the pruned channel is twice the other."""
-    double = of([[1.0, 2.0], [2.0, 4.0]], [0.5, 1.0], [0])
-    assert ChannelMerging()(double)[1, 0].item() == pytest.approx(2)
+@pytest.mark.parametrize(
+    ("gamma", "variance", "published"), [((1.0, 2.0), (1.0, 1.0), 0.5), ((1.0, 1.0), (1.0, 0.25), 0.25)]
+)
+def test_merging_a_double_gives_its_factor_where_the_published_code_gives_another(gamma, variance, published):
+    """One filter twice, normalised to twice as much.
+
+    `published` is what create_scaling_mat_conv_thres_bn (decompose.py of friendshipkim/neuron-merging at d25cf3e, run on a filter (1, 2)
+    twice beside (-3, 1), lam 0.85, no threshold) gives: the ratio of factors upside down, with variances in the place of deviations.
+    """
+    net = settled(Chain(widths=(2, 4)))
+    with torch.no_grad():
+        net.conv1.weight[1] = net.conv1.weight[0]
+        net.norm1.weight.copy_(torch.tensor(gamma))
+        net.norm1.running_var.copy_(torch.tensor(variance))
+        net.norm1.running_mean.zero_()
+        net.norm1.bias.copy_(torch.tensor([0.5, 1.0]))
+    net.norm1.eps = 0.0
+    _, report = UDFC(prune_ratio=0.5, bits=None).apply(net, PICTURE, combine=ChannelMerging())
+    assert report["conv1"].kept.tolist() == [0]
+    assert report["conv1"].combination[1, 0].item() == pytest.approx(2)
+    assert published == gamma[0] / gamma[1] * variance[1] / variance[0]
 
 
 def test_exchanged_weights_are_the_same_numbers_elsewhere():

@@ -27,12 +27,12 @@ class ChannelMerging:
     factor is the ratio of the filters' lengths. Rounding is not repaired.
 
     Args:
-        cosine_weight: share of the cosine, 0 to 1; 0.85 in the published code.
-        threshold: a partner of a smaller cosine is none; None takes any.
+        cosine_weight: share of the cosine, 0 to 1; 0.85 in the published scripts.
+        threshold: a partner of a smaller cosine is none; None takes any; 0.1 in the published scripts.
     """
 
     cosine_weight: float = 0.85
-    threshold: float | None = None
+    threshold: float | None = 0.1
 
     def __post_init__(self) -> None:
         if not 0 <= self.cosine_weight <= 1:
