@@ -25,7 +25,9 @@ def test_codes_are_the_nearest_multiples_of_the_step():
 
 
 def test_zeros_stay_zeros():
-    assert torch.equal(quantise(torch.zeros(3, 2), 6).values, torch.zeros(3, 2))
+    rounded = quantise(torch.zeros(3, 2), 6)
+    assert torch.equal(rounded.values, torch.zeros(3, 2))
+    assert not rounded.codes.any()
 
 
 @pytest.mark.parametrize("bits", range(2, 17))

@@ -280,6 +280,13 @@ def test_more_terms_leave_less_and_all_are_the_closed_form():
     assert torch.allclose(three[one.kept], full[one.kept])  # three others are all that a kept channel has
 
 
+def test_what_is_whole_takes_no_terms():
+    one = random_damage(noise=0)
+    s = RidgeCombination(max_terms=2)(one)
+    assert not s[one.kept].any()
+    assert ((s != 0).sum(1) == 2).sum() == 3  # the pruned ones
+
+
 def test_normalised_a_scale_of_the_filters_changes_nothing():
     small, large = random_damage(), random_damage()
     large = Damage(100 * large.filters, 100 * large.biases, large.kept, 100 * large.survivors)
