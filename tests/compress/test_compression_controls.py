@@ -106,6 +106,17 @@ def test_data_leaves_the_least_error_on_that_data():
 
 def test_data_leaves_the_model_as_it_was_until_its_turn():
     net, pixels = settled(Chain()), torch.rand(8, *PICTURE)
+    looked = []
+
+    def look(damage):
+        layer = damage.site.model.get_submodule(damage.site.layer.name)
+        weight = layer.weight.detach().clone()
+        s = LeastSquaresOnData(pixels)(damage)
+        looked.append(torch.equal(layer.weight, weight) and not torch.equal(damage.site.weight, weight))
+        return s
+
+    UDFC(prune_ratio=0.5, bits=3).apply(net, PICTURE, combine=look)
+    assert looked == [True, True]
     before = copy.deepcopy(net.state_dict())
     UDFC(prune_ratio=0.5, bits=None).apply(net, PICTURE, combine=LeastSquaresOnData(pixels))
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

@@ -37,7 +37,7 @@ NARROW = "half the width: "
 GRID_ARMS, SOME_ARMS = (PLAIN, MERGING, OWN, APART), (EXCHANGED, NORMS, DATA)
 RATIOS = (0.1, 0.3, 0.5, 0.7)
 MEDIUM = (0.3, 0.5)  # of the ratios
-LEARNT, LOSS = 80.0, 10.0  # % right before, at least; points that plain compression to a half at 6 bits loses, at least
+LEARNT, LOSS = 70.0, 10.0  # % right before, at least; points that plain compression to a half at 6 bits loses, at least
 GAIN = 1.0  # points that wrong channels may gain, at most
 WHOLE, FAR = (
     1e-3,
@@ -75,7 +75,7 @@ class GlyphScale:
 
 SCALES = {
     "tiny": GlyphScale(4, 1, 1, 1, pictures=16, kinds=("VGG",), bits=(6, 3, None)),
-    "small": GlyphScale(12, 8, 20, 5),
+    "small": GlyphScale(12, 12, 20, 5),
 }
 
 
