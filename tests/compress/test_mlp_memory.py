@@ -182,8 +182,8 @@ def test_without_exclusion_the_target_is_the_true_token_and_with_it_is_not():
 @pytest.mark.parametrize("chunk", [None, 7])
 def test_neighbours_are_those_of_all_distances(chunk):
     generator = torch.Generator().manual_seed(1)
-    keys = torch.randn(60, 6, generator=generator) + 100  # far from the origin, where |k|^2 - 2 q.k loses digits
-    store, queries = Datastore(keys, torch.zeros(60, dtype=torch.long), 1), keys[:20] + 0.1
+    keys = torch.randn(60, 6, generator=generator) + 3000  # far from the origin, where |k|^2 - 2 q.k loses digits
+    store, queries = Datastore(keys, torch.zeros(60, dtype=torch.long), 1), keys[:20] + 0.125
     parts = list(nearest(store, 5, queries, exclude_self=False, chunk=chunk))
     distances, found = (torch.cat(one) for one in zip(*parts, strict=True))
     exact = torch.cdist(queries.double(), keys.double()).square()
