@@ -135,6 +135,12 @@ def test_keys_come_from_the_layer_or_the_module_that_is_named(model):
     assert not torch.allclose(first.keys, build_datastore(model, rows).keys)
 
 
+def test_keys_of_opt_are_what_enters_its_first_linear_layer_behind_the_norm():
+    rows = rows_of(drawn(2, 5))
+    named = build_datastore(opt(), rows, tap=Tap(module="model.decoder.layers.1.fc1"))
+    assert torch.equal(build_datastore(opt(), rows).keys, named.keys)
+
+
 def test_a_store_is_read_back_as_it_was(model, tmp_path):
     store = build_datastore(model, rows_of(drawn(1, 5)), tap=Tap(layer=1), dtype=torch.float16)
     store.save(tmp_path / "store")
@@ -193,17 +199,18 @@ def test_neighbours_are_those_of_all_distances(chunk):
 
 
 def test_targets_are_few_add_up_to_1_and_leave_out_what_is_tiny():
-    values = torch.tensor([[2, 2, 4, 3], [1, 1, 1, 1]])
-    weights = torch.tensor([[0.3, 0.3, 0.4 - 1e-9, 1e-9], [0.25] * 4])
+    values = torch.tensor([[2, 2, 4, 3], [1, 1, 1, 1], [0, 1, 2, 2]])
+    weights = torch.tensor([[0.3, 0.3, 0.4 - 1e-9, 1e-9], [0.25] * 4, [0.7, 0.2, 0.05, 0.05]])
     targets = SparseTargets.of(values, weights, 5)
-    assert len(targets.tokens) == 3
+    assert len(targets.tokens) == 2 + 1 + 3
     assert targets.weights.dtype is torch.float16
+    assert targets.weights[3:].float().sum() > 1.0001  # as they are stored
     joined = SparseTargets.joined([targets, targets])
-    tokens, weights = joined.at(torch.tensor([3, 0]))
-    assert weights.sum(1).tolist() == pytest.approx([1, 1], abs=1e-7)
-    assert weights[0].tolist() == [1, 0]
+    tokens, weights = joined.at(torch.tensor([4, 0, 5]))
+    assert weights.sum(1).tolist() == pytest.approx([1, 1, 1], abs=1e-6)
+    assert weights[0].tolist() == [1, 0, 0]
     assert tokens[0, 0] == 1
-    assert torch.allclose(joined.dense(torch.tensor([2]))[0], torch.tensor([0, 0, 0.6, 0, 0.4]), atol=5e-4)
+    assert torch.allclose(joined.dense(torch.tensor([3]))[0], torch.tensor([0, 0, 0.6, 0, 0.4]), atol=5e-4)
 
 
 # The network.
@@ -242,6 +249,26 @@ def test_states_of_another_width_come_through_a_linear_map():
     assert memory(torch.randn(3, 20)).shape == (3, VOCABULARY)
     with pytest.raises(ModelError, match=r"states are 32 wide, and this memory reads 20.*input_width=32"):
         memory(torch.randn(3, 32))
+
+
+def test_the_temperature_divides_the_memorys_logits():
+    memory, states = memory_for(), torch.randn(3, WIDTH)
+    assert torch.allclose(memory.log_probs(states, 2.0), (memory(states) / 2).log_softmax(-1), atol=1e-5)
+    assert not torch.allclose(memory.log_probs(states, 2.0), memory.log_probs(states), atol=0.1)
+
+
+def test_first_weights_are_gpt2s_and_depend_on_the_seed_alone():
+    shape = MemoryShape(vocabulary=200, width=64, blocks=8)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    memory = MLPMemory(shape, seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    for weight, std in ((memory.h[0].mlp.c_fc, 0.02), (memory.h[7].mlp.c_proj, 0.02 / 4), (memory.lm_head, 0.02)):
+        assert weight.weight.std().item() == pytest.approx(std, rel=0.05)
+    assert not memory.h[0].mlp.c_fc.bias.any()
+    again, other = MLPMemory(shape, seed=3), MLPMemory(shape, seed=4)
+    assert torch.equal(again.lm_head.weight, memory.lm_head.weight)
+    assert not torch.equal(other.lm_head.weight, memory.lm_head.weight)
 
 
 def test_the_published_sizes_have_about_the_published_weights():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from unwrite.beds.budget import Budget
-from unwrite.compress import MixtureScores, SparseTargets
+from unwrite.compress import KNNLM, MixtureScores, SparseTargets, score_rows
 from unwrite.reproduce import mlp_memory as experiment
 from unwrite.reproduce.base import HEADLINE, run
 from unwrite.reproduce.checks import verdict_of
@@ -92,6 +92,15 @@ def test_it_runs_within_a_tiny_budget_and_the_larger_base_has_as_many_weights():
     assert record["verdict"] == "too small for a verdict"
     assert float(claim.rows[experiment.LARGER][3]) == pytest.approx(float(claim.rows[experiment.OWN][3]), rel=0.02)
     assert record["extra"]["temperature of neighbours"] in experiment.TEMPERATURES
+
+
+def test_what_neighbours_say_of_the_next_token_is_what_the_datastore_says_beside_the_base():
+    bed = experiment.MemoryBed(experiment.SCALES["tiny"])
+    beside = score_rows(bed.base, KNNLM(bed.store, bed.scale.k, 16.0), bed.texts.blocks["test"])
+    ours = bed.neighbours("test", 16.0)
+    assert torch.allclose(ours.memory.exp(), beside.memory.exp(), atol=1e-4)
+    assert torch.allclose(ours.base, beside.base, atol=1e-5)
+    assert torch.equal(ours.rows, beside.rows)
 
 
 def test_the_headline_fits_with_the_longest_figures():

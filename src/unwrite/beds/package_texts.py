@@ -65,7 +65,7 @@ class PackageScale:
 
 
 SCALES = {
-    "tiny": PackageScale(24_000, 6_000, 6, 400, 32, 24, 2, 48, 1, 3e-3, 8),
+    "tiny": PackageScale(12_000, 4_000, 6, 400, 32, 24, 2, 48, 1, 3e-3, 8),
     "small": PackageScale(),
 }
 
