@@ -122,6 +122,14 @@ def test_a_layer_attends_where_its_settings_say_so_and_the_model_is_as_before(mo
     assert model.config._attn_implementation == "sdpa"
 
 
+def test_a_copy_of_a_model_that_had_a_cache_has_caches_of_its_own(model):
+    WholeAttending().cache(model)
+    twin = copy.deepcopy(model)
+    cache = WholeAttending().cache(twin)
+    assert torch.equal(written(twin, cache, left_padded(twin)), written(model, None, left_padded(model)))
+    assert cache.layers[0].calls == 12
+
+
 def test_the_model_is_as_before_when_a_forward_fails(model):
     class Broken(WholeAttending):
         def layer(self, index, shape, prepared):

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from helpers.architectures import tiny_model
 from unwrite import catalog
-from unwrite.cache import CompressedCache, Compression
+from unwrite.cache import CompressedCache, Compression, HeadGroups
 from unwrite.catalog.records import OURS
 from unwrite.errors import MethodError, ModelError, UnwriteError
 
@@ -43,7 +43,21 @@ class Fields:
     objects: frozenset[str] = frozenset()
 
 
-FIELDS: dict[str, Fields] = {}  # one for every record
+def head_groups(model):
+    """Groups as a calibration gives them, alternating."""
+    config = model.config
+    heads = config.num_key_value_heads
+    return HeadGroups(tuple(tuple((layer + head) % min(2, heads) for head in range(heads)) for layer in range(2)))
+
+
+FIELDS: dict[str, Fields] = {  # one for every record
+    "uncomp": Fields(
+        limit={"capacity": 4096},
+        lossy={"capacity": 16, "window": 4, "kernel": 3},
+        given=lambda model: {"groups": head_groups(model)},
+        objects=frozenset({"groups"}),
+    ),
+}
 
 MODELS = {
     "llama": ("llama", {}),
