@@ -11,7 +11,7 @@ With one group it is SnapKV (arXiv 2404.14469), with `stages` it also reads a pr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -21,14 +21,15 @@ from ..errors import MethodError, setting, unknown
 from .base import CompressedCache, CompressedLayer, Compression
 from .engine.attention import AttentionCall, visible
 from .engine.budgets import capacities, sizes_of
-from .engine.head_groups import HeadGroups, calibrate_head_entropy
+from .engine.head_groups import HeadGroups, needed
 from .engine.slots import EMPTY, Pooling, Slots, attended, chosen, newest
+from .engine.stages import Reading, check_thinnable, watch_stages
 from .engine.support import KVShape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["HeadGroups", "UNComp", "UNCompCache", "calibrate_head_entropy"]
+__all__ = ["UNComp", "UNCompCache", "UNCompLayer"]
 
 DecodePolicy = Literal["fixed", "grow"]
 
@@ -50,6 +51,9 @@ class UNComp(Compression):
         normalise: makes the mean over the heads `capacity` (ours; the published rule keeps 9/8 of it where half of the heads are high).
         official_budget: low heads keep half of a prompt even where it is within `capacity`, and sizes stay those of the prompt.
         budgets: tokens a head of each group keeps, lowest entropy first, in place of the rule: (16, 112) in the published extreme.
+        stages: the stage of each layer, from 0 (`stage_labels`), to read a prompt with fewer tokens from stage to stage; without, every
+            layer reads all of it.
+        least_length: tokens of a prompt that the last stage reads.
     """
 
     groups: HeadGroups | None = None
@@ -63,13 +67,15 @@ class UNComp(Compression):
     normalise: bool = False
     official_budget: bool = False
     budgets: tuple[int, ...] | None = None
+    stages: tuple[int, ...] | None = None
+    least_length: int = 1536
 
     def __post_init__(self) -> None:
         if self.pooling not in get_args(Pooling):
             raise MethodError(unknown(setting("pooling"), self.pooling, get_args(Pooling)))
         if self.decode_policy not in get_args(DecodePolicy):
             raise MethodError(unknown(setting("decode_policy"), self.decode_policy, get_args(DecodePolicy)))
-        for name, least in (("capacity", 1), ("window", 1), ("kernel", 1), ("n_sink", 0)):
+        for name, least in (("capacity", 1), ("window", 1), ("kernel", 1), ("n_sink", 0), ("least_length", 1)):
             if getattr(self, name) < least:
                 raise MethodError(f"{setting(name)} is {getattr(self, name)}; it must be at least {least}.")
         if self.kernel % 2 == 0:
@@ -96,15 +102,11 @@ class UNComp(Compression):
             MethodError: no groups; budgets of another number of groups, or within window and sinks.
         """
         super().check(shape, model)
-        if self.groups is None:
+        groups = needed(self.groups)
+        groups.check(shape, model)
+        if self.budgets is not None and len(self.budgets) != groups.count:
             raise MethodError(
-                f"UNComp is given no {setting('groups')}. Calibrate: calibrate_head_entropy(model, tokenizer, texts), or take "
-                f"HeadGroups.one() ({setting('groups', 'one')}), which is SnapKV."
-            )
-        self.groups.check(shape, model)
-        if self.budgets is not None and len(self.budgets) != self.groups.count:
-            raise MethodError(
-                f"{setting('budgets')} has {len(self.budgets)} sizes, and there are {self.groups.count} groups of heads. Give one each."
+                f"{setting('budgets')} has {len(self.budgets)} sizes, and there are {groups.count} groups of heads. Give one each."
             )
         least = min(min(self.capacities(index, shape)) for index in range(shape.layers))
         if least <= self.window + self.n_sink:
@@ -113,21 +115,30 @@ class UNComp(Compression):
                 f"{self.window + self.n_sink}. Raise {setting('capacity')}, or lower these."
             )
 
+        if self.stages is not None:
+            check_thinnable(self.stages, self.least_length, self.window, model)
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Sets the hooks that take tokens out between layers, where there are stages."""
+        if self.stages is not None:
+            watch_stages(model)
+
     def labels(self, index: int, shape: KVShape) -> tuple[int, ...]:
         """[key-value heads] the group by whose budget each head of a layer keeps tokens."""
-        assert self.groups is not None
-        groups = self.groups.reversed if self.reversed else self.groups
+        groups = needed(self.groups)
+        groups = groups.reversed if self.reversed else groups
         return groups.of_layer(index, shape.kv_heads)
 
     def capacities(self, index: int, shape: KVShape) -> tuple[int, ...]:
         """[groups] tokens a head of each group keeps of a long text."""
-        assert self.groups is not None
         if self.budgets is not None:
             return self.budgets
-        return capacities(self.capacity, self.labels(index, shape), self.groups.count, self.normalise)
+        return capacities(self.capacity, self.labels(index, shape), needed(self.groups).count, self.normalise)
 
     def layer(self, index: int, shape: KVShape, prepared: Any) -> UNCompLayer:
-        return UNCompLayer(self, shape, self.labels(index, shape), self.capacities(index, shape))
+        layer = UNCompLayer(self, shape, self.labels(index, shape), self.capacities(index, shape))
+        layer.deepest = index == shape.layers - 1
+        return layer
 
 
 class UNCompCache(CompressedCache):
@@ -158,6 +169,15 @@ class UNCompLayer(CompressedLayer):
         self.window: list[Tensor] | None = None
         self.prompts: Tensor | None = None
         self.grown = 0  # tokens kept whole since the last choice, which can be given back
+        self.reading: Reading | None = None  # while a prompt is read in stages
+        self.deepest = False
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """See `CompressedLayer.update`; a prompt of which this layer reads a part is as long as all of it."""
+        states = super().update(key_states, value_states, *args, **kwargs)
+        if self.reading is not None:
+            self.length = self.reading.length
+        return states
 
     def store(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Hands on what is new: what is kept of it is decided by `attend`, which knows the queries."""
@@ -165,8 +185,8 @@ class UNCompLayer(CompressedLayer):
 
     def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         """Attention over all that is kept and new; then every head chooses what it keeps."""
-        rows, _, new, _ = call.query.shape
-        seen = _one_mask(visible(call.attention_mask, new, self.length, call.query.device)).expand(rows, -1, -1)
+        columns = self._new_columns(call)
+        seen = self._seen(call, columns)
         known = seen[:, -1]  # [rows, columns] bool: the text without its padding
         text = known.sum(-1)
         begins = known.int().argmax(-1)  # [rows] first column of each text
@@ -175,27 +195,52 @@ class UNCompLayer(CompressedLayer):
         reading = self.keys is None
         whole = call.stock(call.keys, call.values, call.attention_mask)[0] if reading else None
         output = torch.empty_like(call.query) if whole is None else None
-        kept = []
+        kept: list[Slots] = []
         for group, heads in self.heads.items():
-            slots = self._joined(len(kept), heads, call, known)
+            slots = self._joined(len(kept), heads, call, torch.where(known.gather(1, columns), columns, EMPTY))
             query = call.query.unflatten(1, (-1, self.group))[:, heads]  # [rows, heads, group, new, dim]
             if output is None:  # the model's own attention has read it; only the window's queries are computed again
                 last = self.settings.window
                 _, weights = attended(slots, query[..., -last:, :], seen[:, -last:], call.scaling)
+                self._note(weights)
             else:
                 attention, weights = attended(slots, query, seen, call.scaling)
                 output.unflatten(1, (-1, self.group))[:, heads] = attention
             sizes = self._sizes(group, text)
             kept.append(self._chosen(slots, weights, sizes, begins, reading))
         self._keep(kept)
-        self.grown = 0 if reading or not self.is_croppable else self.grown + new
+        self.grown = 0 if reading or not self.is_croppable else self.grown + call.query.shape[2]
+        if self.deepest:
+            self.reading = None
         return (whole if output is None else output.transpose(1, 2)), None
 
-    def _joined(self, at: int, heads: list[int], call: AttentionCall, known: Tensor) -> Slots:
-        """What a group holds, with the new tokens behind it."""
-        new = call.keys.shape[2]
-        columns = torch.arange(self.length - new, self.length, device=known.device)
-        columns = torch.where(known[:, -new:], columns, EMPTY).int()[:, None].expand(-1, len(heads), -1)
+    def _new_columns(self, call: AttentionCall) -> Tensor:
+        """[rows, new] where the new tokens stand in the text."""
+        if self.reading is not None:
+            return self.reading.columns
+        rows, _, new, _ = call.query.shape
+        return torch.arange(self.length - new, self.length, device=call.query.device).expand(rows, -1)
+
+    def _seen(self, call: AttentionCall, columns: Tensor) -> Tensor:
+        """[rows, new, columns of the text] what each query may see."""
+        rows, new = columns.shape
+        thinned = self.reading is not None and new < self.length
+        known = new if thinned else self.length
+        seen = _one_mask(visible(call.attention_mask, new, known, columns.device)).expand(rows, -1, -1)
+        if not thinned:
+            return seen
+        return seen.new_zeros(rows, new, self.length).scatter(2, columns[:, None].expand(rows, new, new), seen)
+
+    def _note(self, weights: Tensor) -> None:
+        """Adds what a group's last queries attended to, for the layer below. weights: [rows, heads, group, window, read]."""
+        if self.reading is not None:
+            scores = weights.sum((1, 2, 3))
+            before = self.reading.scores
+            self.reading = replace(self.reading, scores=scores if before is None else before + scores)
+
+    def _joined(self, at: int, heads: list[int], call: AttentionCall, columns: Tensor) -> Slots:
+        """What a group holds, with the new tokens behind it. columns: [rows, new], -1 for padding."""
+        columns = columns.int()[:, None].expand(-1, len(heads), -1)
         keys, values = call.keys[:, heads], call.values[:, heads]
         if self.keys is None:
             return Slots(keys, values, columns.contiguous(), None)
@@ -205,9 +250,7 @@ class UNCompLayer(CompressedLayer):
         assert self.keys is not None
         assert self.values is not None
         assert self.columns is not None
-        return Slots(
-            self.keys[at], self.values[at], self.columns[at], None if self.window is None else self.window[at]
-        )
+        return Slots(self.keys[at], self.values[at], self.columns[at], None if self.window is None else self.window[at])
 
     def _sizes(self, group: int, text: Tensor) -> Tensor:
         """[rows] tokens a head of this group may keep of texts of so many."""
@@ -257,7 +300,7 @@ class UNCompLayer(CompressedLayer):
     def reset(self) -> None:
         """Empties the layer."""
         super().reset()
-        self.grown = 0
+        self.grown, self.reading = 0, None
 
 
 def _one_mask(seen: Tensor) -> Tensor:
@@ -267,7 +310,9 @@ def _one_mask(seen: Tensor) -> Tensor:
         MethodError: heads have masks of their own, or texts are padded on the right.
     """
     if seen.shape[1] != 1:
-        raise MethodError("heads have masks of their own, and this cache chooses tokens by one of all. Use DynamicCache.")
+        raise MethodError(
+            "heads have masks of their own, and this cache chooses tokens by one of all. Use DynamicCache."
+        )
     if not seen[:, 0, -1, -1].all():
         raise MethodError("a text is padded on the right, where its last tokens belong. Pad on the left.")
     return seen[:, 0]

@@ -1,6 +1,6 @@
 """How many tokens a head of each group keeps, and from which layer on a prompt is read with fewer.
 
-    high = 3/2 of the capacity, low = half of high, groups between them in equal steps; a shorter text in the same proportion
+high = 3/2 of the capacity, low = half of high, groups between them in equal steps; a shorter text in the same proportion
 """
 
 from __future__ import annotations

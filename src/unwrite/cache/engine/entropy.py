@@ -1,9 +1,9 @@
-"""How many directions a head's states spread over: truncated matrix entropy, 0 to 1.
+"""How a head's states spread over directions: truncated matrix entropy, 0 to 1.
 
     A = sum of unit vectors of the states about their mean, as Z^T Z / trace;   H_k = - sum_{i <= k} s_i ln s_i / ln d
 
-s are A's eigenvalues, largest first, d is the head's dimension. H_d is the entropy of all of them; with k below d the small ones are left
-out, which all heads share and which are noise (arXiv 2410.03090).
+s are A's eigenvalues, largest first, d is the head's dimension (arXiv 2410.03090). H_d is the entropy of all of them, 1 where all are
+equal. With k below d the small ones are left out, and a spectrum that is flat over all d falls to k / d, below one that is flat over k.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def check_truncation(k: int, dim: int) -> None:
 
 
 def matrix_entropy(states: Tensor, k: int | None = None) -> Tensor:
-    """The truncated matrix entropy of sets of states: 0 where all lie on a line, near 1 where they point everywhere.
+    """The truncated matrix entropy of sets of states: 0 where all lie on a line; without truncation 1 where they point everywhere.
 
     Args:
         states: [..., tokens, dim]; a token at the mean has no direction and is left out.

@@ -26,7 +26,7 @@ from .support import KVShape, shape_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["HeadGroups", "calibrate_head_entropy", "config_hash"]
+__all__ = ["HeadGroups", "calibrate_head_entropy", "config_hash", "labels_of", "needed"]
 
 States = Literal["query", "key", "value"]
 FORM = 1  # of the file
@@ -72,7 +72,7 @@ class HeadGroups:
         try:
             if record.pop("form") != FORM:
                 raise ValueError
-            nested = {name: tuple(map(tuple, record.pop(name))) for name in ("labels", "entropies")}
+            nested: dict[str, Any] = {name: tuple(map(tuple, record.pop(name))) for name in ("labels", "entropies")}
             groups = cls(**record, **nested)
             groups._check()
         except (AttributeError, KeyError, TypeError, ValueError):
@@ -131,6 +131,20 @@ class HeadGroups:
             )
 
 
+def needed(groups: HeadGroups | None) -> HeadGroups:
+    """The groups, where there are any.
+
+    Raises:
+        MethodError: none are given.
+    """
+    if groups is None:
+        raise MethodError(
+            f"there are no {setting('groups')} of heads. Calibrate: calibrate_head_entropy(model, tokenizer, texts), or take "
+            f"HeadGroups.one() ({setting('groups', 'one')}), which is SnapKV."
+        )
+    return groups
+
+
 def config_hash(model: PreTrainedModel) -> str:
     """16 hex digits of a model's config without what says nothing of its heads: its folder, precision, attention function."""
     config: dict[str, Any] = unwrap(model).config.to_dict()  # type: ignore[operator]
@@ -169,10 +183,8 @@ def calibrate_head_entropy(
     for text in progress(texts, "calibrating"):
         each.append(_entropies(model, _ids(tokenizer, text, max_length), k, states))
     entropies = torch.stack(each)  # [texts, layers, kv heads]
-    sums = _labels(entropies, groups).sum(0)
-    labels = _labels(sums + entropies.mean(0) / 2, groups)  # of equal sums the higher mean entropy is the higher
     return HeadGroups(
-        labels=tuple(map(tuple, labels.tolist())),
+        labels=tuple(map(tuple, labels_of(entropies, groups).tolist())),
         model=config_hash(model),
         k=k,
         states=states,
@@ -205,7 +217,17 @@ def _ids(tokenizer: PreTrainedTokenizerBase | None, text: str | Tensor, most: in
     return ids[None]
 
 
-def _labels(values: Tensor, groups: int) -> Tensor:
+def labels_of(entropies: Tensor, groups: int) -> Tensor:
+    """[..., heads] the group of each head: labels of every text summed, heads ranked by the sums and, where these are equal, by the mean.
+
+    Args:
+        entropies: [texts, ..., heads], 0 to 1.
+    """
+    sums = _ranked(entropies, groups).sum(0)
+    return _ranked(sums + entropies.mean(0) / 2, groups)
+
+
+def _ranked(values: Tensor, groups: int) -> Tensor:
     """The group of each head by its rank in the last dimension, lowest first; the same number of heads in each, as far as it goes."""
     ranks = values.argsort(dim=-1, stable=True).argsort(-1)
     return ranks * groups // values.shape[-1]
