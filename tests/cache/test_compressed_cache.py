@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from tests.helpers.architectures import tiny_model
 from tests.helpers.tiny import make_llama
 from transformers import DynamicCache, Gemma3ForCausalLM, Gemma3TextConfig, T5Config, T5ForConditionalGeneration
 
@@ -205,6 +206,13 @@ def test_attention_without_tensors_for_masks_is_refused(model):
         Whole().cache(model)
     finally:
         model.config._attn_implementation_internal = "sdpa"
+
+
+def test_a_bound_on_scores_is_refused_where_layers_attend():
+    bounded = tiny_model("gemma2", layers=2, layer_types=["full_attention"] * 2)
+    with pytest.raises(ModelError, match="bounds the scores of its attention by 50"):
+        WholeAttending().cache(bounded)
+    Whole().cache(bounded)
 
 
 def test_a_cache_can_be_neither_cropped_nor_moved(model):

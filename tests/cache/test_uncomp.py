@@ -13,6 +13,7 @@ from helpers.tiny import make_llama
 from unwrite.cache import HeadGroups, UNComp, UNCompCache
 from unwrite.cache.engine.attention import AttentionCall
 from unwrite.cache.engine.budgets import capacities
+from unwrite.cache.engine.slots import Slots, attended
 from unwrite.cache.engine.support import KVShape
 from unwrite.errors import MethodError
 
@@ -201,6 +202,15 @@ def test_attention_is_that_over_the_kept_tokens():
             assert torch.allclose(output[0, at, head], expected[0], atol=1e-5)
 
 
+def test_a_query_that_sees_nothing_attends_to_nothing():
+    states = torch.ones(1, 1, 3, 2)
+    slots = Slots(states, states, torch.tensor([[[-1, 0, 1]]]), None)
+    seen = torch.tensor([[[False, False], [True, False]]])
+    output, weights = attended(slots, torch.ones(1, 1, 1, 2, 2), seen, 1.0)
+    assert weights.tolist() == [[[[[0, 0, 0], [0, 1, 0]]]]]
+    assert output.tolist() == [[[[[0, 0], [1, 1]]]]]
+
+
 # Decoding
 
 
@@ -295,9 +305,9 @@ def test_padding_between_two_turns_is_no_token(model):
     cache, alone = (UNCompCache(model, groups=GROUPS, capacity=12, window=4) for _ in range(2))
     read(model, cache, ids, mask[:, :40])
     read(model, cache, more, mask)
-    for tokens in tokens_of(cache.layers[0]).values():
+    for tokens in (tokens for layer in cache.layers for tokens in tokens_of(layer).values()):
         assert not {40, 41, 42} & set(tokens)
-        assert {43, 44, 45} <= set(tokens)
+        assert {39, 43, 44, 45} <= set(tokens)  # the window of four goes on before the padding
         assert tokens == sorted(tokens)
     read(model, alone, ids[1:])
     read(model, alone, more[1:])

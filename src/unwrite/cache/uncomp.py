@@ -185,14 +185,13 @@ class UNCompLayer(CompressedLayer):
 
     def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         """Attention over all that is kept and new; then every head chooses what it keeps."""
-        columns = self._new_columns(call)
-        seen = self._seen(call, columns)
+        columns, reading = self._new_columns(call), self.keys is None
+        seen = self._seen(call, columns, min(columns.shape[1], self.settings.window) if reading else columns.shape[1])
         known = seen[:, -1]  # [rows, columns] bool: the text without its padding
         text = known.sum(-1)
         begins = known.int().argmax(-1)  # [rows] first column of each text
         if self.settings.official_budget and self.prompts is None:
             self.prompts = text.clone()
-        reading = self.keys is None
         whole = call.stock(call.keys, call.values, call.attention_mask)[0] if reading else None
         output = torch.empty_like(call.query) if whole is None else None
         kept: list[Slots] = []
@@ -200,8 +199,7 @@ class UNCompLayer(CompressedLayer):
             slots = self._joined(len(kept), heads, call, torch.where(known.gather(1, columns), columns, EMPTY))
             query = call.query.unflatten(1, (-1, self.group))[:, heads]  # [rows, heads, group, new, dim]
             if output is None:  # the model's own attention has read it; only the window's queries are computed again
-                last = self.settings.window
-                _, weights = attended(slots, query[..., -last:, :], seen[:, -last:], call.scaling)
+                _, weights = attended(slots, query[..., -seen.shape[1] :, :], seen, call.scaling)
                 self._note(weights)
             else:
                 attention, weights = attended(slots, query, seen, call.scaling)
@@ -221,15 +219,15 @@ class UNCompLayer(CompressedLayer):
         rows, _, new, _ = call.query.shape
         return torch.arange(self.length - new, self.length, device=call.query.device).expand(rows, -1)
 
-    def _seen(self, call: AttentionCall, columns: Tensor) -> Tensor:
-        """[rows, new, columns of the text] what each query may see."""
+    def _seen(self, call: AttentionCall, columns: Tensor, last: int) -> Tensor:
+        """[rows, last, columns of the text] what each of the last queries may see; a long prompt's whole mask is never made."""
         rows, new = columns.shape
         thinned = self.reading is not None and new < self.length
-        known = new if thinned else self.length
-        seen = _one_mask(visible(call.attention_mask, new, known, columns.device)).expand(rows, -1, -1)
+        mask = None if call.attention_mask is None else call.attention_mask[..., -last:, :]
+        seen = _one_mask(visible(mask, last, new if thinned else self.length, columns.device)).expand(rows, -1, -1)
         if not thinned:
             return seen
-        return seen.new_zeros(rows, new, self.length).scatter(2, columns[:, None].expand(rows, new, new), seen)
+        return seen.new_zeros(rows, last, self.length).scatter(2, columns[:, None].expand(rows, last, new), seen)
 
     def _note(self, weights: Tensor) -> None:
         """Adds what a group's last queries attended to, for the layer below. weights: [rows, heads, group, window, read]."""

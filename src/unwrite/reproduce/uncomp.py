@@ -72,7 +72,7 @@ class CacheScale:
     calibrated: int
 
 
-SCALES = {"tiny": CacheScale(1, 1, 48, 3, 260, 30, 2, 32), "small": CacheScale(4, 4, 512, 48, 480, 60, 32, 384)}
+SCALES = {"tiny": CacheScale(1, 1, 48, 3, 260, 30, 2, 32), "small": CacheScale(4, 4, 512, 48, 480, 60, 32, 256)}
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def untrained() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     tokenizer = small_tokenizer([text[:300] for text in topics.values()], size=400)
     digits = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
     tokenizer.backend_tokenizer.pre_tokenizer = PreTokenizers(digits)
-    sizes = {"hidden_size": 48, "intermediate_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 1024}
+    sizes = {"hidden_size": 72, "intermediate_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 1024}
     heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64}
     with torch.random.fork_rng():
         torch.manual_seed(0)
