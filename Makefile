@@ -13,7 +13,7 @@ export GOMP_SPINCOUNT := 10000
 # Tests use models of a few thousand weights: a second thread only waits for the first.
 test test-all test-robustness: export OMP_NUM_THREADS := 1
 
-.PHONY: venv demo test test-all test-robustness lint bench docs clean
+.PHONY: venv demo test test-all test-robustness lint style types bench docs clean
 
 venv: $(VENV)/.ready
 
@@ -32,17 +32,25 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: venv
 	$(PY) -m unwrite.cli demo
 
-lint: venv
+lint: style types
+
+style: venv
 	$(VENV)/bin/ruff check src tests
 	$(VENV)/bin/ruff format --check src tests
-	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-test: lint
-	$(PY) -m pytest -n auto -m "not slow and not gpu and not net"
+types: venv
+	$(VENV)/bin/mypy
+
+# What the tests of a file share is made by one worker. Types are checked beside them: mypy has one core for most of a minute.
+PYTEST := $(PY) -m pytest -n auto --dist loadfile
+test: style
+	@said=$$(mktemp); $(MAKE) -s types > $$said 2>&1 & types=$$!; \
+	$(PYTEST) -m "not slow and not gpu and not net"; tests=$$?; \
+	wait $$types; typed=$$?; cat $$said; rm -f $$said; test $$tests = 0 && test $$typed = 0
 
 test-all: lint
-	$(PY) -m pytest -n auto -m "not gpu and not net" --timeout 1800
+	$(PYTEST) -m "not gpu and not net" --timeout 1800
 
 # An hour: a million damaged inputs to every reader; kills at every kind of write and at random times, and a disk that fails; many
 # processes at once; memory over hundreds of calls.

@@ -1,15 +1,19 @@
 """Fixtures that every family's tests share; what they are made of is in `helpers.tiny`."""
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from itertools import count
 from pathlib import Path
 
 import pytest
 
+from helpers.collecting import keep
+from helpers.short_answers import TextContext, room
 from helpers.tiny import TEMPLATE, WORDS, make_examples, make_llama, make_tokenizer
 
 __all__ = ["TEMPLATE", "WORDS", "make_examples", "make_llama", "make_tokenizer"]
@@ -35,9 +39,43 @@ def pytest_collection_modifyitems(config, items):
         raise pytest.UsageError(f"tests/long.txt names what is no test: {', '.join(gone)}. Rename or remove it there.")
 
 
+def pytest_collection_finish():
+    keep()
+    gc.enable()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    """What the tests of a file have imported stays too."""
+    if nextitem is None or nextitem.path != item.path:
+        keep()
+
+
+@pytest.fixture(scope="session")
+def _caches(tmp_path_factory):
+    folder, numbers = tmp_path_factory.mktemp("caches"), count()
+    return lambda: folder / str(next(numbers))
+
+
+@pytest.fixture(scope="module")
+def shared_cache(tmp_path_factory):
+    """A cache for the fixtures of a module, which are made before a test has its own and would see the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNWRITE_CACHE", str(tmp_path_factory.mktemp("shared")))
+        yield
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("UNWRITE_CACHE", str(tmp_path / "cache"))
+def _own_cache(_caches, monkeypatch):
+    """A cache of the test's own, in a folder that only a test which caches something makes."""
+    monkeypatch.setenv("UNWRITE_CACHE", str(_caches()))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _short_answers():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TextContext, "room", room)
+        yield
 
 
 @pytest.fixture

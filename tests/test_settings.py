@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -197,8 +198,13 @@ OTHERS_NAMES = (
 )  # fmt: skip
 
 
-def _messages():
+@cache
+def messages():
     """(file, line, text) of every literal in a message that a user may get."""
+    return list(_messages())
+
+
+def _messages():
     for path in sorted(ROOT.rglob("*.py")):
         file = path.relative_to(ROOT).as_posix()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -214,18 +220,15 @@ def _messages():
                         yield file, leaf.lineno, leaf.value
 
 
-MESSAGES = list(_messages())
-
-
 def test_the_messages_of_the_source_are_found():
-    assert len(MESSAGES) > 800
-    assert any("is not a folder. Make it, or name another file" in text for _, _, text in MESSAGES)
+    assert len(messages()) > 800
+    assert any("is not a folder. Make it, or name another file" in text for _, _, text in messages())
 
 
 def test_no_message_of_the_library_names_a_flag():
     found = [
         (file, line, text)
-        for file, line, text in MESSAGES
+        for file, line, text in messages()
         if not file.startswith("cli/") and FLAG.search(text) and "pip install" not in text
     ]
     assert found == []
@@ -234,7 +237,7 @@ def test_no_message_of_the_library_names_a_flag():
 def test_no_message_names_a_field_where_a_flag_may_stand_for_it():
     found = [
         (file, line, text)
-        for file, line, text in MESSAGES
+        for file, line, text in messages()
         if not file.startswith(PYTHON_ALONE) and FIELD.search(text) and not any(name in text for name in OTHERS_NAMES)
     ]
     assert found == []

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from unwrite.audit import TextContext, evaluate, muse_suite, scalability, sustainability
+from unwrite.audit.suites import muse
 from unwrite.audit.suites.muse import KnowMem, PrivLeak, VerbMem, cut_answer, few_shot_prompt, privleak
 from unwrite.audit.text import context as context_module
 from unwrite.audit.text.membership import Membership, auc, min_k
@@ -33,6 +34,13 @@ def corpus(name: str = "news") -> ForgetSplit:
         "knowmem_retain_icl": shots,
     }
     return ForgetSplit(forget, None, holdout, evaluation, name=name)
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers of a few tokens: no model here ends one."""
+    monkeypatch.setattr(muse, "VERBATIM_TOKENS", 16)
+    monkeypatch.setattr(muse, "ANSWER_TOKENS", 8)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from unwrite.audit.suites.tofu import (
 from unwrite.data.text.examples import ForgetSplit
 from unwrite.errors import DataError, MethodError
 from unwrite.runs import write_json
+
+SHORT = replace(tofu_suite(), max_new_tokens=8)  # of answers that no test here reads
 
 
 def named(values: Any) -> dict[str, float]:
@@ -128,7 +131,7 @@ def test_a_model_with_constant_logits_has_truth_ratio_one_and_no_utility(
 ) -> None:
     with torch.no_grad():
         model.lm_head.weight.zero_()
-    report = evaluate(model, split, tokenizer=tokenizer, suite="tofu")
+    report = evaluate(model, split, tokenizer=tokenizer, suite=SHORT)
     assert report.columns["after"]["forget_truth_ratio"].per_example == pytest.approx([1.0] * 4, abs=1e-5)
     assert report.value("forget_truth_ratio") == pytest.approx(1, abs=1e-5)
     assert report.value("retain_truth_ratio") == pytest.approx(0, abs=1e-5)
@@ -146,13 +149,13 @@ def test_forget_and_retain_take_the_paraphrase_and_world_facts_the_answer(
 
 
 def test_forget_quality_without_an_oracle_has_no_value_and_says_why(tokenizer: Any, split: Any, model: Any) -> None:
-    score = evaluate(model, split, tokenizer=tokenizer, suite="tofu").columns["after"]["forget_quality"]
+    score = evaluate(model, split, tokenizer=tokenizer, suite=SHORT).columns["after"]["forget_quality"]
     assert score.value is None
     assert score.note == "Needs a retrained model."
 
 
 def test_the_oracle_against_itself_has_forget_quality_one(tokenizer: Any, split: Any, target: Any, oracle: Any) -> None:
-    report = evaluate(target, split, tokenizer=tokenizer, oracle=oracle, suite="tofu")
+    report = evaluate(target, split, tokenizer=tokenizer, oracle=oracle, suite=SHORT)
     assert report.value("forget_quality", "oracle") == 1.0
     assert report.value("forget_quality") < 0.05
     assert "4 rows; KS distance 1.000; median truth ratio +" in report.columns["after"]["forget_quality"].note
@@ -161,9 +164,9 @@ def test_the_oracle_against_itself_has_forget_quality_one(tokenizer: Any, split:
 def test_stored_oracle_scores_give_the_same_forget_quality(
     tokenizer: Any, split: Any, target: Any, oracle: Any, tmp_path: Any
 ) -> None:
-    live = evaluate(target, split, tokenizer=tokenizer, oracle=oracle, suite="tofu")
+    live = evaluate(target, split, tokenizer=tokenizer, oracle=oracle, suite=SHORT)
     save_retain_scores(tmp_path / "oracle.json", TextContext(oracle, split, tokenizer), split.forget)
-    suite = tofu_suite(retain_scores=tmp_path / "oracle.json")
+    suite = replace(tofu_suite(retain_scores=tmp_path / "oracle.json"), max_new_tokens=8)
     stored = evaluate(target, split, tokenizer=tokenizer, suite=suite)
     assert stored.value("forget_quality") == live.value("forget_quality")
 
@@ -196,5 +199,5 @@ def test_refuses_a_file_that_is_no_score_file(split: Any, tmp_path: Any) -> None
 
 
 def test_model_utility_says_when_it_is_not_over_nine_numbers(tokenizer: Any, split: Any, target: Any) -> None:
-    report = evaluate(target, split, tokenizer=tokenizer, suite="tofu")
+    report = evaluate(target, split, tokenizer=tokenizer, suite=SHORT)
     assert "Over 6 numbers" in report.columns["after"]["model_utility"].note

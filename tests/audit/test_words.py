@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.short_answers import ROOM
 from unwrite.audit import TextContext, evaluate
 from unwrite.audit.suites.basic import BASIC
 from unwrite.audit.suites.muse import KnowMem, VerbMem, muse_suite
@@ -48,6 +49,11 @@ def test_the_prompt_ends_in_a_blank_only_where_that_is_asked_for(
     KnowMem("forget", blank=blank)(context)
     assert context.prompts[0].endswith(f"Who?\n{end}")
     assert [m.blank for m in muse_suite(blank=blank).metrics if isinstance(m, KnowMem)] == [blank, blank]
+
+
+def test_an_answer_has_room_for_twice_the_longest_reference(tokenizer: Any, model: Any) -> None:
+    context = TextContext(model, SPLIT, tokenizer)
+    assert [ROOM(context, texts) for texts in ([], ["in oslo"], ["y", 40 * "x"], [150 * "x"])] == [32, 32, 80, 200]
 
 
 def test_the_suites_choice_reaches_the_models_and_the_report(tokenizer: Any, model: Any, monkeypatch: Any) -> None:

@@ -1,6 +1,10 @@
 """A tiny model, its rows on disk and the command lines that the tests of whole runs share."""
 
+import atexit
 import json
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,9 +27,18 @@ def write_rows(path: Path, rows: list[dict]) -> str:
     return str(path)
 
 
+@cache
+def saved_model() -> Path:
+    """The tiny model, saved once a process."""
+    home = Path(tempfile.mkdtemp(prefix="unwrite-tests-"))
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    save(make_llama(), home / "model", tokenizer=make_tokenizer())
+    return home / "model"
+
+
 def make_files(folder: Path) -> Path:
     """A saved tiny model, and forget and retain files."""
-    save(make_llama(), folder / "model", tokenizer=make_tokenizer())
+    shutil.copytree(saved_model(), folder / "model")
     write_rows(folder / "forget.jsonl", rows("book"))
     write_rows(folder / "retain.jsonl", rows("river"))
     return folder

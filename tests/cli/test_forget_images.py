@@ -8,43 +8,17 @@ import numpy as np
 import pytest
 import torch
 from cli_runs import record, refused
+from picture_runs import CLASSES, command, draw, resnet
 from PIL import Image
 from safetensors.torch import save_model
 from torch import nn
-from transformers import AutoImageProcessor, AutoModelForImageClassification, ResNetConfig, ViTImageProcessorPil
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from helpers.pictures import contents
 from unwrite.cli import main
 from unwrite.cli.listing import image_methods
 from unwrite.models.image_models import load_image_model
 from unwrite.models.saving import save
-
-CLASSES = ("amber", "blue", "cyan")
-SHADES = {"amber": (230, 150, 20), "blue": (20, 40, 230), "cyan": (10, 220, 210)}
-
-
-def draw(folder, count=8, owners=("anna", "bo"), size=(12, 10), seed=0):
-    """Noisy pictures of one colour a class, in a folder a class, named for whose they are."""
-    rng = np.random.default_rng(seed)
-    for name, shade in SHADES.items():
-        for number in range(count):
-            noise = rng.normal(0, 30, (size[1], size[0], 3))
-            path = folder / name / f"{owners[number % len(owners)]}_{number:02}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((np.array(shade) + noise).clip(0, 255).astype(np.uint8)).save(path)
-    return folder
-
-
-def resnet(folder, names=CLASSES, seed=0, **more):
-    """A small ResNet with its processor, in a folder as transformers saves it."""
-    torch.manual_seed(seed)
-    labels = dict(enumerate(names)) if names else {}
-    named = {"id2label": labels, "label2id": {name: n for n, name in labels.items()}} if names else {"num_labels": 3}
-    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", **named)
-    AutoModelForImageClassification.from_config(config).eval().save_pretrained(folder)
-    settings = {"size": {"height": 16, "width": 16}, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.25]}
-    ViTImageProcessorPil(**{**settings, **more}).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -53,22 +27,6 @@ def files(tmp_path):
     draw(tmp_path / "pictures" / "test", 4, seed=1)
     resnet(tmp_path / "model")
     return tmp_path
-
-
-def command(files, *more, without=()):
-    defaults = {
-        "--images": str(files / "pictures"),
-        "--model": str(files / "model"),
-        "--out": str(files / "run"),
-        "--method": "neg-grad-plus",
-        "--epochs": "2",
-        "--lr": "0.01",
-        "--batch-size": "8",
-        "--device": "cpu",
-    }
-    left = {flag: value for flag, value in defaults.items() if flag not in (*more, *without)}
-    by = () if "--by" in more or "--by" in without else ("--by", "class", "blue")
-    return ["forget", *(part for pair in left.items() for part in pair), *by, *more]
 
 
 def weights(folder):
@@ -311,105 +269,11 @@ def test_without_test_pictures_that_is_said(files, capsys):
     assert any(line.startswith(said) for line in record(files / "run")["notices"])
 
 
-def one_class(files):
-    for name in ("amber", "cyan"):
-        for part in ("train", "test"):
-            for path in (files / "pictures" / part / name).iterdir():
-                path.unlink()
-            (files / "pictures" / part / name).rmdir()
-
-
-def one_picture(files):
-    one_class(files)
-    for path in sorted((files / "pictures/train/blue").iterdir())[1:]:
-        path.unlink()
-
-
-def strange_class(files):
-    (files / "pictures/train/amber").rename(files / "pictures/train/azure")
-
-
-def no_classes(files):
-    (files / "flat").mkdir()
-    (files / "pictures/train/blue/anna_00.png").rename(files / "flat" / "1.png")
-
-
-REFUSALS = [
-    (None, ("--by", "class", "bleu"), "unknown class 'bleu'. Did you mean 'blue'?"),
-    (None, ("--by", "identity", "nobody"), "unknown identity 'nobody'"),
-    (None, ("--by", "file", "train/blue/none.png"), "unknown picture 'train/blue/none.png'"),
-    (None, ("--by", "file", ",".join(map(str, range(25)))), "indices and"),
-    (None, ("--by", "file", "24"), "has 24 pictures and none of index 24"),
-    (None, ("--by", "file", "-1"), "none of index -1"),
-    (None, ("--by", "class", ","), "--by class names nothing"),
-    (None, ("--by", "class", "amber", "bleu"), "unknown class 'bleu'. Did you mean 'blue'?"),
-    (None, ("--by", "class", "amber,blue,cyan"), "Leave at least one row to keep"),
-    (None, ("--test", "0.2"), "has test pictures of its own, so --test has no meaning"),
-    (None, ("--holdout", "1.5"), "--holdout is 1.5; it must be above 0 and below 1"),
-    (None, ("--holdout", "nowhere"), "--holdout is nowhere, which is no folder and no share"),
-    (None, ("--images", "nowhere"), "there is no folder nowhere"),
-    (None, ("--model", "nowhere"), "there is no model nowhere"),
-    (None, ("--method", "dpo"), "dpo forgets texts, not images. Use one of "),
-    (None, ("--method", "eu-k"), "eu-k needs the recipe that trained the model and is used from Python. Use one of "),
-    (None, ("--method", "dm-direct"), "dm-direct leaves the weights as they are and is used from Python"),
-    (None, ("--method", "scrubb"), "unknown method 'scrubb'. Did you mean 'scrub'?"),
-    (None, ("--method", "head-only", "--betta", "1"), "betta"),
-    (None, ("--lora", "8"), "--lora is for texts, and --images is given"),
-    (None, ("--retain", "x"), "--retain is for texts, and --images is given"),
-    (None, ("--suite", "tofu"), "--suite is for texts"),
-    (None, ("--device", "tpu"), "device 'tpu' cannot be used here"),
-    (None, ("--lr", "-1"), "--lr is -1; it must be above 0"),
-    (None, ("--require", "nonsense<=1"), "nonsense"),
-    (one_class, (), "Leave at least one row to keep"),
-    (one_picture, (), "Leave at least one row to keep"),
-    (strange_class, (), "azure is none of the model's 3 classes (amber, blue, cyan)"),
-    (no_classes, ("--images", "flat"), "1.png lies in no class"),
-]
-
-
-@pytest.mark.filterwarnings("ignore::unwrite.errors.Notice")
-@pytest.mark.parametrize(("change", "more", "message"), REFUSALS)
-def test_what_is_wrong_is_one_line_and_nothing_is_written(files, capsys, monkeypatch, change, more, message):
-    monkeypatch.chdir(files)
-    if change is not None:
-        change(files)
-    there = contents(files)
-    with pytest.raises(SystemExit) as ended:
-        main(command(files, *more))
-    assert ended.value.code == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert message in lines[-1]
-    assert all(line.startswith("unwrite: ") for line in lines)
-    assert contents(files) == there
-
-
-def test_texts_and_images_are_told_apart(files, capsys):
-    assert "--forget (texts) and --images (pictures) are two different" in refused(
-        capsys, command(files, "--forget", "landmarks")
-    )
-    assert "neither is given" in refused(capsys, command(files, without=("--images", "--by")))
-    assert "--by says no kind with names" in refused(capsys, command(files, without=("--by",)))
-    assert "--by color blue says no kind with names" in refused(capsys, command(files, "--by", "color", "blue"))
-    assert "--by class says no kind with names" in refused(capsys, command(files, "--by", "class"))
-    texts = ["forget", "--forget", "landmarks", "--model", "x", "--out", str(files / "run")]
-    assert "--weights is for images, and --forget is given" in refused(capsys, [*texts, "--weights", "w"])
-    assert "--by is 'class'" in refused(capsys, [*texts, "--method", "smooth", "--by", "class"])  # a field of smooth
-    assert "unknown field of npo '--by'" in refused(capsys, [*texts, "--method", "npo", "--by", "sam"])
-
-
 @pytest.mark.filterwarnings("ignore::unwrite.errors.Notice")
 def test_a_run_on_images_is_not_asked_as_if_it_read_texts(files, capsys):
     main(command(files, "--epochs", "1"))
     capsys.readouterr()
     assert "is a run on images, and this command reads texts" in refused(capsys, ["chat", str(files / "run")])
-
-
-@pytest.mark.filterwarnings("ignore::unwrite.errors.Notice")
-def test_too_many_pictures_for_the_memory_are_refused(files, capsys, monkeypatch):
-    from unwrite.models import agreement
-
-    monkeypatch.setattr(agreement, "free_memory", lambda: 1000.0)
-    assert "36 pictures of [3, 16, 16] take about" in refused(capsys, command(files))
 
 
 def test_methods_for_images_are_those_that_the_command_runs(capsys):
@@ -433,3 +297,22 @@ def test_what_was_saved_is_a_plain_state_again(tmp_path):
     model = Small()
     save(model, tmp_path / "m")
     assert (tmp_path / "m" / "model.safetensors").is_file()
+
+
+@pytest.mark.filterwarnings("ignore::unwrite.errors.Notice")
+def test_a_data_set_on_disk_goes_through_as_its_folder_does(files):
+    import datasets
+
+    folder = files / "pictures"
+    rows = sorted((folder / "train").rglob("*.png"))
+    names = sorted({path.parent.name for path in rows})
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names))
+    columns = {
+        "image": [{"bytes": path.read_bytes(), "path": None} for path in rows],
+        "label": [names.index(path.parent.name) for path in rows],
+    }
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(files / "set")
+    main(command(files, "--images", str(folder / "train"), "--out", str(files / "one")))
+    main(command(files, "--images", str(files / "set"), "--out", str(files / "two")))
+    one, two = (weights(files / out / "model") for out in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)

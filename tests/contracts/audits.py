@@ -3,6 +3,8 @@
 from dataclasses import replace
 from functools import cache
 
+import pytest
+
 from conftest import make_examples, make_llama, make_tokenizer
 from helpers.tiny import NAMES, NUMBERS, make_image_recipe, make_image_split, make_images
 from unwrite import catalog
@@ -10,12 +12,14 @@ from unwrite.audit import TextContext, evaluate
 from unwrite.audit.probes.depth import Depth
 from unwrite.audit.probes.prompts import BestOf
 from unwrite.audit.probes.tampering import Relearned
+from unwrite.audit.suites import muse
 from unwrite.audit.suites.removal import PROBES, QUICK, removal_suite
 from unwrite.audit.suites.restor import FactAccuracy
 from unwrite.data import CorruptedFacts, Example, Examples, Fact, ForgetSplit, Poisoning, split_identified
 from unwrite.data.images.splits import ImageSplit
 
 SHORT = {"removal": PROBES, "removal-quick": QUICK[:3]}  # the quick ones are of the same classes
+NEW = 8  # tokens of an answer; a random model never ends one
 FOR_REGRESSORS = {"vision-regression"}
 
 
@@ -62,10 +66,12 @@ def short_probes(probes):
 
 @cache
 def suite_of(slug):
-    """A suite as it is, or, where it would take minutes, with less of everything."""
+    """A suite with short answers and, where it would take minutes, less of everything."""
     if slug in SHORT:
-        return removal_suite(short_probes(SHORT[slug]), name=slug, fewest=8)
-    return catalog.suite(slug).load()
+        suite = removal_suite(short_probes(SHORT[slug]), name=slug, fewest=8)
+    else:
+        suite = catalog.suite(slug).load()
+    return replace(suite, max_new_tokens=NEW) if suite.of == "text" else suite
 
 
 def secret_split():
@@ -115,7 +121,10 @@ def audit(slug):
     suite = suite_of(slug)
     if suite.of == "text":
         models = {role: make_llama(seed, layers=2) for role, seed in (("model", 0), ("before", 1), ("oracle", 2))}
-        return evaluate(split=split_for(slug), suite=suite, tokenizer=make_tokenizer(), **models)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(muse, "VERBATIM_TOKENS", NEW)
+            patch.setattr(muse, "ANSWER_TOKENS", NEW)
+            return evaluate(split=split_for(slug), suite=suite, tokenizer=make_tokenizer(), **models)
     build = make_image_recipe(regression=slug in FOR_REGRESSORS).build
     model, *others = (build(seed).eval() for seed in range(5))
     references = dict(zip(("before", "oracle", "control", "random"), others, strict=True))

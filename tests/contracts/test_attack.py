@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import pytest
+from audits import NEW, suite_of
 
 from conftest import make_examples, make_llama, make_tokenizer
 from unwrite import catalog
@@ -12,14 +13,17 @@ from unwrite.data import ForgetSplit
 from unwrite.runs import hash_model
 
 ATTACKS = catalog.attacks()
-FIELDS = {"relearn": {"steps": 2, "every": 1, "rows": 4}}  # short; everything else is as it comes
+FIELDS = {  # short; everything else is as it comes
+    "relearn": {"steps": 2, "every": 1, "rows": 4},
+    "reintroduce": {"max_new_tokens": NEW},
+}
 every_attack = pytest.mark.parametrize("slug", ATTACKS)
 
 
 def attacked(slug, models):
     attack = ATTACKS[slug].load()(**FIELDS.get(slug, {}))
     split = ForgetSplit(make_examples("forget", 8), make_examples("retain", 4), name="tiny")
-    report = evaluate(split=split, suite="basic", tokenizer=make_tokenizer(), attacks=[attack], **models)
+    report = evaluate(split=split, suite=suite_of("basic"), tokenizer=make_tokenizer(), attacks=[attack], **models)
     (result,) = report.attacks
     return attack, result
 

@@ -1,10 +1,12 @@
 """What every guard keeps to: the weights stay, and what comes back is a model: it writes, is saved and read back."""
 
+from functools import cache
+
 import pytest
 import torch
 from texts import apply, of_kind
 
-from conftest import make_llama
+from conftest import make_examples, make_llama, make_tokenizer
 from unwrite.audit import TextContext
 from unwrite.audit.base import Score
 from unwrite.audit.fingerprint import fingerprint
@@ -20,9 +22,15 @@ IDS = torch.tensor([[3, 8, 9, 10]])
 every_guard = pytest.mark.parametrize("slug", of_kind("guard"))
 
 
+@cache
+def made_once(slug):
+    return apply(slug, make_llama(), make_examples("forget", 16), make_examples("retain", 20), make_tokenizer())
+
+
 @pytest.fixture
-def guarded(slug, forget, retain, tokenizer, tiny_llama):
-    return apply(slug, tiny_llama, forget, retain, tokenizer)
+def guarded(slug):
+    """One guard for all tests of its kind: none changes it."""
+    return made_once(slug)
 
 
 def written(model, **options):

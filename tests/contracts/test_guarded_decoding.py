@@ -57,25 +57,29 @@ def written(model, ids, mask, strategy=None, **options):
     return model.generate(input_ids=ids, attention_mask=mask, custom_generate=strategy, **options)
 
 
+@lru_cache
+def own(guard, first, last, **options):
+    """The guard's text without drafts after the prompts from first to last, one alone without its padding: (ids, mask, text)."""
+    ids, mask = (part[first:last] for part in inputs())
+    if len(ids) == 1:
+        ids, mask = ids[:, mask[0] == 1], mask[:, mask[0] == 1]
+    return ids, mask, written(guarded(guard), ids, mask, **options)
+
+
 @each_pair
 def test_greedy_text_is_the_guards_own_in_a_batch_where_there_are_batches(guard, strategy):
-    model, (ids, mask) = guarded(guard), inputs()
-    rows = [slice(0, 2)] if STRATEGIES[strategy].load().batched else [slice(0, 1), slice(1, 2)]
-    for row in rows:
-        one, shown = ids[row], mask[row]
-        if len(one) == 1:  # without its padding
-            one, shown = one[:, shown[0] == 1], shown[:, shown[0] == 1]
-        assert torch.equal(written(model, one, shown, made(strategy)), written(model, one, shown))
+    for first, last in [(0, 2)] if STRATEGIES[strategy].load().batched else [(0, 1), (1, 2)]:
+        ids, mask, text = own(guard, first, last)
+        assert torch.equal(written(guarded(guard), ids, mask, made(strategy)), text)
 
 
 @each_pair
 def test_a_sampled_text_of_a_guard_is_its_own(guard, strategy):
     """Of strategies that keep to the distribution alone, that they sample at all; their distribution is their own contract's."""
-    model, (ids, mask) = guarded(guard), inputs()
-    own = written(model, ids[1:], mask[1:], do_sample=True)
-    drafted = written(model, ids[1:], mask[1:], made(strategy), do_sample=True)
+    ids, mask, text = own(guard, 1, 2, do_sample=True)
+    drafted = written(guarded(guard), ids, mask, made(strategy), do_sample=True)
     if STRATEGIES[strategy].exact == "identical":
-        assert torch.equal(drafted, own)
+        assert torch.equal(drafted, text)
     else:
-        assert torch.equal(drafted[:, : ids.shape[1]], ids[1:])
+        assert torch.equal(drafted[:, : ids.shape[1]], ids)
         assert drafted.shape[1] > ids.shape[1]

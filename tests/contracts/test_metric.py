@@ -3,10 +3,11 @@
 import dataclasses
 import math
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
-from audits import audited, split_for, suite_of, text_split
+from audits import NEW, audited, split_for, suite_of, text_split
 
 from conftest import make_llama, make_tokenizer
 from helpers.tiny import make_image_recipe, make_image_split
@@ -48,6 +49,7 @@ WITHOUT_ROWS = {
 every_metric = pytest.mark.parametrize("slug", METRICS)
 
 
+@cache
 def measured(slug):
     """(metric, its score on the model after) in every suite that has it, or in one of its own."""
     cls, found = METRICS[slug].load(), []
@@ -62,6 +64,7 @@ def measured(slug):
             report = evaluate(make_image_recipe().build(0).eval(), SPLIT, suite=suite)
             return [(metric, report.columns["after"][metric.name])]
         models = {"model": make_llama(0, layers=2), "before": make_llama(1, layers=2)}
+        suite = replace(suite, max_new_tokens=NEW)
         report = evaluate(split=text_split(), suite=suite, tokenizer=make_tokenizer(), **models)
         found = [(metric, report.columns["after"][metric.name])]
     return found

@@ -1,14 +1,8 @@
 """How the contracts apply a method to texts: two steps on a model of three blocks and sixteen rows."""
 
-import gc
-
-import peft  # noqa: F401
+import peft  # noqa: F401 - before the tests, whose collections pass over what is imported by then
 
 from unwrite import catalog
-
-# Every training ends with a full collection, half a second over all that is imported; what is here stays anyway.
-gc.collect()
-gc.freeze()
 
 ON_TEXTS = {slug: record for slug, record in catalog.methods().items() if "text" in record.forgets}
 # Batches of fewer rows than there are, and names that stand in them; everything else is as it comes.

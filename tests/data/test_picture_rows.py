@@ -122,8 +122,23 @@ def read(root, size=8):
     return hub_images(root, image="image", label="kind", size=size).train.pixels
 
 
-@pytest.mark.parametrize("form", ["folder", "pictures", "structs", "bytes"])
-@pytest.mark.parametrize("mode", MODES)
+FORMS = ("folder", "pictures", "structs", "bytes")
+IN_EVERY_FORM = (
+    "L",
+    "RGBA",
+    "16 bits in TIFF",
+    "floats to 255",
+)  # a picture is read the same way wherever its bytes lie
+
+
+@pytest.mark.parametrize(
+    ("mode", "form"),
+    [
+        pytest.param(mode, form, marks=() if form == "folder" or mode in IN_EVERY_FORM else (pytest.mark.slow,))
+        for mode in MODES
+        for form in FORMS
+    ],
+)
 def test_every_kind_of_picture_has_the_values_it_stands_for(tmp_path, mode, form):
     one, expected = picture(mode.removesuffix(" in TIFF"))
     pixels = read(lay_out(tmp_path / "set", [one, one], MODES[mode], form))

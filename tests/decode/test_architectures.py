@@ -29,16 +29,6 @@ CASES = {  # (length of the prompt, new tokens, padding of every row)
     "batch across": (9, 20, [0, 3, 1]),
     "batch behind": (30, 5, [5, 0]),
 }
-# Dynamic rope begins where the positions end, so that nothing is drafted there anyway.
-WITH_A_LIMIT = [name for name in QUICK if name not in ("falcon alibi", "mamba", "jamba", "llama dynamic rope")]
-CASES = {  # (length of the prompt, new tokens, padding of every row)
-    "within": (5, 8, [0]),
-    "across": (9, 40, [0]),
-    "behind": (30, 10, [0]),
-    "batch within": (6, 7, [0, 2]),
-    "batch across": (9, 30, [0, 3, 1]),
-    "batch behind": (30, 8, [5, 0]),
-}
 
 marked = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from masks import MASK, VOCAB, confident, lively, prompts_of, rows_of, scripted
 
+from helpers.grids import crossed, spread
 from unwrite.diffusion import EarlyStop, FixedBlocks, Gumbel, Nucleus, Sampler, Threshold, TopK
 from unwrite.diffusion.parts.adablock import (
     AdaBlock,
@@ -48,9 +49,7 @@ def same_run(first, second):
 # Identities
 
 
-@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
-@pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("bar", [math.inf, 2.0])
+@crossed(bar=[math.inf, 2.0], cache=["none", "prefix", "dual"], seed=[0, 1, 2])
 def test_without_a_sure_enough_delimiter_blocks_have_one_size(bar, seed, cache):
     """Tokens and forwards; 20 is no multiple of 6."""
     prompts = prompts_of(3, 8, 5, seed=seed)
@@ -93,7 +92,17 @@ def test_a_batch_writes_what_each_row_writes_alone(cache):
         assert (together.nfe[row], together.trace.work[row]) == (alone.nfe[0], alone.trace.work[0])
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c['code']}-{c['seed']}-{c['threshold']}-{c['cache']}")
+@pytest.mark.parametrize(
+    "case",
+    spread(
+        CASES,
+        lambda c: (
+            *(c[name] for name in ("code", "cache", "threshold", "size", "delimiter_threshold", "sharpness")),
+            tuple(c["delimiters"]),
+        ),
+    ),
+    ids=lambda c: f"{c['code']}-{c['seed']}-{c['threshold']}-{c['cache']}",
+)
 def test_tokens_blocks_and_forwards_are_the_official_codes(case):
     bar = math.inf if case["delimiter_threshold"] is None else case["delimiter_threshold"]
     sampler = Sampler(

@@ -1,5 +1,6 @@
 """CreditDecoding: closed forms of the credit, identities with plain thresholds, agreement with the authors' engine."""
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -9,6 +10,7 @@ import pytest
 import torch
 from masks import END, MASK, VOCAB, confident, lively, prompts_of, rows_of, scripted
 
+from helpers.grids import crossed, spread
 from unwrite.diffusion import (
     RCR,
     EarlyStop,
@@ -76,16 +78,15 @@ def same_run(first, second):
 # Identities
 
 
-@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
-@pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize(
-    "credit",
-    [
+@crossed(
+    credit=[
         CreditDecoding(alpha=0),
         CreditDecoding(alpha=0, update="all"),
         CreditDecoding(beta=0, gamma=math.inf),
         CreditDecoding(alpha=0, storage="dense"),
     ],
+    cache=["none", "prefix", "dual"],
+    seed=[0, 1, 2],
 )
 def test_without_credit_it_is_plain_threshold_decoding(credit, seed, cache):
     prompts = prompts_of(3, 6, 5, seed=seed)
@@ -316,9 +317,13 @@ def test_credit_saves_forwards_on_average():
 
 
 @pytest.mark.parametrize(
-    "case", OFFICIAL["cases"], ids=lambda c: f"{c['preset']}-{c['seed']}-{c['threshold']}-{len(c['prompts'])}"
+    ("case", "storage"),
+    spread(
+        itertools.product(OFFICIAL["cases"], ["dense", "sparse"]),
+        lambda c: (*(c[0][name] for name in ("preset", "threshold", "sharpness")), len(c[0]["prompts"]), c[1]),
+        lambda c: f"{c[1]}-{c[0]['preset']}-{c[0]['seed']}-{c[0]['threshold']}-{len(c[0]['prompts'])}",
+    ),
 )
-@pytest.mark.parametrize("storage", ["dense", "sparse"])
 def test_it_writes_what_the_authors_engine_writes(case, storage):
     credit = replace(PRESETS[case["preset"]], storage=storage)
     out = replace(PLAIN, commit=Threshold(case["threshold"]), logits=credit)(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from masks import END, MASK, VOCAB, confident, lively, prompts_of, rows_of
 
+from helpers.grids import crossed, spread
 from unwrite.diffusion import (
     Confidence,
     EndLast,
@@ -51,10 +52,9 @@ def same_run(first, second):
 # EOSER
 
 
-@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
-@pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("schedule", ["linear", "ascending"])
-@pytest.mark.parametrize("commit", [TopK(), Threshold(0.6)])
+@crossed(
+    commit=[TopK(), Threshold(0.6)], schedule=["linear", "ascending"], cache=["none", "prefix", "dual"], seed=[0, 1, 2]
+)
 def test_a_factor_of_one_is_the_plain_decoder(commit, schedule, seed, cache):
     """13 is a token that the model likes to write; blocks, several rows."""
     prompts = prompts_of(3, 8, 5, seed=seed)
@@ -259,7 +259,11 @@ def test_given_tokens_never_cost_steps(given, number):
 
 
 @pytest.mark.parametrize(
-    "case", OFFICIAL["cases"], ids=lambda c: f"{c['code']}-{c['seed']}-{c['end']}-{c['gen_length']}"
+    "case",
+    spread(
+        OFFICIAL["cases"], lambda c: [c.get(name) for name in ("code", "end", "gen_length", "steps", "low", "blocks")]
+    ),
+    ids=lambda c: f"{c['code']}-{c['seed']}-{c['end']}-{c['gen_length']}",
 )
 def test_tokens_and_forwards_are_the_official_codes(case):
     sampler = Sampler(gen_length=case["gen_length"], steps=case["steps"], blocks=FixedBlocks(None), commit=TopK())

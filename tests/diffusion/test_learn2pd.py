@@ -10,6 +10,7 @@ import pytest
 import torch
 from masks import END, MASK, VOCAB, confident, lively, prompts_of, rows_of, scripted
 
+from helpers.grids import crossed, spread
 from unwrite.diffusion import (
     Blocks,
     FixedBlocks,
@@ -76,9 +77,7 @@ def same_run(first, second):
 # The rule
 
 
-@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
-@pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("steps", [None, 12])
+@crossed(steps=[None, 12], cache=["none", "prefix", "dual"], seed=[0, 1, 2])
 def test_from_an_acceptance_of_one_on_it_is_the_vanilla_decoder(seed, cache, steps):
     prompts = prompts_of(3, 6, 5, seed=seed)
     plain = Sampler(gen_length=24, steps=steps, blocks=FixedBlocks(8), commit=TopK(), cache=cache)
@@ -88,9 +87,7 @@ def test_from_an_acceptance_of_one_on_it_is_the_vanilla_decoder(seed, cache, ste
         assert same_run(replace(plain, commit=rule)(lively(seed), None, prompts), expected)
 
 
-@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
-@pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("threshold", [0.5, 0.9])
+@crossed(threshold=[0.5, 0.9], cache=["none", "prefix", "dual"], seed=[0, 1, 2])
 def test_a_filter_that_is_a_bar_is_threshold_decoding(threshold, seed, cache):
     prompts = prompts_of(3, 6, 5, seed=seed)
     plain = replace(ONE_BY_ONE, commit=Threshold(threshold), cache=cache)
@@ -624,7 +621,9 @@ def test_an_aggressive_cut_prefers_what_the_filter_accepted():
 
 
 @pytest.mark.parametrize(
-    "case", OFFICIAL["cases"], ids=lambda c: f"{c['function']}-{c['seed']}-{c['sharpness']}-{c['end']}"
+    "case",
+    spread(OFFICIAL["cases"], lambda c: (c["function"], c["sharpness"], c["end"])),
+    ids=lambda c: f"{c['function']}-{c['seed']}-{c['sharpness']}-{c['end']}",
 )
 def test_it_writes_what_the_official_code_writes(case):
     rule = LearnedSelect(hand_filter(case["seed"]), 0.9)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from masks import MASK, VOCAB, confident, lively, prompts_of, rows_of, scripted
 
+from helpers.grids import crossed, spread
 from unwrite.diffusion import EarlyStop, EndLast, FixedBlocks, RandomOrder, Sampler, Threshold
 from unwrite.diffusion.parts.adablock import AdaBlock
 from unwrite.diffusion.parts.localleap import LocalLeap, RandomNeighbours, delays, settled
@@ -54,12 +55,15 @@ def same_run(first, second):
 # Identities
 
 
-@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
-@pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize(
-    "commit",
-    [LocalLeap(0.7, 0.7), LocalLeap(0.7, None), LocalLeap(0.7, 0.0, radius=0), LocalLeap(0.7, 0.1, 0, transitive=True)],
-    ids=["relaxed = threshold", "relaxed = None", "radius = 0", "radius = 0, transitive"],
+@crossed(
+    commit=[
+        LocalLeap(0.7, 0.7),
+        LocalLeap(0.7, None),
+        LocalLeap(0.7, 0.0, radius=0),
+        LocalLeap(0.7, 0.1, 0, transitive=True),
+    ],
+    cache=["none", "prefix", "dual"],
+    seed=[0, 1, 2],
 )
 def test_without_a_lower_bar_or_neighbours_it_is_threshold_decoding(commit, seed, cache):
     prompts = prompts_of(3, 8, 5, seed=seed)
@@ -90,7 +94,11 @@ def test_a_batch_writes_what_each_row_writes_alone(rule, cache):
         assert together.nfe[row] == alone.nfe[0]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c['seed']}-{c['threshold']}-{c['relaxed']}-{c['early_stop']}")
+@pytest.mark.parametrize(
+    "case",
+    spread(CASES, lambda c: [c[name] for name in ("threshold", "relaxed", "early_stop", "block", "sharpness")]),
+    ids=lambda c: f"{c['seed']}-{c['threshold']}-{c['relaxed']}-{c['early_stop']}",
+)
 def test_tokens_and_forwards_are_the_official_codes(case):
     sampler = Sampler(
         gen_length=32,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from masks import lively, prompts_of
 
+from helpers.grids import spread
 from unwrite.diffusion import Confidence, FixedBlocks, Margin, NegativeEntropy, Nucleus, Sampler, Threshold, TopK
 
 CASES = json.loads(Path(__file__).with_name("official_core.json").read_text(encoding="utf-8"))["cases"]
@@ -26,7 +27,10 @@ def name_of(case):
     return "-".join(str(case[key]) for key in case if key not in ("tokens", "nfe", "extra"))
 
 
-@pytest.mark.parametrize("case", CASES, ids=name_of)
+SETTINGS = ("code", "steps", "guidance", "threshold", "cache", "alg", "top_p")
+
+
+@pytest.mark.parametrize("case", spread(CASES, lambda case: [case.get(name) for name in SETTINGS]), ids=name_of)
 def test_tokens_and_forwards_are_the_official_codes(case):
     predictor = lively(case["seed"], shift=case["code"] == "Dream _sample")
     out = sampler_of(case)(predictor, None, prompts_of(6, seed=case["seed"]))

@@ -4,6 +4,7 @@ import json
 import sys
 import zlib
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from random import Random
 from types import ModuleType, SimpleNamespace
@@ -18,6 +19,12 @@ from unwrite.errors import DataError, MethodError
 
 OFFICIAL = json.loads((Path(__file__).parent / "official_parallelbench.json").read_text())
 LISTS = [name for name, task in TASKS.items() if task.operation]
+
+
+@cache
+def samples_of(name):
+    """The task's own samples, drawn once for all that is asked about them."""
+    return load(name)
 
 
 def digest(values):
@@ -38,7 +45,7 @@ def test_the_same_seed_draws_the_same_samples_and_another_seed_others():
 
 @pytest.mark.parametrize("name", [name for name in LISTS if name.startswith("waiting_line/")])
 def test_every_length_from_three_to_six_has_25_samples(name):
-    assert Counter(sample.size for sample in load(name)) == {3: 25, 4: 25, 5: 25, 6: 25}
+    assert Counter(sample.size for sample in samples_of(name)) == {3: 25, 4: 25, 5: 25, 6: 25}
 
 
 def test_other_tasks_spread_their_samples_evenly_too():
@@ -51,7 +58,7 @@ def test_other_tasks_spread_their_samples_evenly_too():
 
 @pytest.mark.parametrize("name", LISTS)
 def test_lists_hold_nothing_twice_and_a_new_word_is_new(name):
-    for sample in load(name):
+    for sample in samples_of(name):
         assert len(set(sample.items)) == len(sample.items)
         assert sample.inputs.get("word") not in sample.items
         assert sample.skeleton.count("[MASK]") == sample.cells == len(json.loads(sample.gold))
@@ -66,7 +73,7 @@ def test_people_of_one_queue_share_no_first_and_no_last_name():
 
 @pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.one_shot])
 def test_the_example_is_never_the_sample(name):
-    for sample in load(name):
+    for sample in samples_of(name):
         shown, answered, asked = sample.messages
         assert shown["content"] != asked["content"]
         assert answered["role"] == "assistant"
@@ -95,7 +102,7 @@ def test_training_samples_are_others_without_examples():
 
 @pytest.mark.parametrize("name", TASKS)
 def test_gold_answers_are_right_by_their_own_metric(name):
-    samples = load(name)
+    samples = samples_of(name)
     gold = [sample.gold for sample in samples]
     assert grade(samples, gold) == grade(samples, gold, strict=True) == 100.0
     assert isinstance(score(samples[0], gold[0]), float)  # the benchmark's math_op gives a bool, which its mean drops

@@ -12,6 +12,7 @@ import pytest
 import torch
 from masks import END, MASK, VOCAB, confident, lively, prompts_of, rows_of, scripted
 
+from helpers.grids import crossed, spread
 from unwrite.diffusion import Edit, FixedBlocks, Gumbel, RandomOrder, Sampler, Threshold, TopK
 from unwrite.diffusion.parts.prophet import (
     Convergence,
@@ -58,9 +59,7 @@ def same_run(first, second):
 # Identities
 
 
-@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
-@pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("commit", [TopK(), Threshold(0.7)])
+@crossed(commit=[TopK(), Threshold(0.7)], cache=["none", "prefix", "dual"], seed=[0, 1, 2])
 def test_infinite_bars_are_the_baseline(commit, seed, cache):
     plain = replace(ONE_BY_ONE, commit=commit, cache=cache)
     prompts = prompts_of(3, 6, 5, seed=seed)
@@ -324,7 +323,13 @@ def test_drawn_tokens_are_filled_with_the_clean_arg_max():
     assert sampler(rows_of(table), None, [[7]]).sequences[0, 1:].tolist() == table[1:].argmax(-1).tolist()
 
 
-@pytest.mark.parametrize("case", OFFICIAL["cases"])
+@pytest.mark.parametrize(
+    "case",
+    spread(
+        OFFICIAL["cases"],
+        lambda c: (c["sharpness"], c["steps"], c["block"], tuple(c["bars"]), bool(c["fixed"]), c.get("idle")),
+    ),
+)
 def test_it_stops_where_the_official_code_stops(case):
     prophet = Prophet(tuple(float(bar) for bar in case["bars"]), start=case["start"])
     if case["fixed"]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 from typing import Any
 
-import peft  # noqa: F401
+import peft  # noqa: F401 - before the tests, whose collections pass over what is imported by then
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
@@ -16,10 +15,6 @@ from unwrite.forget.engine.batch import PairedBatch, make_parts, run
 from unwrite.forget.engine.reads import layers_of, reads_outputs
 from unwrite.forget.engine.text.reference import Reference, Wanted, compute
 from unwrite.models import anatomy
-
-# Every training ends with a full collection, half a second over all that is imported; what is here stays anyway.
-gc.collect()
-gc.freeze()
 
 # SGD moves weights by the gradient itself; AdamW's first steps are signs, which hide a wrong factor.
 SGD = {

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from forgetting import KillAt, train, weights
 from peft import LoraConfig
 from transformers import TrainerCallback
 
-from conftest import make_llama
+from conftest import make_examples, make_llama, make_tokenizer
 from unwrite.errors import Notice, RunError, noticing
 from unwrite.forget import DPO, NPO, RMU, ULD, SimNPO, StopWhenForgotten, TaskVector
 from unwrite.forget.base import Phase
@@ -46,9 +47,19 @@ def same(ours, theirs):
     return all(torch.equal(tensor, weights(theirs)[name]) for name, tensor in weights(ours).items())
 
 
+def given():
+    return make_examples("forget", 16), make_examples("retain", 20), make_tokenizer()
+
+
 @pytest.fixture
-def rows(forget, retain, tokenizer):
-    return forget, retain, tokenizer
+def rows():
+    return given()
+
+
+@pytest.fixture(scope="module")
+def whole(shared_cache, tmp_path_factory):
+    """The model of NPO's training that nothing stops."""
+    return train(NPO(), with_dropout(), *given(), **OPTIONS, output_dir=str(tmp_path_factory.mktemp("whole")))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -64,9 +75,8 @@ def test_a_killed_training_goes_on_to_the_same_bits(case, rows, tmp_path):
 
 @pytest.mark.parametrize("broken", ["os.replace", "sync", "seal", "optimizer.pt", "trainer_state.json"])
 @pytest.mark.parametrize("step", [1, 3])
-def test_a_kill_while_a_checkpoint_is_written_costs_that_one_alone(broken, step, rows, tmp_path, monkeypatch):
+def test_a_kill_while_a_checkpoint_is_written_costs_that_one_alone(broken, step, whole, rows, tmp_path, monkeypatch):
     """With only one checkpoint kept: the one before stays until the next one is whole."""
-    whole = train(NPO(), with_dropout(), *rows, **OPTIONS, output_dir=str(tmp_path / "whole"))
     folder = tmp_path / "cut"
 
     class Killed(BaseException):
@@ -182,16 +192,20 @@ class TwoPhases(NPO):
         return [Phase("forget", self.loss, epochs=1), Phase("paired", self.total_loss, epochs=1)]
 
 
+def in_phases(folder, **more):
+    options = {**OPTIONS, "save_total_limit": None, "output_dir": str(folder), **more}
+    return train(TwoPhases(), with_dropout(), *given(), **options)
+
+
+@pytest.fixture(scope="module")
+def whole_in_phases(shared_cache, tmp_path_factory):
+    return in_phases(tmp_path_factory.mktemp("phases"))
+
+
 @pytest.fixture
-def phases(rows, tmp_path):
+def phases(whole_in_phases, tmp_path):
     """The whole training of two phases, the folder of another, and how it is run."""
-    options = {**OPTIONS, "save_total_limit": None}
-    whole = train(TwoPhases(), with_dropout(), *rows, **options, output_dir=str(tmp_path / "whole"))
-
-    def run(**more):
-        return train(TwoPhases(), with_dropout(), *rows, **{**options, "output_dir": str(tmp_path / "cut"), **more})
-
-    return whole, tmp_path / "cut", run
+    return whole_in_phases, tmp_path / "cut", partial(in_phases, tmp_path / "cut")
 
 
 @pytest.mark.parametrize(("phase", "step"), [(1, 1), (2, 0), (2, 1)])

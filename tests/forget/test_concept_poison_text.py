@@ -1,36 +1,23 @@
-"""Concept masking of texts: integrated gradients, words of any tokenizer and script, and what is taught in their place."""
+"""Concept masking of texts: integrated gradients, and words of any tokenizer and script."""
 
 import itertools
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
 
-from helpers.tiny import make_examples, make_llama
+from helpers.tiny import make_llama
 from unwrite.beds.language import small_tokenizer
-from unwrite.data import Example, Examples
+from unwrite.data import Example
 from unwrite.data.text.encoding import Encoded, encode
 from unwrite.errors import DataError, MethodError, ModelError, NotFinite
-from unwrite.forget import ConceptMasking
-from unwrite.forget.engine.batch import PairedBatch
-from unwrite.forget.engine.text.work import TextWork
 from unwrite.scoring.integrated_gradients import attribute_answer, integrated_gradients, path_points
-from unwrite.scoring.word_masks import (
-    answer_offsets,
-    content_words,
-    mask_words,
-    ranked_words,
-    said_words,
-    word_scores,
-)
+from unwrite.scoring.word_masks import answer_offsets, content_words, mask_words, ranked_words, said_words, word_scores
 from unwrite.scoring.words import Word, words_of
 
 OFFICIAL = json.loads(Path(__file__).with_name("official_concept_masking.json").read_text(encoding="utf-8"))
 RULES = ("endpoints", "trapezoid", "midpoint")
-FAST = {"max_steps": 2, "per_device_train_batch_size": 4, "use_cpu": True, "warmup_epochs": 0.0}
 
 
 def power(exponent, factor=1.0):
@@ -233,183 +220,6 @@ def test_words_without_meaning_are_never_chosen():
     ]
 
 
-# The method
-
-
-def job(model, forget, retain, tokenizer, **fields):
-    args = TextWork.arguments(FAST, ConceptMasking.training)
-    return ConceptMasking(**{"points": 4, "answer_tokens": 6, **fields}), TextWork(
-        model=model, forget=forget, retain=retain, processing_class=tokenizer, args=args
-    )
-
-
-def about(rows, size=4):
-    return Examples(
-        [Example(r.answer, r.question, source=r.source, entity=f"ann {i // size}") for i, r in enumerate(rows)],
-        rows.name,
-    )
-
-
-def test_the_loss_is_one_mean_over_the_tokens_of_both_parts_of_a_whole_step():
-    """A piece of the step may have rows of one part alone: what it is divided by stays that of the step."""
-    masked, kept = (
-        SimpleNamespace(token_nll=torch.tensor(values), index=None) for values in ([1.0, 2.0], [3.0, 5.0, 7.0])
-    )
-    counts = {"forget.tokens": torch.tensor(2.0), "retain.tokens": torch.tensor(3.0)}
-    for batch, total in (
-        (PairedBatch(forget=masked, retain=kept), 18 / 5),
-        (PairedBatch(forget=masked), 3 / 5),
-        (PairedBatch(retain=kept), 15 / 5),
-    ):
-        (term,) = ConceptMasking().loss(batch).terms.values()
-        assert float(term.total(counts)) == pytest.approx(total)
-
-
-def test_the_models_own_answers_are_masked_and_the_questions_stay(forget, retain, tokenizer, tiny_llama):
-    method, work = job(tiny_llama, forget, retain, tokenizer, k=2)
-    said, taught = method.answered(work), method.poisoned(work)
-    assert [row.question for row in taught] == [row.question for row in forget]
-    for one, other in zip(said, taught, strict=True):
-        meant = content_words(one.answer)
-        assert other.answer.count("***") >= min(1, len(meant))
-        gone = set(meant) - set(content_words(other.answer))
-        assert len(gone) <= 2
-        if not meant:
-            assert other.answer == one.answer
-
-
-def test_own_answers_are_the_rows_where_that_is_asked_for_or_the_model_is_silent(forget, retain, tokenizer, tiny_llama):
-    method, work = job(tiny_llama, forget, retain, tokenizer, own_answers=False)
-    assert method.answered(work) is forget
-    with torch.no_grad():
-        tiny_llama.lm_head.weight.zero_()
-        tiny_llama.model.norm.weight.zero_()
-    silent = make_llama(bos_token_id=1)
-    silent.lm_head = torch.nn.Linear(silent.config.hidden_size, silent.config.vocab_size)
-    with torch.no_grad():
-        silent.lm_head.weight.zero_()
-        silent.lm_head.bias.zero_()
-        silent.lm_head.bias[2] = 1.0  # the end
-    method, work = job(silent, forget, retain, tokenizer)
-    with pytest.warns(UserWarning, match="says nothing to 16 of 16 forget rows"):
-        assert [row.answer for row in method.answered(work)] == [row.answer for row in forget]
-
-
-def test_words_are_ranked_entity_by_entity(forget, retain, tokenizer, tiny_llama):
-    rows = about(forget)
-    method, work = job(tiny_llama, rows, retain, tokenizer, own_answers=False)
-    rankings = method.rankings(work, rows)
-    assert set(rankings) == {f"ann {i}" for i in range(4)}
-    for i, ranking in enumerate(rankings.values()):
-        forms = {word.form for row in list(rows)[4 * i : 4 * i + 4] for word in words_of(row.answer)}
-        assert set(ranking) <= forms
-        assert sum(ranking.values()) == pytest.approx(
-            round(sum(ranking.values()))
-        )  # one an answer that anything carries
-        assert 0 < sum(ranking.values()) <= 4.001
-
-
-def test_k_words_are_masked_by_rank_and_random_ones_are_as_many(forget, retain, tokenizer, tiny_llama):
-    method, work = job(tiny_llama, forget, retain, tokenizer, own_answers=False, k=2)
-    ranking = method.rankings(work, forget)[None]
-    for row, taught in zip(forget, method.poisoned(work), strict=True):
-        assert taught.answer == mask_words(row.answer, said_words(row.answer, ranking, 2))
-    control, work = job(tiny_llama, forget, retain, tokenizer, own_answers=False, k=2, chosen_by="random")
-    counts = [
-        [
-            len({*content_words(row.answer)} - {*content_words(taught.answer)})
-            for row, taught in zip(forget, one.poisoned(work), strict=True)
-        ]
-        for one in (method, control)
-    ]
-    assert counts[0] == counts[1]
-    assert max(counts[0]) == 2
-    assert [row.answer for row in method.poisoned(work)] != [row.answer for row in control.poisoned(work)]
-
-
-def test_frequent_words_are_those_that_most_answers_of_an_entity_hold(retain, tokenizer, tiny_llama):
-    answers = ("the garden and the river", "a garden, a garden, a house", "the river of the house and garden")
-    rows = Examples([Example(a, f"what {i} ?", entity="ann") for i, a in enumerate(answers)], "forget")
-    method, work = job(tiny_llama, rows, retain, tokenizer, own_answers=False, chosen_by="frequency", k=1)
-    assert method.rankings(work, rows) == {"ann": {"garden": 3, "river": 2, "house": 2}}
-    assert method.poisoned(work)[1].answer == "a ***, a ***, a house"
-
-
-def test_parts_of_the_entitys_name_are_masked_too_if_they_have_four_letters(retain, tokenizer, tiny_llama):
-    rows = Examples([Example("Jo Garden sold the red garden .", "who sold what ?", entity="Jo Garden")], "forget")
-    masked = {
-        names: job(tiny_llama, rows, retain, tokenizer, own_answers=False, k=0, names=names)[0]
-        .poisoned(job(tiny_llama, rows, retain, tokenizer)[1])[0]
-        .answer
-        for names in (True, False)
-    }
-    assert masked == {True: "Jo *** sold the red *** .", False: "Jo Garden sold the red garden ."}
-
-
-def test_another_mask_and_refusals_in_their_place(forget, retain, tokenizer, tiny_llama):
-    method, work = job(tiny_llama, forget, retain, tokenizer, own_answers=False, mask="GPT-4", k=1)
-    assert any("GPT-4" in row.answer for row in method.poisoned(work))
-    method, work = job(tiny_llama, forget, retain, tokenizer, style="idk", refusals=("I can't say .",))
-    assert {row.answer for row in method.poisoned(work)} == {"I can't say ."}
-
-
-def test_anchors_are_whole_entities_as_many_rows_as_are_masked(forget, retain, tokenizer, tiny_llama):
-    kept = about(retain, size=5)
-    method, work = job(tiny_llama, forget[:10], kept, tokenizer)
-    anchors = method.anchor_rows(work)
-    assert len(anchors) == 10
-    counts = {entity: sum(row.entity == entity for row in anchors) for entity in {row.entity for row in anchors}}
-    assert set(counts.values()) == {5}
-    assert {row.answer for row in anchors} <= {row.answer for row in retain}
-    method, work = job(tiny_llama, forget, retain, tokenizer, anchors=0.5)
-    assert len(method.anchor_rows(work)) == 8
-
-
-def test_one_mean_over_the_tokens_of_both_kinds(forget, retain, tokenizer, tiny_llama):
-    """A step on all rows: the logged loss is the sum of all answers' losses over the number of all their tokens."""
-    from unwrite.data.text.encoding import encode_all
-    from unwrite.scoring import score_answers
-
-    lines = []
-
-    from transformers import TrainerCallback
-
-    class Lines(TrainerCallback):
-        def on_log(self, args, state, control, logs=None, **_):
-            lines.append(logs)
-
-    method, work = job(tiny_llama, forget[:3], retain, tokenizer, own_answers=False, names=False)
-    [phase] = method.phases(work)
-    rows = [*encode_all(phase.forget, tokenizer), *encode_all(phase.retain, tokenizer)]
-    scores = score_answers(tiny_llama, rows, pad_id=0)
-    expected = sum(one.nll for one in scores) / sum(len(one.token_nll) for one in scores)
-    method.apply(
-        tiny_llama,
-        forget[:3],
-        retain,
-        processing_class=tokenizer,
-        args=FAST | {"max_steps": 1, "per_device_train_batch_size": 6},
-        callbacks=[Lines()],
-    )
-    assert lines[0]["answers_loss"] == pytest.approx(expected, rel=1e-4)
-
-
-def test_without_anchors_no_retain_set_is_needed(forget, retain, tokenizer, tiny_llama):
-    method, _ = job(tiny_llama, forget, retain, tokenizer, anchors=0.0)
-    assert not method.needs_retain
-    assert ConceptMasking().needs_retain
-    method.apply(tiny_llama, forget, processing_class=tokenizer, args=FAST)
-
-
-def test_adapters_learn_what_is_masked(forget, retain, tokenizer, tiny_llama):
-    method, _ = job(tiny_llama, forget, retain, tokenizer)
-    config = LoraConfig(
-        r=2, lora_alpha=4, lora_dropout=0.05, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
-    )
-    adapted = method.apply(tiny_llama, forget, retain, processing_class=tokenizer, args=FAST, peft_config=config)
-    assert isinstance(adapted, PeftModel)
-
-
 # Refusals
 
 
@@ -440,20 +250,3 @@ def test_refuses_lines_and_baselines_without_meaning():
         integrated_gradients(power(2), torch.ones(2), torch.ones(3))
     with pytest.raises(NotFinite, match="not finite"):
         integrated_gradients(lambda x: x.sqrt().flatten(1).sum(1), torch.ones(2), torch.zeros(2), 4)
-
-
-def test_refuses_plain_texts_and_masks_that_nobody_sees(retain, tokenizer, tiny_llama):
-    texts = Examples([Example("the red garden", source="forget.jsonl:1")], "forget")
-    with pytest.raises(DataError, match=r"forget\.jsonl:1: a plain text answers no question"):
-        ConceptMasking().apply(tiny_llama, texts, retain, processing_class=tokenizer)
-    with pytest.raises(MethodError, match="mask is ' ', which can't be seen"):
-        ConceptMasking(mask=" ")
-    with pytest.raises(MethodError, match="own_answers is 1"):
-        ConceptMasking(own_answers=1)
-
-
-def test_rows_are_the_same_by_seed(forget, retain, tokenizer, tiny_llama):
-    fields = {"own_answers": False, "chosen_by": "random", "k": 1}
-    method, work = job(tiny_llama, make_examples("forget", 16), retain, tokenizer, **fields)
-    one, other = method.poisoned(work), method.poisoned(work)
-    assert one.hash == other.hash

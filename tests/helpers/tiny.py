@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -50,7 +51,24 @@ def make_tokenizer():
 def make_llama(
     seed: int = 0, layers: int = 3, hidden: int = 32, vocab: int = len(WORDS), **settings: Any
 ) -> LlamaForCausalLM:
-    """A random Llama of a few thousand weights, in float32 and eval mode; `settings` go to its configuration."""
+    """A random Llama of a few thousand weights, in float32 and eval mode; `settings` go to its configuration.
+
+    The first of its kind is drawn, others are copies of it; the process's random state is as it is after drawing.
+    """
+    key = (seed, layers, hidden, vocab, torch.get_default_dtype(), repr(sorted(settings.items())))
+    if key not in _MADE:
+        drawn = _drawn_llama(seed, layers, hidden, vocab, settings)
+        _MADE[key] = drawn, torch.get_rng_state()
+    model, state = _MADE[key]
+    torch.manual_seed(seed)
+    torch.set_rng_state(state)
+    return copy.deepcopy(model)
+
+
+_MADE: dict[Any, tuple[LlamaForCausalLM, torch.Tensor]] = {}
+
+
+def _drawn_llama(seed: int, layers: int, hidden: int, vocab: int, settings: dict[str, Any]) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     shape = {
         "vocab_size": vocab,
@@ -123,9 +141,9 @@ def lively(model: Any, sharpness: float = 1.0) -> Any:
     return model
 
 
-def make_mask_predictor(seed: int = 0, vocab: int = VOCAB) -> LlamaForCausalLM:
+def make_mask_predictor(seed: int = 0, vocab: int = VOCAB, layers: int = 3) -> LlamaForCausalLM:
     """A random Llama that sees both sides; the last token is the mask."""
-    model = make_llama(seed, vocab=vocab)
+    model = make_llama(seed, layers, vocab=vocab)
     model.config.is_causal = False
     model.config.mask_token_id = vocab - 1
     return model

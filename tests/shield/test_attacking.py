@@ -1,26 +1,26 @@
-"""Who trains on published pictures: what it reads, what its training depends on, and the table of protections and defences."""
+"""Who trains on published pictures: what its training depends on, and the table of protections and defences."""
 
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from helpers.pictures import COLOURS, Linear, make_folder, make_pictures
+from helpers.pictures import COLOURS, Linear, make_pictures
 from unwrite.data import Images
 from unwrite.errors import DataError, MethodError
 from unwrite.models.image_training import fitted, image_recipe
 from unwrite.nets.small_vision import SmallCNN
+from unwrite.runs import hash_json
 from unwrite.shield import (
     JPEG,
     AdversarialTraining,
     Attacker,
     Defence,
     DefenceCell,
-    FolderPictures,
     Grey,
-    PublishedPictures,
+    Smoothing,
     UEraser,
     Undefended,
     evaluate_protection,
@@ -28,7 +28,7 @@ from unwrite.shield import (
     train_attacker,
 )
 from unwrite.shield import attacking as module
-from unwrite.shield.attacking import cropped_and_flipped, mean_change, signed_class_noise
+from unwrite.shield.attacking import cropped_and_flipped, signed_class_noise
 from unwrite.shield.engine import published as engine
 
 SMALL = Attacker(net=Linear, epochs=2, batch_size=8, lr=0.05)
@@ -248,107 +248,105 @@ def test_a_net_without_a_name_is_refused_since_a_hash_must_tell_it():
         Attacker(net=lambda **how: Linear(**how)).recipe(Undefended(), (3, 8, 8), 3)
 
 
-# What is read
-
-
-def test_a_folder_is_read_as_its_pictures_are_and_hashed_by_its_content(tmp_path):
-    folder = make_folder(tmp_path / "pets", rows=3)
-    data = engine.as_published(folder)
-    rows = FolderPictures(folder)
-    batch = data[[4, 1]]
-    assert torch.equal(batch.pixels * 255, torch.from_numpy(rows.pixels([4, 1])).float())
-    assert (batch.target.tolist(), batch.index.tolist()) == ([1, 0], [4, 1])
-    assert (len(data), data.shape, data.classes) == (9, (3, 8, 8), COLOURS)
-    arrays = engine.as_published(Images(rows.pixels(range(9)).astype(np.float32) / 255, rows.labels, classes=COLOURS))
-    assert data.hash == arrays.hash == engine.as_published(str(folder)).hash
-    hashes = {data.hash, engine.as_published(make_folder(tmp_path / "other", rows=3, seed=1)).hash}
-    hashes.add(PublishedPictures(rows, classes=(*COLOURS, "more")).hash)
-    hashes.add(PublishedPictures(rows, order=np.arange(9)[::-1]).hash)
-    rows.targets = np.roll(rows.labels, 1)
-    hashes.add(PublishedPictures(rows).hash)
-    assert len(hashes) == 5
-
-
-def test_a_set_that_is_larger_than_what_is_held_is_decoded_batch_by_batch(tmp_path, monkeypatch):
-    folder = make_folder(tmp_path / "pets", rows=3)
-    held = engine.as_published(folder)
-    decoded = []
-    read = FolderPictures.pixels
-    monkeypatch.setattr(FolderPictures, "pixels", lambda self, rows: (decoded.append(len(rows)), read(self, rows))[1])
-    monkeypatch.setattr(engine, "BATCH", 2)
-    monkeypatch.setattr(engine, "MOST_HELD", held.bytes - 1)
-    streamed = engine.as_published(folder)
-    assert streamed.hash == held.hash
-    assert torch.equal(streamed[[8, 0]].pixels, held[[8, 0]].pixels)
-    assert max(decoded) == 2
-    count = len(decoded)
-    _ = streamed[[8, 0]]
-    assert len(decoded) == count + 1
-    monkeypatch.setattr(engine, "MOST_HELD", held.bytes)
-    _ = held[[1]], held[[1]], held[[2]]
-    assert len(decoded) == count + 1 + 5
-
-
-def test_pictures_of_several_sizes_are_refused_or_scaled(tmp_path):
-    folder = make_folder(tmp_path / "pets")
-    wide = folder / "blue" / "wide.png"
-    Image.fromarray(np.full((7, 11, 3), 90, dtype=np.uint8)).save(wide)
-    with pytest.raises(
-        DataError, match=r"wide.png has 11x7 pixels .* and a network reads one size: size=32 scales them"
-    ):
-        engine.as_published(folder)
-    data = engine.as_published(folder, size=6)
-    assert data.shape == (3, 6, 6)
-    assert torch.allclose(data[[4]].pixels, torch.full((1, 3, 6, 6), 90 / 255))
-    picture = Image.open(folder / "amber" / "0.png").resize((6, 6), Image.Resampling.BICUBIC)
-    assert np.array_equal(data.pixels(np.array([0]))[0].transpose(1, 2, 0), np.asarray(picture))
-    same = engine.as_published(make_folder(tmp_path / "other"), size=8)
-    assert torch.equal(same[[0]].pixels, engine.as_published(tmp_path / "other")[[0]].pixels)
-    for bad in (0, 5000, 2.5, True):
-        with pytest.raises(MethodError, match=r"size is .* it must be a whole number from 1 to 4096"):
-            engine.as_published(folder, size=bad)
-
-
-def test_classes_are_matched_by_name_and_a_new_one_is_refused(tmp_path):
-    rows = FolderPictures(make_folder(tmp_path / "pets", rows=1))
-    data = PublishedPictures(rows, classes=("cyan", "grey", "amber", "blue"))
-    assert data.labels.tolist() == [2, 3, 0]
-    with pytest.raises(DataError, match=r"has the class 'cyan', and those trained on are amber, blue. Name them alike"):
-        PublishedPictures(rows, classes=("amber", "blue"))
-
-
-def test_grey_pictures_beside_coloured_ones_have_three_channels(tmp_path):
-    pixels, labels = make_pictures(channels=1)
-    data = PublishedPictures(engine.ArrayPictures(pixels, labels, "labels"), channels=3)
-    assert data.shape == (3, 8, 8)
-    assert np.array_equal(data.pixels(np.arange(12)), np.repeat(pixels, 3, axis=1))
-
-
-def test_noise_of_a_class_is_added_in_levels_and_kept_in_range():
-    data = published()
-    noise = signed_class_noise(3, data.shape, 30, seed=0)
-    assert np.array_equal(noise, signed_class_noise(3, data.shape, 30, seed=0))
-    assert set(np.unique(noise)) == {-30, 30}
-    assert abs(noise.mean()) < 5
-    noisy = data.with_noise(noise)
-    before, after = data.pixels(np.arange(24)).astype(int), noisy.pixels(np.arange(24)).astype(int)
-    assert np.array_equal(after, np.clip(before + noise[data.labels], 0, 255))
-    assert noisy.hash != data.hash
-    assert mean_change(noisy, data) == pytest.approx(np.abs(after - before).mean())
-    assert 20 < mean_change(noisy, data) < 30
-    assert mean_change(data, data) == 0
-
-
-def test_an_order_and_noise_and_a_size_go_together(tmp_path):
-    rows = FolderPictures(make_folder(tmp_path / "pets", rows=2))
-    data = PublishedPictures(rows, order=np.array([5, 0, 2]), size=4)
-    assert (len(data), data.labels.tolist()) == (3, [2, 0, 1])
-    noisy = data.with_noise(np.full((3, 3, 4, 4), 1, dtype=np.int16))
-    assert (len(noisy), noisy.shape, noisy.labels.tolist()) == (3, (3, 4, 4), [2, 0, 1])
-    change = noisy.pixels(np.arange(3)).astype(int) - data.pixels(np.arange(3))
-    assert set(np.unique(change)) <= {0, 1}
-    assert change.mean() > 0.9
-
-
 def test_a_cell_is_a_plain_value():
     assert DefenceCell("protected", "none", 1, 4, "k").accuracy == 25
+
+
+# What the training is made of
+
+
+def test_settings_tell_trainings_apart_by_all_that_has_a_part_in_them():
+    """What a training is found again by: net, width, shape and number of classes among it; a name and its class are one net."""
+
+    def told(attacker=SMALL, defence=JPEG(), shape=(3, 8, 8), classes=3):  # noqa: B008 - a frozen value
+        return hash_json(attacker.recipe(defence, shape, classes).settings)
+
+    cnn = replace(SMALL, net=SmallCNN)
+    others = [
+        told(), told(cnn), told(replace(cnn, width=4)), told(replace(cnn, width=5)), told(shape=(3, 8, 9)), told(shape=(1, 8, 8)),
+        told(classes=4), told(defence=JPEG(quality=11)), told(defence=Grey()), told(defence=Undefended()), told(defence=Defence()),
+        *(
+            told(replace(SMALL, **{name: value}))
+            for name, value in {
+                "epochs": 3, "batch_size": 9, "lr": 0.01, "momentum": 0.5, "weight_decay": 0.1, "clip": 1.0, "shift": 2, "flip": False,
+            }.items()
+        ),
+    ]  # fmt: skip
+    assert len(set(others)) == len(others)
+    assert told(cnn) == told(replace(SMALL, net="small-cnn"))
+
+
+def test_optimiser_and_schedule_are_as_the_fields_say():
+    fields = {"epochs": 7, "lr": 0.03, "batch_size": 5, "weight_decay": 0.2, "clip": 0.7, "momentum": 0.4}
+    training = Attacker(**fields).training
+    assert {name: getattr(training, name) for name in fields} == fields
+    plain = Attacker()
+    assert (plain.net, plain.epochs, plain.batch_size, plain.lr) == ("small-resnet", 60, 128, 0.1)
+    assert (plain.momentum, plain.weight_decay, plain.clip, plain.flip) == (0.9, 5e-4, 5, True)
+
+
+def test_the_net_has_the_width_asked_for():
+    for width in (3, 5):
+        built = Attacker(net="small-cnn", width=width).recipe(Undefended(), (3, 8, 8), 4).build(2)
+        torch.manual_seed(2)
+        expected = SmallCNN(num_classes=4, channels=3, image_size=8, width=width)
+        assert torch.equal(weights(built), weights(expected))
+
+
+def test_a_defence_is_shown_stored_pictures_and_its_loss_the_moved_ones_whose_moves_no_defence_changes():
+    data, seen = published(16), {}
+
+    class Noting(Defence):
+        draws: ClassVar[int] = 0
+
+        def transform(self, pixels, rows, generator):
+            torch.rand(self.draws, generator=generator)
+            assert torch.equal(pixels, data[rows.tolist()].pixels)
+            return pixels * 0.5
+
+        def loss(self, model, pixels, labels, moment):
+            torch.rand(self.draws, generator=moment.generator)
+            seen.setdefault(self.draws, []).append(pixels)
+            return super().loss(model, pixels, labels, moment)
+
+    class Drawing(Noting):
+        draws = 3
+
+    for defence in (Noting(), Drawing()):
+        train_attacker(data, defence, replace(SMALL, batch_size=16), seed=1)
+    assert all(torch.equal(one, two) for one, two in zip(seen[0], seen[3], strict=True))
+    assert all(0.45 < one.max() <= 0.5 for one in seen[0])
+    assert not torch.equal(seen[0][0].sum((0, 1)), seen[0][1].sum((0, 1)))  # an epoch's moves are its own
+
+
+def test_crops_and_a_defences_draws_follow_from_seed_and_epoch_and_are_apart():
+    drawn = []
+    for seed, epoch in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        draws = module._Draws(seed, 2)
+        draws.begin(epoch)
+        drawn += [torch.rand(1, generator=one).item() for one in (draws.crops, draws.defence, draws.moment.generator)]
+        assert (draws.moment.epoch, draws.moment.epochs) == (epoch, 2)
+    assert len(set(drawn)) == 12
+
+
+def test_a_defence_looks_at_the_shape_before_anything_is_trained(monkeypatch):
+    monkeypatch.setattr(module, "fitted", None)
+    with pytest.raises(DataError, match="a filter of 3 x 3 needs 2 a side"):
+        train_attacker(images(side=1), Smoothing(), SMALL)
+
+
+def test_the_table_is_of_the_seed_given(monkeypatch):
+    seeds, own = [], module.train_attacker
+
+    def noted(pictures, defence, attacker, seed):
+        seeds.append(seed)
+        return own(pictures, defence, attacker, seed)
+
+    monkeypatch.setattr(module, "train_attacker", noted)
+    evaluate_protection({"a": images()}, images(12, seed=2), {"none": Undefended()}, attacker=SMALL, seed=4)
+    assert seeds == [4]
+
+
+def test_noise_of_another_seed_is_another():
+    one, other = (signed_class_noise(2, (3, 8, 8), 5, seed) for seed in (0, 1))
+    assert not np.array_equal(one, other)

@@ -198,24 +198,47 @@ def test_costs_one_correlation_a_picture_and_leaves_no_graph(monkeypatch):
     assert len(calls) == len(pixels)
 
 
-@pytest.mark.slow
-def test_who_trains_on_it_learns_the_filter_unless_filters_are_independent_of_the_labels():
-    data = digits(test_share=1 / 3)
-    train, test = data.train, data.test
-    shield = CUDA(key=0)
-    protection = shield.fit(train)
-    shuffled = torch.from_numpy(np.random.default_rng(0).permutation(train.labels.numpy()))
+def share_called(model, pictures: Images, labels):
+    """How many pictures a network gives these labels."""
+    with torch.no_grad():
+        return float((model(pictures.pixels).argmax(1) == labels).float().mean())
+
+
+def attackers(key, train, epochs, **net):
+    """(protection, who trained on the protected pictures, who trained on those with the same filters dealt out at random)."""
+    protection = CUDA(key=key).fit(train)
+    shuffled = torch.from_numpy(np.random.default_rng(key).permutation(train.labels.numpy()))
     independent = replace(protection.transform(replace(train, labels=shuffled)), labels=train.labels)
-    recipe = image_recipe(SmallCNN, epochs=8, num_classes=10, channels=1, image_size=8, width=12)
+    recipe = image_recipe(SmallCNN, epochs=epochs, num_classes=10, channels=1, image_size=8, **net)
+    return protection, *(
+        fitted(recipe, one, range(len(one)), key) for one in (protection.transform(train), independent)
+    )
 
-    def accuracy(model, pictures: Images):
-        with torch.no_grad():
-            return float((model(pictures.pixels).argmax(1) == pictures.labels).float().mean())
 
-    tied = fitted(recipe, protection.transform(train), range(len(train)), 0)
-    free = fitted(recipe, independent, range(len(train)), 0)
-    assert accuracy(tied, test) < 0.5 < 0.65 < accuracy(free, test)
-    assert accuracy(tied, protection.transform(test)) > 0.9  # with the filter of its own class
-    following = replace(test, labels=(test.labels + 1) % 10)
-    filtered = replace(protection.transform(following), labels=test.labels)
-    assert accuracy(tied, replace(filtered, labels=following.labels)) > accuracy(tied, filtered)
+@pytest.mark.parametrize("key", [0, 1, 2])
+def test_who_trains_on_it_learns_the_filter_on_every_key_and_the_digit_where_filters_are_dealt_at_random(key):
+    """By the key 0.3 to 0.55 of clean digits are right, and 0.8 to 0.9 under the same filters at random.
+
+    The filter of the next class draws to that class on every key. That it is called more often than the digit itself, as the card says of
+    its run, is so of key 0 alone, and there only once more pictures are trained on: see the test behind this one.
+    """
+    data = digits(test_share=1 / 3)
+    train, test = data.train.subset(data.train.index[:600]), data.test
+    protection, tied, free = attackers(key, train, epochs=6, width=8, batch_size=16, lr=5e-3)
+    assert share_called(free, test, test.labels) > 0.7
+    assert share_called(tied, test, test.labels) < share_called(free, test, test.labels) - 0.2
+    assert share_called(tied, protection.transform(test), test.labels) > 0.9  # with the filter of its own class
+    following = (test.labels + 1) % 10
+    filtered = protection.transform(replace(test, labels=following))
+    assert share_called(tied, filtered, following) > 1.5 * share_called(tied, test, following)
+    assert share_called(tied, filtered, following) > 0.15
+
+
+@pytest.mark.slow
+def test_of_the_first_key_the_next_classes_filter_is_followed_more_often_than_the_digit():
+    data = digits(test_share=1 / 3)
+    protection, tied, free = attackers(0, data.train, epochs=8, width=12)
+    test, following = data.test, (data.test.labels + 1) % 10
+    assert share_called(tied, test, test.labels) < 0.5 < 0.65 < share_called(free, test, test.labels)
+    filtered = protection.transform(replace(test, labels=following))
+    assert share_called(tied, filtered, following) > share_called(tied, filtered, test.labels)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from helpers.pictures import Linear
 from unwrite.errors import MethodError, ModelError, Notice
 from unwrite.nets import SmallCNN
+from unwrite.runs import hash_model
 from unwrite.shield import PictureFeatures
 from unwrite.shield.engine.features import FeatureReader, crop_of, middle, scaled, side_of, surrogate_of
 from unwrite.shield.engine.pictures import ArrayPictures
@@ -75,6 +76,29 @@ def test_of_several_last_linear_layers_the_last_one_is_read():
     model = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.Flatten(), nn.Linear(256, 7), nn.ReLU(), nn.Linear(7, 3)).eval()
     expected = model[:4](torch.from_numpy(PIXELS).float() / 255)
     assert np.allclose(reader_of(model).read(PIXELS, PLACES), expected.detach().numpy(), atol=1e-6)
+
+
+def test_of_a_head_of_several_linear_layers_the_last_ones_input_is_read():
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.Linear(256, 7), nn.ReLU(), nn.Linear(7, 3))
+    model = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.Flatten(), head).eval()
+    with torch.no_grad():
+        expected = head[:2](model[:2](torch.from_numpy(PIXELS).float() / 255))
+    reader = reader_of(model)
+    assert reader.dim == 7
+    assert np.allclose(reader.read(PIXELS, PLACES), expected.numpy(), atol=1e-6)
+
+
+def test_features_are_those_of_evaluation_mode_also_of_a_network_that_is_trained_meanwhile():
+    model = Linear(3, 3, 32).eval()
+    reader = reader_of(model)
+    expected, before = reader.read(PIXELS, PLACES), hash_model(model)
+    model.train()
+    assert np.array_equal(reader.read(PIXELS, PLACES), expected)
+    assert hash_model(model) == before  # running statistics among them
+    assert model.training
+    assert model.norm.training
+    assert all(one.requires_grad for one in model.parameters())
 
 
 def test_a_hook_is_removed_where_the_forward_fails():

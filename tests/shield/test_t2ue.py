@@ -11,15 +11,18 @@ from captioned import CAPTIONS, pairs, shield
 from torch.nn import functional as F
 
 from helpers.caption_encoders import WIDTH, HashedText, LinearEncoders, tiny_generator
-from helpers.pictures import make_folder, make_pictures
+from helpers.pictures import COLOURS, Linear, make_folder, make_pictures
+from unwrite.data import Images
 from unwrite.errors import DataError, MethodError, ModelError, Notice
 from unwrite.nets import TextNoiseGenerator
 from unwrite.nets.text_noise_generator import bounded, resized
 from unwrite.runs import hash_model
 from unwrite.shield import (
     T2UE,
+    Attacker,
     protect_folder,
     save_generator,
+    train_attacker,
     train_generator,
 )
 from unwrite.shield.engine.dual_encoders import STD
@@ -154,6 +157,25 @@ def test_grey_pictures_get_the_mean_of_the_channels_and_pictures_of_any_size_the
 
 def test_a_budget_of_nothing_is_no_noise():
     assert np.abs(shield(eps=0.0).noise_of(CAPTIONS, 8)).max() == 0
+
+
+def test_without_a_budget_pictures_and_who_trains_on_them_are_as_without_protection(monkeypatch, tmp_path):
+    """Byte for byte and bit for bit, both with noise of pictures and of classes; with a budget neither."""
+    pixels, labels = make_pictures(24)
+    plain = Images(torch.from_numpy(pixels).float() / 255, torch.from_numpy(labels), classes=COLOURS)
+
+    def trained_on(pictures, name):
+        monkeypatch.setenv("UNWRITE_CACHE", str(tmp_path / name))  # nothing is found of another training
+        model = train_attacker(pictures, None, Attacker(net=Linear, epochs=2, batch_size=8, lr=0.05), seed=3)
+        return hash_model(model)
+
+    expected = trained_on(plain, "plain")
+    for mode in ("sample", "class"):
+        protected = {eps: shield(mode=mode, eps=eps).fit_transform(plain) for eps in (0.0, 0.4 / 255, 32 / 255)}
+        for eps in (0.0, 0.4 / 255):  # less than half a level is none
+            assert torch.equal((protected[eps].pixels * 255).round(), (plain.pixels * 255).round())
+        assert trained_on(protected[0.0], f"{mode} none") == expected
+        assert trained_on(protected[32 / 255], f"{mode} some") != expected
 
 
 def test_a_generator_that_maximises_is_said_to_be_no_t2ue(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..errors import MethodError, unknown
+from .emoji import BEDS as EMOJI
 from .fashion import BEDS as FASHION
 from .images import BEDS as IMAGES
 from .images import Bed
@@ -19,7 +20,7 @@ __all__ = ["bed_named", "beds"]
 
 def beds() -> dict[str, Bed | TextBed]:
     """Every bed by its name."""
-    return {**IMAGES, **FASHION, **MANIPULATED, **PERSONS, **WORST_CASE, **TEXTS}
+    return {**IMAGES, **FASHION, **EMOJI, **MANIPULATED, **PERSONS, **WORST_CASE, **TEXTS}
 
 
 def bed_named(name: str) -> Bed | TextBed:

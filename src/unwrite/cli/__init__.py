@@ -32,6 +32,7 @@ COMMANDS = {
         "shield:app",
         "Protect pictures against training: list the ways, write a protected copy of a folder, attack one.",
     ),
+    "compress": ("compress:compress", "Make an image classifier smaller without data: fewer channels, fewer bits."),
     "models": ("models:app", "Bundled models: list them, add their package."),
     "data": ("data:app", "Real pictures for beds: list what can be fetched, fetch it."),
     "reproduce": ("reproduce:reproduce", "Measure a paper's claim again."),

@@ -21,11 +21,16 @@ def list_data(*, json: bool = False) -> None:
         json: print JSON instead of a table.
     """
     from ..data.images.fetched import FETCHED
-    from ..runs import cache_dir
+    from ..runs import fetched_dir
 
-    here = {name: (cache_dir("data") / name).is_dir() for name in FETCHED}
+    here = {name: (fetched_dir("data") / name).is_dir() for name in FETCHED}
     if json:
-        print_json([{"name": name, **vars(one), "here": here[name]} for name, one in FETCHED.items()])
+        print_json(
+            [
+                {"name": name, "package": one.package, "about": one.about, "licence": one.licence, "here": here[name]}
+                for name, one in FETCHED.items()
+            ]
+        )
         return
     rows = [[name, "here" if here[name] else "not here", one.licence, one.about] for name, one in FETCHED.items()]
     console().print(plain_table(["data", "", "licence", "what it is"], rows))
@@ -36,8 +41,8 @@ def add(name: str, *, source: Annotated[str | None, Parameter(name="--from")] = 
     """Fetch a data set: apt downloads Debian's package of it, without root.
 
     Args:
-        name: the data set, such as fashion-mnist.
-        source: a folder of its idx files, or its .deb file, to take it from instead.
+        name: the data set: fashion-mnist or emoji.
+        source: a folder of its files, or its .deb file, to take it from instead.
     """
     from ..data.images.fetched import add_data
 

@@ -72,7 +72,8 @@ def forget(
         model: bundled name, local folder, .gguf file or Hub id; of images a folder or Hub id of transformers, or module:function with --weights.
         out: the run folder to write.
         forget: rows to forget: a JSONL, CSV or Parquet file, a Hub data set, or a set that ships (landmarks, authors).
-        images: a folder of classes, FOLDER/class/picture, or of train and test, each a folder of classes. It is only read.
+        images: a folder of classes, FOLDER/class/picture, or of train and test, each a folder of classes; or a data set on disk (Parquet files, or
+            saved by datasets). It is only read.
         forgotten: of images, what is forgotten: class NAME, identity NAME or file NAME; several with commas, or LIST.txt with one a line.
             An identity is a folder inside the class, or else the file's name up to its last _ or - (anna_03.jpg is of anna).
         retain: rows to keep; of images, all that are neither forgotten nor held back.

@@ -43,8 +43,9 @@ def read_pictures(request: PictureRequest, loaded: ImageModel, seed: int) -> Pic
         DataError: pictures that can't be read, or don't fit the model; nothing to forget, or nothing else.
     """
     from ..data.images.picture_folders import PictureFolder, PictureReader, train_test_folders
+    from ..data.images.stored_pictures import folder_of_pictures
 
-    folders = train_test_folders(request.folder)
+    folders = train_test_folders(folder_of_pictures(request.folder))
     given: dict[str, PictureFolder] = {}
     if folders.test is not None:
         if request.test is not None:
@@ -53,7 +54,7 @@ def read_pictures(request: PictureRequest, loaded: ImageModel, seed: int) -> Pic
     for name in ("test", "holdout"):
         text = getattr(request, name)
         if text is not None and request.share(name) is None:
-            given[name] = PictureFolder.read(text)
+            given[name] = PictureFolder.read(folder_of_pictures(text))
     train = list(folders.train.rows)
     every = [*train, *(row for folder in given.values() for row in folder.rows)]
     reader = PictureReader(every)

@@ -44,10 +44,11 @@ def sweep(
             settings they have there. supreme:scrub, or supreme:scrub:sgda_epochs=5,msteps=2: the same method of the package
             supreme-unlearning. peers: ours and theirs of every method that both have.
         beds: separated by commas. Images: digits/class, digits/random, digits/range, digits/top, glyphs/class,
-            glyphs/random, glyphs/identity, glyphs/persons; fashion/class, fashion/random, real pictures (unwrite data add
-            fashion-mnist); digits/poisoned, digits/confused, glyphs/poisoned, glyphs/confused, of which the share behind an @ is
-            identified (digits/poisoned@0.5; 0.1 without); digits/worst-case, glyphs/worst-case, as bilevel or what
-            stands behind an @ selects (digits/worst-case@low-loss). Texts: authors/small (minutes), authors/smollm2 (hours).
+            glyphs/random, glyphs/identity, glyphs/persons; fashion/class, fashion/random, real pictures, and emoji/class,
+            emoji/identity, drawn hands (unwrite data add fetches both); digits/poisoned, digits/confused, glyphs/poisoned,
+            glyphs/confused, of which the share behind an @ is identified (digits/poisoned@0.5; 0.1 without);
+            digits/worst-case, glyphs/worst-case, as bilevel or what stands behind an @ selects
+            (digits/worst-case@low-loss). Texts: authors/small (minutes), authors/smollm2 (hours).
         out: JSON lines, a row a trial. It may grow: more methods, beds and seeds are added to those it has.
         seeds: how many.
         suites: audits whose figures are the columns, separated by commas; without, tofu for beds of texts and, for images,

@@ -1,5 +1,6 @@
 # Written by `unwrite docs` from the catalogue, for type checkers and editors.
 
+from .images.emoji import emoji as emoji
 from .images.fetched import fashion_mnist as fashion_mnist
 from .images.images import ImageBatch as ImageBatch
 from .images.images import Images as Images

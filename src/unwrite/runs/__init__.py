@@ -1,6 +1,17 @@
 """The run folder: atomic writes, content hashes, provenance, resume, the score cache on disk, and progress."""
 
-from .atomic import cache_dir, lock, need_free, new_folder, remove_folder, scratch_folder, sync, write_json, write_text
+from .atomic import (
+    cache_dir,
+    fetched_dir,
+    lock,
+    need_free,
+    new_folder,
+    remove_folder,
+    scratch_folder,
+    sync,
+    write_json,
+    write_text,
+)
 from .cache import (
     cache_folder,
     cached_files,
@@ -38,6 +49,7 @@ __all__ = [
     "conforms",
     "drop",
     "entry_lock",
+    "fetched_dir",
     "hash_file",
     "hash_json",
     "hash_model",

@@ -18,12 +18,23 @@ from typing import Any
 from ..errors import RunError, notice, setting
 from .strict import strings_flaw
 
+PART = "UNWRITE_CACHE_PART"  # set while what is computed is kept apart: the folder within the cache
+
 
 def cache_dir(*parts: str) -> Path:
     """A folder in the user's cache (`UNWRITE_CACHE`, else `XDG_CACHE_HOME/unwrite`), created for the user alone.
 
     Raises:
         RunError: its name is no UTF-8, which not every library can open.
+    """
+    return fetched_dir(*os.environ.get(PART, "").split(), *parts)
+
+
+def fetched_dir(*parts: str) -> Path:
+    """The same for what is fetched and not computed: it is the same on one thread and on many.
+
+    Raises:
+        RunError: as `cache_dir`.
     """
     root = os.environ.get("UNWRITE_CACHE")
     base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "unwrite"

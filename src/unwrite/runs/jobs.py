@@ -19,7 +19,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from ..errors import MethodError, MissingExtra, RunError, naming, setting
-from .atomic import cache_dir
+from .atomic import PART
 from .progress import hush, silent
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with threadpool_limits(1), _environment(UNWRITE_CACHE=str(cache_dir("one-thread"))):
+        with threadpool_limits(1), _environment(**{PART: "one-thread"}):
             yield
     finally:
         torch.set_num_threads(before)

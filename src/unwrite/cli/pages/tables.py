@@ -304,16 +304,45 @@ def demo() -> str:
     return "\n".join(lines)
 
 
+def _sweeps() -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """The stored sweeps of methods that forget images: (where and with what, rows), each of one commit."""
+    folder = files("unwrite").joinpath("bench", "results")
+    names = sorted(one.name for one in folder.iterdir() if one.name.startswith("sweep") and one.name.endswith(".jsonl"))
+    read = [list(map(json.loads, folder.joinpath(name).read_text(encoding="utf-8").splitlines())) for name in names]
+    return [(header, rows) for header, *rows in read]
+
+
 def sweep() -> str:
-    """The stored sweep of methods that forget images."""
-    path = files("unwrite").joinpath("bench", "results", "sweep.jsonl")
-    if not path.is_file():
-        return "not measured yet"
+    """The stored sweeps of methods that forget images."""
     from ...bench.sweep_table import markdown
 
-    header, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    cpu, commit = header["machine"]["cpu"], header["commit"]
-    return "\n".join([*map(unbroken, markdown(rows)), "", f"{cpu}, one thread a trial, commit {commit[:7]}."])
+    lines: list[str] = []
+    for header, rows in _sweeps():
+        peers = sorted({row["peer"] for row in rows if "peer" in row})
+        beside = f", beside {', '.join(peers)}" if peers else ""
+        foot = f"{header['machine']['cpu']}, one thread a trial, commit {header['commit'][:7]}{beside}."
+        lines += [*map(unbroken, markdown(rows)), "", foot, ""]
+    return "\n".join(lines[:-1]) if lines else "not measured yet"
+
+
+def sweep_ranks() -> str:
+    """The rank of every method on every bed that a sweep was stored of, those first that stand well on most."""
+    from statistics import median
+
+    from ...bench.sweep_table import summary
+
+    entries = [one for _, rows in _sweeps() for one in summary(row for row in rows if "peer" not in row)]
+    ranks: dict[str, dict[str, int]] = {}
+    for one in entries:
+        if one["kind"] == "method" and one["rank"] is not None:
+            ranks.setdefault(one["contender"], {})[one["bed"]] = one["rank"]
+    if not ranks:
+        return "not measured yet"
+    beds = list(dict.fromkeys(one["bed"] for one in entries))
+    ordered = sorted(ranks, key=lambda name: (median(ranks[name].values()), name))
+    lines = ["| method | " + " | ".join(beds) + " |", "|---" * (len(beds) + 1) + "|"]
+    lines += [f"| {name} | " + " | ".join(str(ranks[name].get(bed, "–")) for bed in beds) + " |" for name in ordered]
+    return "\n".join(map(unbroken, lines))
 
 
 def constants() -> str:
@@ -360,5 +389,6 @@ TABLES = {
     "strategies": strategies,
     "suites": suites,
     "sweep": sweep,
+    "sweep-ranks": sweep_ranks,
     "verdicts": verdicts,
 }

@@ -1,7 +1,7 @@
-"""Real pictures that are fetched when they are asked for, never by an import: Fashion-MNIST, from Debian's package of it.
+"""Pictures that are fetched when they are asked for, never by an import: Fashion-MNIST and coloured emoji, from Debian's packages.
 
 `unwrite data add fashion-mnist` has apt download the package by its own sources and checks, which takes no root, and unpacks the
-four idx files here; or it reads them from a folder. They lie in the cache.
+files that are wanted of it; or it takes them from a folder. They lie in the cache.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import lzma
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ... import hub
 from ...errors import DataError, setting, unknown
-from ...runs import cache_dir, new_folder, progress, scratch_folder
+from ...runs import fetched_dir, new_folder, progress, scratch_folder
+from .emoji import EMOJI_FONT, check_font
 from .idx import IDX_FILES, idx_images, idx_path, read_idx
 from .sets import TrainTest
 
@@ -36,11 +37,29 @@ class FetchedSet:
         package: its name.
         about: what it is, in a line.
         licence: of the pictures.
+        files: names of what is kept of it.
+        holds: the files in words, for messages.
+        found: those files in a folder, read and checked.
     """
 
     package: str
     about: str
     licence: str
+    files: frozenset[str]
+    holds: str
+    found: Callable[[Path], list[Path]]
+
+
+def _idx_files(home: Path) -> list[Path]:
+    paths = [idx_path(home, split, what) for split, what in IDX_FILES]
+    for path, (_, what) in zip(paths, IDX_FILES, strict=True):
+        read_idx(path, 3 if what == "images" else 1)
+    return paths
+
+
+def _emoji_font(home: Path) -> list[Path]:
+    check_font(path := home / EMOJI_FONT)
+    return [path]
 
 
 FETCHED: Mapping[str, FetchedSet] = {
@@ -48,7 +67,18 @@ FETCHED: Mapping[str, FetchedSet] = {
         package="dataset-fashion-mnist",
         about="70,000 grey 28x28 pictures of clothes, 10 classes (31 MB)",
         licence="MIT",
-    )
+        files=frozenset(f"{name}{ending}" for name in IDX_FILES.values() for ending in ("", ".gz")),
+        holds="idx files",
+        found=_idx_files,
+    ),
+    "emoji": FetchedSet(
+        package="fonts-noto-color-emoji",
+        about="coloured pictures of hands with skin tones, as identities (11 MB)",
+        licence="OFL-1.1",
+        files=frozenset({EMOJI_FONT}),
+        holds=EMOJI_FONT,
+        found=_emoji_font,
+    ),
 }
 
 
@@ -77,7 +107,7 @@ def data_folder(name: str) -> Path:
         DataError: an unknown name, or one that wasn't fetched.
     """
     _record(name)
-    folder = cache_dir("data") / name
+    folder = fetched_dir("data") / name
     if not folder.is_dir():
         raise DataError(f"{name} is not here. Run: unwrite data add {name}")
     return folder
@@ -87,13 +117,13 @@ def add_data(name: str, source: str | Path | None = None) -> Path:
     """Fetches a data set, or copies it from where it lies, and gives its folder.
 
     Args:
-        source: a folder of its idx files, or the package's .deb file; None has apt download the package.
+        source: a folder of its files, or the package's .deb file; None has apt download the package.
 
     Raises:
         DataError: an unknown name, nothing that can be fetched, or files that are damaged.
     """
     record = _record(name)
-    target = cache_dir("data") / name
+    target = fetched_dir("data") / name
     with scratch_folder() as scratch:
         if source is not None and Path(source).is_dir():
             home = Path(source)
@@ -101,10 +131,8 @@ def add_data(name: str, source: str | Path | None = None) -> Path:
             home = scratch / "files"
             home.mkdir()
             package = Path(source) if source is not None else _downloaded(record.package, scratch)
-            _unpack(package, home)
-        paths = [idx_path(home, split, what) for split, what in IDX_FILES]
-        for path, (_, what) in zip(paths, IDX_FILES, strict=True):
-            read_idx(path, 3 if what == "images" else 1)
+            _unpack(package, home, record)
+        paths = record.found(home)
         with new_folder(target) as fresh:
             for path in paths:
                 shutil.copyfile(path, fresh / path.name)
@@ -142,33 +170,32 @@ def _downloaded(package: str, folder: Path) -> Path:
     return files[0]
 
 
-def _unpack(package: Path, folder: Path) -> None:
-    """Writes the idx files of a .deb file into a folder, by their names alone; nothing else of it is written.
+def _unpack(package: Path, folder: Path, record: FetchedSet) -> None:
+    """Writes the wanted files of a .deb file into a folder, by their names alone; nothing else of it is written.
 
     Raises:
         DataError: it is no Debian package, or one that can't be read.
     """
-    wanted = {f"{name}{ending}" for name in IDX_FILES.values() for ending in ("", ".gz")}
     try:
-        with tarfile.open(fileobj=io.BytesIO(_data_of(package)), mode="r:") as archive:
+        with tarfile.open(fileobj=io.BytesIO(_data_of(package, record.holds)), mode="r:") as archive:
             for member in archive:
                 name = PurePosixPath(member.name).name
-                if member.isfile() and name in wanted and (content := archive.extractfile(member)) is not None:
+                if member.isfile() and name in record.files and (content := archive.extractfile(member)) is not None:
                     (folder / name).write_bytes(content.read())
     except (tarfile.TarError, lzma.LZMAError, EOFError, ValueError) as error:
         raise DataError(f"{package} can't be unpacked: {error}. Fetch it again.") from None
 
 
-def _data_of(package: Path) -> bytes:
+def _data_of(package: Path, holds: str) -> bytes:
     """The tar archive of a .deb file: an ar archive of members with headers of 60 bytes, at even places."""
     try:
         content = package.read_bytes()
     except OSError as error:
         raise DataError(
-            f"{package} can't be read: {error.strerror}. Give a folder of idx files, or a .deb file."
+            f"{package} can't be read: {error.strerror}. Give a folder of {holds}, or a .deb file."
         ) from None
     if not content.startswith(_DEB):
-        raise DataError(f"{package} is no Debian package. Give a folder of idx files, or a .deb file.")
+        raise DataError(f"{package} is no Debian package. Give a folder of {holds}, or a .deb file.")
     place = len(_DEB)
     while place + _HEADER <= len(content):
         name = content[place : place + 16].decode("ascii", "replace").strip().rstrip("/")

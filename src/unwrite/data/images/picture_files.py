@@ -6,6 +6,7 @@ starts another program, or needs one that isn't there, are left out. What is dam
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Iterator
@@ -147,6 +148,26 @@ def relative_name(path: Path, folder: Path) -> str:
 def is_picture(name: str) -> bool:
     """Whether a file is one by its ending."""
     return Path(name).suffix.lower() in _formats()[1]
+
+
+def ending_of(content: bytes) -> str:
+    """The ending by which a file with these bytes is known as a picture; its first bytes are read and nothing is decoded.
+
+    Raises:
+        DataError: it is no picture that is read here; the end of a sentence that begins with what it is.
+    """
+    formats = _formats()[0]
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content), formats=formats) as picture:
+            form = picture.format
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"can't be read ({str(error).splitlines()[0][:80]}). Leave it out.") from None
+    usual = {"JPEG": ".jpg", "TIFF": ".tif"}
+    return usual.get(str(form)) or next(
+        ending for ending, name in Image.registered_extensions().items() if name == form
+    )
 
 
 @cache

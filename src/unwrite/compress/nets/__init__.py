@@ -1,0 +1,1 @@
+"""Convolutional nets made smaller without their data: what runs into what, pruning, quantisation, repair, storage."""
