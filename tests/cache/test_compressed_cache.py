@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from tests.helpers.architectures import tiny_model
 from tests.helpers.tiny import make_llama
 from transformers import DynamicCache, Gemma3ForCausalLM, Gemma3TextConfig, T5Config, T5ForConditionalGeneration
 
@@ -122,6 +123,14 @@ def test_a_layer_attends_where_its_settings_say_so_and_the_model_is_as_before(mo
     assert model.config._attn_implementation == "sdpa"
 
 
+def test_a_copy_of_a_model_that_had_a_cache_has_caches_of_its_own(model):
+    WholeAttending().cache(model)
+    twin = copy.deepcopy(model)
+    cache = WholeAttending().cache(twin)
+    assert torch.equal(written(twin, cache, left_padded(twin)), written(model, None, left_padded(model)))
+    assert cache.layers[0].calls == 12
+
+
 def test_the_model_is_as_before_when_a_forward_fails(model):
     class Broken(WholeAttending):
         def layer(self, index, shape, prepared):
@@ -197,6 +206,13 @@ def test_attention_without_tensors_for_masks_is_refused(model):
         Whole().cache(model)
     finally:
         model.config._attn_implementation_internal = "sdpa"
+
+
+def test_a_bound_on_scores_is_refused_where_layers_attend():
+    bounded = tiny_model("gemma2", layers=2, layer_types=["full_attention"] * 2)
+    with pytest.raises(ModelError, match="bounds the scores of its attention by 50"):
+        WholeAttending().cache(bounded)
+    Whole().cache(bounded)
 
 
 def test_a_cache_can_be_neither_cropped_nor_moved(model):

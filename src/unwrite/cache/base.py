@@ -227,6 +227,7 @@ class CompressedCache(Cache):
 
     settings: ClassVar[type[Compression] | None] = None
     watches: ClassVar[bool] = True
+    plain_only: ClassVar[bool] = True  # `unwrite.decode` reads it: one token a forward, no draft
     is_compileable = False
 
     def __init__(self, model: PreTrainedModel, compression: Compression | None = None, **fields: Any) -> None:
@@ -263,6 +264,15 @@ class CompressedCache(Cache):
     def nbytes(self) -> int:
         """Bytes of all that is kept of the texts, counted from storage."""
         return sum(layer.nbytes() for layer in self.layers)
+
+    def full_nbytes(self) -> int:
+        """Bytes that keys and values of all tokens so far take where all are kept, in the model's precision."""
+        first = self.layers[0]
+        rows = next((len(one) for one in first.tensors()), 0)
+        if not rows or first.dtype is None:
+            return 0
+        numbers = 2 * rows * first.length * self.shape.kv_heads * self.shape.head_dim * len(self.layers)
+        return int(numbers * first.dtype.itemsize)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.compression}, {self.get_seq_length()} tokens)"

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from cyclopts import Parameter
 
-from ..errors import MethodError, ModelError, UnwriteError, notice, renamed
+from ..errors import MethodError, ModelError, UnwriteError, naming, notice, renamed
 from ..runs import progress
-from .fields import build_strategy
+from .fields import build_cache, build_strategy
 from .inputs import need_number
 from .output import console, label, print_json, quiet_libraries, write
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+    from ..cache import CompressedCache, Compression
     from ..decode.base import Strategy
     from ..decode.engine.stats import Stats
 
@@ -31,6 +32,7 @@ def generate(
     strategy: str | None = None,
     sampler: str | None = None,
     compare: str | None = None,
+    cache: str | None = None,
     model: str = "smollm2-135m",
     draft_model: str | None = None,
     base: str | None = None,
@@ -46,11 +48,13 @@ def generate(
 
     Args:
         prompt: the question.
-        strategy: how to decode: plain, or a drafting strategy. Where it is left out: token-recycling, or plain with a
-            notice where the model takes no drafts.
+        strategy: how to decode: plain, or a drafting strategy. Where it is left out: token-recycling; plain with a
+            notice where the model takes no drafts, and plain with a cache.
         sampler: for a diffusion language model: parts of the denoising loop joined by +, such as
             "threshold(threshold=0.8)+dual"; the canvas is shown as it fills.
         compare: several strategies separated by commas; a table of all of them in place of the stream.
+        cache: keys and values in fewer bytes: a cache with its fields, such as "uncomp:groups=heads.json,capacity=256";
+            the text is written plainly then.
         model: bundled name, local folder, .gguf file or Hub id. A .gguf file runs on llama.cpp.
         draft_model: a smaller model of the same vocabulary, for strategies that need one.
         base, draft_base: where model or draft_model is an adapter, the model it stands on: its own file may choose only one
@@ -64,18 +68,23 @@ def generate(
     need_number("--max-new-tokens", max_new_tokens, at_least=1)
     need_number("--temperature", temperature, at_least=0)
     need_number("--seed", seed, at_least=-(2**63), below=2**64)
+    compression = _compression(cache, sampler, model)
     if sampler is not None:
         from .canvas import denoise
 
         denoise(prompt, sampler, model, base, max_new_tokens, temperature, seed, raw, json, fields)
         return
-    names = [name.strip() for name in (compare or strategy or DEFAULT).split(",")]
+    names = [name.strip() for name in (compare or strategy or (DEFAULT if compression is None else PLAIN)).split(",")]
     chosen = {name: None if name == PLAIN else build_strategy(name, fields) for name in names}
+    if compression is not None and (drafting := next((name for name, way in chosen.items() if way), None)):
+        raise MethodError(
+            f"{drafting} drafts, and a compressed cache can't give drafted tokens back. Write --strategy plain, or leave --cache out."
+        )
     quiet_libraries()
     from ..decode import Plain
 
-    writer = _writer(model, draft_model, base, draft_base, raw)
-    if strategy is None and compare is None and _falls_back(writer):
+    writer = _writer(model, draft_model, base, draft_base, raw, compression)
+    if strategy is None and compare is None and compression is None and _falls_back(writer):
         names, chosen = [PLAIN], {PLAIN: None}
     if compare:  # what only a first call pays, such as packing, is nobody's
         writer(prompt, Plain(), 4, temperature, seed, None)
@@ -91,6 +100,23 @@ def generate(
     else:
         write("\n")
         console().print(label(f"{names[0]}: {results[names[0]][1].line()}", "dim"))
+
+
+def _compression(cache: str | None, sampler: str | None, model: str) -> Compression | None:
+    """The settings of the cache that is asked for.
+
+    Raises:
+        MethodError: an unknown cache or field; a sampler or a GGUF file, which keep no such cache.
+    """
+    if cache is None:
+        return None
+    other = "a sampler" if sampler is not None else "a GGUF file" if model.endswith(".gguf") else None
+    if other is not None:
+        raise MethodError(
+            f"--cache is of a transformers model that writes token by token, not of {other}. Leave it out."
+        )
+    with naming("settings"):
+        return build_cache(cache)
 
 
 def _falls_back(writer: Writer) -> bool:
@@ -118,9 +144,16 @@ class Writer(Protocol):
         """Why no draft runs with this model; None where drafts do."""
 
 
-def _writer(model: str, draft: str | None, base: str | None, draft_base: str | None, raw: bool) -> Writer:
+def _writer(
+    model: str,
+    draft: str | None,
+    base: str | None,
+    draft_base: str | None,
+    raw: bool,
+    compression: Compression | None = None,
+) -> Writer:
     if not model.endswith(".gguf"):
-        return _Transformers(model, draft, raw, base, draft_base)
+        return _Transformers(model, draft, raw, base, draft_base, compression)
     for flag, value in (("--base", base), ("--draft-base", draft_base)):
         if value is not None:
             raise MethodError(
@@ -158,7 +191,13 @@ class _Transformers:
     """Writes with a transformers model."""
 
     def __init__(
-        self, name: str, draft: str | None, raw: bool, base: str | None = None, draft_base: str | None = None
+        self,
+        name: str,
+        draft: str | None,
+        raw: bool,
+        base: str | None = None,
+        draft_base: str | None = None,
+        compression: Compression | None = None,
     ) -> None:
         from ..models import load
 
@@ -167,6 +206,7 @@ class _Transformers:
         self.loaded, self.raw = load(name, base=base), raw
         with renamed(base="draft_base"):
             self.draft = load(draft, base=draft_base).model if draft else None
+        self.compression = compression
 
     def why_plain(self) -> str | None:
         """Why no draft runs with this model."""
@@ -201,10 +241,13 @@ class _Transformers:
             options["temperature"] = temperature
         torch.manual_seed(seed)
         if way is None:
+            if (cache := self._cache()) is not None:
+                options["past_key_values"] = cache
             start = time.perf_counter()
             ids = model.generate(inputs, attention_mask=torch.ones_like(inputs), streamer=streamer, **options)
             new = ids[0, inputs.shape[1] :]
             stats = Stats(forwards=len(new), tokens=len(new))
+            stats.cache = None if cache is None else (cache.nbytes(), cache.full_nbytes())
             stats.seconds["forward"] = time.perf_counter() - start
         else:
             way = _with(way, streamer=streamer, draft_model=self.draft, tokenizer=tokenizer)
@@ -217,6 +260,12 @@ class _Transformers:
             )
             new, stats = out.sequences[0, inputs.shape[1] :], out.stats
         return tokenizer.decode(new, skip_special_tokens=True), stats
+
+    def _cache(self) -> CompressedCache | None:
+        if self.compression is None:
+            return None
+        with naming("settings"):
+            return self.compression.cache(self.loaded.model)
 
 
 @dataclass

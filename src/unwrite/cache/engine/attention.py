@@ -109,16 +109,12 @@ def foreign(cache: Any) -> MethodError:
     )
 
 
-_watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-
 def watch(model: PreTrainedModel) -> None:
     """Sets the hooks on a model's attention modules, if they aren't there yet."""
     for layer, module in attention_modules(model):
-        if module not in _watched:
+        if not any(isinstance(hook, _Announce) for hook in module._forward_pre_hooks.values()):  # a copy has its own
             module.register_forward_pre_hook(_Announce(layer), with_kwargs=True)
             module.register_forward_hook(_Leave(layer), with_kwargs=True, always_call=True)
-            _watched.add(module)
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,8 @@ def check_attention(model: PreTrainedModel) -> None:
     """Refuses a model whose attention no other function can stand in for.
 
     Raises:
-        ModelError: a class outside transformers' attention interface; an implementation whose masks are no tensors.
+        ModelError: a class outside transformers' attention interface; scores with a bound; an implementation whose masks are no
+            tensors.
     """
     bare = _bare(model)
     used = bare.config._attn_implementation
@@ -90,6 +91,10 @@ def check_attention(model: PreTrainedModel) -> None:
         raise ModelError(
             f"{type(bare).__name__} computes attention in a way that nothing can replace, which this cache must. Use a cache that "
             "hands over whole keys (RotateKV, or Mustafar unpacked)."
+        )
+    if bound := getattr(bare.config.get_text_config(decoder=True), "attn_logit_softcapping", None):
+        raise ModelError(
+            f"{type(bare).__name__} bounds the scores of its attention by {bound:g}, which this cache's own does not. {WORKS}."
         )
     if used not in COMPUTED_HERE:
         raise ModelError(f"the model's attention is {used!r}; call model.set_attn_implementation('sdpa') before.")

@@ -19,6 +19,7 @@ from .sampling import STATEFUL, Sampling, from_processors
 from .stats import Stats
 from .stopping import Stopping, from_criteria
 from .transformers.arena import filled_length
+from .transformers.limits import Support
 from .tree import Ints
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def custom_generate(
     sampling = from_processors(logits_processor, bool(generation_config.do_sample))
     _refuse_state(sampling, len(input_ids))
     padding = padding_of(attention_mask, len(input_ids))
-    runtime = TransformersRuntime(model, cache=past_key_values)
+    runtime = TransformersRuntime(model, cache=past_key_values, support=_plain_support(past_key_values))
     check(runtime, strategy, len(input_ids))
     own = runtime.limit is not None and input_ids.shape[1] > runtime.limit
     if not own and (filled := filled_length(past_key_values)):
@@ -109,6 +110,13 @@ def _cache_of(cache: Cache | None, others: dict[str, Any]) -> Cache | None:
         cache = None
     state_space = others.pop("cache_params", None)  # Mamba's name for it
     return state_space if cache is None else cache
+
+
+def _plain_support(cache: Cache | None) -> Support | None:
+    """No tree at any length for a cache of which tokens can't be taken back, as it says itself; None for any other."""
+    if not getattr(cache, "plain_only", False):
+        return None
+    return Support(0, f"was given a {type(cache).__name__}, which can't give drafted tokens back")
 
 
 def generate(

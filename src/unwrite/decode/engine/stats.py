@@ -21,6 +21,7 @@ class Stats:
         routes: {the route a forward took: how often}.
         seconds: by phase: prefill, draft, forward, verify (walk, rollback, learning), other.
         batch: rows of the batch.
+        cache: (bytes of a compressed cache, bytes of a full one of the same texts); None where there is none.
     """
 
     forwards: int = 0
@@ -31,6 +32,7 @@ class Stats:
     routes: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     batch: int = 1
+    cache: tuple[int, int] | None = None
 
     @property
     def tokens_per_forward(self) -> float:
@@ -57,6 +59,7 @@ class Stats:
             "rows": {str(rows): count for rows, count in sorted(self.rows.items())},
             "routes": dict(self.routes),
             "seconds": dict(self.seconds),
+            **({} if self.cache is None else {"cache_bytes": self.cache[0], "full_cache_bytes": self.cache[1]}),
         }
 
     def line(self) -> str:
@@ -65,8 +68,15 @@ class Stats:
         return (
             f"{self.tokens} tokens in {self.total_seconds:.2f} s, {self.tokens / max(1e-9, self.total_seconds):.1f} a "
             f"second; {self.forwards} forwards, {self.tokens_per_forward:.2f} tokens each; {self.accepted} of "
-            f"{self.drafted} drafted tokens kept; forward {share['forward']:.0%}, draft {share['draft']:.0%}"
+            f"{self.drafted} drafted tokens kept; forward {share['forward']:.0%}, draft {share['draft']:.0%}{self._held()}"
         )
+
+    def _held(self) -> str:
+        """What the cache held, for `line`."""
+        if self.cache is None:
+            return ""
+        held, full = self.cache
+        return f"; cache {held / 1e6:.2f} MB of {full / 1e6:.2f} MB, {held / max(1, full):.0%}"
 
 
 _last: list[Stats] = []
