@@ -174,6 +174,7 @@ class RotatedLayer(CompressedLayer):
         positions: int32 [batch, tokens], where an offset doesn't say it.
     """
 
+    is_croppable = True
     stored = ("kept_keys", "kept_values", "sink_keys", "sink_values", "sink_at", "offset", "positions")
 
     def __init__(self, settings: RotateKV, shape: KVShape, rope: Rope | None, order: Tensor | None) -> None:
@@ -181,7 +182,6 @@ class RotatedLayer(CompressedLayer):
         self.settings, self.shape, self.rope, self.order = settings, shape, rope, order
         self.quantiser, self.rotated = settings.quantiser(shape), settings.rotated(shape)
         self.sinks = settings.sinks if self.quantiser is not None else 0
-        self.is_croppable = not self.sinks  # of a shorter prompt other tokens would be kept whole
         self.first = 0  # tokens of the first call
         self.kept_keys: list[Tensor] | None = None
         self.kept_values: list[Tensor] | None = None
@@ -300,8 +300,8 @@ class RotatedLayer(CompressedLayer):
         elif left < self.length:
             if self.sinks and left < self.first:
                 raise MethodError(
-                    f"{self.length - left} tokens can't be given back: that reaches into the {self.first} that were read first, of which "
-                    f"some are kept whole. Use {setting('sinks', 0)}."
+                    f"{type(self).__name__} can't give back {self.length - left} tokens: that reaches into the {self.first} that were read "
+                    f"first, and without the last of them others would be kept whole. Use {setting('sinks', 0)}."
                 )
             for name in ("kept_keys", "kept_values"):
                 setattr(self, name, [part[:, :left].clone() for part in getattr(self, name)])

@@ -84,6 +84,29 @@ def build_defence(text: str) -> Any:
     return fill(cls, slug, flags, **(cls.field_of_number(int(number)) if number else {}))
 
 
+def build_cache(text: str) -> Any:
+    """The settings of a cache that a text names: its name in the catalogue, then its fields.
+
+    A part without a name goes on with the value before it, where a field holds several numbers.
+
+    Raises:
+        MethodError: an unknown name or field (with the nearest), a value of another type.
+    """
+    slug, _, given = text.partition(":")
+    cls = catalog.cache(slug).load()
+    flags: dict[str, str] = {}
+    for part in given.split(",") if given else ():
+        field, equals, value = part.partition("=")
+        if equals:
+            name = field.strip()
+            flags[name] = value
+        elif flags:
+            flags[name] += f",{part}"
+        else:
+            raise MethodError(f"{part!r} of {text!r} is no field. Write {slug}:name=value,name=value.")
+    return fill(cls, slug, flags)
+
+
 def fill(cls: type, slug: str, flags: Mapping[str, str], **given: Any) -> Any:
     """A dataclass from texts, `slug` its name in messages; refuses as `build` does.
 
