@@ -1,11 +1,15 @@
 """RotateKV's experiment: each check can fail for its own reason, and the caches it is held against are what they are said to be."""
 
+import pydoc_data.topics
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tests.helpers.tiny import make_llama
 from transformers import DynamicCache
 
 from unwrite.beds.budget import Budget
+from unwrite.beds.language import small_tokenizer
 from unwrite.beds.outlier_keys import outlier_keys
 from unwrite.beds.two_bit_caches import KIVI, RandomSinks
 from unwrite.cache import RotateKVCache
@@ -140,9 +144,14 @@ def test_a_headline_fits_its_cell():
     assert len(rotatekv.headline(rows, {})) <= HEADLINE
 
 
-@pytest.mark.slow
-def test_it_runs_tiny():
+def test_it_runs_tiny(monkeypatch):
+    """On a model without training, which knows as many layers and head sizes as the real one."""
+    tokenizer = small_tokenizer([text[:300] for text in pydoc_data.topics.topics.values()], size=400)
+    sizes = {"layers": 3, "hidden": 48, "num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 64}
+    loaded = SimpleNamespace(model=make_llama(vocab=len(tokenizer), **sizes), tokenizer=tokenizer)
+    monkeypatch.setattr(rotatekv, "load", lambda name: loaded)
     claim, record = run("rotatekv", Budget("tiny", (0,)))
     assert claim.verdict == record["verdict"] == "too small for a verdict"
     assert len(claim.rows) == 11
     assert rotatekv.headline(record["rows"], record["extra"]) == record["headline"]
+    assert float(record["rows"][rotatekv.OWN][1]) < float(record["rows"][rotatekv.FULL][1]) == 1
