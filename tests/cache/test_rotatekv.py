@@ -80,6 +80,21 @@ def test_with_nothing_quantised_rotation_and_rope_are_undone(name, prefill):
     assert all(layer.positions is None for layer in cache.layers)  # an offset a row says it all
 
 
+def test_layers_without_rope_keep_keys_as_they_come():
+    model, full = tiny_model("smollm3"), DynamicCache()
+    cache = RotateKVCache(model, bits=16, rotate_keys="none")
+    for one in (cache, full):
+        read(model, one, padded())
+    without = [not layer.self_attn.use_rope for layer in model.model.layers]
+    assert any(without)
+    assert [layer.offset is None for layer in cache.layers] == without
+    same = [
+        torch.equal(one.kept_keys[0], other.keys.transpose(1, 2).flatten(2))
+        for one, other in zip(cache.layers, full.layers, strict=True)
+    ]
+    assert same == without
+
+
 def test_an_order_is_undone_too(llama):
     settings = RotateKV(bits=16, prefill="quantised")
     settings = RotateKV(bits=16, prefill="quantised", order=random_order(llama, settings))
@@ -155,6 +170,15 @@ def test_whole_tokens_are_what_came_to_the_bit(llama):
 
 def turn(model, known):
     return model.model.rotary_emb(torch.zeros(0), torch.arange(known)[None])
+
+
+def test_a_row_with_fewer_whole_tokens_has_no_others(llama):
+    layer = RotateKVCache(llama).layers[0]
+    keys, values = torch.randn(2, 2, 4, 6, 16)
+    layer._protect(keys, values, torch.tensor([[1, 0, 1, 0, 1, 0], [0, 0, 0, 1, 0, 0]]).bool())
+    assert layer.sink_at.tolist() == [[0, 2, 4], [3, -1, -1]]
+    assert torch.equal(layer.sink_keys[0], keys[0][:, [0, 2, 4]])
+    assert torch.equal(layer.sink_values[1][:, 0], values[1][:, 3])
 
 
 def test_a_massive_activation_marks_its_token():

@@ -26,7 +26,7 @@ from ..beds.outlier_keys import KeyTrip, outlier_keys
 from ..beds.two_bit_caches import KIVI, RandomSinks
 from ..cache.base import CompressedCache, Compression
 from ..cache.engine.key_order import KeyOrder, calibrate_key_order
-from ..cache.rotatekv import RotateKV, RotateKVCache
+from ..cache.rotatekv import Prefill, RotateKV, RotateKVCache
 from ..models import anatomy, load
 from ..scoring.intervals import spread
 from .base import Claim, figure
@@ -106,7 +106,7 @@ class PageFigures:
 
 def arms(order: KeyOrder, clips: Mapping[str, float]) -> dict[str, Compression]:
     """Every cache but the full one. The steps build on each other, in their order."""
-    seen = "quantised"
+    seen: Prefill = "quantised"
     own = RotateKV(order=order, clip=clips[OWN], prefill=seen)
     steps = replace(own, rotate_keys="none", order=None, sinks=0, pre_rope=False)
     return {
