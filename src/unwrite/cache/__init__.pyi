@@ -3,3 +3,11 @@
 from .base import CompressedCache as CompressedCache
 from .base import CompressedLayer as CompressedLayer
 from .base import Compression as Compression
+from .engine.head_groups import HeadGroups as HeadGroups
+from .engine.head_groups import calibrate_head_entropy as calibrate_head_entropy
+from .engine.key_order import KeyOrder as KeyOrder
+from .engine.key_order import calibrate_key_order as calibrate_key_order
+from .rotatekv import RotateKV as RotateKV
+from .rotatekv import RotateKVCache as RotateKVCache
+from .uncomp import UNComp as UNComp
+from .uncomp import UNCompCache as UNCompCache
