@@ -107,7 +107,8 @@ def test_layers_see_rope_mask_and_hidden_states_of_their_calls_only(model):
     with torch.no_grad():
         model(**inputs, past_key_values=cache)
     moment = cache.layers[1].moments[0]
-    assert moment.hidden_states.shape[:2] == (2, 9)
+    assert moment.hidden_states.shape == moment.residual.shape == (2, 9, model.config.hidden_size)
+    torch.testing.assert_close(model.model.layers[1].input_layernorm(moment.residual), moment.hidden_states)
     assert [one.shape[-2] for one in moment.rope] == [9, 9]
     assert not visible(moment.attention_mask, 9, 9, torch.device("cpu"))[0, 0, :, :6].any(-1)[-1]
     assert cache.layers[1].moment is None
@@ -129,6 +130,7 @@ def test_a_copy_of_a_model_that_had_a_cache_has_caches_of_its_own(model):
     cache = WholeAttending().cache(twin)
     assert torch.equal(written(twin, cache, left_padded(twin)), written(model, None, left_padded(model)))
     assert cache.layers[0].calls == 12
+    assert [len(one._forward_pre_hooks) for one in (twin.model.layers[0], twin.model.layers[0].self_attn)] == [1, 1]
 
 
 def test_the_model_is_as_before_when_a_forward_fails(model):

@@ -57,6 +57,7 @@ FIELDS: dict[str, Fields] = {  # one for every record
         given=lambda model: {"groups": head_groups(model)},
         objects=frozenset({"groups"}),
     ),
+    "rotatekv": Fields(limit={"bits": 16}, lossy={"sinks": 3}, objects=frozenset({"order"})),
 }
 
 MODELS = {

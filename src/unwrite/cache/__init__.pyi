@@ -6,5 +6,9 @@ from .base import Compression as Compression
 from .engine.head_groups import HeadGroups as HeadGroups
 from .engine.head_groups import calibrate_head_entropy as calibrate_head_entropy
 from .engine.stages import stage_labels as stage_labels
+from .engine.key_order import KeyOrder as KeyOrder
+from .engine.key_order import calibrate_key_order as calibrate_key_order
+from .rotatekv import RotateKV as RotateKV
+from .rotatekv import RotateKVCache as RotateKVCache
 from .uncomp import UNComp as UNComp
 from .uncomp import UNCompCache as UNCompCache

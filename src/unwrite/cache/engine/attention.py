@@ -1,8 +1,8 @@
 """How a layer of a cache sees the attention it serves: rope, mask and queries of every call, and attention of its own.
 
-transformers hands a cache keys and values alone. `watch` sets two hooks on each attention module, once a model: before a call whose
-cache is one of ours, the layer gets what the module was given (`Moment`); and where the layer attends itself, the model's attention
-function is for this one call the one below, which asks the layer. Outside such a call the model is as it was.
+transformers hands a cache keys and values alone. `watch` sets hooks on each attention module and the decoder layer around it, once a
+model: before a call whose cache is one of ours, the layer gets what both were given (`Moment`); and where the layer attends itself, the
+model's attention function is for this one call the one below, which asks the layer. Outside such a call the model is as it was.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers import AttentionInterface, Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ...errors import MethodError
-from .support import attention_modules
+from .support import attention_modules, block_around
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,6 +36,7 @@ class Moment:
 
     Args:
         hidden_states: [batch, new, hidden], behind the layer's norm.
+        residual: [batch, new, hidden], what the decoder layer around it was given, before that norm.
         rope: (cosines, sines), each [batch or 1, new, rotated dim], by which queries and new keys are turned; None where positions
             enter otherwise.
         attention_mask: the mask of this call as the model made it; see `visible`.
@@ -44,6 +45,7 @@ class Moment:
     """
 
     hidden_states: Tensor
+    residual: Tensor
     rope: tuple[Tensor, Tensor] | None
     attention_mask: Tensor | None
     position_ids: Tensor | None
@@ -110,11 +112,21 @@ def foreign(cache: Any) -> MethodError:
 
 
 def watch(model: PreTrainedModel) -> None:
-    """Sets the hooks on a model's attention modules, if they aren't there yet."""
+    """Sets the hooks on a model's attention modules, if they aren't there yet, as they are on a copy of a model that had them."""
     for layer, module in attention_modules(model):
-        if not any(isinstance(hook, _Announce) for hook in module._forward_pre_hooks.values()):  # a copy has its own
+        if not any(isinstance(hook, _Announce) for hook in module._forward_pre_hooks.values()):
+            block_around(model, module).register_forward_pre_hook(_Enter(module), with_kwargs=True)
             module.register_forward_pre_hook(_Announce(layer), with_kwargs=True)
             module.register_forward_hook(_Leave(layer), with_kwargs=True, always_call=True)
+
+
+@dataclass(frozen=True, eq=False)
+class _Enter:
+    attention: nn.Module
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if _ours(cache := _cache_in(args, kwargs)) and id(self.attention) in cache.serves:
+            _residual[self.attention] = _hidden(args, kwargs)
 
 
 @dataclass(frozen=True)
@@ -127,9 +139,14 @@ class _Announce:
         if id(module) not in cache.serves:
             raise foreign(cache)
         layer: Watching = cache.layers[self.layer]
-        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        hidden = _hidden(args, kwargs)
         layer.moment = Moment(
-            hidden, kwargs.get("position_embeddings"), kwargs.get("attention_mask"), kwargs.get("position_ids"), module
+            hidden,
+            _residual.pop(module, hidden),
+            kwargs.get("position_embeddings"),
+            kwargs.get("attention_mask"),
+            kwargs.get("position_ids"),
+            module,
         )
         if layer.attends:
             _stock[module] = module.config._attn_implementation
@@ -148,6 +165,7 @@ class _Leave:
 
 
 _stock: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+_residual: weakref.WeakKeyDictionary[nn.Module, Tensor] = weakref.WeakKeyDictionary()
 _ASKED = "unwrite_layer"  # attribute of the keys a layer returns, by which the function below knows whom to ask
 
 
@@ -185,9 +203,14 @@ def _attention(
 AttentionInterface.register(NAME, _attention)
 
 
+def _hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    hidden: Tensor = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+    return hidden
+
+
 def _cache_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    cache = kwargs.get("past_key_values")
-    return cache if cache is not None else next((one for one in args if isinstance(one, Cache)), None)
+    """The cache a module is called with, by whatever name: GPT-NeoX has another one for it."""
+    return next((one for one in (*kwargs.values(), *args) if isinstance(one, Cache)), None)
 
 
 def _ours(cache: Any) -> TypeGuard[Watched]:

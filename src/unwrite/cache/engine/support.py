@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-__all__ = ["KVShape", "attention_modules", "check_attention", "check_layers", "shape_of"]
+__all__ = ["KVShape", "attention_modules", "block_around", "check_attention", "check_layers", "shape_of"]
 
 COMPUTED_HERE = (
     "eager",
@@ -108,6 +108,14 @@ def attention_modules(model: PreTrainedModel) -> Iterator[tuple[int, nn.Module]]
         if isinstance(layer, int) and "attention" in type(module).__name__.lower() and "cross" not in name.lower():
             found.setdefault(layer, module)
     return iter(sorted(found.items()))
+
+
+def block_around(model: PreTrainedModel, attention: nn.Module) -> nn.Module:
+    """The decoder layer that an attention module is of: the innermost entry of a list of modules around it."""
+    bare = _bare(model)
+    path = next(name for name, module in bare.named_modules() if module is attention).split(".")
+    ends = [i + 1 for i, part in enumerate(path) if part.isdigit()]
+    return bare.get_submodule(".".join(path[: ends[-1]] if ends else path))
 
 
 def _bare(model: PreTrainedModel) -> PreTrainedModel:
