@@ -156,12 +156,11 @@ def test_channelwise_and_structured_pruning_are_the_published_codes(sparsity):
     )
 
 
-def test_the_kernels_table_of_starts_counts_later_blocks_only_once():
-    """Theirs adds each new block's ends once more for every stream before it, summed already; with two streams both agree."""
-    theirs, x = OFFICIAL["0.7"], numbers(2, 192, 128)
-    pruned = prune_per_token(x, 0.7, official=True)
-    packed = pack_bitmap(pruned[None], "tokens")
-    assert packed.starts[0].tolist() == theirs["key"]["starts"]
+def test_where_streams_begin_is_the_published_table_also_behind_a_second_block():
+    pruned = prune_per_token(numbers(2, 192, 128), 0.7, official=True)
+    for axis, kind in zip(AXES, ("key", "value"), strict=True):
+        one, other = (pack_bitmap(part[None], axis) for part in (pruned[:, :64], pruned[:, 64:]))
+        assert one.append(other).starts[0].tolist() == OFFICIAL["0.7"][kind]["starts"]
 
 
 def test_what_can_not_be_packed_is_refused():

@@ -336,6 +336,11 @@ def test_output_awareness_weighs_a_channel_by_recent_queries_and_a_token_by_its_
     assert torch.equal(kept[0, 0, :, 0], torch.arange(64) % 32 >= 16)
 
 
+def test_of_one_tokens_values_attention_changes_no_order():
+    values, attention = torch.randn(2, 3, 5, 64), torch.rand(2, 3, 5, 1) + 0.1
+    assert torch.equal(prune_per_token(values * attention, 0.7) != 0, prune_per_token(values, 0.7) != 0)
+
+
 def test_recent_attention_is_the_models_own_summed_over_queries_and_heads():
     queries, keys = torch.randn(2, 4, 3, 8), torch.randn(2, 2, 10, 8)
     real = torch.ones(2, 10, dtype=torch.bool)
