@@ -63,6 +63,11 @@ def test_exactly_the_floor_of_each_vectors_numbers_go_and_the_largest_stay(spars
     assert ((official == 0).sum(-1) == max(1, int(sparsity * dim)) - 1).all()
 
 
+def test_a_part_that_binary_numbers_round_down_still_counts_whole():
+    assert int(0.29 * 100) == 28
+    assert (prune_per_token(torch.randn(3, 100), 0.29) == 0).sum() == 3 * 29
+
+
 def test_ties_go_to_the_exact_count_and_officially_all_stay():
     x = torch.ones(4, 64)
     assert ((prune_per_token(x, 0.5) == 0).sum(-1) == 32).all()
