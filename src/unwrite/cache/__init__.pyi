@@ -12,3 +12,10 @@ from .rotatekv import RotateKV as RotateKV
 from .rotatekv import RotateKVCache as RotateKVCache
 from .uncomp import UNComp as UNComp
 from .uncomp import UNCompCache as UNCompCache
+from .engine.bitmap import BitmapTensor as BitmapTensor
+from .engine.bitmap import pack_bitmap as pack_bitmap
+from .engine.pruning import prune_per_token as prune_per_token
+from .engine.sparse_attention import sparse_pv as sparse_pv
+from .engine.sparse_attention import sparse_qk as sparse_qk
+from .mustafar import Mustafar as Mustafar
+from .mustafar import MustafarCache as MustafarCache
