@@ -98,6 +98,7 @@ def batch():
 
 def test_converted_weights_give_the_official_vectors(released):
     assert released.settings.out_dims == (12, 12)
+    assert released.base_config.rope_parameters == {"rope_type": "default", "rope_theta": 500_000.0}
     vectors = released.encode(*batch())
     assert [len(one) for one in vectors] == [3, 2]
     for (text, vector), numbers in VECTORS.items():

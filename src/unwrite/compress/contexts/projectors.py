@@ -44,7 +44,7 @@ class ContextProjector(nn.Module):
         return (self.first if self.second is None else self.second).out_features
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """vectors: [..., in_dim] -> [..., out_dim]."""
+        """The vectors [..., in_dim] in the decoder's width, [..., out_dim]."""
         if self.scale is not None:
             exact = F.rms_norm(
                 vectors.to(torch.promote_types(vectors.dtype, torch.float32)), self.scale.shape, eps=1e-5
