@@ -28,6 +28,7 @@ from unwrite.compress.contexts.batches import (
     continuation,
     reconstruction,
 )
+from unwrite.compress.contexts.training import training_of
 from unwrite.errors import DataError, MethodError, NotFinite
 
 WORDS = 54
@@ -92,6 +93,16 @@ def test_a_frozen_encoder_keeps_its_layers_for_a_new_decoder():
     assert {"projectors.1.first.weight", "projectors.1.second.weight"} <= changed
     assert changed <= {name for name in before if name.split(".")[1] == "1" and not name.startswith("layers")}
     assert all(one.requires_grad for one in encoder.parameters())  # as it was before
+
+
+def test_a_frozen_encoders_layers_take_no_gradient_and_its_projectors_do():
+    encoder, same = make_encoder(), Translator(make_tokenizer(), make_tokenizer())
+    context_loss(encoder, [frozen()], continuation(make_pieces(4), same, same), frozen=True).backward()
+    reached = {name.split(".")[0] for name, one in encoder.named_parameters() if one.grad is not None}
+    assert reached == {"projectors", "continuation"}
+    with training_of(encoder, ArcTraining.new_decoder()):
+        trained = {name.split(".")[0] for name, one in encoder.named_parameters() if one.requires_grad}
+    assert trained == {"projectors", "continuation", "reconstruction"}
 
 
 def test_some_last_layers_are_trained_alone():

@@ -42,7 +42,7 @@ OWN, HALF_WAY, EIGHT = "ARC, factor 4", "ARC, factor 4, half the steps", "ARC, f
 CAUSAL, ALL = "causal, half the steps", "keys and values pooled too, half the steps"
 OTHER, UNTRAINED = "ARC, factor 4, of another text", "ARC, factor 4, untrained"
 ABLATIONS = (CAUSAL, ALL)  # of the first seed alone: they decide nothing
-BATCH = 16
+BATCH = 8
 LADDER = (
     (1e-3, 5e-3),
     (3e-4, 1.5e-3),
@@ -71,7 +71,7 @@ class ContextScale:
     planted_pieces: int
 
 
-SCALES = {"tiny": ContextScale("tiny", 8, 12, 2, 2, 32), "small": ContextScale("small", 64, 160, 400, 200, 2000)}
+SCALES = {"tiny": ContextScale("tiny", 8, 12, 2, 2, 32), "small": ContextScale("small", 64, 160, 480, 300, 2000)}
 PLANTED_HALF, PLANTED_WORDS = 4, 16  # tokens of a planted context, of so many that there are
 
 
