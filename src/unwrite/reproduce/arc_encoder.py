@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..beds import package_texts
 from ..beds.budget import Budget
 from ..beds.compressed_contexts import CompressedContexts, Pieces
-from ..beds.package_texts import PackageTexts
+from ..beds.package_texts import SCALES as TEXT_SCALES
+from ..beds.package_texts import PackageScale, PackageTexts
 from ..compress.contexts.arc_encoder import ArcEncoder
 from ..compress.contexts.inputs import MixedRow
 from ..compress.contexts.pipeline import padded
@@ -63,7 +63,7 @@ class ContextScale:
         planted_steps, planted_pieces: of the encoder of planted texts, and texts it is trained on.
     """
 
-    texts: str
+    texts: PackageScale
     half: int
     pieces: int
     steps: int
@@ -71,7 +71,10 @@ class ContextScale:
     planted_pieces: int
 
 
-SCALES = {"tiny": ContextScale("tiny", 8, 12, 2, 2, 32), "small": ContextScale("small", 64, 160, 480, 300, 2000)}
+SCALES = {
+    "tiny": ContextScale(TEXT_SCALES["tiny"], 8, 12, 2, 2, 32),
+    "small": ContextScale(PackageScale(train=1_500_000, vocabulary=2048, epochs=2), 64, 160, 480, 300, 2000),
+}
 PLANTED_HALF, PLANTED_WORDS = 4, 16  # tokens of a planted context, of so many that there are
 
 
@@ -138,7 +141,7 @@ def run(budget: Budget) -> Claim:
 
 def made(scale: ContextScale) -> CompressedContexts:
     """The bed; its decoder is of seed 0 for all seeds, which encoders and test texts are drawn by."""
-    return CompressedContexts(PackageTexts(package_texts.SCALES[scale.texts]), scale.half)
+    return CompressedContexts(PackageTexts(scale.texts), scale.half)
 
 
 def measured(bed: CompressedContexts, scale: ContextScale, seed: int, *, ablated: bool = True) -> ContextFigures:
