@@ -9,6 +9,7 @@ from typing import Any
 from cyclopts import App
 
 from .. import catalog
+from ..errors import MethodError
 from ..runs import parse_json, progress
 from .inputs import need_number
 from .listing import plain_table
@@ -112,6 +113,32 @@ def prompt(
     setting = _setting()
     _need_free(out, overwrite)
     _prompt(model, base, pairs, out, json, setting)
+
+
+@app.command
+def cache(
+    *,
+    model: str = "smollm2-135m",
+    base: str | None = None,
+    lengths: str | None = None,
+    out: Path | None = None,
+    overwrite: bool = False,
+    json: bool = False,
+) -> None:
+    """Compare caches of keys and values: bytes, perplexity, needles and seconds a token, in about half an hour.
+
+    Args:
+        model: what to measure on.
+        base: of an adapter, the model it stands on, where its own file may not choose that.
+        lengths: tokens of a prompt, separated by commas; 256,1024,4096 unless given.
+        out: also write the figures there, as JSON, as they come.
+        overwrite: replace the figures in OUT.
+        json: print JSON.
+    """
+    chosen = None if lengths is None else [_whole("--lengths", part) for part in lengths.split(",")]
+    setting = _setting()
+    _need_free(out, overwrite)
+    _cache(model, base, chosen, out, json, setting)
 
 
 @app.command
@@ -284,6 +311,43 @@ def _prompt(model: str, base: str | None, pairs: int, out: Path | None, json: bo
         for row in rows
     ]
     console().print(plain_table(["tokens", "ours, s", "transformers, s", "ratio", "95 % interval"], table))
+
+
+def _whole(flag: str, text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise MethodError(f"{flag} has {text!r}, which is no whole number. Write some, separated by commas.") from None
+    need_number(flag, value, at_least=128)
+    return value
+
+
+def _cache(
+    model: str, base: str | None, lengths: list[int] | None, out: Path | None, json: bool, setting: dict[str, Any]
+) -> None:
+    import torch
+
+    from ..bench.caches import LENGTHS, run_bench
+    from ..bench.caches_report import HEAD, cells
+    from ..models import load
+    from ..runs import write_json
+
+    chosen = LENGTHS if lengths is None else {length: LENGTHS.get(length, 4) for length in sorted(set(lengths))}
+
+    def keep(rows: list[dict[str, Any]]) -> None:
+        progress_console().print(label(f"{rows[-1]['cache']}, {rows[-1]['tokens']:,} tokens: done", "dim"))
+        if out is not None:
+            write_json(out, {"rows": rows, "threads": torch.get_num_threads(), "model": model, **setting})
+
+    rows = run_bench(load(model, base=base), chosen, after=keep)
+    if json:
+        print_json(rows)
+        return
+    for tokens in dict.fromkeys(row["tokens"] for row in rows):
+        console().print(f"{tokens:,} tokens")
+        console().print(plain_table(list(HEAD), cells(rows, tokens)))
+    for refused in dict.fromkeys(row["refused"] for row in rows if "refused" in row):
+        console().print(label(refused, "dim"))
 
 
 def _importance(pairs: int, out: Path | None, json: bool, setting: dict[str, Any]) -> None:

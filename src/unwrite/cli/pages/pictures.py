@@ -11,6 +11,18 @@ from ...bench.labels import Name, placed
 from .stored import FORGETTING, stored_result
 
 
+def cache_picture() -> str | None:
+    """The stored comparison of caches as an SVG; None if it was not stored."""
+    stored = stored_result("cache")
+    if stored is None:
+        return None
+    import vl_convert
+
+    from ...bench.caches_report import picture
+
+    return str(vl_convert.vegalite_to_svg(picture(stored["rows"])))
+
+
 def diffusion_picture() -> str | None:
     """The same as an SVG; None if it was not stored."""
     stored = stored_result("diffusion")
@@ -223,6 +235,7 @@ def _scatter(values: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 PICTURES: dict[str, Callable[[], str | None]] = {
+    "cache.svg": cache_picture,
     "demo.svg": demo_picture,
     "diffusion.svg": diffusion_picture,
     **{f"{name}.svg": partial(forget_picture, name) for name in FORGETTING},

@@ -231,6 +231,22 @@ def prompt() -> str:
     return "\n".join([*lines, "", foot])
 
 
+def cache() -> str:
+    """The stored comparison of caches, a table a length."""
+    stored = stored_result("cache")
+    if stored is None:
+        return "not measured yet"
+    from ...bench.caches_report import HEAD, cells
+
+    lines = []
+    for tokens in dict.fromkeys(row["tokens"] for row in stored["rows"]):
+        lines += [f"**{tokens:,} tokens**", "", "| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+        lines += ["| " + " | ".join(row) + " |" for row in cells(stored["rows"], tokens)] + [""]
+    peers = sorted({row["peer"] for row in stored["rows"] if row["peer"]} - {"transformers"})
+    foot = f"{stored['model']}, {stored['threads']} threads, {stored['machine']['cpu']}, commit {stored['commit'][:7]}."
+    return "\n".join([*map(unbroken, lines), f"Peers: transformers {stored['versions']['transformers']}, {', '.join(peers)}. {foot}"])
+
+
 def decode() -> str:
     """The stored decoding benchmark, greedy: cells, checks and bounds."""
     stored = stored_result("decode")
@@ -375,6 +391,7 @@ def diffusion() -> str:
 TABLES = {
     "attacks": attacks,
     "bench": bench,
+    "cache": cache,
     "prompt": prompt,
     "decode": decode,
     "decode-sampled": decode_sampled,
