@@ -35,6 +35,7 @@ def model():
         (512, (0, 1), False, (384, 768)),
         (512, (0, 1), True, (341, 682)),
         (512, (0, 0, 1), True, (384, 768)),  # two low heads and a high one: the mean over heads is the capacity
+        (500, (0, 0, 0, 1), True, (400, 800)),
         (512, (0, 1, 2), False, (384, 576, 768)),
         (100, (0,), False, (100,)),
         (101, (0, 1), False, (75, 151)),

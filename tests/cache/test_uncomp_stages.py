@@ -92,6 +92,18 @@ def test_a_padded_row_loses_what_it_loses_alone(model, attention):
     model.set_attn_implementation("sdpa")
 
 
+def test_a_token_that_is_masked_is_no_token_in_any_stage(model):
+    ids, columns = prompt(1, 44), [column for column in range(44) if column != 35]
+    mask = torch.ones_like(ids)
+    mask[0, 35] = 0
+    settings = STAGES | {"stages": (0, 1, 1)}
+    first = read(model, UNCompCache(model, groups=GROUPS, **settings), ids, mask)
+    alone = UNCompCache(model, groups=GROUPS, **settings)
+    with torch.no_grad():
+        logits = model(ids[:, columns], position_ids=torch.tensor([columns]), past_key_values=alone).logits[:, -1]
+    assert torch.allclose(first, logits, atol=1e-4)
+
+
 def test_texts_go_on_behind_a_prompt_read_in_stages(model):
     cache = UNCompCache(model, groups=GROUPS, **(STAGES | {"capacity": 10}))
     ids = prompt(2, 40)
