@@ -1,20 +1,20 @@
 """The comparison of caches: what is counted, who is beside whom, and what a refusal leaves of the rest."""
 
 import json
+import pydoc_data.topics
 from dataclasses import dataclass
 
-import pydoc_data.topics
 import pytest
 import torch
-from conftest import make_llama
 from tokenizers import pre_tokenizers
 from transformers import DynamicCache
 
+from conftest import make_llama
+from unwrite.beds.language import small_tokenizer
+from unwrite.beds.long_texts import needles, passages
 from unwrite.bench import caches
 from unwrite.bench.caches import FULL, Contender, bytes_of, contenders, measured, run_bench
 from unwrite.bench.caches_report import cells, picture
-from unwrite.beds.language import small_tokenizer
-from unwrite.beds.long_texts import needles, passages
 from unwrite.cache import HeadGroups
 from unwrite.cli import main
 from unwrite.errors import MethodError, ModelError
@@ -59,7 +59,9 @@ def test_needles_are_counted_where_all_of_the_number_is_written(loaded):
     wrote = []
     for ids, mask in zip(lists.input_ids, lists.attention_mask, strict=True):
         ids = ids[mask.bool()][None]
-        out = loaded.model.generate(ids, max_new_tokens=lists.answers.shape[1], do_sample=False, pad_token_id=0, eos_token_id=None)
+        out = loaded.model.generate(
+            ids, max_new_tokens=lists.answers.shape[1], do_sample=False, pad_token_id=0, eos_token_id=None
+        )
         wrote.append(out[0, ids.shape[1] :])
     known = type(lists)(lists.input_ids, lists.attention_mask, torch.stack(wrote))
     assert [caches._found(loaded.model, contender, known, one) for one in (0, 1)] == [True, True]
@@ -103,13 +105,15 @@ def test_a_contender_that_refuses_leaves_the_rest(loaded, monkeypatch):
     def refuse(model):
         raise ModelError("no such model")
 
-    monkeypatch.setattr(caches, "contenders", lambda length, groups: [Contender("one", refuse), Contender(FULL, caches._dynamic)])
+    monkeypatch.setattr(
+        caches, "contenders", lambda length, groups: [Contender("one", refuse), Contender(FULL, caches._dynamic)]
+    )
     seen = []
-    rows = run_bench(loaded, {128: 1}, 8, after=lambda rows: seen.append(len(rows)), calibration=2)
-    assert rows[0] == {"cache": "one", "peer": None, "tokens": 128, "refused": "no such model"}
+    rows = run_bench(loaded, {256: 1}, 8, after=lambda rows: seen.append(len(rows)), calibration=2)
+    assert rows[0] == {"cache": "one", "peer": None, "tokens": 256, "refused": "no such model"}
     assert rows[1]["cache"] == FULL
     assert seen == [1, 2]
-    assert cells(rows, 128)[0] == ["one", "refused", "-", "-", "-", "-"]
+    assert cells(rows, 256)[0] == ["one", "refused", "-", "-", "-", "-"]
     assert len(picture(rows)["data"]["values"]) == 1
 
 
@@ -132,10 +136,10 @@ def test_the_command_writes_its_rows_and_shows_a_table_a_length(loaded, monkeypa
     monkeypatch.setattr(caches, "contenders", lambda length, groups: [Contender(FULL, caches._dynamic, "transformers")])
     monkeypatch.setattr(caches, "SCORED", 8)
     monkeypatch.setattr(run_bench, "__defaults__", ({}, 8, lambda rows: None, 2))
-    main(["bench", "cache", "--lengths", "256,128", "--out", str(tmp_path / "cache.json")])
+    main(["bench", "cache", "--lengths", "512,256", "--out", str(tmp_path / "cache.json")])
     stored = json.loads((tmp_path / "cache.json").read_text())
-    assert [one["tokens"] for one in stored["rows"]] == [128, 256]
+    assert [one["tokens"] for one in stored["rows"]] == [256, 512]
     assert {"commit", "machine", "versions", "threads", "model"} <= set(stored)
     shown = capsys.readouterr().out
-    assert "128 tokens" in shown
+    assert "256 tokens" in shown
     assert "2.000" in shown

@@ -30,10 +30,11 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, QuantizedCache
 
 from ..beds.long_texts import TUNING, Needles, needles, passages
+from ..cache.engine.head_groups import HeadGroups, calibrate_head_entropy
 from ..cache.engine.support import attention_modules
 from ..cache.mustafar import Mustafar
 from ..cache.rotatekv import RotateKV
-from ..cache.uncomp import HeadGroups, UNComp, calibrate_head_entropy
+from ..cache.uncomp import UNComp
 from ..errors import MethodError, UnwriteError
 
 if TYPE_CHECKING:
@@ -277,7 +278,9 @@ def run_bench(
     room = getattr(model.config, "max_position_embeddings", max(lengths) + scored)
     fitting = {length: asked for length, asked in lengths.items() if length + scored <= room}
     if not fitting:
-        raise MethodError(f"no prompt of {min(lengths):,} tokens fits into a model of {room:,} positions. Ask for less.")
+        raise MethodError(
+            f"no prompt of {min(lengths):,} tokens fits into a model of {room:,} positions. Ask for less."
+        )
     groups = calibrate_head_entropy(model, tokenizer, _texts(loaded, calibration))
     rows: list[dict[str, Any]] = []
     for length, asked in fitting.items():

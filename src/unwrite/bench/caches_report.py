@@ -37,7 +37,10 @@ def picture(rows: Sequence[Row]) -> dict[str, Any]:
     """Perplexity over bytes at the longest prompt, a point a cache, as a Vega-Lite specification."""
     longest = max(row["tokens"] for row in rows)
     shown = [row for row in rows if row["tokens"] == longest and "refused" not in row]
-    low, high = math.log(min(row["of_16_bit"] for row in shown) / 1.3), math.log(max(row["of_16_bit"] for row in shown) * 1.3)
+    low, high = (
+        math.log(min(row["of_16_bit"] for row in shown) / 1.3),
+        math.log(max(row["of_16_bit"] for row in shown) * 1.3),
+    )
     least, most = (math.log(worst(row["perplexity"] for row in shown)) for worst in (min, max))
     room = max(most - least, 0.1)
     least, most = least - 0.1 * room, most + 0.1 * room
@@ -45,7 +48,9 @@ def picture(rows: Sequence[Row]) -> dict[str, Any]:
     points = [
         ((math.log(row["of_16_bit"]) - low) / across, (most - math.log(row["perplexity"])) / down) for row in shown
     ]
-    places = placed([Name(row["cache"], x, y) for row, (x, y) in zip(shown, points, strict=True)], WIDTH, HEIGHT, size=LETTERS)
+    places = placed(
+        [Name(row["cache"], x, y) for row, (x, y) in zip(shown, points, strict=True)], WIDTH, HEIGHT, size=LETTERS
+    )
     values = [
         {
             "cache": row["cache"],
@@ -60,7 +65,11 @@ def picture(rows: Sequence[Row]) -> dict[str, Any]:
     size = {"labelFontSize": LETTERS, "titleFontSize": LETTERS}
     x = {"type": "quantitative", "scale": {"type": "log", "domain": [math.exp(low), math.exp(high)], "nice": False}}
     y = {"type": "quantitative", "scale": {"type": "log", "domain": [math.exp(least), math.exp(most)], "nice": False}}
-    across_title = {"title": f"bytes of a prompt of {longest:,} tokens, of a full cache in 16 bit", "grid": False, **size}
+    across_title = {
+        "title": f"bytes of a prompt of {longest:,} tokens, of a full cache in 16 bit",
+        "grid": False,
+        **size,
+    }
     down_title = {"title": "perplexity behind it", "grid": False, **size}
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",

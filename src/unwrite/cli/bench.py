@@ -318,7 +318,7 @@ def _whole(flag: str, text: str) -> int:
         value = int(text)
     except ValueError:
         raise MethodError(f"{flag} has {text!r}, which is no whole number. Write some, separated by commas.") from None
-    need_number(flag, value, at_least=128)
+    need_number(flag, value, at_least=192)
     return value
 
 

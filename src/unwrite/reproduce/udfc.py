@@ -1,9 +1,10 @@
-"""Do channels that are gone come back as combinations of others? A VGG and a ResNet on rendered characters, twice as wide as needed.
+"""Do channels that are gone come back as combinations of others? A VGG on rendered characters, twice as wide as needed.
 
 Claim looked at (arXiv 2308.07209): pruning and rounding repaired at once, without data, keep more than repair by one partner (neuron
 merging) and than none, most of all at medium compression. On planted copies of channels the repair must be whole. Control: the same
 combinations at wrong channels, whose gain would be one of scale. Beside them stand what data would buy: least squares in the same
-place, and statistics of normalisation taken anew; and nets of half the width, where little is said twice.
+place, and statistics of normalisation taken anew; and nets of half the width, where little is said twice. The bed's ResNet stays out of
+it: on a seed that is not reported it named 48 % of unseen characters after as many epochs and 59 % after twice as many, below the bar.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class GlyphScale:
 
 SCALES = {
     "tiny": GlyphScale(4, 1, 1, 1, pictures=16, kinds=("VGG",), bits=(6, 3, None)),
-    "small": GlyphScale(12, 12, 20, 5),
+    "small": GlyphScale(12, 12, 20, 5, kinds=("VGG",)),
 }
 
 
@@ -112,7 +113,7 @@ def run(budget: Budget) -> Claim:
         slug="udfc",
         claim="Pruning 30 % and rounding to 6 bits, repaired at once without data, is 20.54 points above the best before (ResNet-34 on "
         "ImageNet; arXiv 2308.07209)",
-        setting=f"glyphs of 32x32, % right, VGG and ResNet of width {2 * scale.width} trained for {scale.epochs} epochs; half the "
+        setting=f"glyphs of 32x32, % right, {' and '.join(scale.kinds)} of width {2 * scale.width} trained for {scale.epochs} epochs; half the "
         f"width: {scale.width}",
         columns=COLUMNS,
         rows=rows,

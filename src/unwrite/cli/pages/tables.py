@@ -244,7 +244,9 @@ def cache() -> str:
         lines += ["| " + " | ".join(row) + " |" for row in cells(stored["rows"], tokens)] + [""]
     peers = sorted({row["peer"] for row in stored["rows"] if row["peer"]} - {"transformers"})
     foot = f"{stored['model']}, {stored['threads']} threads, {stored['machine']['cpu']}, commit {stored['commit'][:7]}."
-    return "\n".join([*map(unbroken, lines), f"Peers: transformers {stored['versions']['transformers']}, {', '.join(peers)}. {foot}"])
+    return "\n".join(
+        [*map(unbroken, lines), f"Peers: transformers {stored['versions']['transformers']}, {', '.join(peers)}. {foot}"]
+    )
 
 
 def decode() -> str:
