@@ -181,6 +181,18 @@ def test_a_row_with_fewer_whole_tokens_has_no_others(llama):
     assert torch.equal(layer.sink_values[1][:, 0], values[1][:, 3])
 
 
+def test_what_is_kept_lies_in_memory_of_its_own():
+    """A lone head's numbers need no copy to be in order, and would be the model's own tensor."""
+    model = make_llama(num_key_value_heads=1)
+    cache = RotateKVCache(model, bits=16, rotate_keys="none", rotate_values=False, pre_rope=False)
+    layer, values = cache.layers[0], torch.randn(2, 1, 3, 8)
+    layer.moment = moment(model, turn(model, 3), torch.arange(3)[None])
+    layer.update(values, values)
+    before = layer.kept_values[0].clone()
+    values.zero_()
+    assert torch.equal(layer.kept_values[0], before)
+
+
 def test_a_massive_activation_marks_its_token():
     residual = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(0))
     residual[0, 5, 3], residual[1, 2, 3] = -1e3, 1e3
