@@ -13,7 +13,7 @@ from conftest import make_llama
 from unwrite.beds.language import small_tokenizer
 from unwrite.beds.long_texts import needles, passages
 from unwrite.bench import caches
-from unwrite.bench.caches import FULL, Contender, bytes_of, contenders, measured, run_bench
+from unwrite.bench.caches import FULL, CacheContender, bytes_of, contenders, measured, run_bench
 from unwrite.bench.caches_report import cells, picture
 from unwrite.cache import HeadGroups
 from unwrite.cli import main
@@ -34,7 +34,7 @@ def loaded():
 @pytest.fixture(scope="module")
 def row(loaded):
     text, lists = passages(loaded.tokenizer, 1, 80), needles(loaded.tokenizer, 2, 400)
-    whole = Contender(FULL, caches._dynamic, "transformers")
+    whole = CacheContender(FULL, caches._dynamic, "transformers")
     return measured(loaded.model, whole, text, 64, lists)
 
 
@@ -55,7 +55,7 @@ def test_perplexity_is_of_the_tokens_behind_the_prompt(row, loaded):
 
 def test_needles_are_counted_where_all_of_the_number_is_written(loaded):
     lists = needles(loaded.tokenizer, 2, 400)
-    contender = Contender(FULL, caches._dynamic)
+    contender = CacheContender(FULL, caches._dynamic)
     wrote = []
     for ids, mask in zip(lists.input_ids, lists.attention_mask, strict=True):
         ids = ids[mask.bool()][None]
@@ -106,7 +106,9 @@ def test_a_contender_that_refuses_leaves_the_rest(loaded, monkeypatch):
         raise ModelError("no such model")
 
     monkeypatch.setattr(
-        caches, "contenders", lambda length, groups: [Contender("one", refuse), Contender(FULL, caches._dynamic)]
+        caches,
+        "contenders",
+        lambda length, groups: [CacheContender("one", refuse), CacheContender(FULL, caches._dynamic)],
     )
     seen = []
     rows = run_bench(loaded, {256: 1}, 8, after=lambda rows: seen.append(len(rows)), calibration=2)
@@ -133,7 +135,9 @@ def test_lengths_are_whole_numbers_of_some_size(lengths, capsys):
 
 def test_the_command_writes_its_rows_and_shows_a_table_a_length(loaded, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("unwrite.models.load", lambda *given, **more: loaded)
-    monkeypatch.setattr(caches, "contenders", lambda length, groups: [Contender(FULL, caches._dynamic, "transformers")])
+    monkeypatch.setattr(
+        caches, "contenders", lambda length, groups: [CacheContender(FULL, caches._dynamic, "transformers")]
+    )
     monkeypatch.setattr(caches, "SCORED", 8)
     monkeypatch.setattr(run_bench, "__defaults__", ({}, 8, lambda rows: None, 2))
     main(["bench", "cache", "--lengths", "512,256", "--out", str(tmp_path / "cache.json")])

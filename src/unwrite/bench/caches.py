@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from ..models.loading import Loaded
 
-__all__ = ["FULL", "LENGTHS", "Contender", "bytes_of", "contenders", "measured", "run_bench"]
+__all__ = ["FULL", "LENGTHS", "CacheContender", "bytes_of", "contenders", "measured", "run_bench"]
 
 LENGTHS: Mapping[int, int] = {256: 8, 1024: 6, 4096: 2}
 """Tokens of a prompt, and how many lists are asked for at that length."""
@@ -53,7 +53,7 @@ FULL = "full"
 
 
 @dataclass(frozen=True)
-class Contender:
+class CacheContender:
     """A way to keep keys and values.
 
     Args:
@@ -69,7 +69,7 @@ class Contender:
     reading: Callable[[PreTrainedModel], AbstractContextManager[Any]] = field(default=lambda model: nullcontext())
 
 
-def contenders(length: int, groups: HeadGroups) -> list[Contender]:
+def contenders(length: int, groups: HeadGroups) -> list[CacheContender]:
     """All of them for prompts of a length, the full cache first.
 
     Args:
@@ -88,8 +88,8 @@ def contenders(length: int, groups: HeadGroups) -> list[Contender]:
         f"snapkv, as uncomp of one group:capacity={capacity}": UNComp(groups=HeadGroups.one(), capacity=capacity),
     }
     return [
-        Contender(FULL, _dynamic, "transformers"),
-        *(Contender(name, settings.cache) for name, settings in ours.items()),
+        CacheContender(FULL, _dynamic, "transformers"),
+        *(CacheContender(name, settings.cache) for name, settings in ours.items()),
         *_quantised(),
         *_presses(),
     ]
@@ -99,7 +99,7 @@ def _dynamic(model: PreTrainedModel) -> Cache:
     return DynamicCache(config=model.config)
 
 
-def _quantised() -> Iterator[Contender]:
+def _quantised() -> Iterator[CacheContender]:
     """transformers' own caches of few bits, whose last 128 tokens are whole."""
     for backend, package, module in (("quanto", "optimum-quanto", "optimum.quanto"), ("hqq", "hqq", "hqq")):
         if (version := _version(package, module)) is not None:
@@ -109,10 +109,10 @@ def _quantised() -> Iterator[Contender]:
                     return QuantizedCache(backend, model.config, nbits=bits, axis_key=0 if backend == "quanto" else 1,
                                           axis_value=0 if backend == "quanto" else 1)  # fmt: skip
 
-                yield Contender(f"QuantizedCache {backend}, {bits} bits", make, version)
+                yield CacheContender(f"QuantizedCache {backend}, {bits} bits", make, version)
 
 
-def _presses() -> Iterator[Contender]:
+def _presses() -> Iterator[CacheContender]:
     """What is dropped when the prompt has been read, a quarter kept; ThinK drops half of the keys' channels."""
     if (version := _version("kvpress", "kvpress")) is None:
         return
@@ -124,7 +124,7 @@ def _presses() -> Iterator[Contender]:
         "ThinK": kvpress.ThinKPress(key_channel_compression_ratio=0.5, window_size=8),
     }
     for name, press in presses.items():
-        yield Contender(f"kvpress {name}", _dynamic, version, partial(_pressing, press))
+        yield CacheContender(f"kvpress {name}", _dynamic, version, partial(_pressing, press))
 
 
 @contextmanager
@@ -185,7 +185,7 @@ def _plain(value: Any) -> Iterator[Tensor]:
 class _Reader:
     """One text and its cache: read at once, then a token at a time at its true position."""
 
-    def __init__(self, model: PreTrainedModel, contender: Contender, ids: Tensor) -> None:
+    def __init__(self, model: PreTrainedModel, contender: CacheContender, ids: Tensor) -> None:
         self.model, self.cache, self.length = model, contender.make(model), ids.shape[1]
         with contender.reading(model):
             positions = torch.arange(self.length)[None]
@@ -202,7 +202,9 @@ class _Reader:
 
 
 @torch.no_grad()
-def measured(model: PreTrainedModel, contender: Contender, text: Tensor, length: int, lists: Needles) -> dict[str, Any]:
+def measured(
+    model: PreTrainedModel, contender: CacheContender, text: Tensor, length: int, lists: Needles
+) -> dict[str, Any]:
     """A row of the table.
 
     Args:
@@ -212,7 +214,7 @@ def measured(model: PreTrainedModel, contender: Contender, text: Tensor, length:
     """
     one = _Reader(model, contender, text[:, :length])
     size = bytes_of(one.cache)
-    full = _Reader(model, Contender(FULL, _dynamic), text[:, :length])
+    full = _Reader(model, CacheContender(FULL, _dynamic), text[:, :length])
     losses, ratios, seconds = [], [], []
     for at in range(length, text.shape[1] - 1):
         token = text[:, at : at + 1]
@@ -243,7 +245,7 @@ def _sixteen_bit(full: Cache, length: int) -> int:
     return sum(2 * one[..., :length, :].numel() for layer in full.layers for one in (layer.keys, layer.values))
 
 
-def _found(model: PreTrainedModel, contender: Contender, lists: Needles, row: int) -> bool:
+def _found(model: PreTrainedModel, contender: CacheContender, lists: Needles, row: int) -> bool:
     ids = lists.input_ids[row][lists.attention_mask[row].bool()][None]
     reader = _Reader(model, contender, ids)
     for wanted in lists.answers[row]:

@@ -207,7 +207,7 @@ KINDS = (
             "wasserstein": "distance to retrained",
             "mia_l1": "MIA",
             "nomus": "NoMUS",
-            "forgetting_score": "|m - 0.5|",
+            "forgetting_score": "m from 0.5",
             "mia_loss": "loss attack m",
             "agl": "AGL",
             "agr": "AGR",
