@@ -38,7 +38,7 @@ def saved_model() -> Path:
 
 def make_files(folder: Path) -> Path:
     """A saved tiny model, and forget and retain files."""
-    shutil.copytree(saved_model(), folder / "model")
+    shutil.copytree(saved_model(), folder / "model", dirs_exist_ok=True)
     write_rows(folder / "forget.jsonl", rows("book"))
     write_rows(folder / "retain.jsonl", rows("river"))
     return folder

@@ -35,6 +35,12 @@ class Kept:
     kind: str = ""
 
 
+@pytest.fixture(autouse=True)
+def cache_beside(tmp_path, monkeypatch):
+    """Where these tests look for what is kept."""
+    monkeypatch.setenv("UNWRITE_CACHE", str(tmp_path / "cache"))
+
+
 def forward_costs(tmp_path, monkeypatch):
     kept = Kept(None)
 
