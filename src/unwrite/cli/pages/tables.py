@@ -339,7 +339,7 @@ def sweep() -> str:
         peers = sorted({row["peer"] for row in rows if "peer" in row})
         beside = f", beside {', '.join(peers)}" if peers else ""
         foot = f"{header['machine']['cpu']}, one thread a trial, commit {header['commit'][:7]}{beside}."
-        lines += [*map(unbroken, markdown(rows)), "", foot, ""]
+        lines += [*map(unbroken, markdown(rows, seconds=bool(peers))), "", foot, ""]
     return "\n".join(lines[:-1]) if lines else "not measured yet"
 
 
@@ -349,7 +349,10 @@ def sweep_ranks() -> str:
 
     from ...bench.sweep_table import summary
 
-    entries = [one for _, rows in _sweeps() for one in summary(row for row in rows if "peer" not in row)]
+    alone = [
+        rows for _, rows in _sweeps() if not any("peer" in row for row in rows)
+    ]  # beside a peer, ours have its settings
+    entries = [one for rows in alone for one in summary(rows)]
     ranks: dict[str, dict[str, int]] = {}
     for one in entries:
         if one["kind"] == "method" and one["rank"] is not None:
