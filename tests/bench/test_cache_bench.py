@@ -112,11 +112,30 @@ def test_a_contender_that_refuses_leaves_the_rest(loaded, monkeypatch):
     )
     seen = []
     rows = run_bench(loaded, {256: 1}, 8, after=lambda rows: seen.append(len(rows)), calibration=2)
-    assert rows[0] == {"cache": "one", "peer": None, "tokens": 256, "refused": "no such model"}
+    assert rows[0] == {"cache": "one", "peer": None, "tokens": 256, "refused": "one: no such model"}
     assert rows[1]["cache"] == FULL
     assert seen == [1, 2]
     assert cells(rows, 256)[0] == ["one", "refused", "-", "-", "-", "-"]
     assert len(picture(rows)["data"]["values"]) == 1
+
+
+def test_a_peer_that_fails_leaves_the_rest_and_one_of_ours_that_fails_does_not(loaded, monkeypatch):
+    def fail(model):
+        raise RuntimeError("349 must match 350\nmore")
+
+    def beside(peer):
+        monkeypatch.setattr(
+            caches,
+            "contenders",
+            lambda length, groups: [CacheContender("one", fail, peer), CacheContender(FULL, caches._dynamic)],
+        )
+        return run_bench(loaded, {256: 1}, 8, calibration=2)
+
+    rows = beside("hqq 0.2.8")
+    assert rows[0]["refused"] == "one: RuntimeError: 349 must match 350"
+    assert rows[1]["cache"] == FULL
+    with pytest.raises(RuntimeError):
+        beside(None)
 
 
 def test_lengths_beyond_the_model_and_too_few_tokens_are_refused(loaded):

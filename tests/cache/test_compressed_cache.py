@@ -7,9 +7,10 @@ import torch
 from tests.helpers.architectures import tiny_model
 from tests.helpers.tiny import make_llama
 from transformers import DynamicCache, Gemma3ForCausalLM, Gemma3TextConfig, T5Config, T5ForConditionalGeneration
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from unwrite.cache import CompressedCache, CompressedLayer, Compression
-from unwrite.cache.engine.attention import visible
+from unwrite.cache.engine.attention import NAME, visible
 from unwrite.errors import MethodError, ModelError
 
 
@@ -131,6 +132,18 @@ def test_a_copy_of_a_model_that_had_a_cache_has_caches_of_its_own(model):
     assert torch.equal(written(twin, cache, left_padded(twin)), written(model, None, left_padded(model)))
     assert cache.layers[0].calls == 12
     assert [len(one._forward_pre_hooks) for one in (twin.model.layers[0], twin.model.layers[0].self_attn)] == [1, 1]
+
+
+def test_a_layer_attends_also_where_another_package_wraps_all_attention_functions(model, monkeypatch):
+    """kvpress hands dropout on by its place, as transformers' own functions take it."""
+    inner = ALL_ATTENTION_FUNCTIONS[NAME]
+
+    def wrapper(module, query, key, value, attention_mask, dropout, **others):
+        return inner(module, query, key, value, attention_mask, dropout, **others)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, NAME, wrapper)
+    inputs = left_padded(model)
+    assert torch.equal(written(model, WholeAttending().cache(model), inputs), written(model, None, inputs))
 
 
 def test_the_model_is_as_before_when_a_forward_fails(model):

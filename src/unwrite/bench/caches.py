@@ -35,6 +35,7 @@ from ..cache.engine.support import attention_modules
 from ..cache.mustafar import Mustafar
 from ..cache.rotatekv import RotateKV
 from ..cache.uncomp import UNComp
+from ..catalog.records import said
 from ..errors import MethodError, UnwriteError
 
 if TYPE_CHECKING:
@@ -288,12 +289,22 @@ def run_bench(
     for length, asked in fitting.items():
         text, lists = passages(tokenizer, 1, length + scored), needles(tokenizer, asked, length)
         for contender in contenders(length, groups):
-            try:
-                rows.append(measured(model, contender, text, length, lists))
-            except UnwriteError as error:
-                rows.append({"cache": contender.name, "peer": contender.peer, "tokens": length, "refused": str(error)})
+            rows.append(_row(model, contender, text, length, lists))
             after(rows)
     return rows
+
+
+def _row(
+    model: PreTrainedModel, contender: CacheContender, text: Tensor, length: int, lists: Needles
+) -> dict[str, Any]:
+    """Its figures, or why there are none: what refuses the model, and a peer that fails on it, leaves the others."""
+    try:
+        return measured(model, contender, text, length, lists)
+    except Exception as error:
+        if contender.peer is None and not isinstance(error, UnwriteError):
+            raise
+        why = said(error)
+    return {"cache": contender.name, "peer": contender.peer, "tokens": length, "refused": f"{contender.name}: {why}"}
 
 
 def _texts(loaded: Loaded, count: int) -> Sequence[str]:

@@ -182,15 +182,18 @@ def _attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
+    dropout: float = 0.0,
     scaling: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
+    """In the order of transformers' own functions, for others wrap all of them and pass dropout by its place (kvpress)."""
     used = _stock[module]
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     function = ALL_ATTENTION_FUNCTIONS.get_interface(used, eager)
 
     def stock(keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        out: tuple[Tensor, Tensor | None] = function(module, query, keys, values, mask, scaling=scaling, **others)
+        given = {"dropout": dropout, "scaling": scaling, **others}
+        out: tuple[Tensor, Tensor | None] = function(module, query, keys, values, mask, **given)
         return out
 
     layer: Watching | None = getattr(key, _ASKED, None)
