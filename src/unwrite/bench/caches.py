@@ -107,8 +107,7 @@ def _quantised() -> Iterator[CacheContender]:
             for bits in (4, 2):
 
                 def make(model: PreTrainedModel, backend: str = backend, bits: int = bits) -> Cache:
-                    return QuantizedCache(backend, model.config, nbits=bits, axis_key=0 if backend == "quanto" else 1,
-                                          axis_value=0 if backend == "quanto" else 1)  # fmt: skip
+                    return QuantizedCache(backend, model.config, nbits=bits)
 
                 yield CacheContender(f"QuantizedCache {backend}, {bits} bits", make, version)
 
