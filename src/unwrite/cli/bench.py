@@ -138,7 +138,9 @@ def cache(
     chosen = None if lengths is None else [_whole("--lengths", part) for part in lengths.split(",")]
     setting = _setting()
     _need_free(out, overwrite)
-    _cache(model, base, chosen, out, json, setting)
+    from .comparisons import cache as compare_caches
+
+    compare_caches(model, base, chosen, out, json, setting)
 
 
 @app.command
@@ -320,34 +322,6 @@ def _whole(flag: str, text: str) -> int:
         raise MethodError(f"{flag} has {text!r}, which is no whole number. Write some, separated by commas.") from None
     need_number(flag, value, at_least=192)
     return value
-
-
-def _cache(
-    model: str, base: str | None, lengths: list[int] | None, out: Path | None, json: bool, setting: dict[str, Any]
-) -> None:
-    import torch
-
-    from ..bench.caches import LENGTHS, run_bench
-    from ..bench.caches_report import HEAD, cells
-    from ..models import load
-    from ..runs import write_json
-
-    chosen = LENGTHS if lengths is None else {length: LENGTHS.get(length, 4) for length in sorted(set(lengths))}
-
-    def keep(rows: list[dict[str, Any]]) -> None:
-        progress_console().print(label(f"{rows[-1]['cache']}, {rows[-1]['tokens']:,} tokens: done", "dim"))
-        if out is not None:
-            write_json(out, {"rows": rows, "threads": torch.get_num_threads(), "model": model, **setting})
-
-    rows = run_bench(load(model, base=base), chosen, after=keep)
-    if json:
-        print_json(rows)
-        return
-    for tokens in dict.fromkeys(row["tokens"] for row in rows):
-        console().print(f"{tokens:,} tokens")
-        console().print(plain_table(list(HEAD), cells(rows, tokens)))
-    for refused in dict.fromkeys(row["refused"] for row in rows if "refused" in row):
-        console().print(label(refused, "dim"))
 
 
 def _importance(pairs: int, out: Path | None, json: bool, setting: dict[str, Any]) -> None:

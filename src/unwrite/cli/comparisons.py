@@ -1,4 +1,4 @@
-"""What `unwrite bench vision` and `unwrite bench forget` run and show: methods beside each other on one bed."""
+"""What `unwrite bench vision`, `forget` and `cache` run and show: methods beside each other on one bed, caches beside the full one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from ..runs import progress
 from .listing import plain_table
-from .output import console, label, print_json
+from .output import console, label, print_json, progress_console
 
 # Heads that leave room in 80 columns, of the figures and of the recovery indices; in the pages they are written out.
 NARROW = ("#", "method", "log10 p", "utility", "P", "par.", "R-L", "kept", "cost", "better")
@@ -110,3 +110,32 @@ def _comparison(path: Path) -> dict[str, Any]:
     if not all(conforms(entry.get("contender"), str) for entry in report["entries"]):
         raise RunError(f"{path} has an entry without a contender's name. {advice}")
     return report
+
+
+def cache(
+    model: str, base: str | None, lengths: list[int] | None, out: Path | None, json: bool, setting: dict[str, Any]
+) -> None:
+    """Caches of keys and values in fewer bytes, beside the full one."""
+    import torch
+
+    from ..bench.caches import LENGTHS, run_bench
+    from ..bench.caches_report import HEAD, cells
+    from ..models import load
+    from ..runs import write_json
+
+    chosen = LENGTHS if lengths is None else {length: LENGTHS.get(length, 4) for length in sorted(set(lengths))}
+
+    def keep(rows: list[dict[str, Any]]) -> None:
+        progress_console().print(label(f"{rows[-1]['cache']}, {rows[-1]['tokens']:,} tokens: done", "dim"))
+        if out is not None:
+            write_json(out, {"rows": rows, "threads": torch.get_num_threads(), "model": model, **setting})
+
+    rows = run_bench(load(model, base=base), chosen, after=keep)
+    if json:
+        print_json(rows)
+        return
+    for tokens in dict.fromkeys(row["tokens"] for row in rows):
+        console().print(f"{tokens:,} tokens")
+        console().print(plain_table(list(HEAD), cells(rows, tokens)))
+    for refused in dict.fromkeys(row["refused"] for row in rows if "refused" in row):
+        console().print(label(refused, "dim"))

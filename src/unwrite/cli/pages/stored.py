@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any
@@ -40,3 +41,12 @@ def observed(method: str) -> Iterator[dict[str, Any]]:
                     "rank": entry["rank"],
                     "of": sum(one["rank"] is not None for one in report["entries"]),
                 }
+
+
+NO_BREAK = "\u00a0"
+
+
+def unbroken(text: str) -> str:
+    """Intervals and spreads that no line end parts: "1.2 (1.1 to 1.3)" breaks before its bracket alone."""
+    text = text.replace(" +- ", f"{NO_BREAK}±{NO_BREAK}")
+    return re.sub(r"\([^()|]* to [^()|]*\)", lambda found: found[0].replace(" ", NO_BREAK), text)
