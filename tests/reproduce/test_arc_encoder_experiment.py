@@ -1,5 +1,7 @@
 """ARC-Encoder's experiment: it runs, every arm counts the same tokens, and each check can fail for its own reason."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -98,16 +100,22 @@ def test_pieces_are_whole_and_a_context_precedes_its_text(bed):
 
 
 def test_every_arm_counts_the_same_tokens(bed):
-    """Nine tokens of a text after its context: the first is given, eight are predicted, whatever stands before."""
+    """Nine tokens of a text after its context: the first is given and the next four count, whatever stands before."""
     pieces = bed.pieces("test")[:3]
     none, whole = bed.after_tokens(pieces, [()] * 3), bed.after_tokens(pieces, [range(8)] * 3)
     for number, piece in enumerate(pieces):
         for given, loss in ((piece[8:], none), (piece, whole)):
-            logits = bed.decoder(torch.tensor([given])).logits[0, -9:-1]
-            nll = torch.nn.functional.cross_entropy(logits, torch.tensor(piece[9:]))
+            logits = bed.decoder(torch.tensor([given])).logits[0, -9:-5]
+            nll = torch.nn.functional.cross_entropy(logits, torch.tensor(piece[9:13]))
             assert loss[number] == pytest.approx(nll.item(), abs=1e-5)
     embeddings = [bed.embeddings(torch.tensor(piece[:8])) for piece in pieces]
     assert bed.after_vectors(pieces, embeddings) == pytest.approx(whole, abs=1e-5)
+    every = dataclasses.replace(bed, counted=None).after_tokens(pieces, [()] * 3)
+    logits = bed.decoder(torch.tensor([piece[8:] for piece in pieces])).logits[:, :-1]
+    nll = torch.nn.functional.cross_entropy(
+        logits.transpose(1, 2), torch.tensor([piece[9:] for piece in pieces]), reduction="none"
+    )
+    assert every == pytest.approx(nll.mean(1).tolist(), abs=1e-5)
 
 
 def test_what_is_right_is_counted_over_tokens_behind_the_first(bed):

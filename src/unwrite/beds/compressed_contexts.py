@@ -38,11 +38,13 @@ class CompressedContexts:
 
     Args:
         texts: the bed that text, tokenizer and decoder are of.
-        half: tokens of a context, and tokens that are predicted after it.
+        half: tokens of a context, and tokens of the text after it.
+        counted: of these, the first ones whose loss counts: later ones have enough text of their own before them. None for all.
     """
 
     texts: PackageTexts
     half: int
+    counted: int | None = None
 
     @cached_property
     def decoder(self) -> PreTrainedModel:
@@ -85,12 +87,12 @@ class CompressedContexts:
 
     @torch.no_grad()
     def losses(self, rows: Sequence[MixedRow]) -> list[float]:
-        """The mean loss of the last `half` tokens of each row, which are of one length."""
+        """The mean loss of the tokens that count, of each row; rows are of one length."""
         losses: list[float] = []
         for start in range(0, len(rows), BATCH):
             logits, targets = self.predicted(mixed_inputs(rows[start : start + BATCH], self.embeddings))
             nll = nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
-            losses += nll[:, -self.half :].mean(1).tolist()
+            losses += nll[:, -self.half :][:, : self.counted].mean(1).tolist()
         return losses
 
     @torch.no_grad()

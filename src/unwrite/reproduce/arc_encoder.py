@@ -44,8 +44,8 @@ OTHER, UNTRAINED = "ARC, factor 4, of another text", "ARC, factor 4, untrained"
 ABLATIONS = (CAUSAL, ALL)  # of the first seed alone: they decide nothing
 BATCH = 8
 LADDER = (
-    (1e-3, 5e-3),
     (3e-4, 1.5e-3),
+    (1e-3, 5e-3),
     (3e-3, 1e-2),
 )  # rates of encoder and projector, the chosen pair first; see `choose`
 CHOOSING = 97  # the seed that rates are chosen by, on validation texts
@@ -57,7 +57,8 @@ class ContextScale:
 
     Args:
         texts: of `package_texts`.
-        half: tokens that are compressed, and that are predicted.
+        half: tokens that are compressed, and of the text after them.
+        counted: of these, the first ones, whose loss counts.
         pieces: test texts of a seed.
         steps: of the encoder at factor 4; the shorter ones have half of them.
         planted_steps, planted_pieces: of the encoder of planted texts, and texts it is trained on.
@@ -65,6 +66,7 @@ class ContextScale:
 
     texts: PackageScale
     half: int
+    counted: int
     pieces: int
     steps: int
     planted_steps: int
@@ -72,8 +74,8 @@ class ContextScale:
 
 
 SCALES = {
-    "tiny": ContextScale(TEXT_SCALES["tiny"], 8, 12, 2, 2, 32),
-    "small": ContextScale(PackageScale(train=1_500_000, vocabulary=2048, epochs=2), 64, 160, 480, 300, 2000),
+    "tiny": ContextScale(TEXT_SCALES["tiny"], 8, 4, 12, 2, 2, 32),
+    "small": ContextScale(PackageScale(train=1_500_000, vocabulary=2048, epochs=2), 64, 16, 160, 480, 300, 2000),
 }
 PLANTED_HALF, PLANTED_WORDS = 4, 16  # tokens of a planted context, of so many that there are
 
@@ -126,7 +128,7 @@ def run(budget: Budget) -> Claim:
         slug="arc-encoder",
         claim="a Llama-3.2-3B encoder puts texts into 4 or 8 times fewer vectors for a frozen Llama-3.1-8B or Mistral-7B; best of the "
         "compressors for frozen decoders on several benchmarks (arXiv 2510.20535; its tables were not read)",
-        setting=f"texts of installed packages, {scale.half} tokens compressed and {scale.half} predicted, {scale.pieces} test texts a seed; "
+        setting=f"texts of installed packages, {scale.half} tokens compressed and the next {scale.counted} predicted, {scale.pieces} test texts a seed; "
         f"decoder of {bed.texts.scale.layers} layers and width {bed.texts.scale.width}, encoder a copy without the last layer, "
         f"{scale.steps} steps; ablations of one seed; seeds {', '.join(map(str, budget.seeds))}",
         columns=COLUMNS,
@@ -141,7 +143,7 @@ def run(budget: Budget) -> Claim:
 
 def made(scale: ContextScale) -> CompressedContexts:
     """The bed; its decoder is of seed 0 for all seeds, which encoders and test texts are drawn by."""
-    return CompressedContexts(PackageTexts(scale.texts), scale.half)
+    return CompressedContexts(PackageTexts(scale.texts), scale.half, scale.counted)
 
 
 def measured(bed: CompressedContexts, scale: ContextScale, seed: int, *, ablated: bool = True) -> ContextFigures:
