@@ -72,7 +72,7 @@ class CacheScale:
     calibrated: int
 
 
-SCALES = {"tiny": CacheScale(1, 1, 48, 3, 260, 30, 2, 32), "small": CacheScale(4, 4, 512, 48, 480, 60, 32, 256)}
+SCALES = {"tiny": CacheScale(1, 1, 48, 3, 260, 30, 2, 32), "small": CacheScale(7, 4, 512, 48, 480, 60, 32, 256)}
 
 
 @dataclass(frozen=True)
