@@ -49,7 +49,7 @@ LENGTHS: Mapping[int, int] = {256: 8, 1024: 6, 4096: 2}
 """Tokens of a prompt, and how many lists are asked for at that length."""
 SCORED = 128  # tokens behind the prompt
 SHARE = 4  # caches that keep some of the tokens keep one in so many
-CALIBRATION = 32  # texts of 512 tokens of the other half of the manual
+CALIBRATION, CALIBRATED = 32, 256  # texts of the other half of the manual, and tokens of each
 FULL = "full"
 
 
@@ -307,4 +307,4 @@ def _row(
 
 
 def _texts(loaded: Loaded, count: int) -> Sequence[str]:
-    return [str(loaded.tokenizer.decode(row)) for row in passages(loaded.tokenizer, count, 512, TUNING)]
+    return [str(loaded.tokenizer.decode(row)) for row in passages(loaded.tokenizer, count, CALIBRATED, TUNING)]
