@@ -25,10 +25,12 @@ from transformers import Cache
 
 from ....errors import MethodError, ModelError
 from ....models import unwrap
-from ..planning.knowledge import knowledge_of
+from ..planning.knowledge import STEPS_ALONE, knowledge_of
 from ..runtime import LOGITS, Output, Runtime, positions, visible
 from ..tree import DraftTree, Ints
 from .arena import Arena, empty_cache, fill, filled_length
+from .compiled import compiled_loop, installed
+from .compiled.sizes import is_regular
 from .fused import FusedLoop, is_stock
 from .limits import Support
 from .model_check import check_cache, check_model
@@ -38,6 +40,8 @@ from .packed import fits_memory, packable, packed_copy, structural_copy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from .compiled.loop import CompiledLoop
 
 __all__ = ["TreeRuntime"]
 
@@ -99,7 +103,7 @@ class TreeRuntime(Runtime):
         hidden = {name if name == "final_hidden" else "layers" for name in self._observed}
         self.provides = LOGITS | hidden
         self._extras: dict[str, Any] = {}
-        self._bodies: dict[str, FusedLoop | Twin | None] = {}
+        self._bodies: dict[str, FusedLoop | CompiledLoop | Twin | None] = {}
         self._readying: dict[str, float] = {}  # seconds that making each took
         self._twin: Twin | None = None
         self._placed: tuple[Any, ...] = ()
@@ -186,10 +190,12 @@ class TreeRuntime(Runtime):
         route = self._route if self._route in self.routes else self.routes[0]
         body = self._body_of(route)
         self._arena.expect(trees.nodes)
-        tokens = torch.from_numpy(trees.tokens).to(self.device)
-        places = torch.from_numpy(positions(trees, self.lengths)).to(self.device)
+        where = positions(trees, self.lengths)
         if self.limit is not None:  # a row that waits for others at the limit must not switch the rope of all
-            places = places.clamp(max=self.limit - 1)
+            where = where.clip(max=self.limit - 1)
+        if not isinstance(body, FusedLoop | tuple | None):
+            return body(trees, where, self._arena, want)
+        tokens, places = (torch.from_numpy(ids).to(self.device) for ids in (trees.tokens, where))
         mask = self._mask(trees)
         if isinstance(body, FusedLoop):
             return body(tokens, places, mask, self._arena, want)
@@ -227,7 +233,7 @@ class TreeRuntime(Runtime):
         return self._bodies.keys()
 
     def use(self, route: str) -> float:
-        """Runs the next forwards as one of `routes`: "fused", "packed" or "stock". See `Runtime.use`.
+        """Runs the next forwards as one of `routes`: "fused", "compiled", "compact", "packed" or "stock". See `Runtime.use`.
 
         Raises:
             MethodError: this model has no such route.
@@ -252,14 +258,17 @@ class TreeRuntime(Runtime):
         some = any(packable(module) for module in self.model.modules())
         self._packs = some and (self._pack == "always" or (self._pack == "auto" and fits_memory(self.model)))
         if not self._extras and is_stock(self.model):
-            return ("fused", "stock")
+            return ("fused", *(STEPS_ALONE if installed() and is_regular(self.model) else ()), "stock")
         return ("packed", "stock") if self._packs else ("stock",)
 
-    def _body_of(self, route: str) -> FusedLoop | Twin | None:
+    def _body_of(self, route: str) -> FusedLoop | CompiledLoop | Twin | None:
         """What runs a forward; None for the model itself. Packs are compared with the weights once a call, here."""
         if route not in self._bodies:
             start = time.perf_counter()
-            if route == "fused":
+            compiled = compiled_loop(self.model, route == "compact") if route in STEPS_ALONE else None
+            if compiled is not None:
+                self._bodies[route] = compiled
+            elif route == "fused" or route in STEPS_ALONE:
                 self._bodies[route] = FusedLoop(self.model, self._packs)
             else:
                 self._bodies[route] = packed_copy(self.model) if route == "packed" else None
@@ -299,7 +308,7 @@ class TreeRuntime(Runtime):
         if isinstance(body, FusedLoop):
             logits = self._fused_prompt(body, tokens, sizes, skip, columns)
         else:
-            logits = self._prompt_logits(self.model if body is None else body[0], tokens, sizes, skip)
+            logits = self._prompt_logits(body[0] if isinstance(body, tuple) else self.model, tokens, sizes, skip)
         reading.observe(route, count, 1, (time.perf_counter() - start) / count)
         return logits
 
