@@ -116,6 +116,34 @@ def prompt(
 
 
 @app.command
+def step(
+    *,
+    model: str = "smollm2-135m",
+    base: str | None = None,
+    repeats: int = 11,
+    out: Path | None = None,
+    overwrite: bool = False,
+    json: bool = False,
+) -> None:
+    """Time a decoding step of 1 to 32 rows behind prompts of 64 to 2,048 tokens, by who computes it, in about ten minutes.
+
+    Args:
+        model: what to time it on.
+        base: of an adapter, the model it stands on, where its own file may not choose that.
+        repeats: of a step.
+        out: also write the figures there, as JSON, as they come.
+        overwrite: replace the figures in OUT.
+        json: print JSON.
+    """
+    need_number("--repeats", repeats, at_least=1)
+    setting = _setting()
+    _need_free(out, overwrite)
+    from .comparisons import step as time_steps
+
+    time_steps(model, base, repeats, out, json, setting)
+
+
+@app.command
 def cache(
     *,
     model: str = "smollm2-135m",

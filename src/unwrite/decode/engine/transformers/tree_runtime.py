@@ -252,6 +252,11 @@ class TreeRuntime(Runtime):
         parts = [type(self.model).__name__, *shape, self.vocab, self.model.dtype, config._attn_implementation]
         return "/".join(str(part) for part in [*parts, self.device, torch.get_num_threads(), _processor()])
 
+    @property
+    def body(self) -> FusedLoop | CompiledLoop | Twin | None:
+        """What runs forwards by the route in use; None for the model itself."""
+        return self._body_of(self._route)
+
     def _find_routes(self) -> tuple[str, ...]:
         if torch.is_autocast_enabled(self.device.type):
             return ("stock",)

@@ -6,6 +6,7 @@ the weights they were made from once a text, as those of `packed.py` are.
 
 from __future__ import annotations
 
+import time
 import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,7 @@ class CompiledLoop:
 
     def __init__(self, model: PreTrainedModel, compact: bool = False) -> None:
         self.model, self.compact = model, compact
+        self.reads = 0  # bytes of the weights that a step reads
         self._held: list[Any] = []  # what the records point to
         backbone = model.model
         layers = backbone.layers[: model.config.num_hidden_layers]
@@ -103,18 +105,21 @@ class CompiledLoop:
         self._counters = np.zeros(phases_of(len(layers)) * COUNTER_BYTES // 8, dtype=np.int64)
         step["counters"] = self._counters.ctypes.data
         self._table: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
-        self.ticks = np.zeros(len(PARTS) + 1, dtype=np.int64)
-        step["ticks"] = self.ticks.ctypes.data
+        self._ticks, self._inside = np.zeros(len(PARTS) + 1, dtype=np.int64), 0.0
+        step["ticks"] = self._ticks.ctypes.data
 
     @property
     def nbytes(self) -> int:
         """Bytes of the packs."""
         return sum(one.nbytes for one in self._held if isinstance(one, np.ndarray) and one.dtype == np.uint8)
 
-    @property
-    def parts(self) -> dict[str, int]:
-        """{part: cycles of the processor's counter} that steps have taken so far, as the first thread saw it."""
-        return dict(zip(PARTS, self.ticks.tolist(), strict=False))
+    def spent(self) -> dict[str, float]:
+        """{part: seconds} of all steps since this was asked last, as the first thread saw them; Python's own are not among them."""
+        ticks = self._ticks[: len(PARTS)].tolist()
+        second = sum(ticks) / self._inside if self._inside else 1.0
+        parts = {part: count / second for part, count in zip(PARTS, ticks, strict=True)}
+        self._ticks[:], self._inside = 0, 0.0
+        return parts
 
     def __call__(self, trees: DraftTree, positions: Ints, arena: Arena, want: frozenset[str]) -> Output:
         """One forward; its keys go where `arena.expect` said.
@@ -150,7 +155,9 @@ class CompiledLoop:
             if wanted:
                 layers[index] = torch.empty(shape)
             record["tap"] = layers[index].data_ptr() if wanted else 0
+        start = time.perf_counter()
         crew().run(self.steps, self.layers, (self, kept, logits, final, layers))
+        self._inside += time.perf_counter() - start
         return Output(logits, final, layers or None)
 
     def _place(self, tensor: Tensor) -> int:
@@ -161,8 +168,10 @@ class CompiledLoop:
         pack = exact_pack(module) if self.compact else None
         if pack is not None and pack.bytes_ is not None:
             self._held.append(pack.bytes_)
+            self.reads += pack.bytes_.nbytes
             record[name], record[f"{name}_stored"] = pack.bytes_.ctypes.data, STORED.index(pack.stored)
         else:
+            self.reads += 4 * module.weight.numel()
             record[name], record[f"{name}_stored"] = self._place(module.weight), STORED.index("float32")
         record[f"{name}_bias"] = 0 if module.bias is None else self._place(module.bias)
 
