@@ -103,7 +103,13 @@ def test_tables_and_promises_come_from_the_rows(found):
     assert cells[0][2].endswith("(1.00x)")
     parts = part_cells(found, 1, 8, 3)
     assert parts[0] == ["3 rows, milliseconds", COMPILED, EXACT, BF16]
-    seconds = {(COMPILED, 1): 4.0, (COMPILED, 8): 8.0, (BF16, 1): 2.0, (EXACT, 1): 1.0, ("CTranslate2, float32", 1): 8.0}
+    seconds = {
+        (COMPILED, 1): 4.0,
+        (COMPILED, 8): 8.0,
+        (BF16, 1): 2.0,
+        (EXACT, 1): 1.0,
+        ("CTranslate2, float32", 1): 8.0,
+    }
     rows = [
         {"contender": name, "threads": 2, "prompt": 64, "rows": size, "seconds": value}
         for (name, size), value in seconds.items()

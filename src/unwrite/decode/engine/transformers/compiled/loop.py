@@ -203,13 +203,13 @@ class CompiledLoop:
         }
         self._buffers = {name: _zeros(count) for name, count in shared.items()}
         for name, buffer in self._buffers.items():
-            step[name] = buffer.ctypes.data
+            step[name] = buffer.data_ptr()
         offset = 0
         for name, count in private.items():
             step[name] = offset
             offset += -(-4 * count // LINE) * LINE
         self._private = _zeros(offset // 4 * threads)
-        step["private"], step["private_bytes"] = self._private.ctypes.data, offset
+        step["private"], step["private_bytes"] = self._private.data_ptr(), offset
         step["batch"], step["nodes"], step["splits"] = batch, nodes, splits
 
     def _turns(self, last: int) -> None:
@@ -233,5 +233,6 @@ class CompiledLoop:
             record["keys"], record["values"] = layer.keys.data_ptr(), layer.values.data_ptr()
 
 
-def _zeros(count: int) -> NDArray[np.float32]:
-    return np.zeros(count, dtype=np.float32)
+def _zeros(count: int) -> Tensor:
+    """Floats from the beginning of a cache line on: a vector that lies over two takes two reads."""
+    return torch.zeros(count)

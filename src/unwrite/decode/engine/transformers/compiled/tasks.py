@@ -8,8 +8,8 @@ from typing import Any
 from numba import cfunc, njit, types
 
 from .arithmetic import EXACT
-from .records import BLOCK_BYTES, COUNTER_BYTES, MOST, MOST_ROWS, PARTS, SPINS, TALL_ROWS, TASK_BYTES
-from .tiles import add_one, call, cycles, integers, pause, read_now, tile
+from .records import BLOCK_BYTES, COUNTER_BYTES, MOST_ROWS, PAIRS, PARTS, SPINS, TASK_BYTES
+from .tiles import MOST, add_one, call, cycles, integers, pause, read_now, tile
 
 __all__ = ["LAST_TICK", "done", "multiplier", "phases_of", "product", "take", "task_rows", "wait"]
 
@@ -77,28 +77,16 @@ def multiplier(stamp: str) -> Any:
         """out[state, row]: `rows` rows of weights, from address w on, with all states."""
         assert len(stamp) > 0
         for begin in range(0, states, MOST):
-            some = min(MOST, states - begin)
-            tall, base, to = TALL_ROWS[some], x + begin * x_bytes, out + begin * out_bytes
+            some, base, to = min(MOST, states - begin), x + begin * x_bytes, out + begin * out_bytes
             row = 0
-            if tall > 1:
-                while row + tall <= rows:
-                    tile(
-                        True,
-                        some,
-                        stored,
-                        w + row * row_bytes,
-                        row_bytes,
-                        base,
-                        x_bytes,
-                        blocks,
-                        to + 4 * row,
-                        out_bytes,
-                    )
-                    row += tall
+            if some <= PAIRS[stored]:
+                while row + 2 <= rows:
+                    here = w + row * row_bytes
+                    tile(True, some, stored, here, row_bytes, base, x_bytes, blocks, to + 4 * row, out_bytes)
+                    row += 2
             while row < rows:
-                tile(
-                    False, some, stored, w + row * row_bytes, row_bytes, base, x_bytes, blocks, to + 4 * row, out_bytes
-                )
+                here = w + row * row_bytes
+                tile(False, some, stored, here, row_bytes, base, x_bytes, blocks, to + 4 * row, out_bytes)
                 row += 1
 
     return cfunc(types.void(*[types.int64] * 10), cache=True)(multiply)

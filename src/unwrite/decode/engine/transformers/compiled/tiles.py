@@ -19,10 +19,27 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 __all__ = [
-    "BLOCK", "LANES", "STORED", "STRIDES", "TALL", "add_one", "as_float", "call", "cycles", "float_of", "floats", "half_of",
-    "integers", "mixture", "pause", "read_now", "tile",
+    "BLOCK",
+    "LANES",
+    "MOST",
+    "PAIRED",
+    "STORED",
+    "STRIDES",
+    "add_one",
+    "as_float",
+    "call",
+    "cycles",
+    "float_of",
+    "floats",
+    "half_of",
+    "integers",
+    "mixture",
+    "pause",
+    "read_now",
+    "tile",
 ]  # fmt: skip
 
+MOST = 8  # states that one reading of the weights serves
 BLOCK = 32  # weights that share a scale in GGUF's formats
 STRIDES = {
     "float32": 128,
@@ -31,16 +48,9 @@ STRIDES = {
     "scaled8": 34,
 }  # bytes of a block of weights, by how they are stored
 STORED = tuple(STRIDES)
-TALL = {
-    1: 8,
-    2: 4,
-    3: 2,
-    4: 2,
-    5: 1,
-    6: 1,
-    7: 1,
-    8: 1,
-}  # rows of weights of a tile, by its rows of states: what registers hold
+# Forms of which a tile takes two rows of weights for so few rows of states: what expanding them waits for is done for both at once.
+# Elsewhere one row is as fast: the processor begins with the next one by itself.
+PAIRED = {"affine4": 3}
 
 F32, F16, I8, I16, I32, I64 = (
     ir.FloatType(), ir.HalfType(), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64),
@@ -111,9 +121,21 @@ def _bfloat16(builder: Any, base: Any, step: int) -> Any:
     return builder.bitcast(builder.shl(wide, ir.Constant(_vector(I32), [16] * LANES)), _vector(F32))
 
 
+def _scales(builder: Any, base: Any, count: int) -> list[Any]:
+    """One or two numbers in half precision, each in every lane. Their bits go into a register that is otherwise 0: into one that is
+    merged with what it held, every block would wait for the one before."""
+    bits = _load(builder, I16, base, I64(0)) if count == 1 else _load(builder, I32, base, I64(0))
+    bits = builder.zext(bits, I32) if count == 1 else bits
+    empty = ir.Constant(ir.VectorType(I32, 4), [0] * 4)
+    halves = builder.bitcast(builder.insert_element(empty, bits, I32(0)), ir.VectorType(F16, 8))
+    first = builder.shuffle_vector(halves, halves, ir.Constant(ir.VectorType(I32, 4), [0, 1, 2, 3]))
+    wide = builder.fpext(first, ir.VectorType(F32, 4))
+    return [builder.shuffle_vector(wide, wide, ir.Constant(_vector(I32), [at] * LANES)) for at in range(count)]
+
+
 def _affine4(builder: Any, base: Any, step: int) -> Any:
     """Step and lowest value in half precision, then sixteen bytes: columns 0 to 15 in their low halves, 16 to 31 in their high ones."""
-    unit, lowest = (_spread(builder, builder.fpext(_load(builder, F16, base, I64(at)), F32)) for at in (0, 2))
+    unit, lowest = _scales(builder, base, 2)
     at = LANES * step
     pair = builder.zext(_load(builder, _vector(I8), base, I64(4 + at % 16)), _vector(I32))
     if at < BLOCK // 2:
@@ -125,7 +147,7 @@ def _affine4(builder: Any, base: Any, step: int) -> Any:
 
 def _scaled8(builder: Any, base: Any, step: int) -> Any:
     """A step in half precision, then 32 signed bytes."""
-    unit = _spread(builder, builder.fpext(_load(builder, F16, base, I64(0)), F32))
+    (unit,) = _scales(builder, base, 1)
     code = builder.sext(_load(builder, _vector(I8), base, I64(2 + LANES * step)), _vector(I32))
     return builder.fmul(unit, builder.sitofp(code, _vector(F32)))
 
@@ -172,13 +194,13 @@ class _Loop:
 
 @intrinsic(prefer_literal=True)
 def tile(
-    typingctx: Any, tall: Any, states: Any, stored: Any, w: Any, w_stride: Any, x: Any, x_stride: Any, blocks: Any,
+    typingctx: Any, pair: Any, states: Any, stored: Any, w: Any, w_stride: Any, x: Any, x_stride: Any, blocks: Any,
     out: Any, out_stride: Any,
 ) -> Any:  # fmt: skip
     """Inner products of rows of weights with 1 to 8 rows of states; all but the first are integers of the running program.
 
     Args:
-        tall: a constant: `TALL[states]` rows of weights, more than one; else one.
+        pair: a constant: two rows of weights, as far as `PAIRED` goes; else one.
         states: rows of states.
         stored: how the weights are, the place in `STORED`.
         w, x, out: addresses; out is float32, [states, rows].
@@ -189,19 +211,17 @@ def tile(
     def build(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         after = builder.append_basic_block("multiplied")
         choice = builder.switch(builder.add(builder.mul(values[1], I64(len(STORED))), values[2]), after)
-        for count, rows in TALL.items():
-            if tall.literal_value and rows == 1:
-                continue
-            for number, name in enumerate(STORED):
+        for number, name in enumerate(STORED):
+            for count in range(1, (PAIRED.get(name, 0) if pair.literal_value else MOST) + 1):
                 block = builder.append_basic_block(f"{name}.{count}")
                 choice.add_case(I64(len(STORED) * count + number), block)
                 builder.position_at_end(block)
-                _multiply(builder, name, rows if tall.literal_value else 1, count, *values[3:])
+                _multiply(builder, name, 2 if pair.literal_value else 1, count, *values[3:])
                 builder.branch(after)
         builder.position_at_end(after)
         return context.get_dummy_value()
 
-    return types.void(tall, *[types.int64] * 9), build
+    return types.void(pair, *[types.int64] * 9), build
 
 
 def _multiply(
