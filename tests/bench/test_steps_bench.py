@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import make_llama, make_tokenizer
-from unwrite.bench import steps
+from unwrite.bench import ctranslate, steps
 from unwrite.bench.steps import BF16, COMPILED, EXACT, FUSED, PEER, StepContender, read_bandwidth, run_bench
 from unwrite.bench.steps_report import checks, groups, head, part_cells, step_cells
 from unwrite.cli import main
@@ -21,14 +21,14 @@ OURS = (FUSED, COMPILED, EXACT, BF16)
 @pytest.fixture(scope="module")
 def loaded():
     model = make_llama(0, hidden=64, head_dim=32, max_position_embeddings=160)
-    return Loaded(model, make_tokenizer(), "tiny")
+    return Loaded(model, make_tokenizer(), {"folder": "tiny"})
 
 
 @pytest.fixture(scope="module")
 def found(loaded):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "READ", 1 << 20)
-        patch.setattr(steps, "find_spec", lambda name: None)  # another engine needs a model it knows
+        patch.setattr(ctranslate, "find_spec", lambda name: None)  # another engine needs a model it knows
         return run_bench(loaded, (1, 3), (8, 40), (1, 2), 2)
 
 
@@ -88,7 +88,7 @@ def test_bandwidth_is_of_bytes_that_are_read(monkeypatch):
 
 def test_a_prompt_that_leaves_no_room_is_left_out_and_none_is_refused(loaded, monkeypatch):
     monkeypatch.setattr(steps, "READ", 1 << 12)
-    monkeypatch.setattr(steps, "find_spec", lambda name: None)
+    monkeypatch.setattr(ctranslate, "find_spec", lambda name: None)
     rows = run_bench(loaded, (1,), (8, 150), (1,), 1)
     assert {row["prompt"] for row in rows} == {8}
     with pytest.raises(ModelError, match=r"no prompt of 150 tokens fits into a model of 160 positions"):
@@ -119,7 +119,7 @@ def test_tables_and_promises_come_from_the_rows(found):
 
 def test_the_command_writes_what_it_shows(loaded, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(steps, "READ", 1 << 12)
-    monkeypatch.setattr(steps, "find_spec", lambda name: None)
+    monkeypatch.setattr(ctranslate, "find_spec", lambda name: None)
     save(loaded.model, tmp_path / "model", tokenizer=loaded.tokenizer)
     out = tmp_path / "a.json"
     main(["bench", "step", "--model", str(tmp_path / "model"), "--repeats", "1", "--out", str(out)])

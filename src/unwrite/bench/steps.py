@@ -10,12 +10,11 @@ measured beside. CTranslate2 has no trees, so it stands at one row: seconds a to
 from __future__ import annotations
 
 import copy
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,7 @@ from ..decode.engine.planning.knowledge import STEPS_ALONE
 from ..decode.engine.transformers.fused import FusedLoop
 from ..decode.engine.tree import DraftTree
 from ..errors import ModelError
+from .ctranslate import FORMS, OnCTranslate2, generators
 from .prompt import prompt_of
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ PROMPTS = (64, 512, 2048)
 PEER = "transformers"
 FUSED, COMPILED, EXACT, BF16 = "fused", "compiled, float32", "compiled, fewest exact bytes", "compiled, exact bfloat16"
 ROUTES = {PEER: "stock", FUSED: "fused", COMPILED: "compiled", EXACT: "compact"}
-NATIVE = {"CTranslate2, float32": "float32", "CTranslate2, int8": "int8"}
 READ = 1 << 29  # bytes that the bandwidth is measured over
 WRITTEN = 24  # tokens of a text of CTranslate2's
 
@@ -177,10 +176,8 @@ def _contenders(loaded: Loaded, rounded: PreTrainedModel, ids: Any, threads: int
     for name, route in ROUTES.items():
         _enter(several, name, loaded.model, route, ids)
     _enter(several, BF16, rounded, "compact", ids)
-    with tempfile.TemporaryDirectory() as folder:
-        if find_spec("ctranslate2") is not None:
-            several |= _native(loaded, Path(folder), ids, threads)
-        yield several
+    with generators(Path(loaded.source["folder"]), threads) as native:
+        yield several | _native(loaded, native, ids)
 
 
 def _enter(several: dict[str, StepContender], name: str, model: PreTrainedModel, route: str, ids: Any) -> None:
@@ -209,30 +206,21 @@ def _enter(several: dict[str, StepContender], name: str, model: PreTrainedModel,
         several[name] = StepContender(step, _weights(model))
 
 
-def _native(loaded: Loaded, folder: Path, ids: Any, threads: int) -> dict[str, StepContender]:
-    """CTranslate2's greedy text, a token at a time: seconds of a long one less those of a short one, by the tokens between."""
-    from ctranslate2 import Generator
-    from ctranslate2.converters import TransformersConverter
+def _native(loaded: Loaded, several: Mapping[str, Any], ids: Any) -> dict[str, StepContender]:
+    """CTranslate2's greedy text, a token at a time: seconds behind the first token by the tokens written then."""
+    weights = _weights(loaded.model)
 
-    home = loaded.source["folder"]
-    TransformersConverter(str(home)).convert(str(folder / "model"))
-    words = loaded.tokenizer.convert_ids_to_tokens(ids.tolist())
-    several = {}
-    for name, kind in NATIVE.items():
-        generator = Generator(str(folder / "model"), device="cpu", compute_type=kind, intra_threads=threads)
+    def step(size: int, write: OnCTranslate2) -> float:
+        return write(ids.tolist(), 1 + WRITTEN, 0.0, 0).writing
 
-        def step(size: int, generator: Any = generator) -> float:
-            seconds = []
-            for count in (1, 1 + WRITTEN):
-                start = time.perf_counter()
-                generator.generate_batch(
-                    [words], max_length=count, min_length=count, sampling_topk=1, include_prompt_in_result=False
-                )
-                seconds.append(time.perf_counter() - start)
-            return (seconds[1] - seconds[0]) / WRITTEN
-
-        several[name] = StepContender(step, _weights(loaded.model) // (1 if kind == "float32" else 4), 1)
-    return several
+    return {
+        name: StepContender(
+            partial(step, write=OnCTranslate2(generator, loaded.tokenizer)),
+            weights if FORMS[name] == "float32" else weights // 4,
+            1,
+        )
+        for name, generator in several.items()
+    }
 
 
 def _rounded(model: PreTrainedModel) -> PreTrainedModel:
