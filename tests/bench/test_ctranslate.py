@@ -37,7 +37,11 @@ def engine(monkeypatch):
             converted.append((self.folder, target))
 
     package, inner, seeds = types.ModuleType("ctranslate2"), types.ModuleType("ctranslate2.converters"), []
-    package.Generator, package.set_random_seed, inner.TransformersConverter = Generator, seeds.append, TransformersConverter
+    package.Generator, package.set_random_seed, inner.TransformersConverter = (
+        Generator,
+        seeds.append,
+        TransformersConverter,
+    )
     monkeypatch.setitem(sys.modules, "ctranslate2", package)
     monkeypatch.setitem(sys.modules, "ctranslate2.converters", inner)
     monkeypatch.setattr(ctranslate, "find_spec", lambda name: True)

@@ -4,6 +4,7 @@ import copy
 import os
 import threading
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -150,9 +151,8 @@ def test_what_is_wanted_beside_logits_is_what_the_models_own_forward_shows():
 
 @pytest.mark.parametrize("route", ["compiled", "compact"])
 def test_texts_are_those_of_generate_token_by_token(route):
-    forget_knowledge()
     for seed in range(3):
-        model, ids = wide(seed=seed), torch.from_numpy(text(30, seed))[None]
+        model, ids = in_form(wide(seed=seed), "affine4"), torch.from_numpy(text(30, seed))[None]
         expected = model.generate(ids, max_new_tokens=60, do_sample=False)
         runtime = begun(model, [ids[0].numpy()], route)
         tokens = [int(expected[0, 30])]
@@ -366,6 +366,34 @@ def test_an_edited_weight_is_read_as_it_is_now_and_no_longer_packed():
     with torch.no_grad():
         weight.data[3, 5] = 0.5
     assert begun(model, [prompt], "compact")._bodies["compact"].nbytes == packs
+
+
+def test_weights_as_training_leaves_them_have_no_route_of_packs():
+    """Nor has a model that was asked to pack nothing, or one for whose packs there is no memory."""
+    trained, packable = wide(), in_form(wide(), "affine4")
+    assert "compact" not in TransformersRuntime(trained).routes
+    assert "compiled" in TransformersRuntime(trained).routes
+    assert "compact" in TransformersRuntime(packable).routes
+    assert "compact" not in TransformersRuntime(packable, pack="never").routes
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_one_matrix_in_a_form_is_enough_for_packs(name):
+    model = wide()
+    model.model.layers[-1].mlp.down_proj.weight.data = torch.from_numpy(blocks_of(name, 96, 160))
+    body = begun(model, [text(9)], "compact")._bodies["compact"]
+    assert 0 < body.nbytes <= 2 * 96 * 160
+
+
+def test_packs_wait_for_memory(monkeypatch):
+    from unwrite.decode.engine.transformers.compiled import sizes
+
+    model = in_form(wide(), "affine4")
+    linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+    for free, there in ((8 * linear, True), (8 * linear - 1, False)):
+        monkeypatch.setattr(sizes.psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
+        assert ("compact" in TransformersRuntime(model).routes) is there
+    assert "compact" in TransformersRuntime(model, pack="always").routes
 
 
 # Where it isn't to be had

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from .tiles import PAIRED, STORED, STRIDES
+from .tiles import STORED, STRIDES, TALL
 
 __all__ = [
-    "BLOCK_BYTES", "COUNTER_BYTES", "LAYER", "LINEARS", "MOST_ROWS", "PAIRS", "PARTS", "SPINS", "SPLIT", "STEP", "TASK_BYTES",
+    "BLOCK_BYTES", "COUNTER_BYTES", "LAYER", "LINEARS", "MOST_ROWS", "PARTS", "SPINS", "SPLIT", "STEP", "TALL_ROWS", "TASK_BYTES",
 ]  # fmt: skip
 
 SPLIT = 128  # columns of one attention task, from fixed places, so that sums don't depend on how many rows a step has
-TASK_BYTES, MOST_ROWS = 1 << 14, 256  # of weights in one task, about
+TASK_BYTES, MOST_ROWS = 1 << 14, 240  # of weights in one task, about
 COUNTER_BYTES = 128  # a phase's two counters, a cache line each
 PARTS = ("embedding", "query, key, value", "attention", "output", "gate, up", "down", "head")
 SPINS = 2000  # looks at a counter before a waiting thread offers its processor to others
@@ -32,4 +32,4 @@ STEP = np.dtype(
     + [("epsilon", "f4"), ("scale", "f4")]
 )  # addresses and sizes; private ones are offsets into a thread's own part
 BLOCK_BYTES = tuple(STRIDES.values())
-PAIRS = tuple(PAIRED.get(name, 0) for name in STORED)
+TALL_ROWS = tuple(rows for name in STORED for rows in (0, *TALL[name]))  # [form * (MOST + 1) + states]

@@ -1,13 +1,19 @@
-"""Whether a model has the sizes that the compiled step is written for."""
+"""What can be said of a model before anything is compiled: whether its sizes are right, and whether its weights may fit in fewer bytes."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+import psutil
+from torch import nn
+
+from ..packed import MEMORY_SHARE
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["is_regular"]
+__all__ = ["is_regular", "may_be_packed", "packs_fit"]
 
 BLOCK = 32  # what every width is a multiple of
 ROPES = ("default", "linear", "llama3", "yarn")  # whose angles are a function of the position alone
@@ -36,3 +42,24 @@ def is_regular(model: PreTrainedModel) -> bool:
         and getattr(model.model.rotary_emb, "rope_type", None) in ROPES
         and all(parameter.is_contiguous() for parameter in model.parameters())
     )
+
+
+def packs_fit(model: PreTrainedModel) -> bool:
+    """Whether packs take at most `MEMORY_SHARE` of the memory that is free: half of the linear weights' bytes, where all are bfloat16."""
+    linear = sum(2 * module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+    return linear <= MEMORY_SHARE * psutil.virtual_memory().available
+
+
+def may_be_packed(model: PreTrainedModel) -> bool:
+    """Whether the first weights of some matrix look like a form of `exact.py`; of weights as training leaves them, one in a thousand does."""
+    layers = model.model.layers[: model.config.num_hidden_layers]
+    few = [layers[0].self_attn.q_proj, layers[-1].self_attn.o_proj, layers[0].mlp.up_proj, layers[-1].mlp.down_proj]
+    return any(_looks_packed(module.weight[0, :BLOCK].detach().numpy()) for module in [*few, model.lm_head])
+
+
+def _looks_packed(block: np.ndarray) -> bool:
+    """A block whose lowest weight, largest one, or largest one over 127 has few enough bits for half precision, or all for bfloat16."""
+    largest = block[np.abs(block).argmax()]
+    step = np.float32(np.float16(abs(largest) / np.float32(127)))
+    halves = [np.float32(np.float16(one)) == one for one in (block.min(), largest)]
+    return bool(any(halves) or step * np.float32(127) == abs(largest) or not (block.view(np.uint32) & 0xFFFF).any())

@@ -8,8 +8,8 @@ from typing import Any
 from numba import cfunc, njit, types
 
 from .arithmetic import EXACT
-from .records import BLOCK_BYTES, COUNTER_BYTES, MOST_ROWS, PAIRS, PARTS, SPINS, TASK_BYTES
-from .tiles import MOST, add_one, call, cycles, integers, pause, read_now, tile
+from .records import BLOCK_BYTES, COUNTER_BYTES, MOST_ROWS, PARTS, SPINS, TALL_ROWS, TASK_BYTES
+from .tiles import MOST, STEPS, add_one, call, cycles, integers, pause, read_now, tile
 
 __all__ = ["LAST_TICK", "done", "multiplier", "phases_of", "product", "take", "task_rows", "wait"]
 
@@ -37,8 +37,8 @@ def phases_of(layers: int) -> int:
 
 @njit(**EXACT)
 def task_rows(blocks: int, stored: int) -> int:
-    """Rows of weights in one task, a multiple of eight."""
-    return min(MOST_ROWS, max(8, TASK_BYTES // (blocks * BLOCK_BYTES[stored]) // 8 * 8))
+    """Rows of weights in one task, a multiple of what tiles divide."""
+    return min(MOST_ROWS, max(STEPS, TASK_BYTES // (blocks * BLOCK_BYTES[stored]) // STEPS * STEPS))
 
 
 @njit(**EXACT)
@@ -78,12 +78,11 @@ def multiplier(stamp: str) -> Any:
         assert len(stamp) > 0
         for begin in range(0, states, MOST):
             some, base, to = min(MOST, states - begin), x + begin * x_bytes, out + begin * out_bytes
-            row = 0
-            if some <= PAIRS[stored]:
-                while row + 2 <= rows:
-                    here = w + row * row_bytes
-                    tile(True, some, stored, here, row_bytes, base, x_bytes, blocks, to + 4 * row, out_bytes)
-                    row += 2
+            row, tall = 0, TALL_ROWS[stored * (MOST + 1) + some]
+            while row + tall <= rows:
+                here = w + row * row_bytes
+                tile(True, some, stored, here, row_bytes, base, x_bytes, blocks, to + 4 * row, out_bytes)
+                row += tall
             while row < rows:
                 here = w + row * row_bytes
                 tile(False, some, stored, here, row_bytes, base, x_bytes, blocks, to + 4 * row, out_bytes)

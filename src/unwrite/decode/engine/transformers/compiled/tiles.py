@@ -22,9 +22,10 @@ __all__ = [
     "BLOCK",
     "LANES",
     "MOST",
-    "PAIRED",
+    "STEPS",
     "STORED",
     "STRIDES",
+    "TALL",
     "add_one",
     "as_float",
     "call",
@@ -39,7 +40,7 @@ __all__ = [
     "tile",
 ]  # fmt: skip
 
-MOST = 8  # states that one reading of the weights serves
+MOST = 4  # states of a tile: their rows and its weights stay in the core's own memory
 BLOCK = 32  # weights that share a scale in GGUF's formats
 STRIDES = {
     "float32": 128,
@@ -48,9 +49,10 @@ STRIDES = {
     "scaled8": 34,
 }  # bytes of a block of weights, by how they are stored
 STORED = tuple(STRIDES)
-# Forms of which a tile takes two rows of weights for so few rows of states: what expanding them waits for is done for both at once.
-# Elsewhere one row is as fast: the processor begins with the next one by itself.
-PAIRED = {"affine4": 3}
+# Rows of weights of a tile, by their form and the tile's rows of states: sums enough to keep both of a core's units busy, and no more
+# than its registers hold; expanding takes some of these.
+TALL = {"float32": (4, 3, 3, 3), "bfloat16": (4, 3, 3, 3), "affine4": (2, 2, 2, 2), "scaled8": (3, 3, 2, 2)}
+STEPS = 12  # rows that every tile divides
 
 F32, F16, I8, I16, I32, I64 = (
     ir.FloatType(), ir.HalfType(), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64),
@@ -194,13 +196,13 @@ class _Loop:
 
 @intrinsic(prefer_literal=True)
 def tile(
-    typingctx: Any, pair: Any, states: Any, stored: Any, w: Any, w_stride: Any, x: Any, x_stride: Any, blocks: Any,
+    typingctx: Any, tall: Any, states: Any, stored: Any, w: Any, w_stride: Any, x: Any, x_stride: Any, blocks: Any,
     out: Any, out_stride: Any,
 ) -> Any:  # fmt: skip
     """Inner products of rows of weights with 1 to 8 rows of states; all but the first are integers of the running program.
 
     Args:
-        pair: a constant: two rows of weights, as far as `PAIRED` goes; else one.
+        tall: a constant: so many rows of weights as `TALL` says; else one.
         states: rows of states.
         stored: how the weights are, the place in `STORED`.
         w, x, out: addresses; out is float32, [states, rows].
@@ -212,16 +214,16 @@ def tile(
         after = builder.append_basic_block("multiplied")
         choice = builder.switch(builder.add(builder.mul(values[1], I64(len(STORED))), values[2]), after)
         for number, name in enumerate(STORED):
-            for count in range(1, (PAIRED.get(name, 0) if pair.literal_value else MOST) + 1):
+            for count, rows in enumerate(TALL[name], 1):
                 block = builder.append_basic_block(f"{name}.{count}")
                 choice.add_case(I64(len(STORED) * count + number), block)
                 builder.position_at_end(block)
-                _multiply(builder, name, 2 if pair.literal_value else 1, count, *values[3:])
+                _multiply(builder, name, rows if tall.literal_value else 1, count, *values[3:])
                 builder.branch(after)
         builder.position_at_end(after)
         return context.get_dummy_value()
 
-    return types.void(pair, *[types.int64] * 9), build
+    return types.void(tall, *[types.int64] * 9), build
 
 
 def _multiply(
