@@ -123,6 +123,14 @@ def test_heads_of_any_number_and_width_tied_words_and_other_angles(settings):
         torch.testing.assert_close(output.logits[0, node], expected, atol=CLOSE, rtol=CLOSE)
 
 
+def test_a_head_with_a_bias():
+    model, prompt, draft = wide(), text(20), tree(3)
+    model.lm_head.bias = nn.Parameter(torch.randn(VOCAB))
+    output = begun(model, [prompt]).forward(draft)
+    expected = logits_of(model, [*prompt, *branch(draft, 2)])
+    torch.testing.assert_close(output.logits[0, 2], expected, atol=CLOSE, rtol=CLOSE)
+
+
 def test_texts_of_several_lengths_side_by_side():
     """One text has more stretches of columns than another, whose keys end in the middle of one."""
     model, prompts = wide(), [text(260, 1), text(7, 2), text(129, 3)]
@@ -394,6 +402,24 @@ def test_packs_wait_for_memory(monkeypatch):
         monkeypatch.setattr(sizes.psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
         assert ("compact" in TransformersRuntime(model).routes) is there
     assert "compact" in TransformersRuntime(model, pack="always").routes
+
+
+def test_a_weight_that_is_given_another_storage_within_a_text_is_read_as_it_was():
+    model, prompt, draft = wide(), text(20), tree(3)
+    runtime = begun(model, [prompt])
+    expected = runtime.forward(draft).logits
+    runtime.commit([[]])
+    for parameter in model.parameters():
+        parameter.data = torch.full_like(parameter, torch.nan)
+    assert torch.equal(runtime.forward(draft).logits, expected)
+
+
+def test_weights_beyond_half_precision_make_no_noise():
+    model = wide()
+    model.lm_head.weight.data[0, :32] = 1e6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "compiled" in TransformersRuntime(model).routes
 
 
 # Where it isn't to be had

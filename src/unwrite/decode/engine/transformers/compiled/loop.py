@@ -161,7 +161,7 @@ class CompiledLoop:
         return Output(logits, final, layers or None)
 
     def _place(self, tensor: Tensor) -> int:
-        self._held.append(tensor)
+        self._held.append(tensor.detach())  # not the parameter, which may be given another storage before the text ends
         return tensor.data_ptr()
 
     def _linear(self, record: Any, name: str, module: nn.Linear) -> None:

@@ -60,6 +60,7 @@ def may_be_packed(model: PreTrainedModel) -> bool:
 def _looks_packed(block: np.ndarray) -> bool:
     """A block whose lowest weight, largest one, or largest one over 127 has few enough bits for half precision, or all for bfloat16."""
     largest = block[np.abs(block).argmax()]
-    step = np.float32(np.float16(abs(largest) / np.float32(127)))
-    halves = [np.float32(np.float16(one)) == one for one in (block.min(), largest)]
+    with np.errstate(over="ignore"):
+        step = np.float32(np.float16(abs(largest) / np.float32(127)))
+        halves = [np.float32(np.float16(one)) == one for one in (block.min(), largest)]
     return bool(any(halves) or step * np.float32(127) == abs(largest) or not (block.view(np.uint32) & 0xFFFF).any())

@@ -19,25 +19,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 __all__ = [
-    "BLOCK",
-    "LANES",
-    "MOST",
-    "STEPS",
-    "STORED",
-    "STRIDES",
-    "TALL",
-    "add_one",
-    "as_float",
-    "call",
-    "cycles",
-    "float_of",
-    "floats",
-    "half_of",
-    "integers",
-    "mixture",
-    "pause",
-    "read_now",
-    "tile",
+    "BLOCK", "LANES", "MOST", "STEPS", "STORED", "STRIDES", "TALL", "add_one", "as_float", "call", "cycles", "float_of", "floats",
+    "half_of", "integers", "mixture", "pause", "read_now", "tile",
 ]  # fmt: skip
 
 MOST = 4  # states of a tile: their rows and its weights stay in the core's own memory
@@ -47,7 +30,7 @@ STRIDES = {
     "bfloat16": 64,
     "affine4": 20,
     "scaled8": 34,
-}  # bytes of a block of weights, by how they are stored
+}  # bytes of a block, by how its weights are stored
 STORED = tuple(STRIDES)
 # Rows of weights of a tile, by their form and the tile's rows of states: sums enough to keep both of a core's units busy, and no more
 # than its registers hold; expanding takes some of these.
@@ -126,8 +109,7 @@ def _bfloat16(builder: Any, base: Any, step: int) -> Any:
 def _scales(builder: Any, base: Any, count: int) -> list[Any]:
     """One or two numbers in half precision, each in every lane. Their bits go into a register that is otherwise 0: into one that is
     merged with what it held, every block would wait for the one before."""
-    bits = _load(builder, I16, base, I64(0)) if count == 1 else _load(builder, I32, base, I64(0))
-    bits = builder.zext(bits, I32) if count == 1 else bits
+    bits = _load(builder, I32, base, I64(0)) if count == 2 else builder.zext(_load(builder, I16, base, I64(0)), I32)
     empty = ir.Constant(ir.VectorType(I32, 4), [0] * 4)
     halves = builder.bitcast(builder.insert_element(empty, bits, I32(0)), ir.VectorType(F16, 8))
     first = builder.shuffle_vector(halves, halves, ir.Constant(ir.VectorType(I32, 4), [0, 1, 2, 3]))
@@ -199,7 +181,7 @@ def tile(
     typingctx: Any, tall: Any, states: Any, stored: Any, w: Any, w_stride: Any, x: Any, x_stride: Any, blocks: Any,
     out: Any, out_stride: Any,
 ) -> Any:  # fmt: skip
-    """Inner products of rows of weights with 1 to 8 rows of states; all but the first are integers of the running program.
+    """Inner products of rows of weights with 1 to `MOST` rows of states; all but the first are integers of the running program.
 
     Args:
         tall: a constant: so many rows of weights as `TALL` says; else one.
