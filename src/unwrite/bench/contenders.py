@@ -37,6 +37,7 @@ from ..decode import (
 )
 from ..decode.engine.sampling import Sampling, from_processors
 from ..decode.joined import default_parts
+from .ctranslate import OnCTranslate2, generators
 from .decode import TOKENS, BenchSample, DecodeContender, Measuring
 
 if TYPE_CHECKING:
@@ -225,16 +226,17 @@ def warmed(model: PreTrainedModel, encode: Callable[[str], list[int]], corpus: S
     return warm
 
 
-def on_transformers(model: PreTrainedModel, draft: PreTrainedModel, warm: Warm) -> dict[str, DecodeContender]:
-    """transformers' own ways, then every strategy."""
+def on_transformers(
+    model: PreTrainedModel, draft: PreTrainedModel, warm: Warm, peers: Mapping[str, DecodeContender] | None = None
+) -> dict[str, DecodeContender]:
+    """transformers' own ways, other engines on the same weights, then every strategy."""
     contenders: dict[str, DecodeContender] = {
         "transformers": OnTransformers(model),
         "transformers, prompt lookup": OnTransformers(model, prompt_lookup_num_tokens=10, max_matching_ngram_size=3),
         ASSISTED: OnTransformers(model, assistant_model=draft),
     }
-    return contenders | {
-        name: OnTransformers(model, strategy_of) for name, strategy_of in warm.strategies(draft).items()
-    }
+    ours = {name: OnTransformers(model, strategy_of) for name, strategy_of in warm.strategies(draft).items()}
+    return contenders | dict(peers or {}) | ours
 
 
 def on_llamacpp(runtime: LlamaCppRuntime, draft: LlamaCppRuntime, warm: Warm) -> dict[str, DecodeContender]:
@@ -260,6 +262,8 @@ def run(
     Returns:
         {"rows": a row a cell, "costs": {runtime: {rows: seconds}}, "seconds": of the whole}
     """
+    import torch
+
     from ..models import load, load_model
 
     start = time.perf_counter()
@@ -278,7 +282,9 @@ def run(
     warm = warmed(model, encode, texts)
     results: dict[str, Any] = {"rows": [], "costs": {}}
     with ExitStack() as stack:
-        everyone = on_transformers(model, draft, warm)
+        native = stack.enter_context(generators(Path(loaded.source["folder"]), torch.get_num_threads()))
+        peers = {name: OnCTranslate2(generator, tokenizer) for name, generator in native.items()}
+        everyone = on_transformers(model, draft, warm, peers)
         sampled = everyone if most > FEW else _without(everyone, ASSISTED)
         parts = [
             BenchPart("transformers", everyone, 0.0, 6),

@@ -71,6 +71,7 @@ def decode(
     *,
     model: str = "smollm2-135m",
     full: bool = False,
+    minutes: int = 40,
     out: Path | None = None,
     overwrite: bool = False,
     json: bool = False,
@@ -80,13 +81,15 @@ def decode(
     Args:
         model: what to time it on; no adapter.
         full: repeat until no interval around 1 is wider than 0.06; hours.
+        minutes: after which nothing is measured again; what is measured once takes about half of the default.
         out: also write the figures there, as JSON, as they come.
         overwrite: replace the figures in OUT.
         json: print JSON.
     """
+    need_number("--minutes", minutes, at_least=1)
     setting = _setting()
     _need_free(out, overwrite)
-    _decode(model, full, out, json, setting)
+    _decode(model, full, minutes, out, json, setting)
 
 
 @app.command
@@ -113,6 +116,34 @@ def prompt(
     setting = _setting()
     _need_free(out, overwrite)
     _prompt(model, base, pairs, out, json, setting)
+
+
+@app.command
+def step(
+    *,
+    model: str = "smollm2-135m",
+    base: str | None = None,
+    repeats: int = 11,
+    out: Path | None = None,
+    overwrite: bool = False,
+    json: bool = False,
+) -> None:
+    """Time a decoding step of 1 to 32 rows behind prompts of 64 to 2,048 tokens, by who computes it, in about ten minutes.
+
+    Args:
+        model: what to time it on.
+        base: of an adapter, the model it stands on, where its own file may not choose that.
+        repeats: of a step.
+        out: also write the figures there, as JSON, as they come.
+        overwrite: replace the figures in OUT.
+        json: print JSON.
+    """
+    need_number("--repeats", repeats, at_least=1)
+    setting = _setting()
+    _need_free(out, overwrite)
+    from .comparisons import step as time_steps
+
+    time_steps(model, base, repeats, out, json, setting)
 
 
 @app.command
@@ -360,10 +391,10 @@ def _stopped(out: Path | None, setting: dict[str, Any], batch: int, pairs: int) 
     return list(stored["cases"]) if same and alike and not stored.get("complete", True) else []
 
 
-MINUTES, HOURS = 40, 12  # of the default run, with what is left for its last cell, and of --full
+HOURS = 12  # of --full
 
 
-def _decode(model: str, full: bool, out: Path | None, json: bool, setting: dict[str, Any]) -> None:
+def _decode(model: str, full: bool, minutes: int, out: Path | None, json: bool, setting: dict[str, Any]) -> None:
     import torch
 
     from ..beds.draft_files import bench_files
@@ -387,7 +418,7 @@ def _decode(model: str, full: bool, out: Path | None, json: bool, setting: dict[
             write_json(out, {**report, **extra})
 
     with progress(None, "bench decode") as shown:
-        report = run(files, 60 * HOURS if full else MINUTES, 40 if full else FEW, shown.say, keep)
+        report = run(files, 60 * HOURS if full else minutes, 40 if full else FEW, shown.say, keep)
     if json:
         print_json(report["rows"])
     else:

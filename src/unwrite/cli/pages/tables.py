@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -239,6 +239,36 @@ def cache() -> str:
     )
 
 
+def step() -> str:
+    """The stored costs of a decoding step: a table a prompt at the most threads, its parts, and what was promised."""
+    stored = stored_result("step")
+    if stored is None:
+        return "not measured yet"
+    from ...bench import steps_report as report
+
+    rows, lines = stored["rows"], list[str]()
+    most = max(row["threads"] for row in rows)
+    shortest = min(row["prompt"] for row in rows)
+    for threads, prompt in report.groups(rows):
+        if threads == most or prompt == shortest:
+            lines += [f"**{threads} thread{'s' * (threads > 1)}, a prompt of {prompt:,} tokens**", ""]
+            lines += [*_table(report.head(rows), report.step_cells(rows, threads, prompt)), ""]
+    middle = sorted({row["prompt"] for row in rows})[len({row["prompt"] for row in rows}) // 2]
+    for size in (1, 8):
+        first, *others = report.part_cells(rows, most, middle, size)
+        lines += [f"Parts of a step behind {middle:,} tokens, {most} threads:", "", *_table(first, others), ""]
+    lines += ["| promised | figure | at most |", "|---|---|---|"]
+    lines += [f"| {what} | {figure:.2f} | {bound:g} |" for what, figure, bound in report.checks(rows)]
+    bandwidth = max(row["bandwidth"] for row in rows) / 1e9
+    foot = f"{stored['model']}, reads of {bandwidth:.0f} GB a second at best, {stored['machine']['cpu']}, commit {stored['commit'][:7]}."
+    return "\n".join([*map(unbroken, lines), "", foot])
+
+
+def _table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    rows = ["| " + " | ".join(row) + " |" for row in (heads, *body)]
+    return [rows[0], "|" + "---|" * len(heads), *rows[1:]]
+
+
 def decode() -> str:
     """The stored decoding benchmark, greedy: cells, checks and bounds."""
     stored = stored_result("decode")
@@ -356,6 +386,7 @@ TABLES = {
     "parts": parts,
     "strategies": strategies,
     "suites": suites,
+    "step": step,
     "sweep": sweep,
     "sweep-ranks": sweep_ranks,
     "verdicts": verdicts,

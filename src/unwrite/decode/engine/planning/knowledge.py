@@ -10,6 +10,8 @@ from .curves import read_shape
 from .reading import ReadingRoutes
 from .routes import ForwardRoutes
 
+STEPS_ALONE = ("compiled", "compact")  # routes of steps that read no prompt
+
 
 @dataclass
 class Knowledge:
@@ -34,7 +36,8 @@ def knowledge_of(fingerprint: str, names: Sequence[str]) -> Knowledge:
     """This process's knowledge of a runtime; the first time with the cost shape kept on disk."""
     key = f"{fingerprint}|{'|'.join(names)}"
     if key not in _known:
-        _known[key] = Knowledge(ForwardRoutes(names, read_shape(fingerprint)), ReadingRoutes(names))
+        reading = [name for name in names if name not in STEPS_ALONE]
+        _known[key] = Knowledge(ForwardRoutes(names, read_shape(fingerprint)), ReadingRoutes(reading))
     return _known[key]
 
 

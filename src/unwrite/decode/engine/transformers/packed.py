@@ -111,7 +111,7 @@ def pack_of(owner: nn.Module, modules: Sequence[nn.Module]) -> Pack:
     Args:
         owner: what the pack is held for, weakly; the layer itself, or the module that holds all of them.
     """
-    digest = _digest(modules)
+    digest = digest_of(modules)
     pack = _PACKS.get(owner)
     if pack is None or pack.digest != digest:
         pack = _PACKS[owner] = _make(modules, digest)
@@ -197,7 +197,7 @@ def _make(modules: Sequence[nn.Module], digest: int) -> Pack:
     return Pack(digest, packed, bias, joined.numel() * 4)
 
 
-def _digest(modules: Sequence[nn.Module]) -> int:
+def digest_of(modules: Sequence[nn.Module]) -> int:
     hasher = xxhash.xxh3_64()
     for module in modules:
         for tensor in (_stored(module), _bias(module)):

@@ -25,10 +25,12 @@ from transformers import Cache
 
 from ....errors import MethodError, ModelError
 from ....models import unwrap
-from ..planning.knowledge import knowledge_of
+from ..planning.knowledge import STEPS_ALONE, knowledge_of
 from ..runtime import LOGITS, Output, Runtime, positions, visible
 from ..tree import DraftTree, Ints
 from .arena import Arena, empty_cache, fill, filled_length
+from .compiled import compiled_loop, installed
+from .compiled.sizes import is_regular, may_be_packed, packs_fit
 from .fused import FusedLoop, is_stock
 from .limits import Support
 from .model_check import check_cache, check_model
@@ -38,6 +40,8 @@ from .packed import fits_memory, packable, packed_copy, structural_copy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from .compiled.loop import CompiledLoop
 
 __all__ = ["TreeRuntime"]
 
@@ -99,7 +103,7 @@ class TreeRuntime(Runtime):
         hidden = {name if name == "final_hidden" else "layers" for name in self._observed}
         self.provides = LOGITS | hidden
         self._extras: dict[str, Any] = {}
-        self._bodies: dict[str, FusedLoop | Twin | None] = {}
+        self._bodies: dict[str, FusedLoop | CompiledLoop | Twin | None] = {}
         self._readying: dict[str, float] = {}  # seconds that making each took
         self._twin: Twin | None = None
         self._placed: tuple[Any, ...] = ()
@@ -186,10 +190,12 @@ class TreeRuntime(Runtime):
         route = self._route if self._route in self.routes else self.routes[0]
         body = self._body_of(route)
         self._arena.expect(trees.nodes)
-        tokens = torch.from_numpy(trees.tokens).to(self.device)
-        places = torch.from_numpy(positions(trees, self.lengths)).to(self.device)
+        where = positions(trees, self.lengths)
         if self.limit is not None:  # a row that waits for others at the limit must not switch the rope of all
-            places = places.clamp(max=self.limit - 1)
+            where = where.clip(max=self.limit - 1)
+        if not isinstance(body, FusedLoop | tuple | None):
+            return body(trees, where, self._arena, want)
+        tokens, places = (torch.from_numpy(ids).to(self.device) for ids in (trees.tokens, where))
         mask = self._mask(trees)
         if isinstance(body, FusedLoop):
             return body(tokens, places, mask, self._arena, want)
@@ -227,7 +233,7 @@ class TreeRuntime(Runtime):
         return self._bodies.keys()
 
     def use(self, route: str) -> float:
-        """Runs the next forwards as one of `routes`: "fused", "packed" or "stock". See `Runtime.use`.
+        """Runs the next forwards as one of `routes`: "fused", "compiled", "compact", "packed" or "stock". See `Runtime.use`.
 
         Raises:
             MethodError: this model has no such route.
@@ -246,20 +252,35 @@ class TreeRuntime(Runtime):
         parts = [type(self.model).__name__, *shape, self.vocab, self.model.dtype, config._attn_implementation]
         return "/".join(str(part) for part in [*parts, self.device, torch.get_num_threads(), _processor()])
 
+    @property
+    def body(self) -> FusedLoop | CompiledLoop | Twin | None:
+        """What runs forwards by the route in use; None for the model itself."""
+        return self._body_of(self._route)
+
     def _find_routes(self) -> tuple[str, ...]:
         if torch.is_autocast_enabled(self.device.type):
             return ("stock",)
         some = any(packable(module) for module in self.model.modules())
         self._packs = some and (self._pack == "always" or (self._pack == "auto" and fits_memory(self.model)))
         if not self._extras and is_stock(self.model):
-            return ("fused", "stock")
+            return ("fused", *self._compiled_routes(), "stock")
         return ("packed", "stock") if self._packs else ("stock",)
 
-    def _body_of(self, route: str) -> FusedLoop | Twin | None:
+    def _compiled_routes(self) -> tuple[str, ...]:
+        """Of `STEPS_ALONE` those that this model has; packs of fewer bytes only where it has weights for them, and memory."""
+        if not (installed() and is_regular(self.model)):
+            return ()
+        packs = self._pack == "always" or (self._pack == "auto" and packs_fit(self.model))
+        return STEPS_ALONE if packs and may_be_packed(self.model) else STEPS_ALONE[:1]
+
+    def _body_of(self, route: str) -> FusedLoop | CompiledLoop | Twin | None:
         """What runs a forward; None for the model itself. Packs are compared with the weights once a call, here."""
         if route not in self._bodies:
             start = time.perf_counter()
-            if route == "fused":
+            compiled = compiled_loop(self.model, route == "compact") if route in STEPS_ALONE else None
+            if compiled is not None:
+                self._bodies[route] = compiled
+            elif route == "fused" or route in STEPS_ALONE:
                 self._bodies[route] = FusedLoop(self.model, self._packs)
             else:
                 self._bodies[route] = packed_copy(self.model) if route == "packed" else None
@@ -299,7 +320,7 @@ class TreeRuntime(Runtime):
         if isinstance(body, FusedLoop):
             logits = self._fused_prompt(body, tokens, sizes, skip, columns)
         else:
-            logits = self._prompt_logits(self.model if body is None else body[0], tokens, sizes, skip)
+            logits = self._prompt_logits(body[0] if isinstance(body, tuple) else self.model, tokens, sizes, skip)
         reading.observe(route, count, 1, (time.perf_counter() - start) / count)
         return logits
 

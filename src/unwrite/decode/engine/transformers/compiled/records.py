@@ -1,0 +1,35 @@
+"""What a compiled step is told: sizes, and the addresses of weights, cache and buffers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .tiles import STORED, STRIDES, TALL
+
+__all__ = [
+    "BLOCK_BYTES", "COUNTER_BYTES", "LAYER", "LINEARS", "MOST_ROWS", "PARTS", "SPINS", "SPLIT", "STEP", "TALL_ROWS", "TASK_BYTES",
+]  # fmt: skip
+
+SPLIT = 128  # columns of one attention task, from fixed places, so that sums don't depend on how many rows a step has
+TASK_BYTES, MOST_ROWS = 1 << 14, 240  # of weights in one task, about
+COUNTER_BYTES = 128  # a phase's two counters, a cache line each
+PARTS = ("embedding", "query, key, value", "attention", "output", "gate, up", "down", "head")
+SPINS = 2000  # looks at a counter before a waiting thread offers its processor to others
+
+LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
+LAYER = np.dtype(
+    [(name, "i8") for name in ("norm", "q_norm", "k_norm", "post_norm", "keys", "values", "tap")]
+    + [(f"{name}{part}", "i8") for name in LINEARS for part in ("", "_bias", "_stored")]
+)
+_SHAPE = ("layers", "width", "heads", "groups", "head_width", "inner", "vocabulary", "batch", "nodes")
+_CACHE = ("multiply", "row_bytes", "head_bytes", "column_bytes", "splits")
+_WEIGHTS = ("embedding", "final_norm", "head", "head_bias", "head_stored")
+_INPUTS = ("tokens", "positions", "lengths", "ancestors", "cosines", "sines")
+_SHARED = ("x", "qkv", "hidden", "partial", "maxima", "logits", "final", "counters", "ticks")
+_PRIVATE = ("private", "private_bytes", "normed", "queries", "scores", "products")
+STEP = np.dtype(
+    [(name, "i8") for name in (*_SHAPE, *_CACHE, *_WEIGHTS, *_INPUTS, *_SHARED, *_PRIVATE)]
+    + [("epsilon", "f4"), ("scale", "f4")]
+)  # addresses and sizes; private ones are offsets into a thread's own part
+BLOCK_BYTES = tuple(STRIDES.values())
+TALL_ROWS = tuple(rows for name in STORED for rows in (0, *TALL[name]))  # [form * (MOST + 1) + states]

@@ -1,0 +1,96 @@
+"""How the threads of a step share its work: numbered tasks, and products of rows of weights with all states."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from numba import cfunc, njit, types
+
+from .arithmetic import EXACT
+from .records import BLOCK_BYTES, COUNTER_BYTES, MOST_ROWS, PARTS, SPINS, TALL_ROWS, TASK_BYTES
+from .tiles import MOST, STEPS, add_one, call, cycles, integers, pause, read_now, tile
+
+__all__ = ["LAST_TICK", "done", "multiplier", "phases_of", "product", "take", "task_rows", "wait"]
+
+LAST_TICK = len(PARTS)  # where the time of the last note stands
+
+if hasattr(os, "sched_yield"):
+    _yield = types.ExternalFunction("sched_yield", types.int32())
+
+    @njit(**EXACT)
+    def _offer():
+        """Lets another thread have this processor."""
+        _yield()
+
+else:
+
+    @njit(**EXACT)
+    def _offer():
+        pause()
+
+
+def phases_of(layers: int) -> int:
+    """How many phases a step has."""
+    return 6 * layers + 2
+
+
+@njit(**EXACT)
+def task_rows(blocks: int, stored: int) -> int:
+    """Rows of weights in one task, a multiple of what tiles divide."""
+    return min(MOST_ROWS, max(STEPS, TASK_BYTES // (blocks * BLOCK_BYTES[stored]) // STEPS * STEPS))
+
+
+@njit(**EXACT)
+def take(step, phase):
+    """The number of the next task of a phase; those beyond the last are nobody's."""
+    return add_one(step.counters + phase * COUNTER_BYTES)
+
+
+@njit(**EXACT)
+def done(step, phase):
+    add_one(step.counters + phase * COUNTER_BYTES + COUNTER_BYTES // 2)
+
+
+@njit(**EXACT)
+def wait(step, phase, tasks, thread, part):
+    """Returns when every task of a phase is done; the first thread notes what its part has taken."""
+    place, looks = step.counters + phase * COUNTER_BYTES + COUNTER_BYTES // 2, 0
+    while read_now(place) < tasks:
+        looks += 1
+        if looks < SPINS:
+            pause()
+        else:
+            _offer()
+    if thread == 0:
+        ticks = integers(step.ticks)
+        now = cycles()
+        ticks[part] += now - ticks[LAST_TICK]
+        ticks[LAST_TICK] = now
+
+
+def multiplier(stamp: str) -> Any:
+    """The product as a C function, whose address the records hold: as a function of numba it would be compiled again into all that
+    call it. The stamp is in its body, so that what is kept on disk is of this source."""
+
+    def multiply(stored, w, row_bytes, rows, x, x_bytes, states, blocks, out, out_bytes):
+        """out[state, row]: `rows` rows of weights, from address w on, with all states."""
+        assert len(stamp) > 0
+        for begin in range(0, states, MOST):
+            some, base, to = min(MOST, states - begin), x + begin * x_bytes, out + begin * out_bytes
+            row, tall = 0, TALL_ROWS[stored * (MOST + 1) + some]
+            while row + tall <= rows:
+                here = w + row * row_bytes
+                tile(True, some, stored, here, row_bytes, base, x_bytes, blocks, to + 4 * row, out_bytes)
+                row += tall
+            while row < rows:
+                here = w + row * row_bytes
+                tile(False, some, stored, here, row_bytes, base, x_bytes, blocks, to + 4 * row, out_bytes)
+                row += 1
+
+    return cfunc(types.void(*[types.int64] * 10), cache=True)(multiply)
+
+
+@njit(**EXACT)
+def product(step, stored, w, row_bytes, rows, x, x_bytes, states, blocks, out, out_bytes):
+    call(step.multiply, (stored, w, row_bytes, rows, x, x_bytes, states, blocks, out, out_bytes))
