@@ -70,7 +70,7 @@ def test_a_ratio_above_one_means_faster_than_transformers_and_turns_differ():
         return lambda size: order.append(name) or seconds * size
 
     several = {PEER: StepContender(timed(PEER, 1.0), 100), FUSED: StepContender(timed(FUSED, 0.5), 100)}
-    several["one row"] = StepContender(timed("one row", 0.25), 50, 1)
+    several["one row"] = StepContender(timed("one row", 0.25), 50, 1, 2)
     for size in (1, 2):
         steps._measure(several, size, 3)
     rows = steps._found(several, (1, 2), 10, 1, 1000.0, 4)
@@ -78,8 +78,17 @@ def test_a_ratio_above_one_means_faster_than_transformers_and_turns_differ():
         (PEER, 1): 1.0, (FUSED, 1): 2.0, ("one row", 1): 4.0, (PEER, 2): 1.0, (FUSED, 2): 2.0,
     }  # fmt: skip
     assert {row["floor"] for row in rows if row["contender"] == "one row"} == {(50 + 4 * 11) / 1000}
-    firsts = order[3:12:3]  # after one uncounted step of each
-    assert firsts == [PEER, FUSED, "one row"]
+    assert order[3:11] == [
+        PEER,
+        FUSED,
+        "one row",
+        FUSED,
+        "one row",
+        PEER,
+        PEER,
+        FUSED,
+    ]  # after one uncounted step of each
+    assert len(several["one row"].seconds[1]) == 2
 
 
 def test_bandwidth_is_of_bytes_that_are_read(monkeypatch):

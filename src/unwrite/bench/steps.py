@@ -44,7 +44,7 @@ PEER = "transformers"
 FUSED, COMPILED, EXACT, BF16 = "fused", "compiled, float32", "compiled, fewest exact bytes", "compiled, exact bfloat16"
 ROUTES = {PEER: "stock", FUSED: "fused", COMPILED: "compiled", EXACT: "compact"}
 READ = 1 << 29  # bytes that the bandwidth is measured over
-WRITTEN = 24  # tokens of a text of CTranslate2's
+WRITTEN, TEXTS = 24, 3  # tokens of a text of CTranslate2's, each of which reads the prompt anew, and how many texts
 
 
 @dataclass
@@ -55,6 +55,7 @@ class StepContender:
         step: forwards a draft of so many rows, keeps nothing, and returns seconds.
         weights: bytes of the weights that a step reads.
         most: rows that it can take.
+        times: steps of it that are timed, at most.
         spent: {part: seconds}, where it can tell, of all steps since it was asked last.
         seconds: of every step, by rows.
         parts: {rows: {part: seconds of a step}}.
@@ -63,6 +64,7 @@ class StepContender:
     step: Callable[[int], float]
     weights: int
     most: int | None = None
+    times: int | None = None
     spent: Callable[[], dict[str, float]] = dict
     seconds: dict[int, list[float]] = field(default_factory=dict)
     parts: dict[int, dict[str, float]] = field(default_factory=dict)
@@ -129,8 +131,9 @@ def _measure(several: Mapping[str, StepContender], size: int, repeats: int) -> N
         one.step(size)
         one.spent()
     for turn in range(repeats):
-        for number in range(len(able)):
-            one = able[(turn + number) % len(able)]
+        some = [one for one in able if one.times is None or turn < one.times]
+        for number in range(len(some)):
+            one = some[(turn + number) % len(some)]
             one.seconds.setdefault(size, []).append(one.step(size))
     for one in able:
         parts = {part: seconds / repeats for part, seconds in one.spent().items()}
@@ -147,8 +150,8 @@ def _found(
         for size in rows:
             if size not in one.seconds:
                 continue
-            ours, theirs = one.seconds[size], several[PEER].seconds[size]
-            ratios = np.divide(theirs, ours)
+            ours = one.seconds[size]
+            ratios = np.divide(several[PEER].seconds[size][: len(ours)], ours)
             low, high = np.quantile(ratios, [0.25, 0.75])
             read = one.weights + column * (length + size)
             found.append(
@@ -201,7 +204,7 @@ def _enter(several: dict[str, StepContender], name: str, model: PreTrainedModel,
         return seconds
 
     if hasattr(body, "spent"):
-        several[name] = StepContender(step, body.reads, None, body.spent)
+        several[name] = StepContender(step, body.reads, spent=body.spent)
     else:
         several[name] = StepContender(step, _weights(model))
 
@@ -218,6 +221,7 @@ def _native(loaded: Loaded, several: Mapping[str, Any], ids: Any) -> dict[str, S
             partial(step, write=OnCTranslate2(generator, loaded.tokenizer)),
             weights if FORMS[name] == "float32" else weights // 4,
             1,
+            TEXTS,
         )
         for name, generator in several.items()
     }
