@@ -209,6 +209,31 @@ def test_threads_change_no_bit(monkeypatch):
     assert all(torch.equal(one, results[0]) for one in results)
 
 
+def test_more_threads_within_a_text_get_room_of_their_own(monkeypatch):
+    from unwrite.decode.engine.transformers.compiled import loop
+
+    runtime, draft, results = begun(wide(), [text(20)]), tree(5), []
+    for threads in (1, 3):
+        team = Crew(threads)
+        monkeypatch.setattr(loop, "crew", lambda team=team: team)
+        results.append(runtime.forward(draft).logits)
+        runtime.commit([[]])
+        assert runtime.body._private.nbytes >= threads * int(runtime.body.steps[0]["private_bytes"])
+    assert torch.equal(*results)
+
+
+def test_a_text_that_outgrows_its_storage_goes_on():
+    model, prompt = wide(), text(30)
+    expected = model.generate(torch.from_numpy(prompt)[None], max_new_tokens=120, do_sample=False)[0, 30:].tolist()
+    runtime = TransformersRuntime(model)
+    runtime.prefill([prompt], 1)
+    runtime.use("compiled")
+    tokens = expected[:1]
+    while len(tokens) < 120:
+        tokens.append(int(runtime.step(tokens[-1]).argmax()))
+    assert tokens == expected
+
+
 def test_several_texts_at_once_from_several_threads():
     model = wide()
     expected = [begun(model, [text(30, seed)]).forward(tree(7, seed)).logits for seed in range(4)]
@@ -444,6 +469,13 @@ def test_layers_that_differ_run_as_before():
     model = wide()
     model.model.layers[1].input_layernorm.variance_epsilon = 1e-3
     assert "compiled" not in begun(model, [text(20)], "fused").routes
+
+
+def test_weights_that_lie_otherwise_run_as_before():
+    model = wide()
+    weight = model.lm_head.weight
+    weight.data = weight.data.T.contiguous().T
+    assert "compiled" not in TransformersRuntime(model).routes
 
 
 def test_models_that_arent_stock_run_as_before():
