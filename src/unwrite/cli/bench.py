@@ -156,7 +156,7 @@ def cache(
     overwrite: bool = False,
     json: bool = False,
 ) -> None:
-    """Compare caches of keys and values: bytes, perplexity, needles and seconds a token, in about half an hour.
+    """Compare caches of keys and values: bytes, perplexity, needles and seconds a token, in about an hour with every peer.
 
     Args:
         model: what to measure on.
