@@ -209,6 +209,26 @@ def test_threads_change_no_bit(monkeypatch):
     assert all(torch.equal(one, results[0]) for one in results)
 
 
+def test_another_number_of_threads_waits_for_the_late_ones_of_the_last_step():
+    """A thread that is still at the last step must not meet counters that begin anew."""
+    from unwrite.decode.engine.transformers.compiled import crew
+
+    before, order = torch.get_num_threads(), []
+    try:
+        torch.set_num_threads(2)
+        first = crew.crew()
+        torch.set_num_threads(3)
+        second = crew.crew()
+        runtime, draft = begun(wide(), [text(20)]), tree(5)
+        with pytest.MonkeyPatch.context() as patch:
+            for team in (first, second):
+                patch.setattr(team, "join", lambda team=team, join=team.join: order.append(team) or join())
+            runtime.forward(draft)
+        assert {first, second} <= {*order}
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_more_threads_within_a_text_get_room_of_their_own(monkeypatch):
     from unwrite.decode.engine.transformers.compiled import loop
 

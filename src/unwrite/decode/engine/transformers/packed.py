@@ -198,6 +198,7 @@ def _make(modules: Sequence[nn.Module], digest: int) -> Pack:
 
 
 def digest_of(modules: Sequence[nn.Module]) -> int:
+    """A hash of every bit of their weights and biases, in order, and of the shapes."""
     hasher = xxhash.xxh3_64()
     for module in modules:
         for tensor in (_stored(module), _bias(module)):

@@ -56,6 +56,7 @@ def gated(gate, up, count, out):
 
 @njit(**FAST)
 def add(a, count, out):
+    """out += a, `count` floats."""
     values, sums = floats(a), floats(out)
     for i in range(count):
         sums[i] += values[i]
@@ -63,6 +64,7 @@ def add(a, count, out):
 
 @njit(**FAST)
 def copy(a, count, out):
+    """out = a, `count` floats."""
     values, copies = floats(a), floats(out)
     for i in range(count):
         copies[i] = values[i]

@@ -10,7 +10,7 @@ import torch
 
 from .step import kernel
 
-__all__ = ["Crew", "crew"]
+__all__ = ["Crew", "crew", "settle"]
 
 
 class Crew:
@@ -74,6 +74,12 @@ def crew() -> Crew:
     if threads not in _crews:
         _crews[threads] = Crew(threads)
     return _crews[threads]
+
+
+def settle(team: Crew) -> None:
+    """Waits until no thread of this process is at a step any more: of this team, or of one for another number of threads."""
+    for one in {*_crews.values(), team}:
+        one.join()
 
 
 os.register_at_fork(after_in_child=_crews.clear)  # threads stay with the parent

@@ -20,7 +20,7 @@ from ...runtime import Output
 from ...tree import DraftTree, Ints
 from ..arena import Arena
 from ..packed import digest_of
-from .crew import crew
+from .crew import crew, settle
 from .exact import packed
 from .records import COUNTER_BYTES, LAYER, LINEARS, MOST_ROWS, PARTS, SPLIT, STEP
 from .step import kernel
@@ -131,7 +131,7 @@ class CompiledLoop:
         step = self.steps[0]
         lengths = arena.lengths
         columns = int(lengths.max()) + nodes
-        crew().join()  # a thread that woke late may still look at the last step's counters
+        settle(crew())  # a thread that woke late may still look at the last step's counters
         self._counters[:] = 0
         self._make_room(batch, nodes, -(-columns // SPLIT))
         self._turns(int(positions.max()))

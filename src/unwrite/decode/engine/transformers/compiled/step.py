@@ -29,6 +29,7 @@ __all__ = ["StepKernel", "kernel"]
 
 @njit(**EXACT)
 def norm_rows(step, weight, out):
+    """out = n(x), every row of the step; [rows, width]."""
     for row in range(step.batch * step.nodes):
         norm_row(step.x + 4 * row * step.width, weight, step.width, step.epsilon, out + 4 * row * step.width)
 

@@ -49,6 +49,7 @@ def take(step, phase):
 
 @njit(**EXACT)
 def done(step, phase):
+    """One more task of a phase is finished, with all that it wrote."""
     add_one(step.counters + phase * COUNTER_BYTES + COUNTER_BYTES // 2)
 
 
@@ -93,4 +94,5 @@ def multiplier(stamp: str) -> Any:
 
 @njit(**EXACT)
 def product(step, stored, w, row_bytes, rows, x, x_bytes, states, blocks, out, out_bytes):
+    """out[state, row], by the compiled product; see `multiplier`."""
     call(step.multiply, (stored, w, row_bytes, rows, x, x_bytes, states, blocks, out, out_bytes))
