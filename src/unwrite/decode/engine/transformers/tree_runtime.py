@@ -29,8 +29,7 @@ from ..planning.knowledge import STEPS_ALONE, knowledge_of
 from ..runtime import LOGITS, Output, Runtime, positions, visible
 from ..tree import DraftTree, Ints
 from .arena import Arena, empty_cache, fill, filled_length
-from .compiled import compiled_loop, installed
-from .compiled.sizes import is_regular, may_be_packed, packs_fit
+from .compiled import compiled_loop, compiled_routes
 from .fused import FusedLoop, is_stock
 from .limits import Support
 from .model_check import check_cache, check_model
@@ -263,15 +262,8 @@ class TreeRuntime(Runtime):
         some = any(packable(module) for module in self.model.modules())
         self._packs = some and (self._pack == "always" or (self._pack == "auto" and fits_memory(self.model)))
         if not self._extras and is_stock(self.model):
-            return ("fused", *self._compiled_routes(), "stock")
+            return ("fused", *compiled_routes(self.model, self._pack), "stock")
         return ("packed", "stock") if self._packs else ("stock",)
-
-    def _compiled_routes(self) -> tuple[str, ...]:
-        """Of `STEPS_ALONE` those that this model has; packs of fewer bytes only where it has weights for them, and memory."""
-        if not (installed() and is_regular(self.model)):
-            return ()
-        packs = self._pack == "always" or (self._pack == "auto" and packs_fit(self.model))
-        return STEPS_ALONE if packs and may_be_packed(self.model) else STEPS_ALONE[:1]
 
     def _body_of(self, route: str) -> FusedLoop | CompiledLoop | Twin | None:
         """What runs a forward; None for the model itself. Packs are compared with the weights once a call, here."""

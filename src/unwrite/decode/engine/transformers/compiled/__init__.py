@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 
 from .....errors import notice
 from .....runs import progress
+from ...planning.knowledge import STEPS_ALONE
+from .sizes import is_regular, may_be_packed, packs_fit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from .loop import CompiledLoop
 
-__all__ = ["compiled_loop", "installed"]
+__all__ = ["compiled_loop", "compiled_routes", "installed"]
 
 _broken: list[str] = []  # why no step is compiled in this process; said once
 
@@ -30,6 +32,18 @@ def _found() -> bool:
 def installed() -> bool:
     """Whether numba is there, and hasn't failed in this process."""
     return _found() and not _broken
+
+
+def compiled_routes(model: PreTrainedModel, pack: str) -> tuple[str, ...]:
+    """Of `STEPS_ALONE` those that a stock model has; packs of fewer bytes only where it has weights for them, and memory.
+
+    Args:
+        pack: "auto", "always" (whatever they take) or "never".
+    """
+    if not (installed() and is_regular(model)):
+        return ()
+    packs = pack == "always" or (pack == "auto" and packs_fit(model))
+    return STEPS_ALONE if packs and may_be_packed(model) else STEPS_ALONE[:1]
 
 
 def compiled_loop(model: PreTrainedModel, compact: bool = False) -> CompiledLoop | None:
