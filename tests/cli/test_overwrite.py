@@ -151,11 +151,11 @@ def test_bench_diffusion_replaces_no_picture_beside_its_figures(capsys, tmp_path
 
 
 def test_bench_goes_on_from_its_own_stopped_run(tmp_path):
-    from unwrite.cli.bench import _stopped
+    from unwrite.cli.timings import stopped
 
     case = {"batch": 4, "pairs": 9, "method": "npo"}
     (tmp_path / "step.json").write_text(json.dumps({"cases": [case], "complete": False, "commit": "abc"}))
-    assert _stopped(tmp_path / "step.json", {"commit": "abc"}, 4, 9) == [case]
+    assert stopped(tmp_path / "step.json", {"commit": "abc"}, 4, 9) == [case]
 
 
 def test_docs_writes_nothing_outside_the_repository(capsys, tmp_path):

@@ -112,9 +112,9 @@ def _sweep(folder: Path) -> Any:
 
 
 def _bench(folder: Path) -> Any:
-    from unwrite.cli.bench import _stopped
+    from unwrite.cli.timings import stopped
 
-    return _stopped(folder / "bench.json", {"model": "m"}, 8, 4)
+    return stopped(folder / "bench.json", {"model": "m"}, 8, 4)
 
 
 BENCH = {"model": "m", "complete": False, "cases": [{"batch": 8, "pairs": 4, "seconds": 1.0}]}

@@ -282,7 +282,7 @@ def run(
     warm = warmed(model, encode, texts)
     results: dict[str, Any] = {"rows": [], "costs": {}}
     with ExitStack() as stack:
-        native = stack.enter_context(generators(Path(loaded.source["folder"]), torch.get_num_threads()))
+        native = stack.enter_context(generators(Path(loaded.source["folder"]), torch.get_num_threads(), tokenizer))
         peers = {name: OnCTranslate2(generator, tokenizer) for name, generator in native.items()}
         everyone = on_transformers(model, draft, warm, peers)
         sampled = everyone if most > FEW else _without(everyone, ASSISTED)

@@ -179,7 +179,7 @@ def _contenders(loaded: Loaded, rounded: PreTrainedModel, ids: Any, threads: int
     for name, route in ROUTES.items():
         _enter(several, name, loaded.model, route, ids)
     _enter(several, BF16, rounded, "compact", ids)
-    with generators(Path(loaded.source["folder"]), threads) as native:
+    with generators(Path(loaded.source["folder"]), threads, loaded.tokenizer) as native:
         yield several | _native(loaded, native, ids)
 
 

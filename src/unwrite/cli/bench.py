@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,10 @@ from cyclopts import App
 
 from .. import catalog
 from ..errors import MethodError
-from ..runs import parse_json, progress
+from . import timings
 from .inputs import need_number
 from .listing import plain_table
-from .output import console, label, print_json, progress_console, quiet_libraries
+from .output import console, print_json, quiet_libraries
 
 app = App(name="bench", help="Speed, as ratios against a named peer in one run.")
 
@@ -61,9 +60,9 @@ def unlearn_step(
     need_number("--batch", batch, at_least=1)
     need_number("--pairs", pairs, at_least=1)
     setting = _setting()
-    if not _stopped(out, setting, batch, pairs):
+    if not timings.stopped(out, setting, batch, pairs):
         _need_free(out, overwrite)
-    _unlearn_step(model, base, batch, pairs, out, json, setting)
+    timings.unlearn_step(model, base, batch, pairs, out, json, setting)
 
 
 @app.command
@@ -89,7 +88,7 @@ def decode(
     need_number("--minutes", minutes, at_least=1)
     setting = _setting()
     _need_free(out, overwrite)
-    _decode(model, full, minutes, out, json, setting)
+    timings.decode(model, full, minutes, out, json, setting)
 
 
 @app.command
@@ -115,7 +114,7 @@ def prompt(
     need_number("--pairs", pairs, at_least=1)
     setting = _setting()
     _need_free(out, overwrite)
-    _prompt(model, base, pairs, out, json, setting)
+    timings.prompt(model, base, pairs, out, json, setting)
 
 
 @app.command
@@ -141,9 +140,7 @@ def step(
     need_number("--repeats", repeats, at_least=1)
     setting = _setting()
     _need_free(out, overwrite)
-    from .comparisons import step as time_steps
-
-    time_steps(model, base, repeats, out, json, setting)
+    timings.step(model, base, repeats, out, json, setting)
 
 
 @app.command
@@ -198,7 +195,7 @@ def diffusion(
     _need_seed(seed)
     setting = _setting()
     _need_free(out, overwrite, ".html", ".svg", ".png")
-    _diffusion(bed, prompts, seed, out, json, setting)
+    timings.diffusion(bed, prompts, seed, out, json, setting)
 
 
 @app.command
@@ -214,7 +211,7 @@ def importance(*, pairs: int = 9, out: Path | None = None, overwrite: bool = Fal
     need_number("--pairs", pairs, at_least=1)
     setting = _setting()
     _need_free(out, overwrite)
-    _importance(pairs, out, json, setting)
+    timings.importance(pairs, out, json, setting)
 
 
 @app.command(name="vision")
@@ -290,62 +287,6 @@ def _need_free(out: Path | None, overwrite: bool, *endings: str) -> None:
         need_free(out, *map(out.with_suffix, endings), overwrite=overwrite)
 
 
-def _unlearn_step(
-    model: str, base: str | None, batch: int, pairs: int, out: Path | None, json: bool, setting: dict[str, Any]
-) -> None:
-    from ..bench.unlearn_step import run_bench
-    from ..runs import write_json
-
-    def keep(cases: list[dict[str, Any]]) -> None:
-        progress_console().print(label(f"{len(cases)} of 4 cases", "dim"))
-        if out is not None:
-            write_json(out, {"cases": cases, "complete": len(cases) == 4, **setting})
-
-    rows = run_bench(model, batch, pairs, _stopped(out, setting, batch, pairs), keep, base)
-    if json:
-        print_json(rows)
-        return
-    from rich.table import Table
-
-    table = Table(
-        *("method", "rows", "ours, s", "peer, s", "ratio", "middle half"),
-        *("peak MiB, ours / peer", "reference once, s"),
-        header_style="bold",
-    )
-    for row in rows:
-        low, high = row["middle_half"]
-        figures = (f"{row['ours_s']:.2f}", f"{row['peer_s']:.2f}", f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}")
-        memory = f"{row['ours_mib']:.0f} / {row['peer_mib']:.0f}"
-        table.add_row(row["method"], row["rows"], *figures, memory, f"{row['reference_once_s']:.2f}")
-    console().print(table)
-
-
-def _prompt(model: str, base: str | None, pairs: int, out: Path | None, json: bool, setting: dict[str, Any]) -> None:
-    import torch
-
-    from ..bench.prompt import LENGTHS, run_bench
-    from ..models import load
-    from ..runs import write_json
-
-    def keep(rows: list[dict[str, Any]]) -> None:
-        progress_console().print(label(f"{len(rows)} of {len(LENGTHS)} lengths", "dim"))
-        if out is not None:
-            write_json(out, {"lengths": rows, "threads": torch.get_num_threads(), **setting})
-
-    rows = run_bench(load(model, base=base), pairs=pairs, after=keep)
-    if json:
-        print_json(rows)
-        return
-    table = [
-        [
-            *(f"{row['tokens']:,}", f"{row['ours_s']:.3f}", f"{row['peer_s']:.3f}"),
-            *(f"{row['ratio']:.2f}", f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"),
-        ]
-        for row in rows
-    ]
-    console().print(plain_table(["tokens", "ours, s", "transformers, s", "ratio", "95 % interval"], table))
-
-
 def _whole(flag: str, text: str) -> int:
     try:
         value = int(text)
@@ -353,115 +294,3 @@ def _whole(flag: str, text: str) -> int:
         raise MethodError(f"{flag} has {text!r}, which is no whole number. Write some, separated by commas.") from None
     need_number(flag, value, at_least=192)
     return value
-
-
-def _importance(pairs: int, out: Path | None, json: bool, setting: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    from ..bench.importance import run_bench
-    from ..runs import write_json
-
-    def keep(cases: list[dict[str, Any]]) -> None:
-        progress_console().print(label(f"{len(cases)} of 9 cases", "dim"))
-        if out is not None:
-            write_json(out, {"cases": cases, **setting})
-
-    rows = run_bench(pairs=pairs, after=keep)
-    if json:
-        print_json(rows)
-        return
-    table = Table("model", "peer", "ours, s", "peer, s", "ratio", "middle half", header_style="bold")
-    for row in rows:
-        low, high = row["middle_half"]
-        figures = (f"{row['ours_s']:.3f}", f"{row['peer_s']:.3f}", f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}")
-        table.add_row(row["case"], row["peer"], *figures)
-    console().print(table)
-
-
-def _stopped(out: Path | None, setting: dict[str, Any], batch: int, pairs: int) -> list[dict[str, Any]]:
-    """The cases of a run of the same setting that was stopped."""
-    if out is None or not out.exists():
-        return []
-    try:
-        stored = parse_json(out.read_bytes())
-        same = all(stored.get(name) == value for name, value in setting.items())
-        alike = all((case["batch"], case["pairs"]) == (batch, pairs) for case in stored["cases"])
-    except (ValueError, LookupError, AttributeError, TypeError, OSError):
-        return []  # no bench's: `need_free` says what becomes of it
-    return list(stored["cases"]) if same and alike and not stored.get("complete", True) else []
-
-
-HOURS = 12  # of --full
-
-
-def _decode(model: str, full: bool, minutes: int, out: Path | None, json: bool, setting: dict[str, Any]) -> None:
-    import torch
-
-    from ..beds.draft_files import bench_files
-    from ..beds.drafts import made_of
-    from ..beds.prompts import prompts_hash
-    from ..bench.contenders import FEW, run
-    from ..bench.decode import TOKENS
-    from ..runs import write_json
-
-    files = bench_files(model)
-    extra = {
-        "prompts": prompts_hash(),
-        "tokens": TOKENS,
-        "threads": torch.get_num_threads(),
-        "draft": made_of(files.draft),
-        **setting,
-    }
-
-    def keep(report: dict[str, Any]) -> None:
-        if out is not None:
-            write_json(out, {**report, **extra})
-
-    with progress(None, "bench decode") as shown:
-        report = run(files, 60 * HOURS if full else minutes, 40 if full else FEW, shown.say, keep)
-    if json:
-        print_json(report["rows"])
-    else:
-        _show(report["rows"])
-
-
-def _show(rows: Sequence[Mapping[str, Any]]) -> None:
-    from rich.console import Group
-    from rich.table import Table
-
-    from ..beds.prompts import KINDS
-
-    for runtime, temperature in dict.fromkeys((row["runtime"], row["temperature"]) for row in rows):
-        table = Table("strategy", *KINDS, title=f"{runtime}, temperature {temperature:g}", header_style="bold")
-        cells: dict[str, dict[str, Any]] = {}
-        for row in rows:
-            if (row["runtime"], row["temperature"]) == (runtime, temperature):
-                ends = f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
-                cells.setdefault(row["strategy"], {})[row["kind"]] = Group(f"{row['ratio']:.2f}", label(ends, "dim"))
-        for name, by_kind in cells.items():
-            table.add_row(name, *(by_kind[kind] for kind in KINDS))
-        console().print(table)
-
-
-def _diffusion(
-    bed: Path | None, prompts: int, seed: int, out: Path | None, json: bool, setting: dict[str, Any]
-) -> None:
-    import vl_convert
-    from rich.markdown import Markdown
-
-    from ..bench.diffusion import run
-    from ..bench.diffusion_report import html, picture, table
-    from ..runs import write_json, write_text
-
-    with progress(None, "bench diffusion") as shown:
-        report = run(bed, prompts, seed, tell=shown.say)
-    if out is not None:
-        write_json(out, {**report, **setting})
-        chart = picture(report["rows"])
-        write_text(out.with_suffix(".html"), html(report))
-        write_text(out.with_suffix(".svg"), vl_convert.vegalite_to_svg(chart))
-        out.with_suffix(".png").write_bytes(vl_convert.vegalite_to_png(chart, scale=2))
-    if json:
-        print_json(report["rows"])
-    else:
-        console().print(Markdown("\n".join(table(report["rows"])), hyperlinks=False))

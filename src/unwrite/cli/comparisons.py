@@ -1,4 +1,4 @@
-"""What `unwrite bench vision`, `forget`, `cache` and `step` run and show: methods beside each other on one bed, caches beside the full one."""
+"""What `unwrite bench vision`, `forget` and `cache` run and show: methods beside each other on one bed, caches beside the full one."""
 
 from __future__ import annotations
 
@@ -139,27 +139,3 @@ def cache(
         console().print(plain_table(list(HEAD), cells(rows, tokens)))
     for refused in dict.fromkeys(row["refused"] for row in rows if "refused" in row):
         console().print(label(refused, "dim"))
-
-
-def step(model: str, base: str | None, repeats: int, out: Path | None, json: bool, setting: dict[str, Any]) -> None:
-    """A decoding step, by who computes it."""
-    from ..bench.steps import run_bench
-    from ..bench.steps_report import checks, groups, head, step_cells
-    from ..models import load
-    from ..runs import write_json
-
-    def keep(rows: list[dict[str, Any]]) -> None:
-        last = rows[-1]
-        progress_console().print(label(f"{last['threads']} threads, prompt of {last['prompt']:,} tokens: done", "dim"))
-        if out is not None:
-            write_json(out, {"rows": rows, "model": model, "repeats": repeats, **setting})
-
-    rows = run_bench(load(model, base=base), repeats=repeats, after=keep)
-    if json:
-        print_json(rows)
-        return
-    for threads, prompt in groups(rows):
-        console().print(f"threads: {threads}, prompt: {prompt:,} tokens")
-        console().print(plain_table(head(rows), step_cells(rows, threads, prompt)))
-    for promise, figure, bound in checks(rows):
-        console().print(label(f"{promise}: {figure:.2f}, at most {bound:g} wanted", "dim"))
