@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from ..decode import TransformersRuntime
-from ..decode.engine.planning.knowledge import STEPS_ALONE
+from ..decode.engine.planning.knowledge import COMPILED as COMPILED_ROUTES
 from ..decode.engine.transformers.fused import FusedLoop
 from ..decode.engine.tree import DraftTree
 from ..errors import ModelError
@@ -191,7 +191,7 @@ def _enter(several: dict[str, StepContender], name: str, model: PreTrainedModel,
         return
     runtime.use(route)
     body: Any = runtime.body
-    if route in STEPS_ALONE and isinstance(body, FusedLoop):
+    if route in COMPILED_ROUTES and isinstance(body, FusedLoop):
         return  # nothing is compiled here
 
     def step(size: int) -> float:

@@ -25,7 +25,7 @@ from transformers import Cache
 
 from ....errors import MethodError, ModelError
 from ....models import unwrap
-from ..planning.knowledge import STEPS_ALONE, knowledge_of
+from ..planning.knowledge import COMPILED, knowledge_of
 from ..runtime import LOGITS, Output, Runtime, positions, visible
 from ..tree import DraftTree, Ints
 from .arena import Arena, empty_cache, fill, filled_length
@@ -269,10 +269,10 @@ class TreeRuntime(Runtime):
         """What runs a forward; None for the model itself. Packs are compared with the weights once a call, here."""
         if route not in self._bodies:
             start = time.perf_counter()
-            compiled = compiled_loop(self.model, route == "compact") if route in STEPS_ALONE else None
+            compiled = compiled_loop(self.model, route == "compact") if route in COMPILED else None
             if compiled is not None:
                 self._bodies[route] = compiled
-            elif route == "fused" or route in STEPS_ALONE:
+            elif route == "fused" or route in COMPILED:
                 self._bodies[route] = FusedLoop(self.model, self._packs)
             else:
                 self._bodies[route] = packed_copy(self.model) if route == "packed" else None
@@ -310,18 +310,25 @@ class TreeRuntime(Runtime):
         reading.entered(route, self._readying[route])
         start = time.perf_counter()
         if isinstance(body, FusedLoop):
-            logits = self._fused_prompt(body, tokens, sizes, skip, columns)
+            self._lay_out(columns)
+            logits = self._fused_prompt(body, tokens, sizes, skip)
+        elif isinstance(body, tuple | None):
+            logits = self._prompt_logits(body[0] if body else self.model, tokens, sizes, skip)
         else:
-            logits = self._prompt_logits(body[0] if isinstance(body, tuple) else self.model, tokens, sizes, skip)
+            self._lay_out(columns)
+            logits = body.read(tokens.numpy(), sizes - 1, self._arena)
         reading.observe(route, count, 1, (time.perf_counter() - start) / count)
         return logits
 
-    def _fused_prompt(self, loop: FusedLoop, tokens: Tensor, sizes: Ints, skip: int, columns: int) -> Tensor:
-        """The same through the fused loop, behind `skip` cached columns, in storage of at least `columns`."""
-        nodes = tokens.shape[1]
-        parts = [block.layer.self_attn for block in loop.blocks]
+    def _lay_out(self, columns: int) -> None:
+        """Storage of at least `columns` for the keys and values of a stock model."""
+        parts = [layer.self_attn for layer in self.model.model.layers[: self.model.config.num_hidden_layers]]
         shapes = [(part.k_proj.out_features // part.head_dim, part.head_dim) for part in parts]
         self._arena.lay_out(shapes, self.model.lm_head.weight, columns)
+
+    def _fused_prompt(self, loop: FusedLoop, tokens: Tensor, sizes: Ints, skip: int) -> Tensor:
+        """The same through the fused loop, behind `skip` cached columns."""
+        nodes = tokens.shape[1]
         self._arena.expect(nodes)
         places = torch.arange(skip, skip + nodes).expand(len(tokens), -1)
         mask = None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from .....errors import notice
 from .....runs import progress
-from ...planning.knowledge import STEPS_ALONE
+from ...planning.knowledge import COMPILED
 from .sizes import is_regular, may_be_packed, packs_fit
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def installed() -> bool:
 
 
 def compiled_routes(model: PreTrainedModel, pack: str) -> tuple[str, ...]:
-    """Of `STEPS_ALONE` those that a stock model has; packs of fewer bytes only where it has weights for them, and memory.
+    """Of `COMPILED` those that a stock model has; packs of fewer bytes only where it has weights for them, and memory.
 
     Args:
         pack: "auto", "always" (whatever they take) or "never".
@@ -43,7 +43,7 @@ def compiled_routes(model: PreTrainedModel, pack: str) -> tuple[str, ...]:
     if not (installed() and is_regular(model)):
         return ()
     packs = pack == "always" or (pack == "auto" and packs_fit(model))
-    return STEPS_ALONE if packs and may_be_packed(model) else STEPS_ALONE[:1]
+    return COMPILED if packs and may_be_packed(model) else COMPILED[:1]
 
 
 def compiled_loop(model: PreTrainedModel, compact: bool = False) -> CompiledLoop | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,11 @@ __all__ = ["CompiledLoop"]
 
 AHEAD = 2048  # positions that rotary tables are made for at once
 LINE = 64  # bytes that belong to one thread alone
+STRETCH, STRETCH_ROWS, LEAST = (
+    192,
+    512,
+    16,
+)  # tokens of a prompt that are read at once; rows of all texts together; tokens at least
 
 
 @dataclass(frozen=True)
@@ -128,37 +134,83 @@ class CompiledLoop:
             positions: [batch, nodes].
         """
         batch, nodes = trees.tokens.shape
-        step = self.steps[0]
-        lengths = arena.lengths
-        columns = int(lengths.max()) + nodes
+        every = np.arange(batch * nodes)
+        logits = torch.empty(batch, nodes, int(self.steps[0]["vocabulary"]))
+        shape = batch, nodes, int(self.steps[0]["width"])
+        final = torch.empty(shape) if "final_hidden" in want else None
+        layers = {index: torch.empty(shape) for index in range(len(self.layers)) if f"layer:{index}" in want}
+        self._run(trees.tokens, positions, trees.ancestors, every, arena, logits, final, layers)
+        return Output(logits, final, layers or None)
+
+    def read(self, tokens: Ints, ends: Ints, arena: Arena) -> Tensor:
+        """A prompt's forward behind what the arena holds, in parts of equal size; sums don't depend on where it is cut.
+
+        Args:
+            tokens: [batch, nodes].
+            ends: [batch] the one node of every row whose logits are wanted.
+
+        Returns:
+            [batch, vocabulary]
+        """
+        batch, nodes = tokens.shape
+        logits = torch.empty(batch, int(self.steps[0]["vocabulary"]))
+        most = min(STRETCH, max(LEAST, STRETCH_ROWS // batch))
+        size = -(-nodes // -(-nodes // most))
+        for first in range(0, nodes, size):
+            part = tokens[:, first : first + size]
+            count = part.shape[1]
+            arena.expect(count)
+            there = np.flatnonzero((first <= ends) & (ends < first + count))  # texts that end here
+            found = torch.empty(len(there), logits.shape[1])
+            positions = arena.lengths[:, None] + np.arange(count)
+            chain = np.tri(count, dtype=np.float32)[None].repeat(batch, 0)
+            self._run(part, positions, chain, there * count + ends[there] - first, arena, found)
+            logits[there] = found
+            arena.set_lengths(arena.lengths + count)
+        return logits
+
+    def _run(
+        self,
+        tokens: Ints,
+        positions: Ints,
+        ancestors: NDArray[Any],
+        wanted: Ints,
+        arena: Arena,
+        logits: Tensor,
+        final: Tensor | None = None,
+        layers: Mapping[int, Tensor] | None = None,
+    ) -> None:
+        """One compiled call.
+
+        Args:
+            tokens, positions: [batch, nodes].
+            ancestors: [batch, nodes, nodes], not 0 where a node sees another.
+            wanted: [outputs] the rows, text by text, whose logits are wanted.
+            logits: filled, [outputs, vocabulary].
+            final: filled where there is one, [outputs, width].
+            layers: {layer: filled with all rows' states behind it, [batch, nodes, width]}.
+        """
+        batch, nodes = tokens.shape
+        step, lengths = self.steps[0], arena.lengths
         settle(crew())  # a thread that woke late may still look at the last step's counters
         self._counters[:] = 0
-        self._make_room(batch, nodes, -(-columns // SPLIT))
+        self._make_room(batch, nodes, -(-(int(lengths.max()) + nodes) // SPLIT))
         self._turns(int(positions.max()))
         self._point(arena)
-        seen = trees.ancestors.astype(np.float32)
-        inputs = {"tokens": trees.tokens, "positions": positions, "lengths": lengths}
+        seen = np.ascontiguousarray(ancestors, dtype=np.float32)
+        inputs = {"tokens": tokens, "positions": positions, "lengths": lengths, "wanted": wanted}
         kept: list[Any] = [seen]
         for name, values in inputs.items():
             flat = np.ascontiguousarray(values, dtype=np.int64)
             step[name] = flat.ctypes.data
             kept.append(flat)
-        step["ancestors"] = seen.ctypes.data
-        logits = torch.empty(batch, nodes, int(step["vocabulary"]))
-        step["logits"] = logits.data_ptr()
-        shape = batch, nodes, int(step["width"])
-        final = torch.empty(shape) if "final_hidden" in want else None
-        step["final"] = 0 if final is None else final.data_ptr()
-        layers = {}
+        step["ancestors"], step["outputs"] = seen.ctypes.data, len(wanted)
+        step["logits"], step["final"] = logits.data_ptr(), 0 if final is None else final.data_ptr()
         for index, record in enumerate(self.layers):
-            wanted = f"layer:{index}" in want
-            if wanted:
-                layers[index] = torch.empty(shape)
-            record["tap"] = layers[index].data_ptr() if wanted else 0
+            record["tap"] = layers[index].data_ptr() if layers and index in layers else 0
         start = time.perf_counter()
         crew().run(self.steps, self.layers, (self, kept, logits, final, layers))
         self._inside += time.perf_counter() - start
-        return Output(logits, final, layers or None)
 
     def _place(self, tensor: Tensor) -> int:
         self._held.append(tensor.detach())  # not the parameter, which may be given another storage before the text ends

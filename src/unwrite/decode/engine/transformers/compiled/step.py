@@ -120,10 +120,11 @@ def _gates(step, layer, phase, private, thread):
 
 @njit(**EXACT)
 def _head(step, phase, private, thread):
-    """Logits of every row, one task a few words."""
-    normed = private + step.normed
-    norm_rows(step, step.final_norm, normed)
-    blocks, rows = step.width // 32, step.batch * step.nodes
+    """Logits of the rows that are wanted, one task a few words."""
+    normed, blocks, rows = private + step.normed, step.width // 32, step.outputs
+    for place in range(rows):
+        source = step.x + 4 * integers(step.wanted)[place] * step.width
+        norm_row(source, step.final_norm, step.width, step.epsilon, normed + 4 * place * step.width)
     size, row_bytes = task_rows(blocks, step.head_stored), blocks * BLOCK_BYTES[step.head_stored]
     tasks = -(-step.vocabulary // size)
     task = take(step, phase)
