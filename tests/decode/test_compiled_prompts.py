@@ -25,6 +25,7 @@ def fresh():
 
 def read(model, texts, **options):
     """A runtime that has read prompts by the compiled step, and their last tokens' logits."""
+    forget_knowledge()  # else the second prompt tries another route
     runtime = TransformersRuntime(model, **options)
     knowledge_of(runtime.fingerprint, runtime.routes).reading.default = "compiled"
     logits = runtime.prefill(texts, 8)
@@ -116,11 +117,24 @@ def test_behind_a_filled_cache_it_sees_what_the_cache_holds():
         torch.testing.assert_close(found.values, known.values, atol=CLOSE, rtol=CLOSE)
 
 
-def test_packs_that_must_be_expanded_read_no_prompt_and_the_compiled_step_reads_first():
+def test_the_compiled_step_reads_the_first_prompt():
+    """It reads the weights as they lie: nothing has to be packed for one text."""
     runtime = TransformersRuntime(in_form(wide(), "affine4"), pack="always")
     assert runtime.routes == ("fused", "compiled", "compact", "stock")
-    reading = knowledge_of(runtime.fingerprint, runtime.routes).reading
-    assert reading.names == ("compiled", "fused", "stock")
+    runtime.prefill([text(20)], 8)
+    assert [*runtime.entered] == ["compiled"]
+
+
+def test_packs_read_a_prompt_to_the_same_bits():
+    model, ids = in_form(wide(), "affine4"), text(150)
+    runtime, expected = read(model, [ids], pack="always")
+    store = cached(runtime, 150)
+    forget_knowledge()
+    runtime = TransformersRuntime(model, pack="always")
+    knowledge_of(runtime.fingerprint, runtime.routes).reading.default = "compact"
+    assert torch.equal(runtime.prefill([ids], 8), expected)
+    assert [*runtime.entered] == ["compact"]
+    assert all(torch.equal(*pair) for pair in zip(cached(runtime, 150), store, strict=True))
 
 
 def test_a_batch_goes_on_as_generate_does():

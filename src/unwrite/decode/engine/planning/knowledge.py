@@ -11,7 +11,6 @@ from .reading import ReadingRoutes
 from .routes import ForwardRoutes
 
 COMPILED = ("compiled", "compact")  # the routes of one compiled call
-STEPS_ALONE = ("compact",)  # that read no prompt: what has to be expanded costs more, the more rows there are
 
 
 @dataclass
@@ -37,7 +36,7 @@ def knowledge_of(fingerprint: str, names: Sequence[str]) -> Knowledge:
     """This process's knowledge of a runtime; the first time with the cost shape kept on disk."""
     key = f"{fingerprint}|{'|'.join(names)}"
     if key not in _known:
-        reading = sorted((name for name in names if name not in STEPS_ALONE), key=lambda name: name not in COMPILED)
+        reading = sorted(names, key=lambda name: name not in COMPILED)  # they need nothing but the weights as they lie
         _known[key] = Knowledge(ForwardRoutes(names, read_shape(fingerprint)), ReadingRoutes(reading))
     return _known[key]
 

@@ -94,7 +94,18 @@ def attend(step, layer, phase, private, thread):
             count = last - first
             first_key = keys + first * step.column_bytes
             product(
-                step, 0, first_key, step.column_bytes, count, queries, 4 * width, states, width // 32, scores, 4 * SPLIT
+                step,
+                private,
+                0,
+                first_key,
+                step.column_bytes,
+                count,
+                queries,
+                4 * width,
+                states,
+                width // 32,
+                scores,
+                4 * SPLIT,
             )
             _hide(step, scores, text, first, last, length, states)
             for state in range(states):

@@ -23,7 +23,7 @@ from ..arena import Arena
 from ..packed import digest_of
 from .crew import crew, settle
 from .exact import packed
-from .records import COUNTER_BYTES, LAYER, LINEARS, MOST_ROWS, PARTS, SPLIT, STEP
+from .records import COUNTER_BYTES, EXPANDED_ROWS, LAYER, LINEARS, MOST_ROWS, PARTS, SPLIT, STEP
 from .step import kernel
 from .tasks import phases_of
 from .tiles import STORED
@@ -252,6 +252,7 @@ class CompiledLoop:
             "queries": states * head_width,
             "scores": states * SPLIT,
             "products": 2 * rows * MOST_ROWS,
+            "expanded": EXPANDED_ROWS * max(width, heads * head_width, inner),
         }
         self._buffers = {name: _zeros(count) for name, count in shared.items()}
         for name, buffer in self._buffers.items():

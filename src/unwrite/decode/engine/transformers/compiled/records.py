@@ -7,11 +7,13 @@ import numpy as np
 from .tiles import STORED, STRIDES, TALL
 
 __all__ = [
-    "BLOCK_BYTES", "COUNTER_BYTES", "LAYER", "LINEARS", "MOST_ROWS", "PARTS", "SPINS", "SPLIT", "STEP", "TALL_ROWS", "TASK_BYTES",
+    "BLOCK_BYTES", "COUNTER_BYTES", "EXPANDED_FROM", "EXPANDED_ROWS", "LAYER", "LINEARS", "MOST_ROWS", "PARTS", "SPINS", "SPLIT", "STEP", "TALL_ROWS", "TASK_BYTES",
 ]  # fmt: skip
 
 SPLIT = 128  # columns of one attention task, from fixed places, so that sums don't depend on how many rows a step has
 TASK_BYTES, MOST_ROWS = 1 << 14, 240  # of weights in one task, about
+# Beyond so many states packed weights are expanded once, so many rows at a time, and multiplied as float32.
+EXPANDED_FROM, EXPANDED_ROWS = 4, 12
 COUNTER_BYTES = 128  # a phase's two counters, a cache line each
 PARTS = ("embedding", "query, key, value", "attention", "output", "gate, up", "down", "head")
 SPINS = 2000  # looks at a counter before a waiting thread offers its processor to others
@@ -26,7 +28,7 @@ _CACHE = ("multiply", "row_bytes", "head_bytes", "column_bytes", "splits")
 _WEIGHTS = ("embedding", "final_norm", "head", "head_bias", "head_stored")
 _INPUTS = ("tokens", "positions", "lengths", "ancestors", "wanted", "outputs", "cosines", "sines")
 _SHARED = ("x", "qkv", "hidden", "partial", "maxima", "logits", "final", "counters", "ticks")
-_PRIVATE = ("private", "private_bytes", "normed", "queries", "scores", "products")
+_PRIVATE = ("private", "private_bytes", "normed", "queries", "scores", "products", "expanded")
 STEP = np.dtype(
     [(name, "i8") for name in (*_SHAPE, *_CACHE, *_WEIGHTS, *_INPUTS, *_SHARED, *_PRIVATE)]
     + [("epsilon", "f4"), ("scale", "f4")]

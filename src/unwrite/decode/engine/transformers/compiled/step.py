@@ -59,7 +59,9 @@ def _projected(step, layer, phase, private, thread):
         out = step.qkv + 4 * (place + first)
         row_bytes = blocks * BLOCK_BYTES[stored]
         here = w + first * row_bytes
-        product(step, stored, here, row_bytes, last - first, normed, 4 * step.width, rows, blocks, out, 4 * whole)
+        product(
+            step, private, stored, here, row_bytes, last - first, normed, 4 * step.width, rows, blocks, out, 4 * whole
+        )
         if bias != 0:
             for row in range(rows):
                 add(bias + 4 * first, last - first, out + 4 * row * whole)
@@ -78,7 +80,20 @@ def _into_x(step, stored, w, bias, inputs, columns, phase, private, thread, part
     while task < tasks:
         first, last = task * size, min(step.width, task * size + size)
         here = w + first * row_bytes
-        product(step, stored, here, row_bytes, last - first, inputs, 4 * columns, rows, blocks, products, 4 * MOST_ROWS)
+        product(
+            step,
+            private,
+            stored,
+            here,
+            row_bytes,
+            last - first,
+            inputs,
+            4 * columns,
+            rows,
+            blocks,
+            products,
+            4 * MOST_ROWS,
+        )
         for row in range(rows):
             there = step.x + 4 * (row * step.width + first)
             if bias != 0:
@@ -104,8 +119,10 @@ def _gates(step, layer, phase, private, thread):
         first, last = task * size, min(step.inner, task * size + size)
         count, x_bytes, out_bytes = last - first, 4 * step.width, 4 * MOST_ROWS
         gate, up = layer.gate + first * gate_bytes, layer.up + first * up_bytes
-        product(step, layer.gate_stored, gate, gate_bytes, count, normed, x_bytes, rows, blocks, gates, out_bytes)
-        product(step, layer.up_stored, up, up_bytes, count, normed, x_bytes, rows, blocks, ups, out_bytes)
+        product(
+            step, private, layer.gate_stored, gate, gate_bytes, count, normed, x_bytes, rows, blocks, gates, out_bytes
+        )
+        product(step, private, layer.up_stored, up, up_bytes, count, normed, x_bytes, rows, blocks, ups, out_bytes)
         for row in range(rows):
             at = out_bytes * row
             if layer.gate_bias != 0:
@@ -135,6 +152,7 @@ def _head(step, phase, private, thread):
         here, out = step.head + first * row_bytes, step.logits + 4 * first
         product(
             step,
+            private,
             step.head_stored,
             here,
             row_bytes,

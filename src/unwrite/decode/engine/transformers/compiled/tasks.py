@@ -8,8 +8,18 @@ from typing import Any
 from numba import cfunc, njit, types
 
 from .arithmetic import EXACT
-from .records import BLOCK_BYTES, COUNTER_BYTES, MOST_ROWS, PARTS, SPINS, TALL_ROWS, TASK_BYTES
-from .tiles import MOST, STEPS, add_one, call, cycles, integers, pause, read_now, tile
+from .records import (
+    BLOCK_BYTES,
+    COUNTER_BYTES,
+    EXPANDED_FROM,
+    EXPANDED_ROWS,
+    MOST_ROWS,
+    PARTS,
+    SPINS,
+    TALL_ROWS,
+    TASK_BYTES,
+)  # fmt: skip
+from .tiles import MOST, STEPS, add_one, call, cycles, expand, integers, pause, read_now, tile
 
 __all__ = ["LAST_TICK", "done", "multiplier", "phases_of", "product", "take", "task_rows", "wait"]
 
@@ -74,25 +84,35 @@ def multiplier(stamp: str) -> Any:
     """The product as a C function, whose address the records hold: as a function of numba it would be compiled again into all that
     call it. The stamp is in its body, so that what is kept on disk is of this source."""
 
-    def multiply(stored, w, row_bytes, rows, x, x_bytes, states, blocks, out, out_bytes):
+    def multiply(stored, w, row_bytes, rows, x, x_bytes, states, blocks, out, out_bytes, expanded):
         """out[state, row]: `rows` rows of weights, from address w on, with all states."""
         assert len(stamp) > 0
-        for begin in range(0, states, MOST):
-            some, base, to = min(MOST, states - begin), x + begin * x_bytes, out + begin * out_bytes
-            row, tall = 0, TALL_ROWS[stored * (MOST + 1) + some]
-            while row + tall <= rows:
-                here = w + row * row_bytes
-                tile(True, some, stored, here, row_bytes, base, x_bytes, blocks, to + 4 * row, out_bytes)
-                row += tall
-            while row < rows:
-                here = w + row * row_bytes
-                tile(False, some, stored, here, row_bytes, base, x_bytes, blocks, to + 4 * row, out_bytes)
-                row += 1
+        form, source, stride, size = stored, w, row_bytes, rows
+        if stored != 0 and states > EXPANDED_FROM:  # once for all states, not for every tile's
+            form, source, stride, size = 0, expanded, blocks * BLOCK_BYTES[0], EXPANDED_ROWS
+        for first in range(0, rows, size):
+            last = min(rows, first + size)
+            if form != stored:
+                source = expanded - first * stride
+                for row in range(first, last):
+                    expand(stored, w + row * row_bytes, blocks, source + row * stride)
+            for begin in range(0, states, MOST):
+                some, base, to = min(MOST, states - begin), x + begin * x_bytes, out + begin * out_bytes
+                row, tall = first, TALL_ROWS[form * (MOST + 1) + some]
+                while row + tall <= last:
+                    here = source + row * stride
+                    tile(True, some, form, here, stride, base, x_bytes, blocks, to + 4 * row, out_bytes)
+                    row += tall
+                while row < last:
+                    here = source + row * stride
+                    tile(False, some, form, here, stride, base, x_bytes, blocks, to + 4 * row, out_bytes)
+                    row += 1
 
-    return cfunc(types.void(*[types.int64] * 10), cache=True)(multiply)
+    return cfunc(types.void(*[types.int64] * 11), cache=True)(multiply)
 
 
 @njit(**EXACT)
-def product(step, stored, w, row_bytes, rows, x, x_bytes, states, blocks, out, out_bytes):
-    """out[state, row], by the compiled product; see `multiplier`."""
-    call(step.multiply, (stored, w, row_bytes, rows, x, x_bytes, states, blocks, out, out_bytes))
+def product(step, private, stored, w, row_bytes, rows, x, x_bytes, states, blocks, out, out_bytes):
+    """out[state, row], by the compiled product; see `multiplier`. private: the thread's own memory."""
+    expanded = private + step.expanded
+    call(step.multiply, (stored, w, row_bytes, rows, x, x_bytes, states, blocks, out, out_bytes, expanded))

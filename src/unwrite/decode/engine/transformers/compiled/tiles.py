@@ -19,7 +19,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 __all__ = [
-    "BLOCK", "LANES", "MOST", "STEPS", "STORED", "STRIDES", "TALL", "add_one", "as_float", "call", "cycles", "float_of", "floats",
+    "BLOCK", "LANES", "MOST", "STEPS", "STORED", "STRIDES", "TALL", "add_one", "as_float", "call", "cycles", "expand", "float_of", "floats",
     "half_of", "integers", "mixture", "pause", "read_now", "tile",
 ]  # fmt: skip
 
@@ -229,6 +229,39 @@ def _multiply(
         base = builder.add(out, builder.mul(out_stride, I64(c)))
         for r in range(rows):
             builder.store(_total(builder, sums[r * columns + c]), _at(builder, base, I64(4 * r)), align=4)
+
+
+@intrinsic
+def expand(typingctx: Any, stored: Any, w: Any, blocks: Any, out: Any) -> Any:
+    """A row of weights as float32; of float32 there is nothing to expand.
+
+    Args:
+        stored: how the weights are, the place in `STORED`.
+        w, out: addresses.
+        blocks: of 32 columns.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        form, w, blocks, out = values
+        after = builder.append_basic_block("expanded")
+        choice = builder.switch(form, after)
+        for number, name in enumerate(STORED[1:], 1):
+            block = builder.append_basic_block(name)
+            choice.add_case(I64(number), block)
+            builder.position_at_end(block)
+            loop = _Loop(builder, blocks, [])
+            base, to = (
+                builder.add(start, builder.mul(loop.index, I64(size)))
+                for start, size in ((w, STRIDES[name]), (out, STRIDES["float32"]))
+            )
+            for step in range(BLOCK // LANES):
+                builder.store(EXPANSIONS[name](builder, base, step), _at(builder, to, I64(4 * LANES * step)), align=4)
+            loop.close([])
+            builder.branch(after)
+        builder.position_at_end(after)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), build
 
 
 @intrinsic(prefer_literal=True)
