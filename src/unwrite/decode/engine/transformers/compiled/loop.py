@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,13 +61,18 @@ class ExactPack:
 _PACKS: weakref.WeakKeyDictionary[nn.Module, ExactPack] = weakref.WeakKeyDictionary()
 
 
-def exact_pack(module: nn.Linear) -> ExactPack:
-    """The pack of a linear layer: the one held, if its weights are as they were, else a new one."""
-    digest, pack = digest_of([module]), _PACKS.get(module)
-    if pack is None or pack.digest != digest:
-        made = packed(module.weight.detach().numpy())
-        pack = _PACKS[module] = ExactPack(digest, *(made or ("float32", None)))
-    return pack
+def exact_packs(modules: Sequence[nn.Linear]) -> dict[nn.Module, ExactPack]:
+    """The packs of linear layers: those held, where weights are as they were, else new ones. As many threads as torch uses compare."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        digests = list(pool.map(lambda module: digest_of([module]), modules))
+    packs = {}
+    for module, digest in zip(modules, digests, strict=True):
+        pack = _PACKS.get(module)
+        if pack is None or pack.digest != digest:
+            made = packed(module.weight.detach().numpy())
+            pack = _PACKS[module] = ExactPack(digest, *(made or ("float32", None)))
+        packs[module] = pack
+    return packs
 
 
 class CompiledLoop:
@@ -78,12 +84,14 @@ class CompiledLoop:
     """
 
     def __init__(self, model: PreTrainedModel, compact: bool = False) -> None:
-        self.model, self.compact = model, compact
+        self.model = model
         self.reads = 0  # bytes of the weights that a step reads
         self._held: list[Any] = []  # what the records point to
         backbone = model.model
         layers = backbone.layers[: model.config.num_hidden_layers]
         own = layers[0].self_attn
+        linears = [_linear_of(layer, name) for layer in layers for name in LINEARS] + [model.lm_head]
+        self._packs = exact_packs(linears) if compact else {}
         self.layers = np.zeros(len(layers), dtype=LAYER)
         self.steps = np.zeros(1, dtype=STEP)
         step = self.steps[0]
@@ -99,14 +107,14 @@ class CompiledLoop:
         )
         self._linear(step, "head", model.lm_head)
         for record, layer in zip(self.layers, layers, strict=True):
-            attention, mlp = layer.self_attn, layer.mlp
+            attention = layer.self_attn
             record["norm"] = self._place(layer.input_layernorm.weight)
             record["post_norm"] = self._place(layer.post_attention_layernorm.weight)
             for name in ("q_norm", "k_norm"):
                 norm = getattr(attention, name, None)
                 record[name] = 0 if norm is None else self._place(norm.weight)
             for name in LINEARS:
-                self._linear(record, name, getattr(attention if name in "qkvo" else mlp, f"{name}_proj"))
+                self._linear(record, name, _linear_of(layer, name))
         self._shape: tuple[int, ...] = ()
         self._counters = np.zeros(phases_of(len(layers)) * COUNTER_BYTES // 8, dtype=np.int64)
         step["counters"] = self._counters.ctypes.data
@@ -217,7 +225,7 @@ class CompiledLoop:
         return tensor.data_ptr()
 
     def _linear(self, record: Any, name: str, module: nn.Linear) -> None:
-        pack = exact_pack(module) if self.compact else None
+        pack = self._packs.get(module)
         if pack is not None and pack.bytes_ is not None:
             self._held.append(pack.bytes_)
             self.reads += pack.bytes_.nbytes
@@ -284,6 +292,11 @@ class CompiledLoop:
         step["row_bytes"], step["head_bytes"], step["column_bytes"] = (4 * first.stride(axis) for axis in range(3))
         for record, layer in zip(self.layers, arena.layers, strict=False):
             record["keys"], record["values"] = layer.keys.data_ptr(), layer.values.data_ptr()
+
+
+def _linear_of(layer: nn.Module, name: str) -> nn.Linear:
+    """One of a layer's `LINEARS`."""
+    return getattr(layer.self_attn if name in "qkvo" else layer.mlp, f"{name}_proj")
 
 
 def _zeros(count: int) -> Tensor:
