@@ -49,6 +49,37 @@ def test_every_contender_has_a_row_for_every_kind_and_greedy_texts_are_the_peers
     assert found["costs"]["transformers"][1] > 0
 
 
+def test_a_runtime_can_be_measured_alone(small, monkeypatch):
+    asked = []
+    monkeypatch.setattr(contenders, "_native", lambda *rest: asked.append(rest) or ())
+    monkeypatch.setattr(contenders.Measuring, "run", lambda self, heats, most: [{"runtime": self.runtime}])
+
+    def runtimes(*which):
+        found = contenders.run(small, 0.0, 1, lambda line: None, lambda now: None, *which)
+        return [row["runtime"] for row in found["rows"]]
+
+    assert runtimes(["transformers"]) == ["transformers"] * 2
+    assert not asked
+    assert runtimes(["llama.cpp"]) == []
+    assert len(asked) == 1
+    assert runtimes() == ["transformers"] * 2
+    assert len(asked) == 2
+
+
+def test_a_runtime_that_isnt_there_is_refused_before_a_draft_is_made(capsys, monkeypatch):
+    from unwrite.beds import draft_files
+    from unwrite.cli import main
+
+    def refused(runtime):
+        with pytest.raises(SystemExit):
+            main(["bench", "decode", "--runtime", runtime])
+        return capsys.readouterr().err
+
+    monkeypatch.setattr(draft_files, "find_spec", lambda name: None)
+    assert "unknown runtime 'llamacpp'. Did you mean 'llama.cpp'?" in refused("llamacpp")
+    assert "Install 'unwrite[llamacpp]'" in refused("llama.cpp")
+
+
 def row(strategy, kind="edit", ratio=2.0, high=2.1, temperature=0.0):
     cell = {"strategy": strategy, "kind": kind, "runtime": "transformers", "temperature": temperature, "ratio": ratio}
     seconds = {"prefill": 1.0, "draft": 0.5, "forward": 2.0, "verify": 0.25, "other": 0.25}

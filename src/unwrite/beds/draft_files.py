@@ -52,7 +52,7 @@ def bench_files(name: str) -> Files:
             "unwrite.save(model, folder, merge=True)."
         )
     draft = truncated_draft(name)
-    if find_spec("llama_cpp") is None or name not in bundled_names():
+    if not has_gguf(name):
         return Files(name, draft, {})
     source = gguf_file(name)
     half, small, target = "draft-f16.gguf", "draft-q8_0.gguf", "target-q8_0.gguf"
@@ -70,6 +70,11 @@ def bench_files(name: str) -> Files:
 
     home = cached_files("bench-gguf", hash_json([hash_file(source), draft.name]), make, read)
     return Files(name, draft, {"q8_0": (home / target, home / small), "q4_1": (source, home / small)})
+
+
+def has_gguf(name: str) -> bool:
+    """Whether a model can be measured on llama.cpp here: llama-cpp-python is installed and the model is a bundled GGUF."""
+    return find_spec("llama_cpp") is not None and name in bundled_names()
 
 
 def as_gguf(folder: str | Path, out: str | Path, like: str | Path) -> Path:

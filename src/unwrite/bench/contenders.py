@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 ASSISTED, HIGH_LEVEL = "transformers, assisted", "Llama.generate"
 STOCK = "transformers, its own forward"
+TRANSFORMERS, LLAMA_CPP = RUNTIMES = ("transformers", "llama.cpp")
 FEW = 6  # repeats of a short run
 SAMPLED_TOKENS = 32  # of a text of a short run at temperatures above 0
 TOP_K = 50  # transformers' own default when it samples
@@ -249,15 +250,22 @@ def on_llamacpp(runtime: LlamaCppRuntime, draft: LlamaCppRuntime, warm: Warm) ->
 
 
 def run(
-    files: Files, minutes: float, most: int, tell: Callable[[str], None], keep: Callable[[dict[str, Any]], None]
+    files: Files,
+    minutes: float,
+    most: int,
+    tell: Callable[[str], None],
+    keep: Callable[[dict[str, Any]], None],
+    runtimes: Collection[str] = RUNTIMES,
 ) -> dict[str, Any]:
     """Measures everything once, then what is undecided again while there is time.
 
     Args:
+        files: llama.cpp takes part where it has some.
         minutes: after which nothing is measured again.
         most: repeats of a cell at most.
         tell: gets a line of progress.
         keep: gets what is known so far, after every runtime and temperature.
+        runtimes: of these `RUNTIMES` alone.
 
     Returns:
         {"rows": a row a cell, "costs": {runtime: {rows: seconds}}, "seconds": of the whole}
@@ -289,8 +297,8 @@ def run(
         parts = [
             BenchPart("transformers", everyone, 0.0, 6),
             BenchPart("transformers", sampled, 0.7, 3),
-            *_native(files, warm, stack),
-        ]
+            *(_native(files, warm, stack) if LLAMA_CPP in runtimes else ()),
+        ][0 if TRANSFORMERS in runtimes else 2 :]
         for number, part in enumerate(parts):
             if not number or parts[number - 1].runtime != part.runtime:
                 tell(f"{part.runtime}: warming up")

@@ -71,6 +71,7 @@ def decode(
     model: str = "smollm2-135m",
     full: bool = False,
     minutes: int = 40,
+    runtime: str | None = None,
     out: Path | None = None,
     overwrite: bool = False,
     json: bool = False,
@@ -81,6 +82,7 @@ def decode(
         model: what to time it on; no adapter.
         full: repeat until no interval around 1 is wider than 0.06; hours.
         minutes: after which nothing is measured again; what is measured once takes about half of the default.
+        runtime: transformers or llama.cpp alone; both, where llama.cpp is installed, unless given.
         out: also write the figures there, as JSON, as they come.
         overwrite: replace the figures in OUT.
         json: print JSON.
@@ -88,7 +90,7 @@ def decode(
     need_number("--minutes", minutes, at_least=1)
     setting = _setting()
     _need_free(out, overwrite)
-    timings.decode(model, full, minutes, out, json, setting)
+    timings.decode(model, full, minutes, runtime, out, json, setting)
 
 
 @app.command

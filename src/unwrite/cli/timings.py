@@ -108,17 +108,26 @@ def stopped(out: Path | None, setting: dict[str, Any], batch: int, pairs: int) -
     return list(stored["cases"]) if same and alike and not stored.get("complete", True) else []
 
 
-def decode(model: str, full: bool, minutes: int, out: Path | None, json: bool, setting: dict[str, Any]) -> None:
+def decode(
+    model: str, full: bool, minutes: int, runtime: str | None, out: Path | None, json: bool, setting: dict[str, Any]
+) -> None:
     """Every strategy of decoding."""
     import torch
 
-    from ..beds.draft_files import bench_files
+    from ..beds.draft_files import bench_files, has_gguf
     from ..beds.drafts import made_of
     from ..beds.prompts import prompts_hash
-    from ..bench.contenders import FEW, run
+    from ..bench.contenders import FEW, LLAMA_CPP, RUNTIMES, run
     from ..bench.decode import TOKENS
+    from ..errors import MethodError, unknown
     from ..runs import write_json
 
+    if runtime not in (None, *RUNTIMES):
+        raise MethodError(unknown("runtime", runtime, RUNTIMES))
+    if runtime == LLAMA_CPP and not has_gguf(model):
+        raise MethodError(
+            f"{model} can't be measured on llama.cpp here. Install 'unwrite[llamacpp]', and name a model that ships as GGUF."
+        )
     files = bench_files(model)
     extra = {
         "prompts": prompts_hash(),
@@ -133,7 +142,14 @@ def decode(model: str, full: bool, minutes: int, out: Path | None, json: bool, s
             write_json(out, {**report, **extra})
 
     with progress(None, "bench decode") as shown:
-        report = run(files, 60 * HOURS if full else minutes, 40 if full else FEW, shown.say, keep)
+        report = run(
+            files,
+            60 * HOURS if full else minutes,
+            40 if full else FEW,
+            shown.say,
+            keep,
+            (runtime,) if runtime else RUNTIMES,
+        )
     if json:
         print_json(report["rows"])
     else:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ... import catalog
 from ...reproduce import freshness
 from .compared import forget
+from .decoded import decode, decode_sampled
 from .stored import observed, stored_result, unbroken
 from .sweeps import sweep, sweep_ranks
 
@@ -267,58 +268,6 @@ def step() -> str:
 def _table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     rows = ["| " + " | ".join(row) + " |" for row in (heads, *body)]
     return [rows[0], "|" + "---|" * len(heads), *rows[1:]]
-
-
-def decode() -> str:
-    """The stored decoding benchmark, greedy: cells, checks and bounds."""
-    stored = stored_result("decode")
-    if stored is None:
-        return "not measured yet"
-    from ...bench import decode_report as report
-
-    rows, lines = stored["rows"], []
-    for runtime in dict.fromkeys(row["runtime"] for row in rows):
-        lines += [f"**{runtime}**, greedy", "", *map(unbroken, report.cells(rows, runtime, 0.0)), ""]
-    lines += ["| promised | holds |", "|---|---|"]
-    lines += [f"| {what} | {'yes' if holds else '**no**'} |" for what, holds in report.checks(rows).items()]
-    if slow := report.slow_cells(rows):
-        lines += ["", "Below the floor: " + "; ".join(slow) + "."]
-    lines += [
-        "",
-        "What limits the fastest strategy for each kind of text:",
-        "",
-        *report.bounds(rows, stored["costs"]),
-        "",
-    ]
-    lines.append(f"{stored['tokens']} tokens a text, {_decode_foot(stored)}")
-    return "\n".join(lines)
-
-
-def _decode_foot(stored: Mapping[str, Any]) -> str:
-    machine = stored["machine"]
-    processor = f"{machine['cpu']} ({machine['vectors']})" if "vectors" in machine else machine["cpu"]
-    commit = stored["commit"] or "unknown"
-    return (
-        f"{stored['threads']} threads, {processor}, {stored['seconds'] / 60:.0f} minutes in all, commit {commit[:7]}."
-    )
-
-
-def decode_sampled() -> str:
-    """The stored decoding benchmark at temperatures above 0."""
-    stored = stored_result("decode")
-    if stored is None:
-        return "not measured yet"
-    from ...bench import decode_report as report
-
-    rows, lines = stored["rows"], []
-    for runtime, heat in dict.fromkeys((row["runtime"], row["temperature"]) for row in rows if row["temperature"] > 0):
-        tokens = next(
-            r.get("tokens", stored["tokens"]) for r in rows if (r["runtime"], r["temperature"]) == (runtime, heat)
-        )
-        lines += [f"**{runtime}**, temperature {heat:g}, {tokens} tokens a text", ""]
-        lines += [*map(unbroken, report.cells(rows, runtime, heat)), ""]
-    lines.append(_decode_foot(stored))
-    return "\n".join(lines)
 
 
 def demo() -> str:
