@@ -8,7 +8,18 @@ import torch
 
 from conftest import make_llama, make_tokenizer
 from unwrite.bench import ctranslate, steps
-from unwrite.bench.steps import BF16, COMPILED, EXACT, FUSED, PEER, StepContender, read_bandwidth, run_bench
+from unwrite.bench.steps import (
+    BF16,
+    COMPILED,
+    EXACT,
+    FUSED,
+    PEER,
+    StepContender,
+    StepMachine,
+    multiply_rate,
+    read_bandwidth,
+    run_bench,
+)
 from unwrite.bench.steps_report import checks, groups, head, part_cells, step_cells
 from unwrite.cli import main
 from unwrite.errors import ModelError
@@ -44,14 +55,15 @@ def test_threads_are_as_they_were(loaded, found):
     assert torch.get_num_threads() == 1
 
 
-def test_the_floor_is_what_must_be_read_over_what_can_be(loaded, found):
+def test_the_floor_is_what_must_be_read_or_multiplied_over_what_can_be(loaded, found):
     linear = sum(4 * m.weight.numel() for m in loaded.model.modules() if isinstance(m, torch.nn.Linear))
     column = 2 * 4 * 2 * 32 * 3  # keys and values of two heads of 32 in three layers
     for row in found:
         head = 2 * loaded.model.lm_head.weight.numel()
         weights = {BF16: linear // 2, EXACT: linear - head}.get(row["contender"], linear)
         assert row["bytes"] == weights + column * (row["prompt"] + row["rows"])
-        assert row["floor"] == pytest.approx(row["bytes"] / row["bandwidth"])
+        work = linear // 4 * 2 * row["rows"]
+        assert row["floor"] == pytest.approx(max(row["bytes"] / row["bandwidth"], work / row["rate"]))
 
 
 def test_parts_add_up_to_the_step(found):
@@ -73,11 +85,15 @@ def test_a_ratio_above_one_means_faster_than_transformers_and_turns_differ():
     several["one row"] = StepContender(timed("one row", 0.25), 50, 1, 2)
     for size in (1, 2):
         steps._measure(several, size, 3)
-    rows = steps._found(several, (1, 2), 10, 1, 1000.0, 4)
+    rows = steps._found(several, (1, 2), 10, 1, StepMachine(1000.0, 80.0, 4, 6))
     assert {(row["contender"], row["rows"]): row["ratio"] for row in rows} == {
         (PEER, 1): 1.0, (FUSED, 1): 2.0, ("one row", 1): 4.0, (PEER, 2): 1.0, (FUSED, 2): 2.0,
     }  # fmt: skip
-    assert {row["floor"] for row in rows if row["contender"] == "one row"} == {(50 + 4 * 11) / 1000}
+    floors = {(row["contender"], row["rows"]): row["floor"] for row in rows}
+    assert floors["one row", 1] == 2 * 6 / 80  # arithmetic
+    assert floors[PEER, 1] == 2 * 6 / 80
+    rows = steps._found(several, (1, 2), 10, 1, StepMachine(1000.0, 1e9, 4, 6))
+    assert {row["floor"] for row in rows if row["contender"] == "one row"} == {(50 + 4 * 11) / 1000}  # memory
     assert order[3:11] == [
         PEER,
         FUSED,
@@ -98,6 +114,13 @@ def test_bandwidth_is_of_bytes_that_are_read(monkeypatch):
     assert read_bandwidth(2) == 2 * (1 << 12)
 
 
+def test_the_rate_is_of_operations_that_are_done(monkeypatch):
+    ticks = iter(np.arange(0, 100, 0.5).tolist())
+    monkeypatch.setattr(steps, "SIDE", 8)
+    monkeypatch.setattr(steps.time, "perf_counter", lambda: next(ticks))
+    assert multiply_rate(2) == 2 * 2 * 8**3
+
+
 def test_a_prompt_that_leaves_no_room_is_left_out_and_none_is_refused(loaded, monkeypatch):
     monkeypatch.setattr(steps, "READ", 1 << 12)
     monkeypatch.setattr(ctranslate, "find_spec", lambda name: None)
@@ -109,7 +132,7 @@ def test_a_prompt_that_leaves_no_room_is_left_out_and_none_is_refused(loaded, mo
 
 def test_tables_and_promises_come_from_the_rows(found):
     assert groups(found) == [(1, 8), (1, 40), (2, 8), (2, 40)]
-    assert head(found) == ["milliseconds of a step", "floor", "1 row", "3 rows"]
+    assert head(found) == ["milliseconds of a step", "floors", "1 row", "3 rows"]
     cells = step_cells(found, 2, 40)
     assert [row[0] for row in cells] == [PEER, *OURS]
     assert cells[0][2].endswith("(1.00x)")
@@ -123,10 +146,11 @@ def test_tables_and_promises_come_from_the_rows(found):
         ("CTranslate2, float32", 1): 8.0,
     }
     rows = [
-        {"contender": name, "threads": 2, "prompt": 64, "rows": size, "seconds": value}
+        {"contender": name, "threads": 2, "prompt": 64, "rows": size, "seconds": value, "floor": size + 2}
         for (name, size), value in seconds.items()
     ]
-    assert [(figure, bound) for _, figure, bound in checks(rows)] == [(0.5, 0.9), (0.25, 0.7), (0.5, 1.0), (2.0, 1.4)]
+    promised = [(0.5, 0.9, None), (0.25, 0.7, None), (0.5, 1.0, None), (2.0, 1.4, 10 / 3)]
+    assert [tuple(one) for _, *one in checks(rows)] == promised
 
 
 def test_the_command_writes_what_it_shows(loaded, tmp_path, monkeypatch, capsys):

@@ -45,6 +45,20 @@ def cells(rows: Iterable[Row], runtime: str, temperature: float) -> list[str]:
     return lines
 
 
+def fastest(rows: Sequence[Row], runtime: str) -> list[str]:
+    """Markdown: a line a kind of greedy text, with what else runs the model, plain decoding, and the strategy that is fastest."""
+    greedy = [row for row in rows if (row["runtime"], row["temperature"]) == (runtime, 0)]
+    ratios = {(row["strategy"], row["kind"]): row["ratio"] for row in greedy}
+    peers = [name for name in PEERS if name != runtime and any(name == strategy for strategy, _ in ratios)]
+    lines = ["| kind of text | " + " | ".join([*peers, "plain"]) + " | fastest |", "|---" * (len(peers) + 3) + "|"]
+    for kind in KINDS:
+        best = _best(greedy, runtime, kind)
+        if best is not None:
+            figures = [f"{ratios[name, kind]:.2f}" if (name, kind) in ratios else "" for name in (*peers, "plain")]
+            lines.append(f"| {kind} | " + " | ".join(figures) + f" | **{best['ratio']:.2f}** {best['strategy']} |")
+    return lines
+
+
 def checks(rows: Sequence[Row]) -> dict[str, bool]:
     """What was promised, and whether it holds."""
     ours = [row for row in rows if row["strategy"] not in PEERS]

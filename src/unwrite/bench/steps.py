@@ -1,10 +1,12 @@
 """What one decoding step costs: rows of a draft behind a prompt, by who computes it, against the floor that memory sets.
 
 Every contender forwards the same tokens behind the same prompt, in turns; a ratio is transformers' own forward over a contender's
-(above 1 is faster). The floor is the bytes a step reads, weights and cached keys and values, over what this machine reads in a second,
-measured beside. CTranslate2 has no trees, so it stands at one row: seconds a token of a greedy text.
+(above 1 is faster). The floor is what memory allows, or what arithmetic does where that is more, both measured beside: bytes that a step
+reads, weights and cached keys and values, and the products of every weight with every row. CTranslate2 has no trees, so it stands at one
+row: seconds a token of a greedy text.
 
-    floor = (bytes of the weights + columns * bytes of a column) / (bytes read in a second)
+    floor = max((bytes of the weights + columns * bytes of a column) / (bytes read in a second),
+                2 * weights * rows / (operations in a second))
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
     from ..models.loading import Loaded
 
-__all__ = ["PEER", "PROMPTS", "ROWS", "read_bandwidth", "run_bench"]
+__all__ = ["PEER", "PROMPTS", "ROWS", "multiply_rate", "read_bandwidth", "run_bench"]
 
 ROWS = (1, 2, 4, 8, 16, 32)
 PROMPTS = (64, 512, 2048)
@@ -44,6 +46,7 @@ PEER = "transformers"
 FUSED, COMPILED, EXACT, BF16 = "fused", "compiled, float32", "compiled, fewest exact bytes", "compiled, exact bfloat16"
 ROUTES = {PEER: "stock", FUSED: "fused", COMPILED: "compiled", EXACT: "compact"}
 READ = 1 << 29  # bytes that the bandwidth is measured over
+SIDE = 1024  # of the matrices whose product tells the arithmetic
 WRITTEN, TEXTS = 24, 3  # tokens of a text of CTranslate2's, each of which reads the prompt anew, and how many texts
 
 
@@ -70,6 +73,23 @@ class StepContender:
     parts: dict[int, dict[str, float]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class StepMachine:
+    """What bounds a step on some threads.
+
+    Args:
+        bandwidth: bytes read in a second.
+        rate: operations in a second.
+        column: bytes of a cached token's keys and values.
+        weights: that every row is multiplied with.
+    """
+
+    bandwidth: float
+    rate: float
+    column: int
+    weights: int
+
+
 def read_bandwidth(repeats: int = 5) -> float:
     """Bytes that all of torch's threads read in a second, at best: the sum of half a GiB."""
     block = torch.ones(READ // 4)
@@ -79,6 +99,17 @@ def read_bandwidth(repeats: int = 5) -> float:
         block.sum()
         seconds.append(time.perf_counter() - start)
     return READ / min(seconds)
+
+
+def multiply_rate(repeats: int = 5) -> float:
+    """Operations in a second, at best, of torch's own product of two large matrices on all of its threads: 2 n^3 of [n, n]."""
+    square = torch.ones(SIDE, SIDE)
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        square @ square
+        seconds.append(time.perf_counter() - start)
+    return 2 * SIDE**3 / min(seconds)
 
 
 def run_bench(
@@ -111,13 +142,13 @@ def run_bench(
     try:
         for count in threads or sorted({1, before}):
             torch.set_num_threads(count)
-            bandwidth = read_bandwidth()
+            machine = StepMachine(read_bandwidth(), multiply_rate(), _column(loaded.model), _weights(loaded.model) // 4)
             for length in fitting:
                 ids = prompt_of(loaded.tokenizer, length)[0].numpy()
                 with _contenders(loaded, rounded, ids, count) as several:
                     for size in rows:
                         _measure(several, size, repeats)
-                    found += _found(several, rows, length, count, bandwidth, _column(loaded.model))
+                    found += _found(several, rows, length, count, machine)
                 after(found)
     finally:
         torch.set_num_threads(before)
@@ -143,7 +174,7 @@ def _measure(several: Mapping[str, StepContender], size: int, repeats: int) -> N
 
 
 def _found(
-    several: Mapping[str, StepContender], rows: Sequence[int], length: int, threads: int, bandwidth: float, column: int
+    several: Mapping[str, StepContender], rows: Sequence[int], length: int, threads: int, machine: StepMachine
 ) -> list[dict[str, Any]]:
     found = []
     for name, one in several.items():
@@ -153,7 +184,8 @@ def _found(
             ours = one.seconds[size]
             ratios = np.divide(several[PEER].seconds[size][: len(ours)], ours)
             low, high = np.quantile(ratios, [0.25, 0.75])
-            read = one.weights + column * (length + size)
+            read = one.weights + machine.column * (length + size)
+            work = 2 * machine.weights * size
             found.append(
                 {
                     "contender": name,
@@ -165,8 +197,9 @@ def _found(
                     "ratio_low": float(low),
                     "ratio_high": float(high),
                     "bytes": read,
-                    "floor": read / bandwidth,
-                    "bandwidth": bandwidth,
+                    "floor": max(read / machine.bandwidth, work / machine.rate),
+                    "bandwidth": machine.bandwidth,
+                    "rate": machine.rate,
                     "parts": one.parts.get(size),
                 }
             )

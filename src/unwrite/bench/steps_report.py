@@ -18,18 +18,18 @@ def groups(rows: Sequence[Row]) -> list[tuple[int, int]]:
 
 def head(rows: Sequence[Row]) -> list[str]:
     """Heads of a table of `step_cells`."""
-    return ["milliseconds of a step", "floor", *(_rows(size) for size in _sizes(rows))]
+    return ["milliseconds of a step", "floors", *(_rows(size) for size in _sizes(rows))]
 
 
 def step_cells(rows: Sequence[Row], threads: int, prompt: int) -> list[list[str]]:
-    """A contender a row: the floor of one row, then milliseconds by rows of the draft, and how many times as fast as transformers'."""
+    """A contender a row: the floor of one row and of most, then milliseconds by rows of the draft, and how many times as fast as transformers'."""
     table: dict[str, dict[int, Row]] = {}
     for row in rows:
         if (row["threads"], row["prompt"]) == (threads, prompt):
             table.setdefault(row["contender"], {})[row["rows"]] = row
     cells = []
     for name, known in table.items():
-        floor = f"{1000 * known[min(known)]['floor']:.1f}"
+        floor = " to ".join(dict.fromkeys(f"{1000 * known[size]['floor']:.1f}" for size in (min(known), max(known))))
         cells.append([name, floor, *(_cell(known.get(size)) for size in _sizes(rows))])
     return cells
 
@@ -46,26 +46,25 @@ def part_cells(rows: Sequence[Row], threads: int, prompt: int, size: int) -> lis
     return [[f"{_rows(size)}, milliseconds", *told], *body]
 
 
-def checks(rows: Sequence[Row], threads: int | None = None) -> Iterator[tuple[str, float, float]]:
-    """(what is promised, the figure, its bound) at the most threads and the shortest prompt; a figure should not be above its bound."""
+def checks(rows: Sequence[Row], threads: int | None = None) -> Iterator[tuple[str, float, float, float | None]]:
+    """(what is promised, the figure, its bound, the same figure of the floors where the machine bounds it), at the most threads and the
+    shortest prompt; a figure should not be above its bound."""
     threads = threads or max(row["threads"] for row in rows)
     prompt = min(row["prompt"] for row in rows)
-    seconds = {
-        (row["contender"], row["rows"]): row["seconds"]
-        for row in rows
-        if (row["threads"], row["prompt"]) == (threads, prompt)
-    }
+    there = [row for row in rows if (row["threads"], row["prompt"]) == (threads, prompt)]
+    seconds, floors = ({(row["contender"], row["rows"]): row[what] for row in there} for what in ("seconds", "floor"))
     exact, bf16, whole = "compiled, fewest exact bytes", "compiled, exact bfloat16", "compiled, float32"
     native = seconds.get((NATIVE, 1))
     if native:
         for name, bound in ((whole, 0.9), (bf16, 0.7)):
             if (name, 1) in seconds:
-                yield f"{name}, one row, of CTranslate2's float32", seconds[name, 1] / native, bound
+                yield f"{name}, one row, of CTranslate2's float32", seconds[name, 1] / native, bound, None
     if {(exact, 1), (bf16, 1)} <= {*seconds}:
-        yield f"{exact}, one row, of exact bfloat16", seconds[exact, 1] / seconds[bf16, 1], 1.0
+        yield f"{exact}, one row, of exact bfloat16", seconds[exact, 1] / seconds[bf16, 1], 1.0, None
     for name in (whole, bf16, exact):
         if {(name, 1), (name, 8)} <= {*seconds}:
-            yield f"{name}, eight rows, of one", seconds[name, 8] / seconds[name, 1], 1.4
+            eight, one = (name, 8), (name, 1)
+            yield f"{name}, eight rows, of one", seconds[eight] / seconds[one], 1.4, floors[eight] / floors[one]
 
 
 def _sizes(rows: Sequence[Row]) -> list[int]:

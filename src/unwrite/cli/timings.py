@@ -217,5 +217,6 @@ def step(model: str, base: str | None, repeats: int, out: Path | None, json: boo
     for threads, prompt in groups(rows):
         console().print(f"threads: {threads}, prompt: {prompt:,} tokens")
         console().print(plain_table(head(rows), step_cells(rows, threads, prompt)))
-    for promise, figure, bound in checks(rows):
-        console().print(label(f"{promise}: {figure:.2f}, at most {bound:g} wanted", "dim"))
+    for promise, figure, bound, floor in checks(rows):
+        machine = "" if floor is None else f"; the floors: {floor:.2f}"
+        console().print(label(f"{promise}: {figure:.2f}, at most {bound:g} wanted{machine}", "dim"))

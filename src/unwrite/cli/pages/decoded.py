@@ -7,7 +7,7 @@ from typing import Any
 
 from .stored import stored_result, unbroken
 
-__all__ = ["decode", "decode_sampled"]
+__all__ = ["decode", "decode_sampled", "decode_short"]
 
 
 def decode() -> str:
@@ -69,3 +69,13 @@ def decode_sampled() -> str:
             lines += [f"**{runtime}**, temperature {heat:g}, {count} tokens a text", ""]
             lines += [*map(unbroken, report.cells(rows, runtime, heat)), ""]
     return "\n".join([*lines, "\n\n".join(map(_foot, stored))])
+
+
+def decode_short() -> str:
+    """The stored decoding benchmark on transformers in few figures."""
+    stored = _stored()
+    if not stored:
+        return "not measured yet"
+    from ...bench import decode_report as report
+
+    return "\n".join([*map(unbroken, report.fastest(stored[0]["rows"], "transformers")), "", _foot(stored[0])])

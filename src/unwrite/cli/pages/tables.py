@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ... import catalog
 from ...reproduce import freshness
 from .compared import forget
-from .decoded import decode, decode_sampled
+from .decoded import decode, decode_sampled, decode_short
 from .stored import observed, stored_result, unbroken
 from .sweeps import sweep, sweep_ranks
 
@@ -258,11 +258,32 @@ def step() -> str:
     for size in (1, 8):
         first, *others = report.part_cells(rows, most, middle, size)
         lines += [f"Parts of a step behind {middle:,} tokens, {most} threads:", "", *_table(first, others), ""]
-    lines += ["| promised | figure | at most |", "|---|---|---|"]
-    lines += [f"| {what} | {figure:.2f} | {bound:g} |" for what, figure, bound in report.checks(rows)]
-    bandwidth = max(row["bandwidth"] for row in rows) / 1e9
-    foot = f"{stored['model']}, reads of {bandwidth:.0f} GB a second at best, {stored['machine']['cpu']}, commit {stored['commit'][:7]}."
-    return "\n".join([*map(unbroken, lines), "", foot])
+    promised = [
+        [what, f"{figure:.2f}", f"{bound:g}", "" if floor is None else f"{floor:.2f}"]
+        for what, figure, bound, floor in report.checks(rows)
+    ]
+    lines += _table(["promised", "figure", "at most", "of the floors"], promised)
+    return "\n".join([*map(unbroken, lines), "", _step_foot(stored)])
+
+
+def step_short() -> str:
+    """The stored costs of a decoding step behind the shortest prompt, at the most threads."""
+    stored = stored_result("step")
+    if stored is None:
+        return "not measured yet"
+    from ...bench import steps_report as report
+
+    rows = stored["rows"]
+    threads, prompt = max(row["threads"] for row in rows), min(row["prompt"] for row in rows)
+    lines = _table(report.head(rows), report.step_cells(rows, threads, prompt))
+    return "\n".join(
+        [*map(unbroken, lines), "", f"{threads} threads, a prompt of {prompt:,} tokens; {_step_foot(stored)}"]
+    )
+
+
+def _step_foot(stored: Mapping[str, Any]) -> str:
+    bandwidth = max(row["bandwidth"] for row in stored["rows"]) / 1e9
+    return f"{stored['model']}, reads of {bandwidth:.0f} GB a second at best, {stored['machine']['cpu']}, commit {stored['commit'][:7]}."
 
 
 def _table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
@@ -325,6 +346,7 @@ TABLES = {
     "prompt": prompt,
     "decode": decode,
     "decode-sampled": decode_sampled,
+    "decode-short": decode_short,
     "demo": demo,
     "demo-short": demo_short,
     "diffusion": diffusion,
@@ -336,6 +358,7 @@ TABLES = {
     "strategies": strategies,
     "suites": suites,
     "step": step,
+    "step-short": step_short,
     "sweep": sweep,
     "sweep-ranks": sweep_ranks,
     "verdicts": verdicts,

@@ -7,13 +7,18 @@ import numpy as np
 from .tiles import STORED, STRIDES, TALL
 
 __all__ = [
-    "BLOCK_BYTES", "COUNTER_BYTES", "EXPANDED_FROM", "EXPANDED_ROWS", "LAYER", "LINEARS", "MOST_ROWS", "PARTS", "SPINS", "SPLIT", "STEP", "TALL_ROWS", "TASK_BYTES",
+    "BLOCK_BYTES", "COUNTER_BYTES", "EXPANDED_FROM", "EXPANDED_ROWS", "FETCHED_TO", "LAYER", "LINEARS", "MOST_ROWS", "PARTS", "PROMPT_ROWS", "SPINS", "SPLIT", "STEP", "TALL_ROWS", "TASK_BYTES",
 ]  # fmt: skip
 
 SPLIT = 128  # columns of one attention task, from fixed places, so that sums don't depend on how many rows a step has
-TASK_BYTES, MOST_ROWS = 1 << 14, 240  # of weights in one task, about
+TASK_BYTES, PROMPT_ROWS, MOST_ROWS = (
+    1 << 14,
+    24,
+    240,
+)  # weights of a task: about so many bytes; of a prompt, so many rows
 # Beyond so many states packed weights are expanded once, so many rows at a time, and multiplied as float32.
 EXPANDED_FROM, EXPANDED_ROWS = 4, 12
+FETCHED_TO = 16  # states up to which a tile asks for the next one's weights
 COUNTER_BYTES = 128  # a phase's two counters, a cache line each
 PARTS = ("embedding", "query, key, value", "attention", "output", "gate, up", "down", "head")
 SPINS = 2000  # looks at a counter before a waiting thread offers its processor to others

@@ -42,7 +42,11 @@ def _projected(step, layer, phase, private, thread):
     blocks, rows = step.width // 32, step.batch * step.nodes
     q, kv = step.heads * step.head_width, step.groups * step.head_width
     whole = q + 2 * kv
-    sizes = (task_rows(blocks, layer.q_stored), task_rows(blocks, layer.k_stored), task_rows(blocks, layer.v_stored))
+    sizes = (
+        task_rows(blocks, layer.q_stored, rows),
+        task_rows(blocks, layer.k_stored, rows),
+        task_rows(blocks, layer.v_stored, rows),
+    )
     counts = (-(-q // sizes[0]), -(-kv // sizes[1]), -(-kv // sizes[2]))
     tasks = counts[0] + counts[1] + counts[2]
     task = take(step, phase)
@@ -74,7 +78,7 @@ def _projected(step, layer, phase, private, thread):
 def _into_x(step, stored, w, bias, inputs, columns, phase, private, thread, part):
     """x += W inputs + bias, one task a few rows of W; inputs: [rows, columns]."""
     blocks, rows, products = columns // 32, step.batch * step.nodes, private + step.products
-    size, row_bytes = task_rows(blocks, stored), blocks * BLOCK_BYTES[stored]
+    size, row_bytes = task_rows(blocks, stored, rows), blocks * BLOCK_BYTES[stored]
     tasks = -(-step.width // size)
     task = take(step, phase)
     while task < tasks:
@@ -111,7 +115,7 @@ def _gates(step, layer, phase, private, thread):
     ups = gates + 4 * MOST_ROWS * step.batch * step.nodes
     norm_rows(step, layer.post_norm, normed)
     blocks, rows = step.width // 32, step.batch * step.nodes
-    size = min(task_rows(blocks, layer.gate_stored), task_rows(blocks, layer.up_stored))
+    size = min(task_rows(blocks, layer.gate_stored, rows), task_rows(blocks, layer.up_stored, rows))
     gate_bytes, up_bytes = blocks * BLOCK_BYTES[layer.gate_stored], blocks * BLOCK_BYTES[layer.up_stored]
     tasks = -(-step.inner // size)
     task = take(step, phase)
@@ -142,8 +146,8 @@ def _head(step, phase, private, thread):
     for place in range(rows):
         source = step.x + 4 * integers(step.wanted)[place] * step.width
         norm_row(source, step.final_norm, step.width, step.epsilon, normed + 4 * place * step.width)
-    size, row_bytes = task_rows(blocks, step.head_stored), blocks * BLOCK_BYTES[step.head_stored]
-    tasks = -(-step.vocabulary // size)
+    size, row_bytes = task_rows(blocks, step.head_stored, rows), blocks * BLOCK_BYTES[step.head_stored]
+    tasks = -(-step.vocabulary // size) if rows > 0 else 0
     task = take(step, phase)
     if task == 0 and step.final != 0:
         copy(normed, rows * step.width, step.final)

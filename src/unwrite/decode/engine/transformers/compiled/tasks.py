@@ -13,8 +13,10 @@ from .records import (
     COUNTER_BYTES,
     EXPANDED_FROM,
     EXPANDED_ROWS,
+    FETCHED_TO,
     MOST_ROWS,
     PARTS,
+    PROMPT_ROWS,
     SPINS,
     TALL_ROWS,
     TASK_BYTES,
@@ -46,9 +48,10 @@ def phases_of(layers: int) -> int:
 
 
 @njit(**EXACT)
-def task_rows(blocks: int, stored: int) -> int:
-    """Rows of weights in one task, a multiple of what tiles divide."""
-    return min(MOST_ROWS, max(STEPS, TASK_BYTES // (blocks * BLOCK_BYTES[stored]) // STEPS * STEPS))
+def task_rows(blocks: int, stored: int, states: int) -> int:
+    """Rows of weights in one task, a multiple of what tiles divide; more of a prompt's, whose small loops are over them."""
+    least = STEPS if states <= FETCHED_TO else PROMPT_ROWS
+    return min(MOST_ROWS, max(least, TASK_BYTES // (blocks * BLOCK_BYTES[stored]) // STEPS * STEPS))
 
 
 @njit(**EXACT)
@@ -90,23 +93,35 @@ def multiplier(stamp: str) -> Any:
         form, source, stride, size = stored, w, row_bytes, rows
         if stored != 0 and states > EXPANDED_FROM:  # once for all states, not for every tile's
             form, source, stride, size = 0, expanded, blocks * BLOCK_BYTES[0], EXPANDED_ROWS
+        groups = -(-states // MOST)
+        few = states // groups  # of a group, or one more
+        # Of few states it is the way of the weights from memory that takes the time.
+        near = form == stored and states <= FETCHED_TO
+        if near and groups > 1:
+            size = TALL_ROWS[form * (MOST + 1) + MOST]
         for first in range(0, rows, size):
             last = min(rows, first + size)
             if form != stored:
                 source = expanded - first * stride
                 for row in range(first, last):
                     expand(stored, w + row * row_bytes, blocks, source + row * stride)
-            for begin in range(0, states, MOST):
-                some, base, to = min(MOST, states - begin), x + begin * x_bytes, out + begin * out_bytes
+            begin = 0
+            for group in range(groups):
+                some = few + (1 if group < states - few * groups else 0)
+                base, to = x + begin * x_bytes, out + begin * out_bytes
                 row, tall = first, TALL_ROWS[form * (MOST + 1) + some]
                 while row + tall <= last:
                     here = source + row * stride
-                    tile(True, some, form, here, stride, base, x_bytes, blocks, to + 4 * row, out_bytes)
+                    if near:
+                        tile(True, True, some, form, here, stride, base, x_bytes, blocks, to + 4 * row, out_bytes)
+                    else:
+                        tile(True, False, some, form, here, stride, base, x_bytes, blocks, to + 4 * row, out_bytes)
                     row += tall
                 while row < last:
                     here = source + row * stride
-                    tile(False, some, form, here, stride, base, x_bytes, blocks, to + 4 * row, out_bytes)
+                    tile(False, False, some, form, here, stride, base, x_bytes, blocks, to + 4 * row, out_bytes)
                     row += 1
+                begin += some
 
     return cfunc(types.void(*[types.int64] * 11), cache=True)(multiply)
 

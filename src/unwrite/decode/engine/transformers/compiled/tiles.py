@@ -35,6 +35,7 @@ STORED = tuple(STRIDES)
 # Rows of weights of a tile, by their form and the tile's rows of states: sums enough to keep both of a core's units busy, and no more
 # than its registers hold; expanding takes some of these.
 TALL = {"float32": (4, 3, 3, 3), "bfloat16": (4, 3, 3, 3), "affine4": (2, 2, 2, 2), "scaled8": (3, 3, 2, 2)}
+LINE = 64  # bytes that come from memory together
 STEPS = 12  # rows that every tile divides
 
 F32, F16, I8, I16, I32, I64 = (
@@ -80,6 +81,13 @@ def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
     kind = ir.FunctionType(vector, [vector] * 3)
     function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32")
     return builder.call(function, [a, b, c])
+
+
+def _fetch(builder: Any, base: Any, offset: Any) -> None:
+    """Asks for a line of memory that will be read soon."""
+    kind = ir.FunctionType(ir.VoidType(), [ir.PointerType(), I32, I32, I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [_at(builder, base, offset), I32(0), I32(3), I32(1)])
 
 
 def _total(builder: Any, vector: Any) -> Any:
@@ -178,13 +186,14 @@ class _Loop:
 
 @intrinsic(prefer_literal=True)
 def tile(
-    typingctx: Any, tall: Any, states: Any, stored: Any, w: Any, w_stride: Any, x: Any, x_stride: Any, blocks: Any,
-    out: Any, out_stride: Any,
+    typingctx: Any, tall: Any, fetch: Any, states: Any, stored: Any, w: Any, w_stride: Any, x: Any, x_stride: Any,
+    blocks: Any, out: Any, out_stride: Any,
 ) -> Any:  # fmt: skip
-    """Inner products of rows of weights with 1 to `MOST` rows of states; all but the first are integers of the running program.
+    """Inner products of rows of weights with 1 to `MOST` rows of states; all but the first two are integers of the running program.
 
     Args:
         tall: a constant: so many rows of weights as `TALL` says; else one.
+        fetch: a constant: ask for the rows behind these, which the next tile takes, as they are read.
         states: rows of states.
         stored: how the weights are, the place in `STORED`.
         w, x, out: addresses; out is float32, [states, rows].
@@ -194,22 +203,22 @@ def tile(
 
     def build(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         after = builder.append_basic_block("multiplied")
-        choice = builder.switch(builder.add(builder.mul(values[1], I64(len(STORED))), values[2]), after)
+        choice = builder.switch(builder.add(builder.mul(values[2], I64(len(STORED))), values[3]), after)
         for number, name in enumerate(STORED):
             for count, rows in enumerate(TALL[name], 1):
                 block = builder.append_basic_block(f"{name}.{count}")
                 choice.add_case(I64(len(STORED) * count + number), block)
                 builder.position_at_end(block)
-                _multiply(builder, name, rows if tall.literal_value else 1, count, *values[3:])
+                _multiply(builder, name, rows if tall.literal_value else 1, count, fetch.literal_value, *values[4:])
                 builder.branch(after)
         builder.position_at_end(after)
         return context.get_dummy_value()
 
-    return types.void(tall, *[types.int64] * 9), build
+    return types.void(tall, fetch, *[types.int64] * 9), build
 
 
 def _multiply(
-    builder: Any, stored: str, rows: int, columns: int, w: Any, w_stride: Any, x: Any, x_stride: Any, blocks: Any,
+    builder: Any, stored: str, rows: int, columns: int, fetch: bool, w: Any, w_stride: Any, x: Any, x_stride: Any, blocks: Any,
     out: Any, out_stride: Any,
 ) -> None:  # fmt: skip
     weights = [builder.add(w, builder.mul(w_stride, I64(r))) for r in range(rows)]
@@ -218,6 +227,11 @@ def _multiply(
     sums = list(loop.carried)
     offset, place = (builder.mul(loop.index, I64(size)) for size in (STRIDES[stored], STRIDES["float32"]))
     places = [builder.add(base, offset) for base in weights]
+    if fetch:
+        for base in weights:
+            ahead = builder.add(base, builder.mul(w_stride, I64(rows)))
+            for line in range(0, STRIDES[stored], LINE):
+                _fetch(builder, ahead, builder.add(offset, I64(line)))
     for step in range(BLOCK // LANES):
         parts = [EXPANSIONS[stored](builder, base, step) for base in places]
         for c, base in enumerate(states):
