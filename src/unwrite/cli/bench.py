@@ -14,6 +14,12 @@ from .inputs import need_number
 from .listing import plain_table
 from .output import console, print_json, quiet_libraries
 
+PEERS = (
+    "ctranslate2",
+    "llama_cpp_python",
+    "numba",
+)  # whose versions a benchmark's figures depend on, where they are installed
+
 app = App(name="bench", help="Speed, as ratios against a named peer in one run.")
 
 
@@ -274,11 +280,19 @@ def _need_seed(seed: int) -> None:
 
 def _setting() -> dict[str, Any]:
     """Where and with what the figures are measured."""
+    from importlib.metadata import PackageNotFoundError, version
+
     from ..runs import versions
     from ..runs.provenance import commit, machine
 
     quiet_libraries()
-    return {"versions": versions(), "machine": machine(), "commit": commit()}
+    peers = {}
+    for package in PEERS:
+        try:
+            peers[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {"versions": versions() | peers, "machine": machine(), "commit": commit()}
 
 
 def _need_free(out: Path | None, overwrite: bool, *endings: str) -> None:
