@@ -1,5 +1,7 @@
 """Prompts that the compiled step reads: the bits of its tokens one by one, wherever the prompt is cut."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -135,6 +137,26 @@ def test_packs_read_a_prompt_to_the_same_bits():
     assert torch.equal(runtime.prefill([ids], 8), expected)
     assert [*runtime.entered] == ["compact"]
     assert all(torch.equal(*pair) for pair in zip(cached(runtime, 150), store, strict=True))
+
+
+def test_prompts_of_several_threads_have_the_bits_of_each_alone():
+    model = wide()
+    alone = [read(model, [text(200, seed)])[1] for seed in range(4)]
+    loops = [TransformersRuntime(model) for _ in range(4)]
+    found = {}
+
+    def work(seed):
+        runtime = loops[seed]
+        runtime._lay_out(208)
+        body = loop.CompiledLoop(model)
+        found[seed] = body.read(text(200, seed)[None], np.array([199]), runtime._arena)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(found[seed], alone[seed]) for seed in range(4))
 
 
 def test_a_batch_goes_on_as_generate_does():

@@ -259,14 +259,15 @@ def test_several_texts_at_once_from_several_threads():
     expected = [begun(model, [text(30, seed)]).forward(tree(7, seed)).logits for seed in range(4)]
     found: dict[int, list[torch.Tensor]] = {}
 
-    def work(seed):
-        runtime = begun(model, [text(30, seed)])
+    def work(seed, runtime):
         found[seed] = []
         for _ in range(15):
             found[seed].append(runtime.forward(tree(7, seed)).logits)
             runtime.commit([[]])
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    # Begun one after the other: what is known of routes is everybody's, and another thread's prompt would change this one's.
+    begins = [(seed, begun(model, [text(30, seed)])) for seed in range(4)]
+    threads = [threading.Thread(target=work, args=begin) for begin in begins]
     for thread in threads:
         thread.start()
     for thread in threads:
