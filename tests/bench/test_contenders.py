@@ -111,6 +111,16 @@ def test_ahead_means_ahead_of_every_rival_that_was_there():
     assert decode_report.checks([*rivals, row("joined", ratio=2.4), row("aded", ratio=2.6)])[name]
 
 
+def test_the_short_table_names_the_strategy_that_is_fastest_and_leaves_absent_peers_out():
+    rows = [row("transformers", ratio=1.0), row("CTranslate2, float32", ratio=1.5), row("plain", ratio=2.0)]
+    rows += [row("joined", ratio=3.0), row("aded", ratio=2.5), row("joined", ratio=9.0, temperature=0.7)]
+    assert decode_report.fastest(rows, "transformers") == [
+        "| kind of text | CTranslate2, float32 | plain | fastest |",
+        "|---|---|---|---|",
+        "| edit | 1.50 | 2.00 | **3.00** joined |",
+    ]
+
+
 def test_writing_for_nothing_would_leave_the_prompts_share():
     lines = decode_report.bounds([row("joined", ratio=2.0)], {"transformers": {"1": 0.05, "8": 0.1}})
     cells = lines[2].split(" | ")

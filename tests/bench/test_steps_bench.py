@@ -146,11 +146,14 @@ def test_tables_and_promises_come_from_the_rows(found):
         ("CTranslate2, float32", 1): 8.0,
     }
     rows = [
-        {"contender": name, "threads": 2, "prompt": 64, "rows": size, "seconds": value, "floor": size + 2}
+        {"contender": name, "threads": 2, "prompt": 64, "rows": size, "seconds": value, "floor": size + 2, "rate": 1}
         for (name, size), value in seconds.items()
     ]
     promised = [(0.5, 0.9, None), (0.25, 0.7, None), (0.5, 1.0, None), (2.0, 1.4, 10 / 3)]
     assert [tuple(one) for _, *one in checks(rows)] == promised
+    for row in rows:
+        del row["rate"]  # a run that knew of memory alone
+    assert [tuple(one)[-1] for one in checks(rows)] == [None] * 4
 
 
 def test_the_command_writes_what_it_shows(loaded, tmp_path, monkeypatch, capsys):
@@ -160,7 +163,9 @@ def test_the_command_writes_what_it_shows(loaded, tmp_path, monkeypatch, capsys)
     out = tmp_path / "a.json"
     main(["bench", "step", "--model", str(tmp_path / "model"), "--repeats", "1", "--out", str(out)])
     shown = capsys.readouterr().out
-    rows = json.loads(out.read_text())["rows"]
+    written = json.loads(out.read_text())
+    rows = written["rows"]
+    assert {"numba", "torch"} <= {*written["versions"]}
     assert {row["prompt"] for row in rows} == {64}
     assert "threads: 1, prompt: 64 tokens" in shown
     assert all(name in shown for name in (PEER, FUSED, COMPILED))

@@ -290,15 +290,15 @@ def run(
     warm = warmed(model, encode, texts)
     results: dict[str, Any] = {"rows": [], "costs": {}}
     with ExitStack() as stack:
-        native = stack.enter_context(generators(Path(loaded.source["folder"]), torch.get_num_threads(), tokenizer))
-        peers = {name: OnCTranslate2(generator, tokenizer) for name, generator in native.items()}
-        everyone = on_transformers(model, draft, warm, peers)
-        sampled = everyone if most > FEW else _without(everyone, ASSISTED)
-        parts = [
-            BenchPart("transformers", everyone, 0.0, 6),
-            BenchPart("transformers", sampled, 0.7, 3),
-            *(_native(files, warm, stack) if LLAMA_CPP in runtimes else ()),
-        ][0 if TRANSFORMERS in runtimes else 2 :]
+        parts: list[BenchPart] = []
+        if TRANSFORMERS in runtimes:
+            native = stack.enter_context(generators(Path(loaded.source["folder"]), torch.get_num_threads(), tokenizer))
+            peers = {name: OnCTranslate2(generator, tokenizer) for name, generator in native.items()}
+            everyone = on_transformers(model, draft, warm, peers)
+            sampled = everyone if most > FEW else _without(everyone, ASSISTED)
+            parts += [BenchPart(TRANSFORMERS, everyone, 0.0, 6), BenchPart(TRANSFORMERS, sampled, 0.7, 3)]
+        if LLAMA_CPP in runtimes:
+            parts += _native(files, warm, stack)
         for number, part in enumerate(parts):
             if not number or parts[number - 1].runtime != part.runtime:
                 tell(f"{part.runtime}: warming up")

@@ -1,4 +1,4 @@
-"""What one decoding step costs: rows of a draft behind a prompt, by who computes it, against the floor that memory sets.
+"""What one decoding step costs: rows of a draft behind a prompt, by who computes it, against what the machine allows.
 
 Every contender forwards the same tokens behind the same prompt, in turns; a ratio is transformers' own forward over a contender's
 (above 1 is faster). The floor is what memory allows, or what arithmetic does where that is more, both measured beside: bytes that a step

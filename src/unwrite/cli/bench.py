@@ -14,11 +14,7 @@ from .inputs import need_number
 from .listing import plain_table
 from .output import console, print_json, quiet_libraries
 
-PEERS = (
-    "ctranslate2",
-    "llama_cpp_python",
-    "numba",
-)  # whose versions a benchmark's figures depend on, where they are installed
+PEERS = ("ctranslate2", "llama_cpp_python", "numba")  # what figures depend on beside the library's own packages
 
 app = App(name="bench", help="Speed, as ratios against a named peer in one run.")
 

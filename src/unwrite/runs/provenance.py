@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -13,13 +14,17 @@ def machine() -> dict[str, Any]:
     """Processor, the widest vectors torch uses on it, and cores."""
     import torch
 
+    vectors = torch.backends.cpu.get_cpu_capability()
+    return {"cpu": processor(), "vectors": vectors, "cores": os.cpu_count(), "system": platform.system()}
+
+
+@functools.cache
+def processor() -> str:
+    """The processor's name, or the kind of machine where the system doesn't tell it."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        name = models[0] if models else name
-    vectors = torch.backends.cpu.get_cpu_capability()
-    return {"cpu": name, "vectors": vectors, "cores": os.cpu_count(), "system": platform.system()}
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
 
 
 def commit() -> str | None:

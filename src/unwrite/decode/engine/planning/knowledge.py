@@ -36,7 +36,8 @@ def knowledge_of(fingerprint: str, names: Sequence[str]) -> Knowledge:
     """This process's knowledge of a runtime; the first time with the cost shape kept on disk."""
     key = f"{fingerprint}|{'|'.join(names)}"
     if key not in _known:
-        reading = sorted(names, key=lambda name: name not in COMPILED)  # they need nothing but the weights as they lie
+        # The first prompt is for "compiled", which needs nothing but the weights as they lie.
+        reading = sorted(names, key=lambda name: name not in COMPILED)
         _known[key] = Knowledge(ForwardRoutes(names, read_shape(fingerprint)), ReadingRoutes(reading))
     return _known[key]
 

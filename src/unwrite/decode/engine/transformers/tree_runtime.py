@@ -10,12 +10,9 @@ Llama-family model, in a fused loop. The model itself is never changed.
 
 from __future__ import annotations
 
-import functools
 import inspect
-import platform
 import time
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -25,6 +22,7 @@ from transformers import Cache
 
 from ....errors import MethodError, ModelError
 from ....models import unwrap
+from ....runs.provenance import processor
 from ..planning.knowledge import COMPILED, knowledge_of
 from ..runtime import LOGITS, Output, Runtime, positions, visible
 from ..tree import DraftTree, Ints
@@ -249,7 +247,7 @@ class TreeRuntime(Runtime):
         config = self.model.config.get_text_config(decoder=True)
         shape = [getattr(config, name, "") for name in ("num_hidden_layers", "hidden_size", "intermediate_size")]
         parts = [type(self.model).__name__, *shape, self.vocab, self.model.dtype, config._attn_implementation]
-        return "/".join(str(part) for part in [*parts, self.device, torch.get_num_threads(), _processor()])
+        return "/".join(str(part) for part in [*parts, self.device, torch.get_num_threads(), processor()])
 
     @property
     def body(self) -> FusedLoop | CompiledLoop | Twin | None:
@@ -309,14 +307,14 @@ class TreeRuntime(Runtime):
         body = self._body_of(route)
         reading.entered(route, self._readying[route])
         start = time.perf_counter()
-        if isinstance(body, FusedLoop):
-            self._lay_out(columns)
-            logits = self._fused_prompt(body, tokens, sizes, skip)
-        elif isinstance(body, tuple | None):
+        if isinstance(body, tuple | None):
             logits = self._prompt_logits(body[0] if body else self.model, tokens, sizes, skip)
         else:
             self._lay_out(columns)
-            logits = body.read(tokens.numpy(), sizes - 1, self._arena)
+            if isinstance(body, FusedLoop):
+                logits = self._fused_prompt(body, tokens, sizes, skip)
+            else:
+                logits = body.read(tokens.numpy(), sizes - 1, self._arena)
         reading.observe(route, count, 1, (time.perf_counter() - start) / count)
         return logits
 
@@ -392,11 +390,3 @@ def _extra_inputs(model: PreTrainedModel, tokens: Tensor, cache: Cache) -> dict[
     """What a model asks for at generation beyond what every model takes."""
     prepared = model.prepare_inputs_for_generation(tokens, past_key_values=cache, attention_mask=None, use_cache=True)
     return {key: value for key, value in prepared.items() if key not in OURS and value is not None}
-
-
-@functools.cache
-def _processor() -> str:
-    """The processor's name."""
-    listing = Path("/proc/cpuinfo")
-    lines = listing.read_text(encoding="utf-8").splitlines() if listing.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from .tiles import as_float, floats
+from .words import as_float, floats
 
 __all__ = ["EXACT", "FAST", "NEVER", "add", "copy", "exponential", "gated", "norm_row", "soften", "turn"]
 

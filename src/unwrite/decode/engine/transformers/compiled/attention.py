@@ -11,7 +11,8 @@ from numba import njit
 from .arithmetic import EXACT, FAST, NEVER, copy, exponential, norm_row, soften, turn
 from .records import SPLIT
 from .tasks import done, product, take, wait
-from .tiles import LANES, floats, integers, mixture
+from .tiles import LANES, mixture
+from .words import floats, integers
 
 __all__ = ["attend", "join_parts"]
 

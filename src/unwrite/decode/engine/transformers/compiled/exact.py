@@ -14,7 +14,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from .tiles import BLOCK, STRIDES, float_of, half_of
+from .tiles import BLOCK, STRIDES
+from .words import float_of, half_of
 
 __all__ = ["FORMATS", "packed"]
 

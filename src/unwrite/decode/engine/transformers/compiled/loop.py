@@ -36,11 +36,8 @@ __all__ = ["CompiledLoop"]
 
 AHEAD = 2048  # positions that rotary tables are made for at once
 LINE = 64  # bytes that belong to one thread alone
-STRETCH, STRETCH_ROWS, LEAST = (
-    192,
-    512,
-    16,
-)  # tokens of a prompt that are read at once; rows of all texts together; tokens at least
+# Of a prompt read at once: tokens at most, rows of all texts together, and tokens at least, however many texts there are.
+STRETCH, STRETCH_ROWS, LEAST = 192, 512, 16
 
 
 @dataclass(frozen=True)

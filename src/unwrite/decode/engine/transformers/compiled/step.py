@@ -22,7 +22,7 @@ from .arithmetic import EXACT, add, copy, gated, norm_row
 from .attention import attend, join_parts
 from .records import BLOCK_BYTES, LAYER, MOST_ROWS, STEP
 from .tasks import LAST_TICK, done, multiplier, product, take, task_rows, wait
-from .tiles import cycles, integers
+from .words import cycles, integers
 
 __all__ = ["StepKernel", "kernel"]
 

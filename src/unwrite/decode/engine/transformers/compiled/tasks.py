@@ -21,7 +21,8 @@ from .records import (
     TALL_ROWS,
     TASK_BYTES,
 )  # fmt: skip
-from .tiles import MOST, STEPS, add_one, call, cycles, expand, integers, pause, read_now, tile
+from .tiles import MOST, STEPS, expand, tile
+from .words import add_one, call, cycles, integers, pause, read_now
 
 __all__ = ["LAST_TICK", "done", "multiplier", "phases_of", "product", "take", "task_rows", "wait"]
 
