@@ -97,8 +97,8 @@ def test_only_last_tokens_have_logits(monkeypatch):
     model, sizes = wide(), []
     run = loop.CompiledLoop._run
     monkeypatch.setattr(loop.CompiledLoop, "_run", lambda self, *rest: sizes.append(len(rest[3])) or run(self, *rest))
-    read(model, [text(250), text(3)])
-    assert sizes == [1, 1]
+    read(model, [text(250), text(3), text(126)])  # the last ends with the first token of the second part
+    assert sizes == [1, 2]
 
 
 def test_behind_a_filled_cache_it_sees_what_the_cache_holds():
