@@ -82,6 +82,7 @@ def test_texts_of_uneven_lengths_have_the_bits_of_each_alone(monkeypatch, rows):
 
 def test_parts_are_of_equal_size_and_of_no_more_rows_than_told(monkeypatch):
     model, seen = wide(), []
+    TransformersRuntime(model)  # the first of a kind is tried out
     run = loop.CompiledLoop._run
     monkeypatch.setattr(
         loop.CompiledLoop, "_run", lambda self, ids, *rest: seen.append(ids.shape) or run(self, ids, *rest)
@@ -95,6 +96,7 @@ def test_parts_are_of_equal_size_and_of_no_more_rows_than_told(monkeypatch):
 def test_only_last_tokens_have_logits(monkeypatch):
     """Words take a fifth of a small model's products."""
     model, sizes = wide(), []
+    TransformersRuntime(model)  # the first of a kind is tried out
     run = loop.CompiledLoop._run
     monkeypatch.setattr(loop.CompiledLoop, "_run", lambda self, *rest: sizes.append(len(rest[3])) or run(self, *rest))
     read(model, [text(250), text(3), text(126)])  # the last ends with the first token of the second part
